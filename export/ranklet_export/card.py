@@ -1,0 +1,88 @@
+"""The model card of a bundle, from its manifest and from what was measured while exporting."""
+
+import statistics
+import time
+
+import numpy as np
+
+from ranklet.bench import describe_machine
+from ranklet.bundle import Manifest
+from ranklet.ranker import Ranker
+
+TIMED_RUNS = 200
+
+
+def model_card(manifest: Manifest, ranker: Ranker) -> str:
+    """Return the card as Markdown."""
+    data = manifest.data
+    settings = manifest.training["model"]
+    size = sum(file.size for file in manifest.files.values()) / 1e6
+    parts = [
+        "# Model card",
+        "",
+        f"A ranklet bundle: ranks {manifest.items:,} items for a history of up to "
+        f"{manifest.max_length} events.",
+        "",
+        f"* Model: {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
+        f"{settings['heads']} head(s), {manifest.precision}, opset {manifest.opset}, "
+        f"{size:.2f} MB.",
+        f"* Data: {data['events']:,} events of {data['users']:,} users over {data['items']:,} "
+        f"items, digest `{data['digest'][:16]}`.",
+        f"* Split: {data['split']}.",
+        f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",
+        "",
+        "## Quality",
+        "",
+        *_quality(manifest),
+        "",
+        "## Latency",
+        "",
+        *_latency(manifest, ranker),
+        "",
+        "## Limits",
+        "",
+        "* It knows only the items that it was trained with; other ids are skipped and counted.",
+        "* A history without a known item is answered by popularity and flagged as cold.",
+        "* It repeats the tastes and the gaps of its data; nothing else was measured.",
+    ]
+    if data.get("source"):
+        parts += ["", "## Source and terms of the data", "", data["source"].strip()]
+    return "\n".join(parts) + "\n"
+
+
+def _quality(manifest: Manifest) -> list[str]:
+    quality = manifest.quality
+    if not quality:
+        return ["Not evaluated: `ranklet evaluate` had not been run when this was exported."]
+    names = ["HR@10", "NDCG@10", "MRR@10"]
+    lines = [
+        f"{quality['protocol']}; {quality['users']:,} users; seen items masked.",
+        "",
+        f"| model | {' | '.join(names)} | NDCG@10, seen not masked |",
+        "|---|---|---|---|---|",
+    ]
+    for row in quality["rows"]:
+        figures = " | ".join(f"{row['masked'][name]:.4f}" for name in names)
+        lines.append(f"| {row['model']} | {figures} | {row['unmasked']['NDCG@10']:.4f} |")
+    return lines
+
+
+def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:
+    """Time whole requests through the public interface, as a first idea; see ``ranklet bench``."""
+    random = np.random.default_rng(0)
+    lines = [
+        f"Median of {TIMED_RUNS} calls of `Ranker.rank`, 1 thread, {describe_machine()}.",
+        "",
+        "| events | ms |",
+        "|---|---|",
+    ]
+    for length in sorted({min(n, manifest.max_length) for n in (10, 50, manifest.max_length)}):
+        indices = random.integers(1, manifest.items + 1, length)
+        history = ranker.vocabulary.ids(indices)
+        times = []
+        for _ in range(TIMED_RUNS):
+            begin = time.perf_counter()
+            ranker.rank(history)
+            times.append(time.perf_counter() - begin)
+        lines.append(f"| {length} | {statistics.median(times) * 1e3:.3f} |")
+    return lines

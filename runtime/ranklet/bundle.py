@@ -1,0 +1,275 @@
+"""A bundle on disk: a plain folder with everything that a ranking needs, and nothing that runs code.
+
+    manifest.json        what the others are: sizes, digests, graph contract, origin, figures
+    model.onnx           the graph, with the item table inside
+    items.npy            int64 ids in index order, or
+    items.utf8 + items.offsets.npy      text ids: one blob, and where each id ends in it
+    titles.utf8 + titles.offsets.npy    what to show a person, optional
+    popularity.npy       share of the training events of each item: the answer for cold users
+    golden.json          histories with their right answers, for ``ranklet verify``
+    README.md            model card
+
+``Manifest`` both writes and reads the manifest. An unknown key, a newer format, a file that is
+missing, of another size or of another digest: all are errors.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.errors import BundleError
+from ranklet.files import atomic_write, sha256
+from ranklet.vocabulary import Vocabulary
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+MAX_MANIFEST_BYTES = 1 << 20
+FILE_NAMES = frozenset(
+    {
+        GRAPH,
+        "items.npy",
+        "items.utf8",
+        "items.offsets.npy",
+        "titles.utf8",
+        "titles.offsets.npy",
+        "popularity.npy",
+        "golden.json",
+        "README.md",
+    }
+)
+
+
+@dataclass(frozen=True)
+class TensorContract:
+    """Name, element type and axes of a graph input or output; a text axis is dynamic."""
+
+    name: str
+    type: str  # as onnxruntime writes it, like "tensor(int64)"
+    shape: list[int | str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where the fp32 rows of the item table lie in a file, so that they can be mapped."""
+
+    file: str
+    offset: int  # bytes
+    rows: int  # items + 1; row 0 is padding
+    columns: int
+
+
+@dataclass(frozen=True)
+class File:
+    """What a file of the bundle must be."""
+
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contract of a bundle; ``training``, ``data`` and the figures are for people and tools."""
+
+    format: int
+    items: int
+    id_type: Literal["int64", "string"]
+    max_length: int
+    width: int
+    precision: Literal["fp32"]
+    opset: int
+    inputs: list[TensorContract]
+    outputs: list[TensorContract]
+    table: Table
+    training: dict[str, Any]  # all settings of the run
+    data: dict[str, Any]  # digest and counts of the events
+    quality: dict[str, Any]  # what ``ranklet evaluate`` found for the run; empty if it was not asked
+    parity: dict[str, Any]  # how far the graph is from the torch model
+    versions: dict[str, str]
+    files: dict[str, File]
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json``, with the sizes and digests that ``files`` has by now."""
+        atomic_write(folder / MANIFEST, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path, *, check_digests: bool = True) -> "Manifest":
+        """Read and check the manifest of a bundle, and that its files are what it says.
+
+        Args:
+            folder: The bundle.
+            check_digests: Hash every file; without it only names and sizes are compared, and a
+                flipped bit in the weights gives wrong answers without a word.
+
+        Raises:
+            BundleError: Something is missing, damaged, unknown or of a newer format.
+        """
+        manifest = cls._parse(folder)
+        for name, expected in manifest.files.items():
+            _check_file(folder / name, expected, check_digests=check_digests)
+        return manifest
+
+    @classmethod
+    def _parse(cls, folder: Path) -> "Manifest":
+        path = folder / MANIFEST
+        try:
+            if path.stat().st_size > MAX_MANIFEST_BYTES:
+                raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes")
+            document = json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"{path} is damaged: {error}") from error
+        if not isinstance(document, dict) or not isinstance(document.get("format"), int):
+            raise BundleError(f"{path} is not the manifest of a bundle: it has no format number")
+        if document["format"] > FORMAT:
+            raise BundleError(
+                f"{folder} has bundle format {document['format']} and this version reads "
+                f"{FORMAT}: upgrade ranklet"
+            )
+        try:
+            document["inputs"] = [_build(TensorContract, value) for value in document["inputs"]]
+            document["outputs"] = [_build(TensorContract, value) for value in document["outputs"]]
+            document["table"] = _build(Table, document["table"])
+            document["files"] = {k: _build(File, v) for k, v in document["files"].items()}
+            manifest: Manifest = _build(cls, document)
+            manifest._check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BundleError(f"{path} does not follow the bundle format: {error}") from error
+        return manifest
+
+    def _check(self) -> None:
+        for name in ("format", "items", "max_length", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+        if self.id_type not in ("int64", "string") or self.precision != "fp32":
+            raise ValueError(f"id_type {self.id_type!r}, precision {self.precision!r}")
+        if unknown := set(self.files) - FILE_NAMES:
+            raise ValueError(f"unknown files {sorted(unknown)}")
+        id_files = {"items.npy"} if self.id_type == "int64" else {"items.utf8", "items.offsets.npy"}
+        if missing := {GRAPH, "popularity.npy", "golden.json", *id_files} - set(self.files):
+            raise ValueError(f"no entry for {sorted(missing)}")
+        end = self.table.offset + 4 * self.table.rows * self.table.columns
+        if self.table.file not in self.files or end > self.files[self.table.file].size:
+            raise ValueError("the item table lies outside its file")
+        if self.table.offset < 0 or self.table.rows != self.items + 1:
+            raise ValueError(f"the item table has {self.table.rows} rows for {self.items} items")
+
+
+def describe_files(folder: Path) -> dict[str, File]:
+    """Return size and digest of every file of a bundle that is about to get its manifest."""
+    paths = sorted(path for path in folder.iterdir() if path.name in FILE_NAMES)
+    return {path.name: File(path.stat().st_size, sha256(path)) for path in paths}
+
+
+def write_catalogue(
+    folder: Path,
+    vocabulary: Vocabulary,
+    titles: Sequence[str] | None,
+    popularity: NDArray[np.float32],
+) -> None:
+    """Write ids, titles and popularity, all in index order."""
+    if vocabulary.is_text:
+        _write_texts(folder, "items", [str(text) for text in vocabulary.all_ids])
+    else:
+        np.save(folder / "items.npy", np.asarray(vocabulary.all_ids, dtype="<i8"))
+    if titles is not None:
+        _write_texts(folder, "titles", titles)
+    np.save(folder / "popularity.npy", popularity.astype("<f4"))
+
+
+def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
+    """Read the ids of a bundle."""
+    if manifest.id_type == "string":
+        return Vocabulary(_read_texts(folder, "items", manifest.items))
+    return Vocabulary(_read_array(folder / "items.npy", "<i8", manifest.items).astype(np.int64))
+
+
+def read_titles(folder: Path, manifest: Manifest) -> list[str] | None:
+    """Read the titles of a bundle, None if it has none."""
+    if "titles.utf8" not in manifest.files:
+        return None
+    return _read_texts(folder, "titles", manifest.items)
+
+
+def read_popularity(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
+    """Read the share of training events of each item, (items,)."""
+    return _read_array(folder / "popularity.npy", "<f4", manifest.items).astype(np.float32)
+
+
+def map_table(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
+    """Map the item table, (items + 1, width): nothing is read before a row is used."""
+    table = manifest.table
+    shape = (table.rows, table.columns)
+    return np.memmap(folder / table.file, "<f4", "r", offset=table.offset, shape=shape)
+
+
+def _build(kind: type[Any], values: dict[str, Any]) -> Any:  # noqa: ANN401 (one builder for all)
+    """Make a dataclass of exactly these keys, and refuse values of another plain type."""
+    names = {f.name for f in fields(kind)}
+    if unknown := set(values) - names:
+        raise ValueError(f"unknown keys {sorted(unknown)} in {kind.__name__}")
+    if missing := names - set(values):
+        raise ValueError(f"missing keys {sorted(missing)} in {kind.__name__}")
+    for f in fields(kind):
+        plain = {"int": int, "str": str, "dict": dict, "list": list}.get(
+            getattr(f.type, "__name__", str(f.type)).split("[")[0]
+        )
+        value = values[f.name]
+        if plain is not None and (not isinstance(value, plain) or isinstance(value, bool)):
+            raise TypeError(f"{kind.__name__}.{f.name} is {value!r}")
+    return kind(**values)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return document
+
+
+def _check_file(path: Path, expected: File, *, check_digests: bool) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: copy the whole bundle again")
+    if path.stat().st_size != expected.size:
+        raise BundleError(
+            f"{path} has {path.stat().st_size} bytes, the manifest says {expected.size}: "
+            "copy the whole bundle again"
+        )
+    if check_digests and sha256(path) != expected.sha256:
+        raise BundleError(f"{path} is not what the manifest says (SHA-256): copy it again")
+
+
+def _write_texts(folder: Path, name: str, texts: Sequence[str]) -> None:
+    encoded = [text.encode() for text in texts]
+    (folder / f"{name}.utf8").write_bytes(b"".join(encoded))
+    ends = np.cumsum([len(text) for text in encoded], dtype="<i8")
+    np.save(folder / f"{name}.offsets.npy", ends)
+
+
+def _read_texts(folder: Path, name: str, count: int) -> list[str]:
+    ends = _read_array(folder / f"{name}.offsets.npy", "<i8", count).tolist()
+    path = folder / f"{name}.utf8"
+    blob = path.read_bytes()
+    if ends[-1] != len(blob) or any(a > b for a, b in zip([0, *ends], ends, strict=False)):
+        raise BundleError(f"{path} and its offsets do not fit together")
+    try:
+        starts = [0, *ends[:-1]]
+        return [blob[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8: {error}") from error
+
+
+def _read_array(path: Path, dtype: str, count: int) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+    if array.dtype != np.dtype(dtype) or array.shape != (count,):
+        raise BundleError(f"{path} holds {array.dtype} {array.shape}, not {dtype} ({count},)")
+    return array

@@ -1,0 +1,118 @@
+"""Sessions of onnxruntime on the execution provider that was asked for, or an error.
+
+onnxruntime falls back to the CPU without a word when CUDA is compiled in and does not work
+(onnxruntime#17801, #23647), so the session itself is asked what it runs on.
+"""
+
+import importlib.util
+import logging
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ranklet.errors import BundleError, InputError, ProviderError
+
+if importlib.util.find_spec("onnxruntime") is None:
+    raise ImportError(
+        "ranklet needs onnxruntime, and none is installed: pip install 'ranklet[cpu]' "
+        "(or 'ranklet[gpu]' for CUDA, never both)"
+    )
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+logger = logging.getLogger(__name__)
+
+Provider = Literal["auto", "cpu", "cuda"]
+ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# What a load or a run may raise; none of these crosses ranklet's interface.
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.EPFail,
+    ort_errors.EngineError,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+
+
+def create_session(
+    graph: Path, provider: Provider, threads: int
+) -> "tuple[InferenceSession, Literal['cpu', 'cuda']]":
+    """Load a graph and say where it runs.
+
+    Args:
+        graph: An ONNX file.
+        provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA if it works, else the CPU.
+        threads: For the work inside one run; at least 1.
+
+    Raises:
+        InputError: ``provider`` or ``threads`` is not one of these.
+        ProviderError: CUDA was asked for and is not what would run.
+        BundleError: onnxruntime can't load the graph.
+    """
+    if provider not in ("auto", "cpu", "cuda"):
+        raise InputError(f"provider must be 'auto', 'cpu' or 'cuda', got {provider!r}")
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise InputError(f"threads must be a positive integer, got {threads!r}")
+    available = onnxruntime.get_available_providers()
+    if provider == "cpu" or (provider == "auto" and ORT_NAMES["cuda"] not in available):
+        return _load(graph, [ORT_NAMES["cpu"]], threads), "cpu"
+    if ORT_NAMES["cuda"] not in available:
+        raise ProviderError(_cuda_is_missing(available))
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds the libraries of the nvidia wheels
+    session = _load(graph, [ORT_NAMES["cuda"], ORT_NAMES["cpu"]], threads)
+    active = session.get_providers()
+    if active[0] == ORT_NAMES["cuda"]:
+        return session, "cuda"
+    if provider == "cuda":
+        raise ProviderError(_cuda_is_missing(available, active))
+    logger.warning("CUDA is compiled in and does not work; running on the CPU")
+    return session, "cpu"
+
+
+def _load(graph: Path, providers: list[str], threads: int) -> "InferenceSession":
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors reach the caller as exceptions
+    try:
+        # Without enable_fallback=0 a failed load prints to stdout, which breaks --json.
+        return onnxruntime.InferenceSession(
+            str(graph), options, providers=providers, enable_fallback=0
+        )
+    except ORT_ERRORS as error:
+        raise BundleError(f"onnxruntime can't load {graph}: {error}") from error
+
+
+def _cuda_is_missing(available: list[str], active: list[str] | None = None) -> str:
+    running = f"active: {active[0]}" if active else f"compiled in: {', '.join(available)}"
+    message = f"provider 'cuda' is not active ({running}). "
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) == 2:
+        return message + (
+            "Both onnxruntime and onnxruntime-gpu are installed and overwrite each other: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ranklet[gpu]'"
+        )
+    if installed == ["onnxruntime"]:
+        return message + (
+            "This is the CPU build: pip uninstall -y onnxruntime && pip install 'ranklet[gpu]'"
+        )
+    return message + "Check the driver, CUDA and cuDNN with: nvidia-smi"
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False

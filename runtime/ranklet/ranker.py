@@ -1,0 +1,359 @@
+"""Rank the items of a bundle for histories: check the request, run the graph once, name the items.
+
+* Every id and number is checked here, before onnxruntime sees it: onnxruntime takes index -1 for
+  the last item and cuts k to 32 bits, and CUDA does not check indices at all.
+* A history alone, padded, or in any batch gets the same order; ties go to the lower item index.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.bundle import (
+    GRAPH,
+    Manifest,
+    TensorContract,
+    map_table,
+    read_popularity,
+    read_titles,
+    read_vocabulary,
+)
+from ranklet.errors import BundleError, InputError, ProviderError
+from ranklet.provider import ORT_ERRORS, Provider, create_session
+from ranklet.vocabulary import Ids, ItemId, Vocabulary
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Unknown = Literal["skip", "error"]
+
+# One run of the graph holds at most this many scores (64 MiB), however many histories come.
+MAX_SCORES = 1 << 24
+MAX_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The best items for one history, best first.
+
+    Attributes:
+        items: Item ids, of the bundle's id type.
+        scores: One for each item, falling; for a cold user the popularity of the item.
+        unknown: How many ids of the history the catalogue does not have.
+        cold: No event of the history is known, so the answer is what is popular.
+    """
+
+    items: list[ItemId]
+    scores: NDArray[np.float32]
+    unknown: int
+    cold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One checked row: item indices only."""
+
+    history: NDArray[np.int64]  # known events, the latest max_length of them
+    unknown: int
+    excluded: frozenset[int]
+    candidates: NDArray[np.int64] | None  # unique, none of them excluded
+
+
+class Ranker:
+    """A loaded bundle. Rankings keep no state: threads may share one ranker."""
+
+    def __init__(
+        self,
+        session: "InferenceSession",
+        provider: Literal["cpu", "cuda"],
+        manifest: Manifest,
+        vocabulary: Vocabulary,
+        folder: Path,
+    ) -> None:
+        """Use ``Ranker.load``."""
+        self.provider = provider
+        self.manifest = manifest
+        self.vocabulary = vocabulary
+        self._session = session
+        self._folder = folder
+        self._table = map_table(folder, manifest)
+        self._state = {i.name: i for i in manifest.inputs if i.name.startswith("past_")}
+        self._empty_states: dict[int, dict[str, NDArray[np.float32]]] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        provider: Provider = "auto",
+        threads: int = 1,
+        check_digests: bool = True,
+    ) -> "Ranker":
+        """Open a bundle.
+
+        Args:
+            path: Its folder.
+            provider: ``"cuda"`` raises where CUDA does not run; ``"auto"`` may take the CPU and
+                says so in ``Ranker.provider``.
+            threads: Threads of one ranking.
+            check_digests: Compare every file with its SHA-256. Without it a damaged bundle can
+                give wrong answers; sizes are always compared.
+
+        Raises:
+            BundleError: The bundle is missing, damaged or of a newer format.
+            ProviderError: CUDA was asked for and does not run.
+        """
+        folder = Path(path)
+        manifest = Manifest.read(folder, check_digests=check_digests)
+        vocabulary = read_vocabulary(folder, manifest)
+        session, active = create_session(folder / GRAPH, provider, threads)
+        _check_contract(session, manifest, folder)
+        return cls(session, active, manifest, vocabulary, folder)
+
+    def __len__(self) -> int:
+        """Return the number of items that can be ranked."""
+        return len(self.vocabulary)
+
+    def __repr__(self) -> str:
+        """Say which bundle this is and where it runs."""
+        return f"Ranker({str(self._folder)!r}, items={len(self)}, provider={self.provider!r})"
+
+    def rank(
+        self,
+        history: Ids,
+        *,
+        k: int = 10,
+        candidates: Ids | None = None,
+        exclude: Ids | None = None,
+        exclude_seen: bool = False,
+        unknown: Unknown = "skip",
+    ) -> Ranking:
+        """Rank items for one history.
+
+        Args:
+            history: Item ids, oldest first: a list or one-dimensional array. Only the latest
+                ``manifest.max_length`` known events count.
+            k: How many items to return, at least 1; fewer come where fewer are left.
+            candidates: Rank these only. Ids that the catalogue lacks are dropped, repeated ones
+                count once.
+            exclude: Never return these.
+            exclude_seen: Never return an item of the history, the whole of it.
+            unknown: What to do with ids of ``history`` and ``candidates`` that the catalogue
+                lacks: ``"skip"`` or ``"error"``.
+
+        Raises:
+            InputError: A value can't be used; the message names it and its place.
+        """
+        request = self._request(history, candidates, exclude, exclude_seen, unknown, "history")
+        return self._answer([request], _check_k(k))[0]
+
+    def rank_batch(
+        self,
+        histories: Sequence[Ids],
+        *,
+        k: int = 10,
+        candidates: Sequence[Ids | None] | None = None,
+        exclude: Sequence[Ids | None] | None = None,
+        exclude_seen: bool = False,
+        unknown: Unknown = "skip",
+    ) -> list[Ranking]:
+        """Rank items for many histories at once, see ``rank``.
+
+        Args:
+            histories: One sequence of ids each.
+            k: The same for all.
+            candidates: One sequence of ids for each history, None for the whole catalogue.
+            exclude: One sequence of ids for each history, None for nothing.
+            exclude_seen: As in ``rank``.
+            unknown: As in ``rank``.
+
+        Raises:
+            InputError: A value can't be used, or the lists differ in length.
+        """
+        if isinstance(histories, str | bytes) or not hasattr(histories, "__len__"):
+            raise InputError(f"histories must be a list of histories, got {histories!r}")
+        for name, lists in (("candidates", candidates), ("exclude", exclude)):
+            if lists is not None and len(lists) != len(histories):
+                raise InputError(
+                    f"{name} has {len(lists)} lists for {len(histories)} histories: "
+                    "pass one for each history"
+                )
+        nothing = [None] * len(histories)
+        rows = zip(histories, candidates or nothing, exclude or nothing, strict=True)
+        requests = [
+            self._request(history, wanted, unwanted, exclude_seen, unknown, f"histories[{row}]")
+            for row, (history, wanted, unwanted) in enumerate(rows)
+        ]
+        return self._answer(requests, _check_k(k))
+
+    def titles(self, items: Sequence[ItemId]) -> list[str]:
+        """Return what to show a person for each item: its title, or its id where there is none."""
+        titles = self._titles
+        if titles is None:
+            return [str(item) for item in items]
+        indices = self.vocabulary.index(items, "items").tolist()
+        pairs = zip(items, indices, strict=True)
+        return [titles[index - 1] or str(item) if index else str(item) for item, index in pairs]
+
+    def find(self, text: str) -> list[ItemId]:
+        """Return the ids whose title contains ``text``, upper and lower case alike."""
+        wanted = text.casefold()
+        places = [i for i, title in enumerate(self._titles or [], 1) if wanted in title.casefold()]
+        return list(self.vocabulary.ids(np.array(places, dtype=np.int64)))
+
+    @cached_property
+    def _titles(self) -> list[str] | None:
+        return read_titles(self._folder, self.manifest)
+
+    @cached_property
+    def _popularity(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Item indices by falling popularity, and the popularity of every index from 0."""
+        shares = np.concatenate([[np.float32(0)], read_popularity(self._folder, self.manifest)])
+        return np.argsort(-shares[1:], kind="stable") + 1, shares
+
+    def _request(
+        self,
+        history: Ids,
+        candidates: Ids | None,
+        exclude: Ids | None,
+        exclude_seen: bool,
+        unknown: Unknown,
+        name: str,
+    ) -> _Request:
+        indices = self.vocabulary.index(history, name)
+        known = indices[indices > 0]
+        if unknown not in ("skip", "error"):
+            raise InputError(f"unknown must be 'skip' or 'error', got {unknown!r}")
+        if unknown == "error" and len(known) < len(indices):
+            raise _unknown_error(history, indices, name)
+        excluded: set[int] = set(known.tolist()) if exclude_seen else set()
+        if exclude is not None:
+            place = name.replace("histories", "exclude").replace("history", "exclude")
+            excluded.update(self.vocabulary.index(exclude, place).tolist())
+            excluded.discard(0)
+        wanted = None
+        if candidates is not None:
+            place = name.replace("histories", "candidates").replace("history", "candidates")
+            wanted = self.vocabulary.index(candidates, place)
+            if unknown == "error" and not wanted.all():
+                raise _unknown_error(candidates, wanted, place)
+            chosen = [i for i in dict.fromkeys(wanted.tolist()) if i and i not in excluded]
+            wanted = np.array(chosen, dtype=np.int64)
+        latest = known[-self.manifest.max_length :]
+        return _Request(latest, len(indices) - len(known), frozenset(excluded), wanted)
+
+    def _answer(self, requests: list[_Request], k: int) -> list[Ranking]:
+        """Rank every request: cold ones by popularity, the others in padded batches."""
+        answers: list[Ranking | None] = [
+            None if len(request.history) else self._popular(request, k) for request in requests
+        ]
+        warm = [row for row, answer in enumerate(answers) if answer is None]
+        warm.sort(key=lambda row: len(requests[row].history))  # so that little is padded
+        size = max(1, min(MAX_BATCH, MAX_SCORES // len(self)))
+        for begin in range(0, len(warm), size):
+            rows = warm[begin : begin + size]
+            batch = self._rank_rows([requests[row] for row in rows], k)
+            for row, answer in zip(rows, batch, strict=True):
+                answers[row] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _rank_rows(self, requests: list[_Request], k: int) -> list[Ranking]:
+        """Run the graph once. It is asked for as many more items as a row may have to drop."""
+        padded = np.zeros((len(requests), len(requests[-1].history)), dtype=np.int64)
+        surplus = 0
+        for row, request in zip(padded, requests, strict=True):
+            row[: len(request.history)] = request.history
+            if request.candidates is None:
+                surplus = max(surplus, len(request.excluded))
+        first, scores, users = self._run(padded, min(k + surplus, len(self)))
+        answers = []
+        for row, request in enumerate(requests):
+            items, values = first[row], scores[row]
+            if request.candidates is not None:
+                items, values = self._rank_candidates(users[row], request.candidates)
+            elif request.excluded:
+                excluded = request.excluded
+                kept = [place for place, i in enumerate(items.tolist()) if i not in excluded]
+                items, values = items[kept], values[kept]
+            ids = list(self.vocabulary.ids(items[:k]))
+            answers.append(Ranking(ids, values[:k], request.unknown, cold=False))
+        return answers
+
+    def _run(
+        self, history: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+        batch = len(history)
+        if batch not in self._empty_states:
+            self._empty_states[batch] = empty_state(self.manifest, batch)
+        inputs = {"history": history, "k": np.array(k, dtype=np.int64), **self._empty_states[batch]}
+        try:
+            items, scores, users = self._session.run(["items", "scores", "user"], inputs)
+        except ORT_ERRORS as error:
+            raise ProviderError(f"onnxruntime failed on {self.provider}: {error}") from error
+        return items, scores, users
+
+    def _rank_candidates(
+        self, user: NDArray[np.float32], candidates: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Score some items only, from the mapped rows of the table."""
+        scores = self._table[candidates] @ user
+        order = np.lexsort((candidates, -scores))
+        return candidates[order], scores[order]
+
+    def _popular(self, request: _Request, k: int) -> Ranking:
+        order, shares = self._popularity
+        if request.candidates is not None:
+            wanted = request.candidates
+            items = wanted[np.lexsort((wanted, -shares[wanted]))][:k]
+        else:
+            first = order[: k + len(request.excluded)].tolist()
+            kept = [index for index in first if index not in request.excluded]
+            items = np.array(kept[:k], dtype=np.int64)
+        ids = list(self.vocabulary.ids(items))
+        return Ranking(ids, shares[items], request.unknown, cold=True)
+
+
+def empty_state(manifest: Manifest, batch: int) -> dict[str, NDArray[np.float32]]:
+    """Return the state of users without an event, as inputs of the graph."""
+    sizes: dict[str, int] = {"batch": batch, "past": 0}
+    return {
+        i.name: np.zeros([sizes.get(str(axis), axis) for axis in i.shape], dtype=np.float32)  # type: ignore[misc]  # text axes are batch and past
+        for i in manifest.inputs
+        if i.name.startswith("past_")
+    }
+
+
+def _check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
+    if isinstance(k, bool | np.bool_):
+        raise InputError(f"k must be a positive integer, got {k!r}")
+    try:
+        number = operator.index(k)
+    except TypeError as error:
+        raise InputError(f"k must be a positive integer, got {k!r}") from error
+    if number < 1:
+        raise InputError(f"k must be at least 1, got {number}")
+    return number
+
+
+def _unknown_error(ids: Ids, indices: NDArray[np.int64], name: str) -> InputError:
+    place = int(np.flatnonzero(indices == 0)[0])
+    return InputError(
+        f"{name}[{place}] is {ids[place]!r}, which the catalogue does not have: "
+        "drop it, or pass unknown='skip'"
+    )
+
+
+def _check_contract(session: "InferenceSession", manifest: Manifest, folder: Path) -> None:
+    """Compare what the graph takes and gives with what the manifest says."""
+    found = [
+        [TensorContract(t.name, t.type, list(t.shape)) for t in tensors]
+        for tensors in (session.get_inputs(), session.get_outputs())
+    ]
+    if found != [manifest.inputs, manifest.outputs]:
+        raise BundleError(f"the graph of {folder} does not take and give what the manifest says")

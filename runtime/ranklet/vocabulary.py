@@ -1,0 +1,148 @@
+"""Item ids to item indices and back; index 0 is padding, the others follow the order of the ids.
+
+Ids are int64 or UTF-8 text, compared exactly: "007", "7" and 7 are three different ids.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.errors import InputError
+
+Ids: TypeAlias = Any  # a sequence or array of ids: list, tuple, numpy, Arrow, polars, pandas
+ItemId: TypeAlias = int | str
+
+
+class Vocabulary:
+    """The catalogue's ids, sorted; ``index`` and ``ids`` translate many at once."""
+
+    def __init__(self, ids: NDArray[np.int64] | Sequence[str]) -> None:
+        """Take ids that are unique and sorted (numbers by value, text by its UTF-8 bytes)."""
+        self.is_text = not isinstance(ids, np.ndarray)
+        self._numbers = np.asarray([] if self.is_text else ids, dtype=np.int64)
+        self._texts: list[str] = list(ids) if self.is_text else []
+
+    def __len__(self) -> int:
+        """Return how many items there are, padding not counted."""
+        return len(self._texts) if self.is_text else len(self._numbers)
+
+    @property
+    def id_type(self) -> str:
+        """Return how ids are written: ``"string"`` or ``"int64"``."""
+        return "string" if self.is_text else "int64"
+
+    @property
+    def all_ids(self) -> NDArray[np.int64] | list[str]:
+        """Return every id in index order, starting with that of index 1."""
+        return self._texts if self.is_text else self._numbers
+
+    def index(self, ids: Ids, name: str = "history") -> NDArray[np.int64]:
+        """Return the index of each id, 0 where the catalogue does not have it.
+
+        Args:
+            ids: A list, tuple or one-dimensional array; never changed.
+            name: What the ids are, for the message of an error.
+
+        Raises:
+            InputError: An id is not of this catalogue's type, or ``ids`` is not a flat sequence.
+        """
+        if self.is_text:
+            return self._index_texts(_flat_list(ids, name), name)
+        return self._index_numbers(ids, name)
+
+    def ids(self, indices: NDArray[np.int64]) -> list[str] | list[int]:
+        """Return the ids that belong to indices between 1 and the number of items."""
+        if self.is_text:
+            return [self._texts[index - 1] for index in indices.tolist()]
+        numbers: list[int] = self._numbers[indices - 1].tolist()
+        return numbers
+
+    def parse(self, texts: Iterable[str], name: str = "history") -> list[str] | list[int]:
+        """Read ids that were typed as text, as on a command line.
+
+        Raises:
+            InputError: The catalogue has int64 ids and a text is not an integer.
+        """
+        texts = list(texts)
+        if self.is_text:
+            return texts
+        try:
+            return [int(text) for text in texts]
+        except ValueError as error:
+            raise InputError(f"{name}: this bundle has integer item ids; {error}") from error
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        return {text: index for index, text in enumerate(self._texts, 1)}
+
+    def _index_texts(self, ids: list[Any], name: str) -> NDArray[np.int64]:
+        index_of = self._index_of
+        try:
+            found = [index_of.get(item, 0) for item in ids]
+        except TypeError:  # an unhashable id, named below
+            found = [0] * len(ids)
+        if 0 in found:  # rare, so the slow questions are asked only here
+            for place, (item, index) in enumerate(zip(ids, found, strict=True)):
+                if index == 0:
+                    _check_text(item, f"{name}[{place}]")
+        return np.array(found, dtype=np.int64)
+
+    def _index_numbers(self, ids: Ids, name: str) -> NDArray[np.int64]:
+        if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu":
+            values = ids
+        else:
+            items = _flat_list(ids, name)
+            for place, item in enumerate(items):
+                if isinstance(item, bool | np.bool_) or not isinstance(item, int | np.integer):
+                    raise InputError(
+                        f"{name}[{place}] is {item!r} ({type(item).__name__}); "
+                        "this bundle has integer item ids"
+                    )
+                if not -(2**63) <= item < 2**63:
+                    raise InputError(f"{name}[{place}] is {item}, which is outside int64")
+            values = np.array(items, dtype=np.int64)
+        # uint64 beyond int64 can't be an id of the catalogue; casting would turn it into one.
+        outside = values > np.iinfo(np.int64).max if values.dtype == np.uint64 else None
+        if outside is not None and outside.any():
+            place = int(outside.argmax())
+            raise InputError(f"{name}[{place}] is {values[place]}, which is outside int64")
+        values = values.astype(np.int64)  # also brings foreign byte orders home
+        places = np.searchsorted(self._numbers, values)
+        places[places == len(self._numbers)] = 0
+        return np.where(self._numbers[places] == values, places + 1, 0)
+
+
+def _flat_list(ids: Ids, name: str) -> list[Any]:
+    """Return the elements of any flat sequence or array, and refuse all else by name."""
+    if isinstance(ids, list):
+        return ids
+    if isinstance(ids, str | bytes):
+        raise InputError(f"{name} is the text {ids!r}; pass a list of ids, like [{ids!r}]")
+    if isinstance(ids, dict | set | frozenset):
+        raise InputError(f"{name} is a {type(ids).__name__}, which has no order; pass a list")
+    if hasattr(ids, "__array__"):
+        array = np.asarray(ids)
+        if array.ndim != 1:
+            raise InputError(f"{name} has shape {array.shape}; it must be one-dimensional")
+        if array.dtype.kind not in "iuUOT":
+            raise InputError(f"{name} has dtype {array.dtype}; item ids are integers or text")
+        elements: list[Any] = array.tolist()
+        return elements
+    try:
+        return list(ids)
+    except TypeError as error:
+        raise InputError(f"{name} is {ids!r}; pass a list of item ids") from error
+
+
+def _check_text(item: object, place: str) -> None:
+    if not isinstance(item, str):
+        raise InputError(
+            f"{place} is {item!r} ({type(item).__name__}); this bundle has text item ids"
+        )
+    try:
+        item.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place} is {item!r}, which is not valid Unicode: {error}") from error

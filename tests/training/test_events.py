@@ -1,0 +1,475 @@
+"""An event log is read right, or refused with the row, the value and what to do."""
+
+import datetime
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ranklet.errors import DataError
+from ranklet_training import events as events_module
+from ranklet_training.events import Columns, Events, frame_digest, read_events, read_items
+
+SMALL = pl.DataFrame(
+    {
+        "user_id": [2, 1, 2, 1],
+        "item_id": [7, 8, 9, 7],
+        "timestamp": [50, 40, 30, 20],
+    }
+)
+HEADER = "user_id,item_id,timestamp"
+
+
+class OnlyStream:
+    """A table of which nothing but the Arrow stream is known."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self.frame = frame
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self.frame.__arrow_c_stream__(requested_schema)
+
+
+def write_gzip(frame: pl.DataFrame, path: Path) -> None:
+    path.write_bytes(gzip.compress(frame.write_csv().encode()))
+
+
+WRITERS: dict[str, Callable[[pl.DataFrame, Path], None]] = {
+    ".parquet": lambda frame, path: frame.write_parquet(path),
+    ".csv": lambda frame, path: frame.write_csv(path),
+    ".csv.gz": write_gzip,
+    ".jsonl": lambda frame, path: frame.write_ndjson(path),
+    ".ndjson": lambda frame, path: frame.write_ndjson(path),
+}
+
+
+def read_csv(folder: Path, text: str | bytes, **options: object) -> Events:
+    path = folder / "log.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_events(path, **options)  # type: ignore[arg-type]  # the options of read_events
+
+
+def read_lines(folder: Path, *rows: object) -> Events:
+    path = folder / "log.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return read_events(path)
+
+
+def event(user: object = 1, item: object = 2, timestamp: object = 3) -> dict[str, object]:
+    return {"user_id": user, "item_id": item, "timestamp": timestamp}
+
+
+def frame_of(**columns: list[object] | pl.Series) -> pl.DataFrame:
+    return pl.DataFrame({"user_id": [1, 1], "item_id": [2, 3], "timestamp": [4, 5]} | columns)
+
+
+# What is read
+
+
+def test_events_are_sorted_by_user_and_time() -> None:
+    assert read_events(SMALL).frame.rows() == [(1, 7, 20), (1, 8, 40), (2, 9, 30), (2, 7, 50)]
+
+
+def test_equal_times_keep_the_order_of_the_file() -> None:
+    items = [5, 3, 9, 1, 7] * 200
+    log = pl.DataFrame({"user_id": [1] * 1000, "item_id": items, "timestamp": [0] * 1000})
+    assert read_events(log).frame["item_id"].to_list() == items
+
+
+def test_counts_are_of_what_is_kept() -> None:
+    events = read_events(SMALL)
+    assert (events.users, events.items, events.rows_read, events.dropped) == (2, 3, 4, {})
+
+
+def test_the_summary_names_counts_drops_and_times() -> None:
+    summary = read_events(pl.concat([SMALL, SMALL]), duplicates="exact").summary()
+    assert summary == (
+        "2 users, 3 items, 4 events of 8 rows (dropped: 4 exact duplicates), time 20 to 50"
+    )
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_every_format_gives_the_same_events(tmp_path: Path, suffix: str) -> None:
+    log = SMALL.with_columns(event=pl.lit("view"), rating=pl.Series([1.5, 2, None, 4]))
+    WRITERS[suffix](log, tmp_path / f"log{suffix}")
+    events = read_events(tmp_path / f"log{suffix}")
+    assert events.frame.equals(read_events(log).frame)
+    assert events.digest == read_events(log).digest
+
+
+def test_any_table_with_the_arrow_interface_is_read() -> None:
+    assert read_events(OnlyStream(SMALL)).digest == read_events(SMALL).digest
+
+
+def test_a_path_may_be_text_and_may_hold_brackets(tmp_path: Path) -> None:
+    SMALL.write_parquet(tmp_path / "log[1].parquet")
+    assert read_events(str(tmp_path / "log[1].parquet")).rows_read == 4
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    columns = Columns(user="who", item="what", timestamp="when", event="how", rating="stars")
+    events = read_csv(tmp_path, "when,who,what,stars,how,more\n3,a,b,5,buy,x\n", columns=columns)
+    assert events.frame.rows(named=True) == [
+        {"user_id": "a", "item_id": "b", "timestamp": 3, "event": "buy", "rating": 5.0}
+    ]
+
+
+def test_optional_columns_can_be_left_out(tmp_path: Path) -> None:
+    columns = Columns(event=None, rating=None)
+    events = read_csv(tmp_path, f"{HEADER},event,rating\na,b,3,buy,5\n", columns=columns)
+    assert events.frame.columns == ["user_id", "item_id", "timestamp"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"\ufeff{HEADER}\na,b,3\n",
+        f"{HEADER}\r\na,b,3\r\n",
+        f"{HEADER}\na,b,3",
+        f"{HEADER}\n\na,b,3\n\n\n",
+        f'{HEADER}\n"a","b","3"\n',
+        f"{HEADER}\na,b, 3 \n",
+    ],
+    ids=["bom", "crlf", "no last newline", "blank lines", "quotes", "spaces around a number"],
+)
+def test_csv_dialects_are_read(tmp_path: Path, text: str) -> None:
+    assert read_csv(tmp_path, text).frame.rows() == [("a", "b", 3)]
+
+
+def test_blank_lines_are_counted_as_dropped(tmp_path: Path) -> None:
+    assert read_csv(tmp_path, f"{HEADER}\na,b,3\n\n").dropped == {"blank lines": 1}
+
+
+def test_quoted_newlines_and_commas_stay_in_ids(tmp_path: Path) -> None:
+    assert read_csv(tmp_path, f'{HEADER}\n"a\nb","c,""d""",3\n').frame.rows() == [
+        ("a\nb", 'c,"d"', 3)
+    ]
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "dtype"),
+    [
+        (["1", "-2", "0"], pl.Int64),
+        (["9223372036854775807", "-9223372036854775808"], pl.Int64),
+        (["9223372036854775808", "1"], pl.String),
+        (["007", "1"], pl.String),
+        (["1", "x"], pl.String),
+        (["+1", "2"], pl.String),
+        (["-0", "2"], pl.String),
+        (["1.0", "2"], pl.String),
+    ],
+)
+def test_csv_ids_become_integers_only_if_nothing_is_lost(
+    tmp_path: Path, ids: list[str], dtype: pl.DataType
+) -> None:
+    text = HEADER + "".join(f"\n{name},1,{row}" for row, name in enumerate(ids))
+    users = read_csv(tmp_path, text).frame["user_id"]
+    assert users.dtype == dtype
+    assert sorted(users.cast(pl.String).to_list()) == sorted(ids)
+
+
+@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt16, pl.Int32, pl.UInt64, pl.Int64])
+def test_every_integer_type_becomes_int64(dtype: pl.DataType) -> None:
+    log = frame_of(user_id=pl.Series([1, 100], dtype=dtype))
+    assert read_events(log).frame["user_id"].to_list() == [1, 100]
+
+
+@pytest.mark.parametrize("dtype", [pl.String, pl.Categorical, pl.Enum(["1", "b"])])
+def test_every_text_type_becomes_text(dtype: pl.DataType) -> None:
+    log = frame_of(user_id=pl.Series(["1", "b"], dtype=dtype))
+    assert read_events(log).frame["user_id"].to_list() == ["1", "b"]
+
+
+def test_typed_text_stays_text() -> None:
+    log = frame_of(user_id=["1", "2"])
+    assert read_events(log).frame["user_id"].dtype == pl.String
+    assert read_events(log, id_type="int64").frame["user_id"].dtype == pl.Int64
+    assert read_events(SMALL, id_type="string").frame["user_id"].dtype == pl.String
+
+
+def test_forced_integers_name_the_row_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'user_id' is not an int64 id in row 2: '007'"):
+        read_csv(tmp_path, f"{HEADER}\n1,2,3\n007,2,3\n", id_type="int64")
+
+
+# Times
+
+
+def test_dates_and_datetimes_become_epoch_microseconds() -> None:
+    day = datetime.date(1970, 1, 2)
+    noon = datetime.datetime(1970, 1, 2, 12, tzinfo=datetime.UTC)
+    assert read_events(frame_of(timestamp=[day, day])).frame["timestamp"][0] == 86_400_000_000
+    assert read_events(frame_of(timestamp=[noon, noon])).frame["timestamp"][0] == 129_600_000_000
+
+
+def test_integral_floats_become_integers() -> None:
+    times = read_events(frame_of(timestamp=[881250949.0, 0.0])).frame["timestamp"]
+    assert times.dtype == pl.Int64
+    assert times.to_list() == [0, 881250949]
+
+
+def test_fractions_and_negative_times_are_kept(tmp_path: Path) -> None:
+    times = read_csv(tmp_path, f"{HEADER}\na,b,0.5\na,c,-1\n").frame["timestamp"]
+    assert times.to_list() == [-1.0, 0.5]
+
+
+# Duplicates
+
+
+def test_exact_duplicates_keep_the_first() -> None:
+    log = frame_of(item_id=[2, 2], timestamp=[4, 4], rating=[1.0, 5.0])
+    events = read_events(log, duplicates="exact")
+    assert events.frame["rating"].to_list() == [1.0]
+    assert events.dropped == {"exact duplicates": 1}
+
+
+def test_another_kind_of_event_is_no_exact_duplicate() -> None:
+    log = frame_of(item_id=[2, 2], timestamp=[4, 4], event=["view", "buy"])
+    assert read_events(log, duplicates="exact").dropped == {}
+
+
+def test_consecutive_duplicates_are_of_one_user_and_in_order_of_time() -> None:
+    log = pl.DataFrame(
+        {
+            "user_id": [1, 1, 1, 1, 2],
+            "item_id": [7, 8, 7, 7, 7],
+            "timestamp": [1, 4, 2, 5, 0],
+        }
+    )
+    events = read_events(log, duplicates="consecutive")
+    assert events.frame.rows() == [(1, 7, 1), (1, 8, 4), (1, 7, 5), (2, 7, 0)]
+    assert events.dropped == {"consecutive duplicates": 1}
+
+
+def test_no_policy_drops_nothing() -> None:
+    assert len(read_events(pl.concat([SMALL, SMALL])).frame) == 8
+
+
+# Digests
+
+
+@st.composite
+def logs_without_ties(draw: st.DrawFn) -> pl.DataFrame:
+    pairs = st.tuples(st.text(min_size=1, max_size=3), st.integers(-(2**53), 2**53))
+    keys = draw(st.lists(pairs, unique=True, min_size=1, max_size=20))
+    items = draw(st.lists(st.text(min_size=1), min_size=len(keys), max_size=len(keys)))
+    users, times = [user for user, _ in keys], [time for _, time in keys]
+    return pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times})
+
+
+@settings(max_examples=50, deadline=None)
+@given(log=logs_without_ties(), seed=st.integers(0, 2**32 - 1))
+def test_shuffled_rows_without_ties_have_the_same_digest(log: pl.DataFrame, seed: int) -> None:
+    shuffled = log.sample(fraction=1, shuffle=True, seed=seed)
+    assert read_events(shuffled).digest == read_events(log).digest
+
+
+@settings(max_examples=50, deadline=None)
+@given(log=logs_without_ties(), row=st.integers(0, 19), column=st.sampled_from(SMALL.columns))
+def test_any_changed_value_has_another_digest(log: pl.DataFrame, row: int, column: str) -> None:
+    values = log[column].to_list()
+    row %= len(values)
+    values[row] = values[row] + (1 if column == "timestamp" else "~")
+    changed = log.with_columns(pl.Series(column, values))
+    assert read_events(changed).digest != read_events(log).digest
+
+
+def test_chunks_do_not_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = frame_of(user_id=["a", "bc"])
+    whole = read_events(log).digest
+    monkeypatch.setattr(events_module, "_HASHED_ROWS", 1)
+    pieces = pl.concat([log[:1], log[1:]], rechunk=False)
+    assert frame_digest(read_events(pieces).frame) == whole
+
+
+def test_texts_and_lists_cannot_merge_in_the_digest() -> None:
+    def digest(values: list[object]) -> str:
+        return frame_digest(pl.DataFrame({"x": values}))
+
+    columns: list[list[object]] = [
+        ["ab", "c"], ["a", "bc"], ["a", None, "bc"], ["a", "", "bc"],
+        [["a", "b"], ["c"]], [["a"], ["b", "c"]],
+        [["a"], [], ["b", "c"]], [["a"], None, ["b", "c"]],
+    ]  # fmt: skip
+    assert len({digest(values) for values in columns}) == len(columns)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "user,item_id,timestamp\n1,2,3\n",
+            r"'user_id' is missing \(columns: user, .*--user-col",
+        ),
+        (f"{HEADER},user_id\n1,2,3,4\n", "'user_id' is there twice"),
+        (HEADER, "holds no rows"),
+        (f"{HEADER}\n", "holds no rows"),
+        ("", r"is empty \(0 bytes\)"),
+        (f"{HEADER}\n1,2,3\n,2,3\n1,,3\n", "'user_id' has no value in row 2: None; fill"),
+        (f"{HEADER}\n1,2,3\n\n1,,3\n1,,4\n", r"'item_id' has no value in row 2: None \(and 1 more"),
+        (f'{HEADER}\n1,"",3\n', "'item_id' has no value in row 1"),
+        (f"{HEADER}\n1,2,\n", "'timestamp' has no value in row 1"),
+        (f"{HEADER}\n1,2\n", "'timestamp' has no value in row 1"),
+        (f"{HEADER}\n1,2,3,4\n", "can't be read: found more fields"),
+        (f"{HEADER}\n1,2,3\n1,2,2024-01-01\n", "is not a number in row 2: '2024-01-01'; give num"),
+        (f"{HEADER}\n1,2,3\n1,2,nan\n", "'timestamp' is not finite in row 2: nan"),
+        (f"{HEADER}\n1,2,-inf\n", "'timestamp' is not finite in row 1: -inf"),
+        (f"{HEADER},rating\n1,2,3,good\n", "'rating' is not a number in row 1: 'good'"),
+        (f"{HEADER},rating\n1,2,3,inf\n", "'rating' is not finite in row 1"),
+        (f"{HEADER},event\n1,2,3,\n", "'event' has no value in row 1"),
+        (f'{HEADER}\n"1,2,3\n1,2,3\n', "can't be read"),
+        (f"{HEADER}\né,2,3\n".encode("latin-1"), "can't be read: invalid utf-8.*in UTF-8"),
+        (f"{HEADER}\n1,2,3\n".encode("utf-16"), "save it as UTF-8"),
+    ],
+)
+def test_a_bad_csv_file_is_named(tmp_path: Path, text: str | bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_csv(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (frame_of(user_id=[1.0, 2.0]), "'user_id' holds Float64, such as 1.0; ids are integers"),
+        (frame_of(item_id=[True, False]), "'item_id' holds Boolean"),
+        (frame_of(item_id=[None, None]), r"'item_id' has no value in row 1: None \(and 1 more"),
+        (frame_of(item_id=["a", ""]), "'item_id' is an empty id in row 2"),
+        (
+            frame_of(user_id=pl.Series([1, 2**63], dtype=pl.UInt64)),
+            "'user_id' exceeds int64 in row 2: 9223372036854775808",
+        ),
+        (frame_of(timestamp=["2024-01-01", "1"]), "'timestamp' holds String, such as .*give numb"),
+        (frame_of(timestamp=[True, False]), "'timestamp' holds Boolean"),
+        (frame_of(timestamp=[1.0, float("nan")]), "'timestamp' is not finite in row 2: nan"),
+        (frame_of(rating=[1.0, float("inf")]), "'rating' is not finite in row 2: inf"),
+        (frame_of(event=[1, 2]), "'event' holds Int64"),
+    ],
+)
+def test_bad_columns_are_named(tmp_path: Path, log: pl.DataFrame, words: str) -> None:
+    log.write_parquet(tmp_path / "log.parquet")
+    for source in (tmp_path / "log.parquet", log):
+        with pytest.raises(DataError, match=words):
+            read_events(source)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([event(), event(user="1")], "'user_id' mixes types: 1 in row 1 and '1' in row 2"),
+        ([event(item=1), event(item=2.5)], "'item_id' mixes types: 1 in row 1 and 2.5 in row 2"),
+        ([event(), {"user_id": 1}], "'item_id' has no value in row 2"),
+        ([event(timestamp="3")], "'timestamp' holds String"),
+        ([event(user=2**63)], "'user_id' exceeds int64"),
+        ([event(timestamp=float("nan"))], "'timestamp' is not finite in row 1"),
+        ([event(), [1, 2, 3]], "row 2 is not an object"),
+        ([], "is empty"),
+    ],
+)
+def test_bad_json_lines_are_named(tmp_path: Path, rows: list[object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_lines(tmp_path, *rows)
+
+
+def test_a_broken_json_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(f"{json.dumps(event())}\n\n{{oops\n")
+    with pytest.raises(DataError, match="row 2 is not JSON"):
+        read_events(tmp_path / "log.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("log.parquet", b"not parquet at all"),
+        ("log.parquet", b"PAR1 and damaged PAR1"),
+        ("log.csv.gz", b"\x1f\x8b damaged"),
+        ("log.csv.gz", gzip.compress(f"{HEADER}\n".encode() + b"1,2,3\n" * 9999)[:60]),
+        ("log.jsonl", b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} can't be read: .*check that it is complete"):
+        read_events(tmp_path / name)
+
+
+def test_a_panic_of_polars_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(self: pl.LazyFrame) -> pl.DataFrame:
+        raise pl.exceptions.PanicException("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr(pl.LazyFrame, "collect", panic)
+    with pytest.raises(DataError, match=r"DataFrame can't be read: called `Option::unwrap"):
+        read_events(SMALL)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.csv is not a file"):
+        read_events(tmp_path / "none.csv")
+
+
+def test_an_unknown_type_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "log.xlsx").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"log\.xlsx has an unknown type.*\.parquet, \.csv"):
+        read_events(tmp_path / "log.xlsx")
+
+
+def test_a_source_that_is_no_table_is_named() -> None:
+    with pytest.raises(DataError, match="can't read a list"):
+        read_events([1, 2])  # type: ignore[arg-type]  # the mistake under test
+
+
+def test_a_mapped_optional_column_must_be_there() -> None:
+    with pytest.raises(DataError, match="'stars' is missing"):
+        read_events(SMALL, Columns(rating="stars"))
+
+
+def test_a_column_cannot_be_mapped_twice() -> None:
+    with pytest.raises(DataError, match="'a' is mapped twice"):
+        Columns(user="a", item="a")
+
+
+def test_unknown_choices_are_named() -> None:
+    with pytest.raises(DataError, match="duplicates 'all' is unknown; choose from none, exact"):
+        read_events(SMALL, duplicates="all")  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(DataError, match="id_type 'text' is unknown; choose from auto"):
+        read_events(SMALL, id_type="text")  # type: ignore[arg-type]  # the mistake under test
+
+
+# Items
+
+
+def test_items_keep_their_other_columns(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("title,sku,price\nA,007,1.5\nB,8,2\n")
+    items = read_items(tmp_path / "items.csv", item_column="sku")
+    assert items.columns == ["item_id", "title", "price"]
+    assert items.rows() == [("007", "A", 1.5), ("8", "B", 2.0)]
+
+
+def test_item_lists_survive(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"item_id": 1, "genres": ["a", "b"]}\n{"item_id": 2}\n')
+    assert read_items(tmp_path / "items.jsonl").rows() == [(1, ["a", "b"]), (2, None)]
+
+
+def test_a_repeated_item_is_named() -> None:
+    with pytest.raises(DataError, match="'item_id' repeats an earlier id in row 3: 'a'; keep one"):
+        read_items(pl.DataFrame({"item_id": ["a", "b", "a"]}))
+
+
+def test_an_item_without_id_is_named() -> None:
+    with pytest.raises(DataError, match="'item_id' has no value in row 2"):
+        read_items(pl.DataFrame({"item_id": ["a", None]}))
+
+
+def test_a_second_item_id_column_is_refused() -> None:
+    with pytest.raises(DataError, match="'item_id' is there beside 'sku'"):
+        read_items(pl.DataFrame({"sku": ["a"], "item_id": ["b"]}), item_column="sku")

@@ -1,0 +1,1 @@
+"""Train, evaluate and keep attention recommenders with PyTorch."""

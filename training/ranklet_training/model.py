@@ -1,0 +1,277 @@
+"""The sequence model: causal self-attention over a history gives a user vector, one table scores.
+
+score(user, item) = <user, e(item)>. Notable choices (what each is worth: docs/training.md):
+
+* one item table for input and output, rows normalised, scores are cosines divided by a temperature;
+* e(item) = id embedding + mean embedding of each feature, folded into one table for export;
+* pre-norm blocks, rotary positions, causal mask, right padding: append-stable, so a state can be kept;
+* when it serves, the last block computes its query, and all after it, for the last event alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ranklet_training.attention import KeyValue, attention, rotary, rotary_tables
+from ranklet_training.features import Feature
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a model; what a run and a bundle need to build it again."""
+
+    kind: Literal["sequence", "seed"] = "sequence"
+    width: int = 64
+    blocks: int = 2  # 0 scores from the last event alone: the baseline that attention must beat
+    heads: int = 1
+    feed_forward: int = 4  # hidden width of the feed-forward layer, in widths
+    max_length: int = 200  # longer histories keep their latest events
+    dropout: float = 0.3
+    temperature: float = 0.07
+    rotary_base: float = 1000.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model can have."""
+        if self.kind not in ("sequence", "seed"):
+            raise ValueError(f"kind must be 'sequence' or 'seed', got {self.kind!r}")
+        for name in ("width", "heads", "feed_forward", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.blocks < 0:
+            raise ValueError(f"blocks must be at least 0, got {self.blocks}")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width must be divisible by 2 * heads, got {self.width} and {self.heads} heads"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask comes from raw random bytes of its own generator.
+
+    PyTorch's Bernoulli sampling took a third of a training step on CPU; bytes compared with a
+    threshold take a tenth of that. The rate is rounded to 1/256.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.threshold = round(rate * 256)
+        self.random: np.random.BitGenerator = np.random.SFC64(0)
+
+    def reset(self, *entropy: int) -> None:
+        """Start the masks that belong to these numbers: seed, step, place in the model."""
+        self.random = np.random.SFC64(entropy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.threshold == 0:
+            return x
+        words = self.random.random_raw((x.numel() + 7) // 8)
+        kept = torch.from_numpy(words.view(np.uint8))[: x.numel()].view(x.shape) >= self.threshold
+        return x * kept.to(x.dtype).mul_(256 / (256 - self.threshold))
+
+
+def reset_dropout(model: nn.Module, seed: int, step: int) -> None:
+    """Make the masks of a step depend on (seed, step) alone, so that a resumed run repeats them."""
+    dropouts = (module for module in model.modules() if isinstance(module, Dropout))
+    for place, module in enumerate(dropouts):
+        module.reset(seed, step, place)
+
+
+class ItemTable(nn.Module):
+    """Embeddings of items and of their features; row 0 is padding."""
+
+    def __init__(self, items: int, width: int, features: Sequence[Feature] = ()) -> None:
+        super().__init__()
+        self.item = nn.Parameter(torch.empty(items + 1, width))
+        self.features = nn.ModuleDict()
+        for feature in features:
+            self.features[feature.name] = nn.EmbeddingBag(len(feature.values), width, mode="mean")
+            self.register_buffer(f"{feature.name}_codes", torch.from_numpy(feature.codes))
+            self.register_buffer(f"{feature.name}_offsets", torch.from_numpy(feature.offsets))
+
+    def init_weights(self) -> None:
+        """Draw every row from N(0, 0.02); the padding row is 0."""
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        with torch.no_grad():
+            self.item[0] = 0
+
+    def forward(self) -> Tensor:
+        """Return e(item) for all items, (items + 1, D)."""
+        table: Tensor = self.item
+        for name, bag in self.features.items():
+            codes, offsets = getattr(self, f"{name}_codes"), getattr(self, f"{name}_offsets")
+            table = table + bag(codes, offsets)
+        return table
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, in two steps so that a server may ask one query only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.feed_forward * config.width
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
+        self.attention_dropout = Dropout(config.dropout)
+        self.feed_forward_dropout = Dropout(config.dropout)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D / H)
+
+    def keys_values(self, normed: Tensor) -> KeyValue:
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        return self.split_heads(key), self.split_heads(value)
+
+    def merge(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add what attention gave and the feed-forward layer to the residual stream."""
+        attended = attended.transpose(1, 2).flatten(2)  # (B, T, D)
+        x = x + self.attention_dropout(self.output(attended))
+        return x + self.feed_forward_dropout(self.feed_forward(x))
+
+
+class SequenceModel(nn.Module):
+    """Histories in, user vectors out; ``table()`` holds what they are scored against."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, items: int, features: Sequence[Feature] = ()) -> None:
+        super().__init__()
+        self.config = config
+        self.items = ItemTable(items, config.width, features)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width)
+        # Twice the maximum length, so that a kept state has room to grow before it must roll.
+        cos, sin = rotary_tables(
+            2 * config.max_length, config.width // config.heads, config.rotary_base
+        )
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def init_weights(self) -> None:
+        """Initialise every parameter.
+
+        ====================  =========================================================
+        embeddings            N(0, 0.02), row 0 zero (then perhaps the co-occurrence start)
+        linear weights        N(0, 0.02)
+        linear biases         0
+        layer norms           scale 1, shift 0
+        ====================  =========================================================
+        """
+        self.items.init_weights()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def table(self) -> Tensor:
+        """Return the normalised item table, (items + 1, D); row 0 stays zero."""
+        return functional.normalize(self.items(), dim=-1)
+
+    def encode(self, history: Tensor, table: Tensor) -> Tensor:
+        """Return the user vector after every event, for training.
+
+        Args:
+            history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
+            table: What ``table()`` returned, so that a step computes it once.
+
+        Returns:
+            Vectors u with scores u @ table.T, (B, T, D).
+        """
+        x = self.dropout(self.embed(history, table))  # (B, T, D)
+        positions = torch.arange(history.shape[1], device=history.device)[None]
+        for block in self._blocks():
+            normed = block.attention_norm(x)
+            key, value = block.keys_values(normed)
+            query = rotary(block.split_heads(block.query(normed)), self.cos, self.sin, positions)
+            key = rotary(key, self.cos, self.sin, positions)
+            x = block.merge(x, attention(query, key, value, is_causal=True)[0])
+        return self.user(x)
+
+    def serve(
+        self,
+        history: Tensor,
+        past: Sequence[KeyValue],
+        table: Tensor,
+        *,
+        onnx_nodes: bool = False,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Return the user vector after the last event of each row, and the state with it.
+
+        Args:
+            history: The events that are new, 0 pads on the right, int64 (B, T), T at least 1.
+            past: Keys and values of each block for the events before, (B, H, P, D / H) each.
+            table: What ``table()`` returned.
+            onnx_nodes: Write one ONNX node for each attention and rotation.
+
+        Returns:
+            User vectors (B, D), and the present of each block, (B, H, P + T, D / H).
+        """
+        batch, length = history.shape
+        is_event = history != 0  # (B, T)
+        last = is_event.sum(dim=1, keepdim=True) - 1  # (B, 1)
+        x = self.embed(history, table)  # (B, T, D)
+        last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)
+        if not past:
+            return self.user(x.gather(1, last_of))[:, 0], []
+        past_length = past[0][0].shape[2]
+        positions = torch.arange(past_length, past_length + length, device=history.device)[None]
+        positions = positions.expand(batch, -1)  # (B, T)
+        seen_before = torch.ones_like(past[0][0][:, 0, :, 0], dtype=torch.bool)  # (B, P)
+        may_attend = torch.cat([seen_before, is_event], dim=1)[:, None, None]  # (B, 1, 1, P + T)
+        present: list[KeyValue] = []
+        for block, state in zip(self._blocks(), past, strict=True):
+            is_last = len(present) == len(past) - 1
+            normed = block.attention_norm(x)
+            key, value = block.keys_values(normed)
+            key = rotary(key, self.cos, self.sin, positions, onnx_node=onnx_nodes)
+            if is_last:
+                x, normed = x.gather(1, last_of), normed.gather(1, last_of)  # (B, 1, D)
+                positions = last + past_length
+            query = block.split_heads(block.query(normed))
+            query = rotary(query, self.cos, self.sin, positions, onnx_node=onnx_nodes)
+            attended, now = attention(
+                query,
+                key,
+                value,
+                past=state,
+                may_attend=may_attend if is_last else None,
+                is_causal=not is_last,
+                onnx_node=onnx_nodes,
+            )
+            x = block.merge(x, attended)
+            present.append(now)
+        return self.user(x)[:, 0], present
+
+    def embed(self, history: Tensor, table: Tensor) -> Tensor:
+        return functional.embedding(history, table) * self.config.width**0.5  # (B, T, D)
+
+    def user(self, x: Tensor) -> Tensor:
+        """Turn the residual stream into vectors whose product with the table is the score."""
+        return functional.normalize(self.norm(x), dim=-1) / self.config.temperature
+
+    def empty_state(self, batch: int) -> list[KeyValue]:
+        """Return the state before the first event, for ``serve``."""
+        shape = (batch, self.config.heads, 0, self.config.width // self.config.heads)
+        return [(torch.zeros(shape), torch.zeros(shape)) for _ in self.blocks]
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block

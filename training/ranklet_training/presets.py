@@ -1,0 +1,156 @@
+"""Settings of a training run, and presets that choose them from the shape of the data."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from ranklet.errors import InputError
+from ranklet_training.model import ModelConfig
+from ranklet_training.sequences import Windows
+from ranklet_training.split import Split, SplitKind
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; with ``ModelConfig`` and the data it decides every weight."""
+
+    seed: int = 0
+    epochs: int = 12  # the learning rate falls to 0 at the end of the last one
+    patience: int = 10  # epochs without a better validation NDCG@10 before training stops
+    learning_rate: float = 3e-3
+    warmup_steps: int = 100
+    targets_per_step: int = 1024
+    windows: Windows = "all"
+    clip: float = 5.0  # largest norm of the gradient
+    l1: float = 0.0  # shrinks weights towards 0 by learning_rate * l1 a step
+    l2: float = 0.0  # decoupled weight decay of AdamW
+    cooccurrence_start: bool = True
+    head_dtype: Literal["float32", "bfloat16"] = "float32"
+    features: str = ""  # columns of the item file, separated by commas
+    split: SplitKind = "leave-one-out"
+    folds: int = 5
+    fold: int = 0
+    checkpoint_steps: int = 500  # a checkpoint is also written after every epoch
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training can have."""
+        for name in ("epochs", "targets_per_step", "checkpoint_steps", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("l1", "l2", "warmup_steps", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        choices = {
+            "windows": ("last", "all"),
+            "head_dtype": ("float32", "bfloat16"),
+            "split": ("leave-one-out", "time", "k-fold"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Return the feature columns that were asked for."""
+        return [name.strip() for name in self.features.split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run was started with."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
+        """Build a configuration that ``to_dict`` wrote; unknown keys are errors."""
+        return configure({**values["model"], **values["train"]})
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "zero-block": {"blocks": 0},
+    "seed": {
+        "kind": "seed",
+        "blocks": 1,
+        "heads": 1,
+        "dropout": 0.0,
+        "learning_rate": 0.5,
+        "warmup_steps": 0,
+        "cooccurrence_start": False,
+    },
+}
+
+
+def recommend(split: Split) -> tuple[dict[str, Any], str]:
+    """Choose what depends on the data: (settings, the reason in one line).
+
+    Long histories earn a longer window, all windows and little dropout; short ones, as shops
+    have, heavy dropout and more width. See docs/training.md for what was measured.
+    """
+    mean_length = len(split.training.items) / len(split.training)
+    if mean_length > 50:
+        large = len(split.training.items) > 300_000
+        settings: dict[str, Any] = {
+            "width": 64,
+            "max_length": 200,
+            "windows": "all",
+            "dropout": 0.2 if large else 0.3,
+            "targets_per_step": 4096 if large else 1024,
+            "epochs": 12 if large else 15,
+        }
+    else:
+        settings = {"width": 128, "max_length": 50, "windows": "last", "dropout": 0.5}
+    kind = "long" if mean_length > 50 else "short"
+    chosen = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return settings, f"histories are {kind} ({mean_length:.1f} training events a user): {chosen}"
+
+
+def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """Change settings of a configuration by name.
+
+    Raises:
+        InputError: A name is unknown, or a value has the wrong type or range.
+    """
+    base = base or RunConfig()
+    model, train = asdict(base.model), asdict(base.train)
+    for name, value in overrides.items():
+        part = model if name in model else train
+        if name not in part:
+            raise InputError(
+                f"no setting is called {name!r}; there are {', '.join([*model, *train])}"
+            )
+        part[name] = _convert(name, value, type(part[name]))
+    try:
+        return RunConfig(ModelConfig(**model), TrainConfig(**train))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _convert(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401 (settings of any type)
+    """Read text as the type of a setting; let no value of another type pass."""
+    if isinstance(value, str) and kind is not str:
+        try:
+            if kind is bool:
+                return {"true": True, "false": False}[value.lower()]
+            return kind(value)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{name} must be {kind.__name__}, got {value!r}") from error
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{name} must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def setting_names() -> list[str]:
+    """Return the name of every setting, for help and completion."""
+    return [f.name for part in (ModelConfig, TrainConfig) for f in fields(part)]

@@ -1,0 +1,345 @@
+"""Train a model on a split, so that a killed training resumes to the same weights, bit by bit.
+
+The order of the data comes from (seed, epoch), dropout from (seed, step), the learning rate from
+how much of the data is done. The state between two steps is then the weights, the optimizer and
+a few numbers, and one atomic file holds them. (On CPU, with the same number of threads.)
+"""
+
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ranklet.errors import RunError
+from ranklet.files import atomic_write
+from ranklet_training.checkpoint import (
+    Model,
+    Progress,
+    Run,
+    load_checkpoint,
+    read_run,
+    save_checkpoint,
+    write_run,
+    write_tensors,
+)
+from ranklet_training.cooccurrence import cooccurrence_table
+from ranklet_training.evaluate import model_scorer, target_ranks
+from ranklet_training.events import Events
+from ranklet_training.losses import rating_loss, softmax_loss
+from ranklet_training.metrics import all_metrics
+from ranklet_training.model import SequenceModel, reset_dropout
+from ranklet_training.presets import RunConfig, TrainConfig
+from ranklet_training.seed import SeedModel
+from ranklet_training.sequences import Batch, epoch_batches, targets_per_epoch
+from ranklet_training.split import Split
+
+logger = logging.getLogger(__name__)
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to."""
+
+    run: Run
+    model: Model  # with the best weights
+    validation: dict[str, float]  # metrics of the best epoch
+    best_epoch: int
+    epochs: int
+    seconds: float  # of this process, evaluation included
+
+
+def start_run(
+    path: Path, config: RunConfig, events: Events, split: Split, items: pl.DataFrame | None = None
+) -> Run:
+    """Make a new run folder.
+
+    Args:
+        path: Where; a folder that holds a run is refused.
+        config: All settings.
+        events: The log, for its digest.
+        split: Of these events, by the settings.
+        items: Titles and features by ``item_id``; items without a row get nulls.
+
+    Raises:
+        RunError: There is a run already, or the seed model misses its ratings.
+    """
+    if (path / "config.json").exists():
+        raise RunError(f"{path} already holds a run: resume it (--resume) or choose another folder")
+    ratings = split.training.ratings
+    if config.model.kind == "seed" and ratings is None:
+        raise RunError("the seed model learns from ratings, and the events have no rating column")
+    catalogue = pl.DataFrame({"item_id": split.vocabulary.all_ids}).with_columns(
+        pl.Series("training_events", split.training.counts(len(split.vocabulary))[1:])
+    )
+    if items is not None:
+        if items["item_id"].dtype != catalogue["item_id"].dtype:
+            raise RunError(
+                f"item_id is {catalogue['item_id'].dtype} in the events and "
+                f"{items['item_id'].dtype} in the items; read both with the same --id-type"
+            )
+        catalogue = catalogue.join(items, on="item_id", how="left", maintain_order="left")
+    data = {
+        "digest": events.digest,
+        "users": events.users,
+        "items": events.items,
+        "events": events.frame.height,
+        "training_users": len(split.training),
+        "rating_mean": None if ratings is None else float(ratings.mean()),
+        "split": split.notes,
+    }
+    versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
+    path.mkdir(parents=True, exist_ok=True)
+    run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
+    write_run(run)
+    return run
+
+
+def reopen_run(path: Path, events: Events, config: RunConfig | None = None) -> Run:
+    """Open a run to go on with it.
+
+    Raises:
+        RunError: The events or a setting differ from those that the run was started with.
+    """
+    run = read_run(path)
+    if run.data["digest"] != events.digest:
+        raise RunError(
+            f"{path} was started on other events (digest {run.data['digest'][:12]}, these have "
+            f"{events.digest[:12]}): resume with the same file, or start a new run"
+        )
+    if config is not None and config != run.config:
+        old, new = run.config.to_dict(), config.to_dict()
+        differences = [
+            f"{name} was {old[part][name]!r}, now {new[part][name]!r}"
+            for part in old
+            for name in old[part]
+            if old[part][name] != new[part][name]
+        ]
+        raise RunError(
+            f"{path} was started with other settings ({'; '.join(differences)}): resume without "
+            "settings, or start a new run"
+        )
+    return run
+
+
+def train(run: Run, split: Split, *, log: Log | None = None, show_progress: bool = True) -> TrainResult:
+    """Train from the run's last checkpoint, or from the start, to the end.
+
+    Args:
+        run: From ``start_run`` or ``reopen_run``.
+        split: Of the run's events, by its settings.
+        log: Gets every line that goes to ``metrics.jsonl``.
+        show_progress: Draw a bar with loss, events/s and time left on stderr.
+
+    Raises:
+        RunError: The loss is not finite; the last checkpoint and the best weights stay.
+    """
+    begin = time.perf_counter()
+    config = run.config.train
+    model, optimizer, progress = _prepare(run, split)
+    total = targets_per_epoch(split.training, config.windows, run.config.model.max_length)
+    bar = tqdm(
+        total=total * config.epochs,
+        initial=progress.epoch * total + progress.targets_seen,
+        unit=" events",
+        unit_scale=True,
+        disable=not show_progress,
+    )
+    with bar:
+        while not progress.done:
+            _train_epoch(run, split, model, optimizer, progress, bar, total)
+            metrics = _validate(model, split)
+            _end_epoch(run, model, progress, metrics)
+            line = _log_line(progress, metrics, time.perf_counter() - begin)
+            _append_line(run.path / "metrics.jsonl", line)
+            save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
+            if log is not None:
+                log(line)
+            bar.set_postfix(loss=f"{line['loss']:.3f}", ndcg=f"{metrics['NDCG@10']:.4f}")
+    best = run.load_model()
+    return TrainResult(
+        run,
+        best,
+        _validate(best, split),
+        progress.best_epoch,
+        progress.epoch,
+        time.perf_counter() - begin,
+    )
+
+
+def _prepare(run: Run, split: Split) -> tuple[Model, torch.optim.Optimizer, Progress]:
+    config = run.config.train
+    torch.manual_seed(config.seed)
+    model = run.build_model()
+    model.init_weights()
+    optimizer = _optimizer(model, config)
+    last = run.path / "last.safetensors"
+    if last.exists():
+        progress = load_checkpoint(last, model, optimizer)
+        _keep_lines(run.path / "metrics.jsonl", progress.step)
+        return model.train(), optimizer, progress
+    if config.cooccurrence_start:
+        start = cooccurrence_table(
+            split.training, len(split.vocabulary), run.config.model.width, config.seed
+        )
+        with torch.no_grad():
+            model.items.item.copy_(start)
+    (run.path / "metrics.jsonl").unlink(missing_ok=True)
+    return model.train(), optimizer, Progress()
+
+
+def _optimizer(model: Model, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; plain SGD for the seed model. Norms, biases and vectors are not regularised."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.l2},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if isinstance(model, SeedModel):
+        return torch.optim.SGD(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+def _train_epoch(
+    run: Run,
+    split: Split,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    bar: "tqdm[Any]",
+    total: int,
+) -> None:
+    """Take the steps of an epoch that are left."""
+    config = run.config.train
+    batches = epoch_batches(
+        split.training,
+        windows=config.windows,
+        length=run.config.model.max_length,
+        targets=config.targets_per_step,
+        seed=config.seed,
+        epoch=progress.epoch,
+    )
+    done = progress.step_in_epoch
+    for batch in list(batches)[done:]:
+        fraction = (progress.epoch + progress.targets_seen / total) / config.epochs
+        warmup = (progress.step + 1) / max(1, config.warmup_steps)
+        rate = config.learning_rate * min(warmup, 1 - fraction)
+        loss, count = _step(run, model, optimizer, batch, rate, progress.step)
+        progress.step += 1
+        progress.step_in_epoch += 1
+        progress.targets_seen += count
+        progress.loss_sum += loss * count
+        bar.update(count)
+        if progress.step % config.checkpoint_steps == 0:
+            save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
+
+
+def _step(
+    run: Run, model: Model, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, step: int
+) -> tuple[float, int]:
+    """Take one step of gradient descent and return the loss and the number of targets."""
+    config = run.config.train
+    reset_dropout(model, config.seed, step)
+    loss, count = _loss(run, model, batch)
+    value = float(loss)
+    if not math.isfinite(value):
+        raise RunError(
+            f"the loss is {value} at step {step} (users {batch.users[:8].tolist()}...): "
+            "try a lower learning_rate; the best weights so far are kept"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    if config.l1:
+        shrink_l1([p for p in model.parameters() if p.ndim > 1], rate * config.l1)
+    return value, count
+
+
+def shrink_l1(parameters: list[torch.nn.Parameter], amount: float) -> None:
+    """Move every weight towards 0 by ``amount``, and not past it: the proximal step of L1.
+
+    Source: Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.2 (soft thresholding).
+    """
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.sub_(parameter.clamp(-amount, amount))
+
+
+def _loss(run: Run, model: Model, batch: Batch) -> tuple[Tensor, int]:
+    history, targets = torch.from_numpy(batch.history), torch.from_numpy(batch.targets)
+    is_target = targets != 0
+    right = targets[is_target]  # (N,)
+    table = model.table()
+    if isinstance(model, SequenceModel):
+        users = model.encode(history, table)[is_target]  # (N, D)
+        dtype = getattr(torch, run.config.train.head_dtype)
+        return softmax_loss(users, table, right, dtype), len(right)
+    assert batch.ratings is not None
+    users = model.encode(history, table, torch.from_numpy(batch.users))[is_target]
+    ratings = torch.from_numpy(batch.ratings)[is_target] - run.data["rating_mean"]
+    return rating_loss(users, table, right, ratings), len(right)
+
+
+def _validate(model: Model, split: Split) -> dict[str, float]:
+    was_training = model.training
+    model.eval()
+    ranks = target_ranks(model_scorer(model, split.training), split.validation, mask_seen=True)
+    model.train(was_training)
+    return all_metrics(ranks)
+
+
+def _end_epoch(
+    run: Run, model: Model, progress: Progress, metrics: dict[str, float]
+) -> None:
+    """Keep the weights if they are the best, and decide whether to go on."""
+    if metrics["NDCG@10"] > progress.best_ndcg:
+        progress.best_ndcg, progress.best_epoch = metrics["NDCG@10"], progress.epoch
+        weights = dict(model.state_dict())
+        write_tensors(run.path / "best.safetensors", weights, {"epoch": progress.epoch, **metrics})
+    config = run.config.train
+    waited = progress.epoch - progress.best_epoch
+    progress.done = progress.epoch + 1 == config.epochs or waited >= config.patience
+
+
+def _log_line(progress: Progress, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+    """Return the line of an epoch and move ``progress`` to the next."""
+    line = {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "loss": progress.loss_sum / progress.targets_seen,
+        **{f"validation_{name}": value for name, value in metrics.items()},
+        "seconds": round(seconds, 3),
+    }
+    progress.epoch += 1
+    progress.step_in_epoch = progress.targets_seen = 0
+    progress.loss_sum = 0.0
+    return line
+
+
+def _append_line(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _keep_lines(path: Path, step: int) -> None:
+    """Drop lines that a killed training wrote after the checkpoint that it resumes from."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        atomic_write(path, "".join(kept).encode())
