@@ -124,9 +124,7 @@ def _check_finite(model: Model) -> None:
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
 
 
-def _write_manifest(
-    folder: Path, run: Run, model: Model, opset: int, parity: ParityReport
-) -> int:
+def _write_manifest(folder: Path, run: Run, model: Model, opset: int, parity: ParityReport) -> int:
     """Write model card and manifest, and return the number of graph nodes."""
     import onnx
 

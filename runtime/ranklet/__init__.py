@@ -21,9 +21,9 @@ __all__ = [
     "Manifest",
     "ParityError",
     "ProviderError",
-    "RankletError",
     "Ranker",
     "Ranking",
+    "RankletError",
     "RunError",
     "__version__",
 ]

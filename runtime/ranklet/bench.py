@@ -1,3 +1,5 @@
 """x"""
+
+
 def describe_machine() -> str:
     return "x"

@@ -88,7 +88,9 @@ class Manifest:
     table: Table
     training: dict[str, Any]  # all settings of the run
     data: dict[str, Any]  # digest and counts of the events
-    quality: dict[str, Any]  # what ``ranklet evaluate`` found for the run; empty if it was not asked
+    quality: dict[
+        str, Any
+    ]  # what ``ranklet evaluate`` found for the run; empty if it was not asked
     parity: dict[str, Any]  # how far the graph is from the torch model
     versions: dict[str, str]
     files: dict[str, File]

@@ -49,7 +49,7 @@ class Ranking:
         cold: No event of the history is known, so the answer is what is popular.
     """
 
-    items: list[ItemId]
+    items: list[str] | list[int]
     scores: NDArray[np.float32]
     unknown: int
     cold: bool
@@ -201,11 +201,11 @@ class Ranker:
         pairs = zip(items, indices, strict=True)
         return [titles[index - 1] or str(item) if index else str(item) for item, index in pairs]
 
-    def find(self, text: str) -> list[ItemId]:
+    def find(self, text: str) -> list[str] | list[int]:
         """Return the ids whose title contains ``text``, upper and lower case alike."""
         wanted = text.casefold()
         places = [i for i, title in enumerate(self._titles or [], 1) if wanted in title.casefold()]
-        return list(self.vocabulary.ids(np.array(places, dtype=np.int64)))
+        return self.vocabulary.ids(np.array(places, dtype=np.int64))
 
     @cached_property
     def _titles(self) -> list[str] | None:
@@ -267,8 +267,8 @@ class Ranker:
         """Run the graph once. It is asked for as many more items as a row may have to drop."""
         padded = np.zeros((len(requests), len(requests[-1].history)), dtype=np.int64)
         surplus = 0
-        for row, request in zip(padded, requests, strict=True):
-            row[: len(request.history)] = request.history
+        for line, request in zip(padded, requests, strict=True):
+            line[: len(request.history)] = request.history
             if request.candidates is None:
                 surplus = max(surplus, len(request.excluded))
         first, scores, users = self._run(padded, min(k + surplus, len(self)))
@@ -281,7 +281,7 @@ class Ranker:
                 excluded = request.excluded
                 kept = [place for place, i in enumerate(items.tolist()) if i not in excluded]
                 items, values = items[kept], values[kept]
-            ids = list(self.vocabulary.ids(items[:k]))
+            ids = self.vocabulary.ids(items[:k])
             answers.append(Ranking(ids, values[:k], request.unknown, cold=False))
         return answers
 
@@ -315,15 +315,17 @@ class Ranker:
             first = order[: k + len(request.excluded)].tolist()
             kept = [index for index in first if index not in request.excluded]
             items = np.array(kept[:k], dtype=np.int64)
-        ids = list(self.vocabulary.ids(items))
+        ids = self.vocabulary.ids(items)
         return Ranking(ids, shares[items], request.unknown, cold=True)
 
 
 def empty_state(manifest: Manifest, batch: int) -> dict[str, NDArray[np.float32]]:
     """Return the state of users without an event, as inputs of the graph."""
-    sizes: dict[str, int] = {"batch": batch, "past": 0}
+    sizes = {"batch": batch, "past": 0}
     return {
-        i.name: np.zeros([sizes.get(str(axis), axis) for axis in i.shape], dtype=np.float32)  # type: ignore[misc]  # text axes are batch and past
+        i.name: np.zeros(
+            [sizes[axis] if isinstance(axis, str) else axis for axis in i.shape], dtype=np.float32
+        )
         for i in manifest.inputs
         if i.name.startswith("past_")
     }

@@ -168,9 +168,7 @@ def save_checkpoint(
     write_tensors(path, tensors, asdict(progress))
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Bring model and optimizer to where ``save_checkpoint`` left them."""
     tensors, metadata = read_tensors(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}

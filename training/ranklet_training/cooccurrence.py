@@ -70,4 +70,5 @@ def _positive_mutual_information(sequences: Sequences, items: int) -> Tensor:
         torch.from_numpy(np.stack([row[kept], column[kept]])),
         torch.from_numpy(information[kept]).float(),
         (items, items),
+        check_invariants=False,
     ).coalesce()

@@ -14,6 +14,8 @@ from ranklet.errors import RunError
 from ranklet.ranker import Ranker
 from ranklet_training.checkpoint import Model
 from ranklet_training.metrics import CUTOFFS, Metrics, all_metrics, pessimistic_ranks
+from ranklet_training.model import SequenceModel
+from ranklet_training.seed import SeedModel
 from ranklet_training.sequences import Sequences, pad
 from ranklet_training.split import Cases, Split
 
@@ -58,7 +60,9 @@ def model_scorer(model: Model, training: Sequences) -> Scorer:
     def score(histories: Histories) -> NDArray[np.float32]:
         known = [history[history > 0] for history in histories]
         is_cold = np.array([not len(history) for history in known])
-        padded = torch.from_numpy(pad([h if len(h) else [1] for h in known], model.config.max_length))
+        anything = np.ones(1, dtype=np.int64)  # in the place of nothing; its scores are not used
+        filled = [history if len(history) else anything for history in known]
+        padded = torch.from_numpy(pad(filled, model.config.max_length))
         with torch.no_grad():
             user, _ = model.serve(padded, model.empty_state(len(known)), table)
             scores: NDArray[np.float32] = (user @ table.T).numpy()
@@ -169,9 +173,8 @@ def _masked_and_unmasked(
         if isinstance(model, Ranker):
             ranks = bundle_ranks(model, split, cases, mask_seen=mask_seen)
         else:
-            scorer = model
-            if isinstance(model, torch.nn.Module):
-                scorer = model_scorer(model, split.training)
+            is_model = isinstance(model, SequenceModel | SeedModel)
+            scorer = model_scorer(model, split.training) if is_model else model
             ranks = target_ranks(scorer, cases, mask_seen=mask_seen)
         result[name] = all_metrics(ranks)
     return result

@@ -14,7 +14,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy whose gradient is made in the forward pass, so that no logits are kept."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # autograd passes the arguments of apply
+    def forward(
         ctx: Any,  # noqa: ANN401 (torch gives it no public type)
         users: Tensor,
         table: Tensor,
@@ -46,10 +46,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (loss / count).to(users.dtype)
 
     @staticmethod
-    def backward(  # type: ignore[override]  # one gradient comes in, one output went out
-        ctx: Any,  # noqa: ANN401
-        grad: Tensor,
-    ) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_users, grad_table = ctx.saved_tensors
         return grad * grad_users, grad * grad_table, None, None
 

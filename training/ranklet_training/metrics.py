@@ -35,9 +35,7 @@ def all_metrics(ranks: NDArray[np.int64]) -> Metrics:
     return {f"{name}@{k}": f(ranks, k) for name, f in functions.items() for k in CUTOFFS}
 
 
-def pessimistic_ranks(
-    scores: NDArray[np.float32], targets: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def pessimistic_ranks(scores: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the rank of each row's target: 1 + those above it + those beside it.
 
     Args:
@@ -52,5 +50,6 @@ def pessimistic_ranks(
         raise FloatingPointError(f"the score of item index {item} is NaN in row {row}")
     target_scores = np.take_along_axis(scores, targets[:, None], axis=1)
     # The target is one of those that are at least as good as itself, which makes up for the 1.
-    ranks = (scores >= target_scores).sum(axis=1)
-    return np.where(targets == 0, scores.shape[1], ranks).astype(np.int64)
+    ranks: NDArray[np.int64] = (scores >= target_scores).sum(axis=1)
+    ranks[targets == 0] = scores.shape[1]
+    return ranks

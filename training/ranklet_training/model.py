@@ -131,7 +131,8 @@ class Block(nn.Module):
         self.feed_forward_dropout = Dropout(config.dropout)
 
     def split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D / H)
+        split = x.view(*x.shape[:2], self.heads, -1)
+        return split.transpose(1, 2)  # (B, H, T, D / H)
 
     def keys_values(self, normed: Tensor) -> KeyValue:
         key, value = self.key_value(normed).chunk(2, dim=-1)
@@ -141,7 +142,8 @@ class Block(nn.Module):
         """Add what attention gave and the feed-forward layer to the residual stream."""
         attended = attended.transpose(1, 2).flatten(2)  # (B, T, D)
         x = x + self.attention_dropout(self.output(attended))
-        return x + self.feed_forward_dropout(self.feed_forward(x))
+        x = x + self.feed_forward_dropout(self.feed_forward(x))
+        return x
 
 
 class SequenceModel(nn.Module):

@@ -11,12 +11,11 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -62,7 +61,14 @@ class TrainResult:
 
 
 def start_run(
-    path: Path, config: RunConfig, events: Events, split: Split, items: pl.DataFrame | None = None
+    path: Path,
+    config: RunConfig,
+    events: Events,
+    split: Split,
+    items: pl.DataFrame | None = None,
+    *,
+    reading: dict[str, str] | None = None,
+    source: str = "",
 ) -> Run:
     """Make a new run folder.
 
@@ -72,6 +78,8 @@ def start_run(
         events: The log, for its digest.
         split: Of these events, by the settings.
         items: Titles and features by ``item_id``; items without a row get nulls.
+        reading: How the log was read, so that an evaluation reads it alike.
+        source: Origin and terms of the data, for the model card.
 
     Raises:
         RunError: There is a run already, or the seed model misses its ratings.
@@ -99,6 +107,8 @@ def start_run(
         "training_users": len(split.training),
         "rating_mean": None if ratings is None else float(ratings.mean()),
         "split": split.notes,
+        "reading": reading or {},
+        "source": source,
     }
     versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
     path.mkdir(parents=True, exist_ok=True)
@@ -134,7 +144,9 @@ def reopen_run(path: Path, events: Events, config: RunConfig | None = None) -> R
     return run
 
 
-def train(run: Run, split: Split, *, log: Log | None = None, show_progress: bool = True) -> TrainResult:
+def train(
+    run: Run, split: Split, *, log: Log | None = None, show_progress: bool = True
+) -> TrainResult:
     """Train from the run's last checkpoint, or from the start, to the end.
 
     Args:
@@ -254,7 +266,7 @@ def _step(
     config = run.config.train
     reset_dropout(model, config.seed, step)
     loss, count = _loss(run, model, batch)
-    value = float(loss)
+    value = loss.item()
     if not math.isfinite(value):
         raise RunError(
             f"the loss is {value} at step {step} (users {batch.users[:8].tolist()}...): "
@@ -304,9 +316,7 @@ def _validate(model: Model, split: Split) -> dict[str, float]:
     return all_metrics(ranks)
 
 
-def _end_epoch(
-    run: Run, model: Model, progress: Progress, metrics: dict[str, float]
-) -> None:
+def _end_epoch(run: Run, model: Model, progress: Progress, metrics: dict[str, float]) -> None:
     """Keep the weights if they are the best, and decide whether to go on."""
     if metrics["NDCG@10"] > progress.best_ndcg:
         progress.best_ndcg, progress.best_epoch = metrics["NDCG@10"], progress.epoch

@@ -1,0 +1,74 @@
+"""Check on the target machine that a bundle is whole and answers as it did where it was made."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ranklet.errors import BundleError
+from ranklet.provider import Provider
+from ranklet.ranker import Ranker
+
+# Another processor or provider sums in another order; cosines over the temperature reach 14.
+SCORE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked, all of it with success."""
+
+    files: int
+    bytes: int
+    items: int
+    golden: int
+    max_score_difference: float
+    provider: str
+
+
+def verify(path: Path, *, provider: Provider = "auto", threads: int = 1) -> VerifyReport:
+    """Check digests, the graph's contract and the golden answers of a bundle.
+
+    Args:
+        path: Folder of the bundle.
+        provider: Where the golden answers are computed again.
+        threads: As in ``Ranker.load``.
+
+    Raises:
+        BundleError: Something is not as the manifest says, or an answer differs.
+        ProviderError: CUDA was asked for and does not run.
+    """
+    ranker = Ranker.load(path, provider=provider, threads=threads)
+    try:
+        golden = json.loads((path / "golden.json").read_bytes())
+        differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path / 'golden.json'} is damaged: {error!r}") from error
+    if not differences:
+        raise BundleError(f"{path / 'golden.json'} holds no answers")
+    files = ranker.manifest.files
+    return VerifyReport(
+        files=len(files),
+        bytes=sum(file.size for file in files.values()),
+        items=len(ranker),
+        golden=len(golden),
+        max_score_difference=max(differences),
+        provider=ranker.provider,
+    )
+
+
+def _compare(ranker: Ranker, answer: dict[str, Any], number: int) -> float:
+    """Return the largest difference of a score; items may change places only where scores tie."""
+    found = ranker.rank(answer["history"], k=len(answer["items"]))
+    expected = np.array(answer["scores"])
+    difference = float(np.abs(found.scores - expected).max())
+    gaps = np.abs(np.diff(expected, prepend=np.inf, append=-np.inf))
+    is_tied = np.minimum(gaps[:-1], gaps[1:]) <= 2 * SCORE_TOLERANCE
+    moved = np.array([a != b for a, b in zip(found.items, answer["items"], strict=True)])
+    if not difference <= SCORE_TOLERANCE or (moved & ~is_tied).any():
+        raise BundleError(
+            f"golden answer {number} differs on this machine: expected {answer['items']}, got "
+            f"{found.items}; scores differ by {difference:.2e} (tolerance {SCORE_TOLERANCE})"
+        )
+    return difference
