@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ranklet.bundle import (
@@ -97,7 +99,7 @@ def export_bundle(
 
 
 def golden_answers(
-    model: Model, table: Tensor, vocabulary: Vocabulary, counts: "np.ndarray[Any, Any]"
+    model: Model, table: Tensor, vocabulary: Vocabulary, counts: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
     """Return histories of popular items with the answers of the torch model."""
     random = np.random.default_rng(0)
@@ -126,8 +128,6 @@ def _check_finite(model: Model) -> None:
 
 def _write_manifest(folder: Path, run: Run, model: Model, opset: int, parity: ParityReport) -> int:
     """Write model card and manifest, and return the number of graph nodes."""
-    import onnx
-
     session, _ = create_session(folder / GRAPH, "cpu", 1)
     with torch.no_grad():
         table = model.table()

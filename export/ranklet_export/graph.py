@@ -58,8 +58,8 @@ class ServingGraph(nn.Module):
         state = list(zip(past[0::2], past[1::2], strict=True))
         user, present = self.model.serve(history, state, self.table, onnx_nodes=self.onnx_nodes)
         count = k.item()
-        torch._check(count >= 1)
-        torch._check(count < len(self.table))
+        torch._check(count >= 1)  # type: ignore[no-untyped-call]
+        torch._check(count < len(self.table))  # type: ignore[no-untyped-call]
         scores, items = torch.addmm(self.bias, user, self.table.T).topk(count)  # type: ignore[arg-type]  # symbolic
         return (items, scores, user, *flatten(present))
 

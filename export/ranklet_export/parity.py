@@ -7,6 +7,7 @@ never saw, with and without padding; and a state that grows event by event again
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,7 +26,7 @@ SCORE_TOLERANCE = 1e-4
 TOP = 10
 APPENDED_TO, APPENDED = 50, 10
 
-Arrays = dict[str, NDArray[np.float32] | NDArray[np.int64]]
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def run(
     k: int,
 ) -> Arrays:
     """Run the graph and return its outputs by name."""
-    inputs = {"history": history, "k": np.array(k, dtype=np.int64)}
+    inputs: Arrays = {"history": history, "k": np.array(k, dtype=np.int64)}
     inputs.update(zip(state_names(model, "past"), state, strict=True))
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, inputs), strict=True))

@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from ranklet.errors import DataError, InputError
-from ranklet.ranker import Ranker, Unknown
+from ranklet.ranker import Ranker
+from ranklet.vocabulary import Unknown
 
 ROWS_AT_ONCE = 1024
 KEYS = {"user_id", "history", "candidates", "exclude"}
@@ -22,7 +23,7 @@ KEYS = {"user_id", "history", "candidates", "exclude"}
 def rank_file(
     ranker: Ranker,
     source: Path,
-    output: TextIO,
+    output: BinaryIO,
     *,
     k: int = 10,
     exclude_seen: bool = False,
@@ -68,7 +69,7 @@ def rank_file(
                 "unknown": ranking.unknown,
                 "cold": ranking.cold,
             }
-            output.write(json.dumps(line, ensure_ascii=False) + "\n")
+            output.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         total += len(block)
         on_progress(len(block))
     return total

@@ -1,4 +1,4 @@
-"""A bundle on disk: a plain folder with everything that a ranking needs, and nothing that runs code.
+"""A bundle on disk: a plain folder with all that a ranking needs, and nothing that runs code.
 
     manifest.json        what the others are: sizes, digests, graph contract, origin, figures
     model.onnx           the graph, with the item table inside
@@ -88,9 +88,7 @@ class Manifest:
     table: Table
     training: dict[str, Any]  # all settings of the run
     data: dict[str, Any]  # digest and counts of the events
-    quality: dict[
-        str, Any
-    ]  # what ``ranklet evaluate`` found for the run; empty if it was not asked
+    quality: dict[str, Any]  # what ``ranklet evaluate`` found; may be empty
     parity: dict[str, Any]  # how far the graph is from the torch model
     versions: dict[str, str]
     files: dict[str, File]
@@ -113,18 +111,21 @@ class Manifest:
         """
         manifest = cls._parse(folder)
         for name, expected in manifest.files.items():
-            _check_file(folder / name, expected, check_digests=check_digests)
+            try:
+                _check_file(folder / name, expected, check_digests=check_digests)
+            except OSError as error:
+                raise BundleError(f"{folder / name} can't be read: {error}") from error
         return manifest
 
     @classmethod
     def _parse(cls, folder: Path) -> "Manifest":
         path = folder / MANIFEST
         try:
+            if not path.is_file():  # a pipe would be waited for
+                raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}")
             if path.stat().st_size > MAX_MANIFEST_BYTES:
                 raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes")
-            document = json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from error
+            document = json.loads(path.read_bytes().decode(), object_pairs_hook=_no_duplicates)
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path} is damaged: {error}") from error
         if not isinstance(document, dict) or not isinstance(document.get("format"), int):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 try:
     import click
@@ -25,8 +25,10 @@ from ranklet.errors import InputError, RankletError
 from ranklet.ranker import Ranker, Unknown
 
 if TYPE_CHECKING:
-    from ranklet_training.checkpoint import Model, Run
+    from ranklet_training.checkpoint import Model
     from ranklet_training.events import Events
+    from ranklet_training.presets import RunConfig
+    from ranklet_training.split import Split
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots"}
@@ -35,7 +37,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from 8.5
     """Positive integers separated by commas, like 1,32."""
 
     name = "N,N,..."
@@ -217,7 +219,6 @@ def train(
     """
     from ranklet_training.checkpoint import read_run
     from ranklet_training.presets import configure, recommend
-    from ranklet_training.split import split_events
     from ranklet_training.train import reopen_run, start_run
     from ranklet_training.train import train as train_run
 
@@ -226,12 +227,11 @@ def train(
         run = read_run(out)
         log = _read_log(events, run.data["reading"])
         run = reopen_run(out, log, configure(chosen, run.config))
-        split = _split(log, run)
+        split = _split(log, run.config)
     else:
         log = _read_log(events, reading)
         _note(log.summary())
-        kinds = configure({k: chosen[k] for k in ("split", "folds", "fold") if k in chosen}).train
-        split = split_events(log.frame, kinds.split, folds=kinds.folds, fold=kinds.fold)
+        split = _split(log, configure(chosen))
         recommended, reason = recommend(split)
         _note(f"{split.notes}\n{reason}")
         config = configure({**recommended, **chosen})
@@ -274,9 +274,7 @@ def train(
     help="Which of the held-out events to ask for.",
 )
 @json_option
-def evaluate(
-    model: Path, events: Path, beside: tuple[Path, ...], on: str, as_json: bool
-) -> None:
+def evaluate(model: Path, events: Path, beside: tuple[Path, ...], on: str, as_json: bool) -> None:
     """Judge a run (torch) or a bundle (runtime) on the held-out events of EVENTS.
 
     All items are ranked, seen ones masked (and not masked, as second figures), ties pessimistic;
@@ -298,7 +296,7 @@ def evaluate(
     for name, (_, other, _) in opened.items():
         if other.train.split != config.train.split:
             raise InputError(f"{name} was trained on the {other.train.split} split")
-    split = _split_by(log, config)
+    split = _split(log, config)
     table = evaluate_models({name: value[0] for name, value in opened.items()}, split, on=on)
     if (model / "config.json").exists() and on == "test":
         atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
@@ -564,11 +562,10 @@ def _read_log(path: Path, reading: dict[str, str]) -> "Events":
     """Read an event log the way a run says."""
     from ranklet_training.events import Columns, read_events
 
-    columns = Columns(*(reading[f"{n}_column"] for n in ("user", "item", "timestamp")))
-    optional = {name: reading[f"{name}_column"] for name in ("event", "rating")}
+    names = ("user", "item", "timestamp", "event", "rating")
     return read_events(
         path,
-        Columns(columns.user, columns.item, columns.timestamp, **optional),
+        Columns(**{name: reading[f"{name}_column"] for name in names}),
         duplicates=reading["duplicates"],  # type: ignore[arg-type]  # click checked the choice
         id_type=reading["id_type"],  # type: ignore[arg-type]
     )
@@ -583,11 +580,7 @@ def _read_items(path: Path | None, log: "Events") -> Any:
     return read_items(path, id_type="string" if is_text else "int64")
 
 
-def _split(log: "Events", run: "Run") -> Any:
-    return _split_by(log, run.config)
-
-
-def _split_by(log: "Events", config: Any) -> Any:
+def _split(log: "Events", config: "RunConfig") -> "Split":
     from ranklet_training.split import split_events
 
     train = config.train
@@ -598,7 +591,7 @@ def _model_name(path: Path) -> str:
     return path.resolve().name
 
 
-def _open_model(path: Path) -> "tuple[Model | Ranker, Any, dict[str, Any]]":
+def _open_model(path: Path) -> "tuple[Model | Ranker, RunConfig, dict[str, Any]]":
     """Open a run or a bundle: (model, settings, facts of its data)."""
     from ranklet_training.checkpoint import read_run
     from ranklet_training.presets import RunConfig
@@ -668,9 +661,7 @@ def _rank_file(
         if is_terminal:
             click.echo(f"\r{done:,} histories, {rate:,.0f}/s", err=True, nl=False)
 
-    target: Any = nullcontext(sys.stdout) if output is None else atomic_file(output)
-    file: IO[str]
-    with target as file:
+    with nullcontext(sys.stdout.buffer) if output is None else atomic_file(output) as file:
         rows = rank_file(ranker, source, file, on_progress=show, **options)
     seconds = time.perf_counter() - begin
     if as_json:

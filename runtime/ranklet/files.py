@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def _sync(path: Path) -> None:
@@ -22,12 +23,16 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` by ``data``: temporary file, fsync, rename, fsync of the folder."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a binary file to fill; on success it takes the place of ``path``, else it vanishes.
+
+    Temporary file, fsync, rename, fsync of the folder.
+    """
     temporary = _aside(path)
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -35,6 +40,12 @@ def atomic_write(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replace the file at ``path`` by ``data``, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 @contextmanager
@@ -60,7 +71,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

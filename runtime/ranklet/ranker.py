@@ -26,12 +26,10 @@ from ranklet.bundle import (
 )
 from ranklet.errors import BundleError, InputError, ProviderError
 from ranklet.provider import ORT_ERRORS, Provider, create_session
-from ranklet.vocabulary import Ids, ItemId, Vocabulary
+from ranklet.vocabulary import Ids, ItemId, Unknown, Vocabulary, show
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-Unknown = Literal["skip", "error"]
 
 # One run of the graph holds at most this many scores (64 MiB), however many histories come.
 MAX_SCORES = 1 << 24
@@ -176,16 +174,14 @@ class Ranker:
         Raises:
             InputError: A value can't be used, or the lists differ in length.
         """
-        if isinstance(histories, str | bytes) or not hasattr(histories, "__len__"):
-            raise InputError(f"histories must be a list of histories, got {histories!r}")
-        for name, lists in (("candidates", candidates), ("exclude", exclude)):
-            if lists is not None and len(lists) != len(histories):
-                raise InputError(
-                    f"{name} has {len(lists)} lists for {len(histories)} histories: "
-                    "pass one for each history"
-                )
-        nothing = [None] * len(histories)
-        rows = zip(histories, candidates or nothing, exclude or nothing, strict=True)
+        histories = _lists(histories, "histories")
+        count = len(histories)
+        rows = zip(
+            histories,
+            [None] * count if candidates is None else _lists(candidates, "candidates", count),
+            [None] * count if exclude is None else _lists(exclude, "exclude", count),
+            strict=True,
+        )
         requests = [
             self._request(history, wanted, unwanted, exclude_seen, unknown, f"histories[{row}]")
             for row, (history, wanted, unwanted) in enumerate(rows)
@@ -226,12 +222,8 @@ class Ranker:
         unknown: Unknown,
         name: str,
     ) -> _Request:
-        indices = self.vocabulary.index(history, name)
+        indices = self.vocabulary.index(history, name, unknown=unknown)
         known = indices[indices > 0]
-        if unknown not in ("skip", "error"):
-            raise InputError(f"unknown must be 'skip' or 'error', got {unknown!r}")
-        if unknown == "error" and len(known) < len(indices):
-            raise _unknown_error(history, indices, name)
         excluded: set[int] = set(known.tolist()) if exclude_seen else set()
         if exclude is not None:
             place = name.replace("histories", "exclude").replace("history", "exclude")
@@ -240,9 +232,7 @@ class Ranker:
         wanted = None
         if candidates is not None:
             place = name.replace("histories", "candidates").replace("history", "candidates")
-            wanted = self.vocabulary.index(candidates, place)
-            if unknown == "error" and not wanted.all():
-                raise _unknown_error(candidates, wanted, place)
+            wanted = self.vocabulary.index(candidates, place, unknown=unknown)
             chosen = [i for i in dict.fromkeys(wanted.tolist()) if i and i not in excluded]
             wanted = np.array(chosen, dtype=np.int64)
         latest = known[-self.manifest.max_length :]
@@ -302,7 +292,8 @@ class Ranker:
         self, user: NDArray[np.float32], candidates: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Score some items only, from the mapped rows of the table."""
-        scores = self._table[candidates] @ user
+        # A BLAS product rounds equal rows differently by their place, which would break ties.
+        scores = np.einsum("nd,d->n", self._table[candidates], user)
         order = np.lexsort((candidates, -scores))
         return candidates[order], scores[order]
 
@@ -339,16 +330,23 @@ def _check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
     except TypeError as error:
         raise InputError(f"k must be a positive integer, got {k!r}") from error
     if number < 1:
-        raise InputError(f"k must be at least 1, got {number}")
+        raise InputError(f"k must be at least 1, got {show(number)}")
     return number
 
 
-def _unknown_error(ids: Ids, indices: NDArray[np.int64], name: str) -> InputError:
-    place = int(np.flatnonzero(indices == 0)[0])
-    return InputError(
-        f"{name}[{place}] is {ids[place]!r}, which the catalogue does not have: "
-        "drop it, or pass unknown='skip'"
-    )
+def _lists(lists: Sequence[Ids], name: str, count: int | None = None) -> list[Ids]:
+    """Return one sequence of ids for each history, ``count`` of them if that is known."""
+    if isinstance(lists, str | bytes | dict | set | frozenset):
+        raise InputError(f"{name} is a {type(lists).__name__}; pass a list of lists of ids")
+    try:
+        rows = list(lists)
+    except TypeError as error:
+        raise InputError(f"{name} is {show(lists)}; pass a list of lists of ids") from error
+    if count is not None and len(rows) != count:
+        raise InputError(
+            f"{name} has {len(rows)} lists for {count} histories: pass one for each history"
+        )
+    return rows
 
 
 def _check_contract(session: "InferenceSession", manifest: Manifest, folder: Path) -> None:

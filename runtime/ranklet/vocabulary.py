@@ -5,7 +5,7 @@ Ids are int64 or UTF-8 text, compared exactly: "007", "7" and 7 are three differ
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from ranklet.errors import InputError
 
 Ids: TypeAlias = Any  # a sequence or array of ids: list, tuple, numpy, Arrow, polars, pandas
 ItemId: TypeAlias = int | str
+Unknown: TypeAlias = Literal["skip", "error"]  # what to do with ids that the catalogue lacks
 
 
 class Vocabulary:
@@ -39,19 +40,30 @@ class Vocabulary:
         """Return every id in index order, starting with that of index 1."""
         return self._texts if self.is_text else self._numbers
 
-    def index(self, ids: Ids, name: str = "history") -> NDArray[np.int64]:
+    def index(
+        self, ids: Ids, name: str = "history", *, unknown: Unknown = "skip"
+    ) -> NDArray[np.int64]:
         """Return the index of each id, 0 where the catalogue does not have it.
 
         Args:
             ids: A list, tuple or one-dimensional array; never changed.
             name: What the ids are, for the message of an error.
+            unknown: ``"error"`` raises where the catalogue lacks an id.
 
         Raises:
             InputError: An id is not of this catalogue's type, or ``ids`` is not a flat sequence.
         """
-        if self.is_text:
-            return self._index_texts(_flat_list(ids, name), name)
-        return self._index_numbers(ids, name)
+        if unknown not in ("skip", "error"):
+            raise InputError(f"unknown must be 'skip' or 'error', got {unknown!r}")
+        items = _flat(ids, name)
+        indices = (self._index_texts if self.is_text else self._index_numbers)(items, name)
+        if unknown == "error" and not indices.all():
+            place = int(indices.argmin())
+            raise InputError(
+                f"{name}[{place}] is {show(items[place])}, which the catalogue does not have: "
+                "drop it, or pass unknown='skip'"
+            )
+        return indices
 
     def ids(self, indices: NDArray[np.int64]) -> list[str] | list[int]:
         """Return the ids that belong to indices between 1 and the number of items."""
@@ -78,7 +90,8 @@ class Vocabulary:
     def _index_of(self) -> dict[str, int]:
         return {text: index for index, text in enumerate(self._texts, 1)}
 
-    def _index_texts(self, ids: list[Any], name: str) -> NDArray[np.int64]:
+    def _index_texts(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
+        ids = ids if isinstance(ids, list) else ids.tolist()
         index_of = self._index_of
         try:
             found = [index_of.get(item, 0) for item in ids]
@@ -90,24 +103,11 @@ class Vocabulary:
                     _check_text(item, f"{name}[{place}]")
         return np.array(found, dtype=np.int64)
 
-    def _index_numbers(self, ids: Ids, name: str) -> NDArray[np.int64]:
-        if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu":
-            values = ids
-        else:
-            items = _flat_list(ids, name)
-            for place, item in enumerate(items):
-                if isinstance(item, bool | np.bool_) or not isinstance(item, int | np.integer):
-                    raise InputError(
-                        f"{name}[{place}] is {item!r} ({type(item).__name__}); "
-                        "this bundle has integer item ids"
-                    )
-                if not -(2**63) <= item < 2**63:
-                    raise InputError(f"{name}[{place}] is {item}, which is outside int64")
-            values = np.array(items, dtype=np.int64)
+    def _index_numbers(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
+        values = _numbers(ids, name) if isinstance(ids, list) else ids
         # uint64 beyond int64 can't be an id of the catalogue; casting would turn it into one.
-        outside = values > np.iinfo(np.int64).max if values.dtype == np.uint64 else None
-        if outside is not None and outside.any():
-            place = int(outside.argmax())
+        if values.dtype.kind == "u" and (too_large := values > 2**63 - 1).any():
+            place = int(too_large.argmax())
             raise InputError(f"{name}[{place}] is {values[place]}, which is outside int64")
         values = values.astype(np.int64)  # also brings foreign byte orders home
         places = np.searchsorted(self._numbers, values)
@@ -115,34 +115,70 @@ class Vocabulary:
         return np.where(self._numbers[places] == values, places + 1, 0)
 
 
-def _flat_list(ids: Ids, name: str) -> list[Any]:
-    """Return the elements of any flat sequence or array, and refuse all else by name."""
+def show(value: object) -> str:
+    """Return a value as a message quotes it: cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write integers of more than 4,300 digits
+        return "an integer of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text):,} characters)"
+
+
+def _flat(ids: Ids, name: str) -> list[Any] | NDArray[Any]:
+    """Return any flat sequence as a list, or as an array of integers; refuse all else by name."""
     if isinstance(ids, list):
         return ids
-    if isinstance(ids, str | bytes):
-        raise InputError(f"{name} is the text {ids!r}; pass a list of ids, like [{ids!r}]")
+    if isinstance(ids, str | bytes | bytearray):
+        raise InputError(f"{name} is the text {show(ids)}; pass a list of ids, like [{show(ids)}]")
     if isinstance(ids, dict | set | frozenset):
         raise InputError(f"{name} is a {type(ids).__name__}, which has no order; pass a list")
     if hasattr(ids, "__array__"):
+        if np.ma.is_masked(ids):
+            raise InputError(f"{name} has masked values; pass the others only")
         array = np.asarray(ids)
         if array.ndim != 1:
             raise InputError(f"{name} has shape {array.shape}; it must be one-dimensional")
-        if array.dtype.kind not in "iuUOT":
+        if array.dtype.kind not in "iuUOT" and array.size:  # an empty array is float by default
             raise InputError(f"{name} has dtype {array.dtype}; item ids are integers or text")
-        elements: list[Any] = array.tolist()
-        return elements
+        return array if array.dtype.kind in "iu" else array.tolist()
     try:
         return list(ids)
     except TypeError as error:
-        raise InputError(f"{name} is {ids!r}; pass a list of item ids") from error
+        raise InputError(f"{name} is {show(ids)}; pass a list of item ids") from error
+
+
+def _numbers(items: list[Any], name: str) -> NDArray[np.int64]:
+    strange = {kind for kind in set(map(type, items)) if not _is_integer(kind)}
+    if strange:
+        place = next(place for place, item in enumerate(items) if type(item) in strange)
+        item = items[place]
+        raise InputError(
+            f"{name}[{place}] is {show(item)} ({type(item).__name__}); "
+            "this bundle has integer item ids"
+        )
+    numbers = [int(item) for item in items]
+    try:
+        return np.array(numbers, dtype=np.int64)
+    except OverflowError as error:
+        place = next(p for p, n in enumerate(numbers) if not -(2**63) <= n < 2**63)
+        raise InputError(
+            f"{name}[{place}] is {show(numbers[place])}, which is outside int64"
+        ) from error
+
+
+def _is_integer(kind: type) -> bool:
+    """Say no to truth values and durations, which are integers to Python and to numpy."""
+    return issubclass(kind, int | np.integer) and not issubclass(kind, bool | np.timedelta64)
 
 
 def _check_text(item: object, place: str) -> None:
     if not isinstance(item, str):
         raise InputError(
-            f"{place} is {item!r} ({type(item).__name__}); this bundle has text item ids"
+            f"{place} is {show(item)} ({type(item).__name__}); this bundle has text item ids"
         )
     try:
         item.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{place} is {item!r}, which is not valid Unicode: {error}") from error
+        raise InputError(
+            f"{place} is {show(item)}, which is not valid Unicode: {error.reason}"
+        ) from error

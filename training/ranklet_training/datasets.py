@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-import pooch  # type: ignore[import-untyped]  # it has no stubs
+import pooch
 from polars.exceptions import PolarsError
 
 from ranklet.errors import DataError

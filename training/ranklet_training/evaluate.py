@@ -119,9 +119,10 @@ def bundle_ranks(
             exclude = [[i for i in dict.fromkeys(history) if i not in a] for history, a in pairs]
         rankings = ranker.rank_batch(histories, k=first, exclude=exclude)
         for row, ranking, answer in zip(rows, rankings, answers, strict=True):
-            if not answer or answer[0] not in ranking.items:
+            found = [place for place, item in enumerate(ranking.items) if item in answer]
+            if not found:
                 continue
-            score = ranking.scores[ranking.items.index(answer[0])]
+            score = ranking.scores[found[0]]
             if score > ranking.scores[-1] or len(ranking.items) < first:
                 ranks[row] = (ranking.scores >= score).sum()
     return ranks
@@ -173,8 +174,9 @@ def _masked_and_unmasked(
         if isinstance(model, Ranker):
             ranks = bundle_ranks(model, split, cases, mask_seen=mask_seen)
         else:
-            is_model = isinstance(model, SequenceModel | SeedModel)
-            scorer = model_scorer(model, split.training) if is_model else model
+            scorer = model
+            if isinstance(model, SequenceModel | SeedModel):
+                scorer = model_scorer(model, split.training)
             ranks = target_ranks(scorer, cases, mask_seen=mask_seen)
         result[name] = all_metrics(ranks)
     return result

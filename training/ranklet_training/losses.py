@@ -46,7 +46,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (loss / count).to(users.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, Tensor, None, None]:
         grad_users, grad_table = ctx.saved_tensors
         return grad * grad_users, grad * grad_table, None, None
 

@@ -2,12 +2,13 @@
 
 score(user, item) = <user, e(item)>. Notable choices (what each is worth: docs/training.md):
 
-* one item table for input and output, rows normalised, scores are cosines divided by a temperature;
+* one item table for input and output, rows normalised; a score is a cosine over a temperature;
 * e(item) = id embedding + mean embedding of each feature, folded into one table for export;
-* pre-norm blocks, rotary positions, causal mask, right padding: append-stable, so a state can be kept;
+* pre-norm blocks, rotary positions, causal mask, right padding: append-stable, so a state keeps;
 * when it serves, the last block computes its query, and all after it, for the last event alone.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,8 +51,9 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        for name in ("temperature", "rotary_base"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 class Dropout(nn.Module):
@@ -63,7 +65,7 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.threshold = round(rate * 256)
+        self.threshold = min(255, round(rate * 256))  # 256 would keep nothing
         self.random: np.random.BitGenerator = np.random.SFC64(0)
 
     def reset(self, *entropy: int) -> None:
@@ -91,11 +93,12 @@ class ItemTable(nn.Module):
     def __init__(self, items: int, width: int, features: Sequence[Feature] = ()) -> None:
         super().__init__()
         self.item = nn.Parameter(torch.empty(items + 1, width))
-        self.features = nn.ModuleDict()
-        for feature in features:
-            self.features[feature.name] = nn.EmbeddingBag(len(feature.values), width, mode="mean")
-            self.register_buffer(f"{feature.name}_codes", torch.from_numpy(feature.codes))
-            self.register_buffer(f"{feature.name}_offsets", torch.from_numpy(feature.offsets))
+        # By place: torch refuses names such as "type" or "item.genre".
+        self.features = nn.ModuleList()
+        for place, feature in enumerate(features):
+            self.features.append(nn.EmbeddingBag(len(feature.values), width, mode="mean"))
+            self.register_buffer(f"codes_{place}", torch.from_numpy(feature.codes))
+            self.register_buffer(f"offsets_{place}", torch.from_numpy(feature.offsets))
 
     def init_weights(self) -> None:
         """Draw every row from N(0, 0.02); the padding row is 0."""
@@ -107,8 +110,8 @@ class ItemTable(nn.Module):
     def forward(self) -> Tensor:
         """Return e(item) for all items, (items + 1, D)."""
         table: Tensor = self.item
-        for name, bag in self.features.items():
-            codes, offsets = getattr(self, f"{name}_codes"), getattr(self, f"{name}_offsets")
+        for place, bag in enumerate(self.features):
+            codes, offsets = getattr(self, f"codes_{place}"), getattr(self, f"offsets_{place}")
             table = table + bag(codes, offsets)
         return table
 
@@ -142,8 +145,8 @@ class Block(nn.Module):
         """Add what attention gave and the feed-forward layer to the residual stream."""
         attended = attended.transpose(1, 2).flatten(2)  # (B, T, D)
         x = x + self.attention_dropout(self.output(attended))
-        x = x + self.feed_forward_dropout(self.feed_forward(x))
-        return x
+        out: Tensor = x + self.feed_forward_dropout(self.feed_forward(x))
+        return out
 
 
 class SequenceModel(nn.Module):
@@ -262,11 +265,13 @@ class SequenceModel(nn.Module):
         return self.user(x)[:, 0], present
 
     def embed(self, history: Tensor, table: Tensor) -> Tensor:
-        return functional.embedding(history, table) * self.config.width**0.5  # (B, T, D)
+        embedded: Tensor = functional.embedding(history, table) * self.config.width**0.5
+        return embedded
 
     def user(self, x: Tensor) -> Tensor:
         """Turn the residual stream into vectors whose product with the table is the score."""
-        return functional.normalize(self.norm(x), dim=-1) / self.config.temperature
+        scaled: Tensor = functional.normalize(self.norm(x), dim=-1) / self.config.temperature
+        return scaled
 
     def empty_state(self, batch: int) -> list[KeyValue]:
         """Return the state before the first event, for ``serve``."""

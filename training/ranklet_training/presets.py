@@ -103,9 +103,9 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
             "width": 64,
             "max_length": 200,
             "windows": "all",
-            "dropout": 0.2 if large else 0.3,
+            "dropout": 0.2 if large else 0.4,
             "targets_per_step": 4096 if large else 1024,
-            "epochs": 12 if large else 15,
+            "epochs": 12 if large else 20,
         }
     else:
         settings = {"width": 128, "max_length": 50, "windows": "last", "dropout": 0.5}

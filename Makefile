@@ -1,0 +1,46 @@
+# Every target makes .venv if it is missing and installs what it needs; nothing else is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+BUILD := build/pipeline
+
+.PHONY: demo test check lint pipeline clean
+
+# Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
+demo: .venv/.base
+	$(BIN)/ranklet rank models/ml-100k --history 50,181,172 --exclude-seen
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -n 2
+
+check: lint test
+
+lint: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# From raw events to the shipped bundle: data, train, evaluate, export, verify, bench.
+pipeline: .venv/.dev
+	rm -rf $(BUILD) && mkdir -p $(BUILD)
+	$(BIN)/ranklet data ml-100k $(BUILD)/data
+	$(BIN)/ranklet train $(BUILD)/data/events.parquet --items $(BUILD)/data/items.parquet --out $(BUILD)/ml-100k
+	$(BIN)/ranklet train $(BUILD)/data/events.parquet --out $(BUILD)/zero-block --preset zero-block
+	$(BIN)/ranklet train $(BUILD)/data/events.parquet --out $(BUILD)/seed --preset seed
+	$(BIN)/ranklet evaluate $(BUILD)/ml-100k $(BUILD)/data/events.parquet --beside $(BUILD)/zero-block --beside $(BUILD)/seed
+	$(BIN)/ranklet export $(BUILD)/ml-100k models/ml-100k --replace
+	$(BIN)/ranklet evaluate models/ml-100k $(BUILD)/data/events.parquet --beside $(BUILD)/zero-block --beside $(BUILD)/seed
+	$(BIN)/ranklet verify models/ml-100k
+	$(BIN)/ranklet bench models/ml-100k --batch 1,32 --thread-sweep 1,2 --plot $(BUILD)/latency.png
+
+clean:
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache
+
+.venv/.base: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[cpu]'
+	touch $@
+
+.venv/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@

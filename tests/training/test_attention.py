@@ -1,0 +1,133 @@
+"""Attention and rotary positions equal their formulas, written out slowly in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ranklet_training.attention import attention, rotary, rotary_tables
+
+EXACT = 1e-12  # float64 sums in another order
+TABLES = 1e-6  # the tables are float32
+BATCH, HEADS, LENGTH, WIDTH = 2, 3, 5, 4
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def query_key_value(length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (draw(BATCH, HEADS, length, WIDTH, seed=seed) for seed in range(3))
+    return q, k, v
+
+
+def slow_attention(query: Tensor, key: Tensor, value: Tensor, allowed: list[list[bool]]) -> Tensor:
+    """softmax(QK^T / sqrt(d))V, one number at a time; allowed[t][s]: query t looks at key s."""
+    result = torch.zeros_like(query)
+    for b in range(query.shape[0]):
+        for h in range(query.shape[1]):
+            for t in range(query.shape[2]):
+                weights = []
+                for s in range(key.shape[2]):
+                    dot = sum(
+                        float(query[b, h, t, c]) * float(key[b, h, s, c])
+                        for c in range(query.shape[3])
+                    )
+                    seen = allowed[t][s]
+                    weights.append(math.exp(dot / math.sqrt(query.shape[3])) if seen else 0.0)
+                for s, weight in enumerate(weights):
+                    result[b, h, t] += weight / sum(weights) * value[b, h, s]
+    return result
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def test_attention_without_a_mask_is_the_closed_form() -> None:
+    query, key, value = query_key_value()
+    expected = slow_attention(query, key, value, [[True] * LENGTH] * LENGTH)
+    assert largest_difference(attention(query, key, value)[0], expected) < EXACT
+
+
+def test_causal_attention_looks_at_no_later_key() -> None:
+    query, key, value = query_key_value()
+    allowed = [[s <= t for s in range(LENGTH)] for t in range(LENGTH)]
+    expected = slow_attention(query, key, value, allowed)
+    assert largest_difference(attention(query, key, value, is_causal=True)[0], expected) < EXACT
+
+
+def test_a_key_that_may_not_be_attended_has_no_weight() -> None:
+    query, key, value = query_key_value()
+    allowed = [[s != 2 for s in range(LENGTH)]] * LENGTH
+    mask = torch.tensor(allowed)[None, None]
+    expected = slow_attention(query, key, value, allowed)
+    assert largest_difference(attention(query, key, value, may_attend=mask)[0], expected) < EXACT
+
+
+@pytest.mark.parametrize("past", [0, 1, 3, LENGTH - 1])
+def test_attention_with_a_past_equals_attention_at_once(past: int) -> None:
+    query, key, value = query_key_value()
+    at_once, _ = attention(query, key, value, is_causal=True)
+    later, _ = attention(
+        query[:, :, past:],
+        key[:, :, past:],
+        value[:, :, past:],
+        past=(key[:, :, :past], value[:, :, :past]),
+        is_causal=True,
+    )
+    assert largest_difference(later, at_once[:, :, past:]) < EXACT
+
+
+def test_the_present_is_the_past_and_then_the_new_keys_and_values() -> None:
+    query, key, value = query_key_value()
+    past = (key[:, :, :2], value[:, :, :2])
+    new = (key[:, :, 2:], value[:, :, 2:])
+    _, present = attention(query[:, :, 2:], *new, past=past, is_causal=True)
+    assert torch.equal(present[0], key)
+    assert torch.equal(present[1], value)
+
+
+def rotated(x: Tensor, positions: Tensor, base: float = 100.0) -> Tensor:
+    cos, sin = rotary_tables(64, x.shape[-1], base)
+    return rotary(x, cos.double(), sin.double(), positions)
+
+
+def test_rotary_is_a_complex_multiplication() -> None:
+    x, positions = draw(1, 1, LENGTH, WIDTH), torch.arange(LENGTH)[None]
+    angles = [100.0 ** (-2 * i / WIDTH) for i in range(WIDTH // 2)]
+    expected = torch.zeros_like(x)
+    for t in range(LENGTH):
+        for i, angle in enumerate(angles):
+            pair = complex(x[0, 0, t, i], x[0, 0, t, i + WIDTH // 2])
+            turned = pair * complex(math.cos(t * angle), math.sin(t * angle))
+            expected[0, 0, t, i], expected[0, 0, t, i + WIDTH // 2] = turned.real, turned.imag
+    assert largest_difference(rotated(x, positions), expected) < TABLES
+
+
+def test_rotary_preserves_norms() -> None:
+    x = draw(BATCH, HEADS, LENGTH, WIDTH)
+    turned = rotated(x, torch.arange(LENGTH)[None] + 20)
+    assert largest_difference(turned.norm(dim=-1), x.norm(dim=-1)) < TABLES
+
+
+@pytest.mark.parametrize("shift", [1, 7, 40])
+def test_products_after_rotary_depend_on_the_distance_alone(shift: int) -> None:
+    query, key, _ = query_key_value()
+    positions = torch.arange(LENGTH)[None]
+    products = rotated(query, positions) @ rotated(key, positions).mT
+    shifted = rotated(query, positions + shift) @ rotated(key, positions + shift).mT
+    assert largest_difference(products, shifted) < 10 * TABLES
+
+
+def test_rotary_leaves_position_zero_as_it_is() -> None:
+    x = draw(1, 1, 1, WIDTH)
+    assert torch.equal(rotated(x, torch.zeros(1, 1, dtype=torch.int64)), x)
+
+
+def test_rotary_turns_every_row_by_its_own_positions() -> None:
+    x = draw(2, 1, 3, WIDTH)
+    positions = torch.tensor([[0, 1, 2], [5, 9, 4]])
+    alone = [rotated(x[row : row + 1], positions[row : row + 1]) for row in range(2)]
+    assert torch.equal(rotated(x, positions), torch.cat(alone))

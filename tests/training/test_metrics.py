@@ -1,0 +1,103 @@
+"""Metrics equal closed forms and a slow reference that sorts."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ranklet_training.metrics import all_metrics, hit_rate, mrr, ndcg, pessimistic_ranks
+
+EXACT = 1e-12  # float64 sums in another order
+
+
+def scores_of(*rows: list[float]) -> NDArray[np.float32]:
+    """Put the padding column before scores of items 1, 2, ..."""
+    return np.array([[-np.inf, *row] for row in rows], dtype=np.float32)
+
+
+def test_a_rank_counts_the_items_above() -> None:
+    scores = scores_of([0.3, 0.9, 0.1, 0.5], [0.3, 0.9, 0.1, 0.5], [0.3, 0.9, 0.1, 0.5])
+    assert pessimistic_ranks(scores, np.array([2, 4, 3])).tolist() == [1, 2, 4]
+
+
+def test_an_item_stands_behind_those_with_its_score() -> None:
+    scores = scores_of([0.5, 0.5, 0.5, 0.1])
+    assert pessimistic_ranks(scores, np.array([1])).tolist() == [3]
+
+
+def test_a_model_that_gives_all_items_one_score_hits_nothing() -> None:
+    ranks = pessimistic_ranks(scores_of(*[[1.0] * 30] * 4), np.array([1, 2, 15, 30]))
+    assert set(all_metrics(ranks).values()) == {0.0}
+
+
+def test_a_target_that_the_catalogue_lacks_is_behind_all_items() -> None:
+    assert pessimistic_ranks(scores_of([0.2, 0.1, 0.3]), np.array([0])).tolist() == [4]
+
+
+def test_masked_items_do_not_count() -> None:
+    assert pessimistic_ranks(scores_of([-np.inf, 0.1, -np.inf]), np.array([2])).tolist() == [1]
+
+
+def test_nan_is_refused_by_row_and_item() -> None:
+    scores = scores_of([0.2, 0.1], [0.2, np.nan])
+    with pytest.raises(FloatingPointError, match="item index 2 is NaN in row 1"):
+        pessimistic_ranks(scores, np.array([1, 1]))
+
+
+def test_hit_rate_by_hand() -> None:
+    assert hit_rate(np.array([1, 5, 6, 100]), 5) == 0.5
+
+
+def test_ndcg_by_hand() -> None:
+    expected = (1 + 1 / math.log2(4) + 0) / 3
+    assert ndcg(np.array([1, 3, 11]), 10) == pytest.approx(expected, abs=EXACT)
+
+
+def test_mrr_by_hand() -> None:
+    assert mrr(np.array([1, 4, 11]), 10) == pytest.approx((1 + 1 / 4) / 3, abs=EXACT)
+
+
+@pytest.mark.parametrize("k", [5, 10, 20])
+def test_closed_forms_when_every_rank_occurs_once(k: int) -> None:
+    items = 50
+    ranks = np.arange(1, items + 1)
+    assert hit_rate(ranks, k) == pytest.approx(k / items, abs=EXACT)
+    harmonic = sum(1 / r for r in range(1, k + 1))
+    assert mrr(ranks, k) == pytest.approx(harmonic / items, abs=EXACT)
+    gains = sum(math.log(2) / math.log(1 + r) for r in range(1, k + 1))
+    assert ndcg(ranks, k) == pytest.approx(gains / items, abs=EXACT)
+
+
+def test_every_metric_at_every_cutoff_has_a_name() -> None:
+    names = {f"{m}@{k}" for m in ("HR", "NDCG", "MRR") for k in (5, 10, 20)}
+    assert set(all_metrics(np.array([1]))) == names
+
+
+def slow_metrics(row: list[float], target: int) -> dict[str, float]:
+    """Sort best first, the target behind those beside it, and look where it stands."""
+    order = sorted(range(1, len(row) + 1), key=lambda item: (-row[item - 1], item == target))
+    place = order.index(target) + 1
+    result = {}
+    for k in (5, 10, 20):
+        hit = target in order[:k]
+        result[f"HR@{k}"] = float(hit)
+        result[f"NDCG@{k}"] = math.log(2) / math.log(place + 1) if hit else 0.0
+        result[f"MRR@{k}"] = 1 / place if hit else 0.0
+    return result
+
+
+@given(st.data())
+def test_metrics_equal_a_reference_that_sorts(data: st.DataObject) -> None:
+    items = data.draw(st.integers(1, 40))
+    # Few different values, so that ties are common.
+    row = st.lists(st.integers(-3, 3).map(float), min_size=items, max_size=items)
+    rows = data.draw(st.lists(row, min_size=1, max_size=5))
+    targets = [data.draw(st.integers(1, items)) for _ in rows]
+    found = all_metrics(pessimistic_ranks(scores_of(*rows), np.array(targets)))
+    slow = [slow_metrics(row, target) for row, target in zip(rows, targets, strict=True)]
+    for name, value in found.items():
+        expected = sum(one[name] for one in slow) / len(slow)
+        assert value == pytest.approx(expected, abs=EXACT), name

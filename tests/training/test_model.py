@@ -1,0 +1,323 @@
+"""What the models promise: append-stable, padding-free, served as trained, seeded dropout."""
+
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from ranklet.errors import DataError
+from ranklet_training.attention import KeyValue
+from ranklet_training.checkpoint import Model
+from ranklet_training.features import Feature, build_feature
+from ranklet_training.model import (
+    Dropout,
+    ItemTable,
+    ModelConfig,
+    SequenceModel,
+    reset_dropout,
+)
+from ranklet_training.seed import SeedModel
+
+# User vectors have norm 1 / 0.07 = 14; a hundred units in the last place of that.
+TOLERANCE = 1e-4
+EARLIER = 1e-5  # what an appended event may change in earlier outputs: rounding only
+ITEMS, LENGTH = 30, 9
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "two-blocks": {"blocks": 2},
+    "two-heads": {"heads": 2},
+    "one-block": {"blocks": 1},
+    "zero-blocks": {"blocks": 0},
+    "seed": {"kind": "seed"},
+}
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def make_model(shape: str, **settings: Any) -> Model:
+    """Return a model with random weights that are large enough for every part to matter."""
+    defaults = {"width": 16, "feed_forward": 2, "max_length": 12}
+    config = ModelConfig(**{**defaults, **SHAPES[shape], **settings})
+    torch.manual_seed(1)
+    model: Model
+    if config.kind == "seed":
+        model = SeedModel(config, ITEMS, users=4)
+        model.init_weights()
+    else:
+        model = SequenceModel(config, ITEMS)
+        model.init_weights()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "items" not in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def encode(model: Model, history: Tensor) -> Tensor:
+    """Encode as the mean user, who is the one that a server knows."""
+    with torch.no_grad():
+        table = model.table()
+        if isinstance(model, SequenceModel):
+            return model.encode(history, table)
+        model.users.weight[:] = model.users.weight.mean(dim=0)
+        return model.encode(history, table, torch.zeros(len(history), dtype=torch.int64))
+
+
+def serve(model: Model, history: Tensor, past: list[KeyValue] | None = None) -> Any:
+    with torch.no_grad():
+        state = past if past is not None else model.empty_state(len(history))
+        return model.serve(history, state, model.table())
+
+
+def draw_history(batch: int = 3, length: int = LENGTH) -> Tensor:
+    return torch.randint(
+        1, ITEMS + 1, (batch, length), generator=torch.Generator().manual_seed(2)
+    )
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+@every_shape
+def test_a_later_event_changes_no_earlier_output(shape: str) -> None:
+    model, history = make_model(shape), draw_history()
+    before, after = encode(model, history[:, :-1]), encode(model, history)
+    assert difference(before, after[:, :-1]) < EARLIER
+
+
+@every_shape
+def test_another_later_event_changes_no_earlier_output(shape: str) -> None:
+    model, history = make_model(shape), draw_history()
+    other = history.clone()
+    other[:, 5:] = 1 + other[:, 5:] % ITEMS
+    one, two = encode(model, history), encode(model, other)
+    assert difference(one[:, :5], two[:, :5]) < EARLIER
+    assert difference(one[:, 5:], two[:, 5:]) > 0.01
+
+
+@every_shape
+def test_padding_changes_no_output(shape: str) -> None:
+    model, history = make_model(shape), draw_history()
+    padded = torch.nn.functional.pad(history, (0, 3))
+    assert difference(encode(model, padded)[:, :LENGTH], encode(model, history)) < EARLIER
+    assert difference(serve(model, padded)[0], serve(model, history)[0]) < EARLIER
+
+
+@every_shape
+def test_serving_equals_encoding_at_the_last_event(shape: str) -> None:
+    model, history = make_model(shape), draw_history()
+    for row, size in enumerate((LENGTH, 4, 1)):
+        history[row, size:] = 0
+    users, encoded = serve(model, history)[0], encode(model, history)
+    for row, size in enumerate((LENGTH, 4, 1)):
+        assert difference(users[row], encoded[row, size - 1]) < TOLERANCE
+
+
+@every_shape
+def test_serving_event_by_event_equals_serving_at_once(shape: str) -> None:
+    model, history = make_model(shape), draw_history()
+    at_once, state_at_once = serve(model, history)
+    state = model.empty_state(len(history))
+    for place in range(LENGTH):
+        user, state = serve(model, history[:, place : place + 1], state)
+    assert difference(user, at_once) < TOLERANCE
+    for now, once in zip(state, state_at_once, strict=True):
+        assert difference(now[0], once[0]) < TOLERANCE
+        assert difference(now[1], once[1]) < TOLERANCE
+
+
+@every_shape
+def test_serving_in_pieces_with_padding_equals_serving_at_once(shape: str) -> None:
+    model, history = make_model(shape), draw_history()
+    _, state = serve(model, history[:, :4])
+    rest = torch.nn.functional.pad(history[:, 4:], (0, 2))
+    assert difference(serve(model, rest, state)[0], serve(model, history)[0]) < TOLERANCE
+
+
+@every_shape
+def test_a_row_alone_equals_the_row_in_a_batch(shape: str) -> None:
+    model, history = make_model(shape), draw_history()
+    history[1, 3:] = 0
+    batch = serve(model, history)[0]
+    alone = serve(model, history[1:2, :3])[0]
+    assert difference(alone[0], batch[1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("shape", ["two-blocks", "two-heads", "one-block"])
+def test_the_order_of_earlier_events_matters(shape: str) -> None:
+    model, history = make_model(shape), draw_history(batch=1)
+    swapped = history[:, [1, 0, *range(2, LENGTH)]]
+    assert difference(serve(model, history)[0], serve(model, swapped)[0]) > 0.01
+
+
+def test_zero_blocks_score_from_the_last_event_alone() -> None:
+    model, history = make_model("zero-blocks"), draw_history()
+    assert difference(serve(model, history)[0], serve(model, history[:, -1:])[0]) == 0
+
+
+def test_table_rows_have_norm_one_and_padding_has_norm_zero() -> None:
+    norms = make_model("two-blocks").table().detach().norm(dim=1)
+    assert norms[0].item() == 0
+    assert difference(norms[1:], torch.ones(ITEMS)) < EARLIER
+
+
+def test_user_vectors_have_the_norm_that_the_temperature_gives() -> None:
+    users = serve(make_model("two-blocks", temperature=0.1), draw_history())[0]
+    assert difference(users.norm(dim=1), torch.full((3,), 10.0)) < TOLERANCE
+
+
+@every_shape
+def test_the_padding_row_stays_zero_after_a_step(shape: str) -> None:
+    model, history = make_model(shape).train(), torch.nn.functional.pad(draw_history(), (0, 2))
+    table = model.table()
+    if isinstance(model, SequenceModel):
+        users = model.encode(history, table)
+    else:
+        users = model.encode(history, table, torch.arange(3))
+    (users[history > 0] @ table.T).square().mean().backward()
+    torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1).step()
+    assert not model.table()[0].detach().any()
+    assert model.table().isfinite().all()
+
+
+# Dropout.
+
+
+def dropped(rate: float, seed: int = 0, step: int = 0, size: int = 40_000) -> Tensor:
+    dropout = Dropout(rate).train()
+    reset_dropout(dropout, seed, step)
+    result: Tensor = dropout(torch.ones(size))
+    return result
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
+def test_dropout_drops_at_its_rate(rate: float) -> None:
+    share = float((dropped(rate) == 0).double().mean())
+    # The rate is rounded to 1 / 256; four standard errors.
+    assert share == pytest.approx(rate, abs=1 / 512 + 4 * (0.25 / 40_000) ** 0.5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_the_mean(rate: float) -> None:
+    values = dropped(rate).double()
+    assert float(values.mean()) == pytest.approx(1, abs=4 * float(values.std()) / 40_000**0.5)
+
+
+def test_the_highest_rate_keeps_some_values() -> None:
+    values = dropped(0.999)
+    assert values.isfinite().all()
+    assert 0 < int((values > 0).sum()) < 1000
+
+
+def test_dropout_is_off_in_evaluation_and_at_rate_zero() -> None:
+    x = torch.ones(100)
+    assert Dropout(0.5).eval()(x) is x
+    assert Dropout(0.0).train()(x) is x
+
+
+def test_a_mask_belongs_to_its_seed_and_step() -> None:
+    assert torch.equal(dropped(0.5, seed=1, step=2), dropped(0.5, seed=1, step=2))
+    assert not torch.equal(dropped(0.5, seed=1, step=2), dropped(0.5, seed=1, step=3))
+    assert not torch.equal(dropped(0.5, seed=1, step=2), dropped(0.5, seed=2, step=2))
+    assert not torch.equal(dropped(0.5, seed=1, step=2), dropped(0.5, seed=2, step=1))
+
+
+def test_places_in_a_model_have_masks_of_their_own() -> None:
+    dropouts = torch.nn.ModuleList([Dropout(0.5), Dropout(0.5)]).train()
+    reset_dropout(dropouts, 0, 0)
+    one, other = (dropout(torch.ones(1000)) for dropout in dropouts)
+    assert not torch.equal(one, other)
+
+
+# Features.
+
+
+def feature(name: str, rows: list[Any]) -> Feature:
+    return build_feature(pl.DataFrame({name: rows}), name)
+
+
+def test_an_item_is_its_embedding_and_the_mean_of_its_features() -> None:
+    genres = feature("genres", [["a", "c"], ["b"], [], None])
+    maker = feature("maker", ["x", None, "x", "y"])
+    items = ItemTable(4, 3, [genres, maker])
+    items.init_weights()
+    own = items.item
+    a, b, c = items.features[0].weight
+    x, y = items.features[1].weight
+    expected = [own[0], own[1] + (a + c) / 2 + x, own[2] + b, own[3] + x, own[4] + y]
+    assert difference(items(), torch.stack(expected)) < 1e-7
+
+
+def test_values_are_coded_in_sorted_order() -> None:
+    genres = feature("genres", [["b", "a"], [], ["a", None]])
+    assert genres.values == ["a", "b"]
+    # Row 0 is padding: items 1, 2 and 3 begin at 0, 2 and 2.
+    assert genres.codes.tolist() == [1, 0, 0]
+    assert genres.offsets.tolist() == [0, 0, 2, 2]
+
+
+def test_numbers_are_categories() -> None:
+    assert feature("year", [1999, 2001, None, 1999]).values == ["1999", "2001"]
+
+
+# Names that modules of torch have as attributes or refuse.
+@pytest.mark.parametrize("name", ["type", "keys", "item.genre", "training", "item"])
+def test_a_feature_may_have_any_name(name: str) -> None:
+    items = ItemTable(2, 3, [feature(name, ["x", "y"])])
+    items.init_weights()
+    assert items().shape == (3, 3)
+
+
+def test_a_feature_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match=r"no feature column 'colour' .* \['item_id'\]"):
+        build_feature(pl.DataFrame({"item_id": ["a"]}), "colour")
+
+
+def test_a_feature_without_a_value_is_refused() -> None:
+    with pytest.raises(DataError, match="'colour' holds no value"):
+        feature("colour", [None, None])
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "deep"}, "kind must be 'sequence' or 'seed', got 'deep'"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"feed_forward": 0}, "feed_forward must be at least 1, got 0"),
+        ({"max_length": 0}, "max_length must be at least 1, got 0"),
+        ({"blocks": -1}, "blocks must be at least 0, got -1"),
+        ({"width": 6, "heads": 2}, r"divisible by 2 \* heads, got 6 and 2 heads"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
+        ({"rotary_base": 0.0}, "rotary_base must be above 0, got 0.0"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_shape_that_no_model_can_have_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    one, two = make_model("two-blocks").state_dict(), make_model("two-blocks").state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_initial_weights_are_small_biases_zero_and_norms_one() -> None:
+    model = SequenceModel(ModelConfig(width=64), 500)
+    model.init_weights()
+    assert model.items.item[1:].std().item() == pytest.approx(0.02, rel=0.05)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            is_scale = "norm.weight" in name or name.endswith("feed_forward.0.weight")
+            assert (parameter == float(is_scale)).all(), name
+        else:
+            assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.1), name
