@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +44,8 @@ FILE_NAMES = frozenset(
         "README.md",
     }
 )
+# numpy reads the header of an array as Python source, so a damaged one fails in many ways.
+NPY_ERRORS = (OSError, ValueError, EOFError, OverflowError, SyntaxError, TokenError)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,9 @@ class Manifest:
             document["files"] = {k: _build(File, v) for k, v in document["files"].items()}
             manifest: Manifest = _build(cls, document)
             manifest._check()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except KeyError as error:
+            raise BundleError(f"{path} does not follow the bundle format: no {error}") from error
+        except (TypeError, AttributeError, ValueError) as error:
             raise BundleError(f"{path} does not follow the bundle format: {error}") from error
         return manifest
 
@@ -155,6 +160,8 @@ class Manifest:
         if unknown := set(self.files) - FILE_NAMES:
             raise ValueError(f"unknown files {sorted(unknown)}")
         id_files = {"items.npy"} if self.id_type == "int64" else {"items.utf8", "items.offsets.npy"}
+        if "titles.utf8" in self.files:
+            id_files.add("titles.offsets.npy")
         if missing := {GRAPH, "popularity.npy", "golden.json", *id_files} - set(self.files):
             raise ValueError(f"no entry for {sorted(missing)}")
         end = self.table.offset + 4 * self.table.rows * self.table.columns
@@ -162,6 +169,8 @@ class Manifest:
             raise ValueError("the item table lies outside its file")
         if self.table.offset < 0 or self.table.rows != self.items + 1:
             raise ValueError(f"the item table has {self.table.rows} rows for {self.items} items")
+        if self.table.columns != self.width:
+            raise ValueError(f"the item table is {self.table.columns} wide, users {self.width}")
 
 
 def describe_files(folder: Path) -> dict[str, File]:
@@ -190,7 +199,10 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """Read the ids of a bundle."""
     if manifest.id_type == "string":
         return Vocabulary(_read_texts(folder, "items", manifest.items))
-    return Vocabulary(_read_array(folder / "items.npy", "<i8", manifest.items).astype(np.int64))
+    numbers = _read_array(folder / "items.npy", "<i8", manifest.items).astype(np.int64)
+    if (numbers[1:] <= numbers[:-1]).any():
+        raise BundleError(f"{folder / 'items.npy'} is not sorted, so ids would not be found")
+    return Vocabulary(numbers)
 
 
 def read_titles(folder: Path, manifest: Manifest) -> list[str] | None:
@@ -202,7 +214,10 @@ def read_titles(folder: Path, manifest: Manifest) -> list[str] | None:
 
 def read_popularity(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
     """Read the share of training events of each item, (items,)."""
-    return _read_array(folder / "popularity.npy", "<f4", manifest.items).astype(np.float32)
+    shares = _read_array(folder / "popularity.npy", "<f4", manifest.items).astype(np.float32)
+    if not np.isfinite(shares).all():
+        raise BundleError(f"{folder / 'popularity.npy'} holds NaN or infinity")
+    return shares
 
 
 def map_table(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
@@ -270,8 +285,9 @@ def _read_texts(folder: Path, name: str, count: int) -> list[str]:
 
 def _read_array(path: Path, dtype: str, count: int) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped, so that a size in the header that the file does not have can't take memory.
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except NPY_ERRORS as error:
         raise BundleError(f"{path} is damaged: {error}") from error
     if array.dtype != np.dtype(dtype) or array.shape != (count,):
         raise BundleError(f"{path} holds {array.dtype} {array.shape}, not {dtype} ({count},)")

@@ -22,7 +22,8 @@ except ModuleNotFoundError as missing:
 
 from ranklet import __version__
 from ranklet.errors import InputError, RankletError
-from ranklet.ranker import Ranker, Unknown
+from ranklet.ranker import Ranker
+from ranklet.vocabulary import Unknown
 
 if TYPE_CHECKING:
     from ranklet_training.checkpoint import Model

@@ -6,6 +6,8 @@ onnxruntime falls back to the CPU without a word when CUDA is compiled in and do
 
 import importlib.util
 import logging
+import sys
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -70,8 +72,13 @@ def create_session(
     if ORT_NAMES["cuda"] not in available:
         raise ProviderError(_cuda_is_missing(available))
     if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # finds the libraries of the nvidia wheels
-    session = _load(graph, [ORT_NAMES["cuda"], ORT_NAMES["cpu"]], threads)
+        with redirect_stdout(sys.stderr):  # where it prints what it misses
+            onnxruntime.preload_dlls()  # finds the libraries of the nvidia wheels
+    try:
+        session = _load(graph, [ORT_NAMES["cuda"], ORT_NAMES["cpu"]], threads)
+    except BundleError as error:
+        session = _load(graph, [ORT_NAMES["cpu"]], threads)  # a graph at fault fails here too
+        logger.warning("%s", error)
     active = session.get_providers()
     if active[0] == ORT_NAMES["cuda"]:
         return session, "cuda"

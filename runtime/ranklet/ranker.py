@@ -36,7 +36,7 @@ MAX_SCORES = 1 << 24
 MAX_BATCH = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # to compare arrays would raise
 class Ranking:
     """The best items for one history, best first.
 
@@ -324,11 +324,11 @@ def empty_state(manifest: Manifest, batch: int) -> dict[str, NDArray[np.float32]
 
 def _check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
     if isinstance(k, bool | np.bool_):
-        raise InputError(f"k must be a positive integer, got {k!r}")
+        raise InputError(f"k must be a positive integer, got {show(k)}")
     try:
         number = operator.index(k)
     except TypeError as error:
-        raise InputError(f"k must be a positive integer, got {k!r}") from error
+        raise InputError(f"k must be a positive integer, got {show(k)}") from error
     if number < 1:
         raise InputError(f"k must be at least 1, got {show(number)}")
     return number

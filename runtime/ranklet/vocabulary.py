@@ -118,7 +118,7 @@ class Vocabulary:
 def show(value: object) -> str:
     """Return a value as a message quotes it: cut where it is long."""
     try:
-        text = repr(value)
+        text = repr(value.item() if isinstance(value, np.generic) else value)
     except ValueError:  # Python refuses to write integers of more than 4,300 digits
         return "an integer of thousands of digits"
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text):,} characters)"

@@ -36,14 +36,15 @@ def cooccurrence_table(sequences: Sequences, items: int, width: int, seed: int) 
     table[0] = 0
     information = _positive_mutual_information(sequences, items)
     rank = min(width, items)
-    with torch.random.fork_rng():  # svd_lowrank draws from the global generator
+    with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
         torch.manual_seed(seed)
         left, singular, _ = torch.svd_lowrank(information, q=min(rank + 16, items), niter=4)
     rows = torch.zeros(items, width)
     rows[:, :rank] = (left * singular.sqrt())[:, :rank]
     rotation, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
     rows = torch.nn.functional.normalize(rows @ rotation, dim=1) * (0.02 * width**0.5)
-    seen = rows.norm(dim=1) > 0
+    seen = torch.zeros(items, dtype=torch.bool)  # not norm > 0: the SVD leaves rounding noise
+    seen[information.indices()[0]] = True
     table[1:][seen] = rows[seen]
     return table
 

@@ -1,0 +1,609 @@
+"""A training resumes bit by bit wherever it was killed, and refuses what it can't do."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+from ranklet.errors import DataError, RunError
+from ranklet.files import sha256
+from ranklet_training import train as training
+from ranklet_training.checkpoint import Run, read_run, read_tensors, save_checkpoint
+from ranklet_training.events import Events, read_events
+from ranklet_training.presets import PRESETS, configure
+from ranklet_training.simulator import Simulation
+from ranklet_training.split import Split, split_events
+from ranklet_training.train import reopen_run, shrink_l1, start_run, train
+
+# Some twenty steps of a few milliseconds in three epochs.
+SMALL: dict[str, Any] = {
+    "width": 8,
+    "blocks": 1,
+    "max_length": 20,
+    "dropout": 0.2,
+    "epochs": 3,
+    "targets_per_step": 256,
+    "checkpoint_steps": 3,
+    "warmup_steps": 4,
+}
+Start = Callable[..., Run]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the package catches it."""
+
+
+@pytest.fixture
+def start(tmp_path: Path, events: Events, split: Split, world: Simulation) -> Start:
+    """Start a run under ``tmp_path``; keyword arguments are settings."""
+
+    def start(name: str = "run", **settings: Any) -> Run:
+        config = configure({**SMALL, **settings})
+        return start_run(tmp_path / name, config, events, split, world.items)
+
+    return start
+
+
+def lines_of(run: Run) -> list[dict[str, Any]]:
+    """Return the metric lines, without the time they took."""
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def outcome(run: Run) -> tuple[str, str, list[dict[str, Any]]]:
+    """Return all that a finished training left: two files of weights, and the metric lines."""
+    names = ("best.safetensors", "last.safetensors")
+    best, last = (sha256(run.path / name) for name in names)
+    return best, last, lines_of(run)
+
+
+def finish(run: Run, split: Split) -> tuple[str, str, list[dict[str, Any]]]:
+    train(run, split, show_progress=False)
+    return outcome(run)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, events: Events, split: Split, world: Simulation
+) -> tuple[str, str, list[dict[str, Any]]]:
+    path = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    return finish(start_run(path, configure(SMALL), events, split, world.items), split)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, *, after: bool = False) -> None:
+    """Make the n-th call of a function of the training die, before or after its work."""
+    original, calls = getattr(training, name), [0]
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call and not after:
+            raise Killed
+        result = original(*args, **kwargs)
+        if calls[0] == call:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(training, name, dying)
+
+
+def killed_and_resumed(
+    run: Run, split: Split, name: str, call: int, *, after: bool = False
+) -> tuple[str, str, list[dict[str, Any]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, name, call, after=after)
+        with pytest.raises(Killed):
+            train(run, split, show_progress=False)
+    return finish(run, split)
+
+
+# Resuming.
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 7, 8, 12, 17])
+def test_a_training_killed_in_a_step_resumes_to_the_same_bits(
+    step: int, start: Start, split: Split, uninterrupted: object
+) -> None:
+    assert killed_and_resumed(start(), split, "_step", step, after=True) == uninterrupted
+
+
+@pytest.mark.parametrize("checkpoint_steps", [1, 3])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "name", ["_validate", "write_tensors", "_end_epoch", "_append_line", "save_checkpoint"]
+)
+def test_a_training_killed_at_the_end_of_an_epoch_resumes_to_the_same_bits(
+    name: str,
+    after: bool,
+    checkpoint_steps: int,
+    start: Start,
+    split: Split,
+    uninterrupted: tuple[str, str, list[dict[str, Any]]],
+) -> None:
+    # With a checkpoint after every step, one stands between the last step and the metric line.
+    call = checkpoint_steps if name == "save_checkpoint" else 2
+    run = start(checkpoint_steps=checkpoint_steps)
+    assert killed_and_resumed(run, split, name, call, after=after) == uninterrupted
+
+
+def test_a_torn_metric_line_is_written_anew(
+    start: Start, split: Split, uninterrupted: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(path: Path, line: dict[str, Any]) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps(line)[:40])
+        raise Killed
+
+    run = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_append_line", torn)
+        with pytest.raises(Killed):
+            train(run, split, show_progress=False)
+    assert finish(run, split) == uninterrupted
+
+
+def test_a_finished_training_resumes_to_itself(start: Start, split: Split) -> None:
+    run = start(epochs=1)
+    first = finish(run, split)
+    assert finish(run, split) == first
+
+
+# One process that forks many trainings and kills each with SIGKILL at a random moment. Forked
+# children use torch and numpy alone: the threads of polars do not survive a fork.
+KILLER = """
+import os, random, select, signal, sys
+from pathlib import Path
+from ranklet_training.events import read_events
+from ranklet_training.simulator import simulate
+from ranklet_training.split import split_events
+from ranklet_training.train import reopen_run, train
+
+path, seed = Path(sys.argv[1]), int(sys.argv[2])
+events = read_events(simulate(users=150, items=60, clusters=4, mean_length=15, seed=3).events)
+split = split_events(events.frame)
+run = reopen_run(path, events)
+moments, kills = random.Random(seed), 0
+while True:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        train(run, split, show_progress=False)
+        os.write(write, b"done")
+        os._exit(0)
+    os.close(write)
+    # More and more patient, so that it ends.
+    is_done = select.select([read], [], [], moments.uniform(0, 0.02 * (kills + 1)))[0]
+    if not is_done:
+        os.kill(child, signal.SIGKILL)
+        kills += 1
+    _, status = os.waitpid(child, 0)
+    os.close(read)
+    if is_done:
+        assert status == 0, status
+        break
+print(kills)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them")
+def test_a_training_killed_by_the_system_at_random_moments_ends_with_the_same_bits(
+    start: Start, uninterrupted: object
+) -> None:
+    run, seed = start(), int.from_bytes(os.urandom(2), "big")
+    killer = subprocess.run(
+        [sys.executable, "-c", KILLER, str(run.path), str(seed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert killer.returncode == 0, killer.stderr
+    assert int(killer.stdout) >= 3, f"seed {seed}: {killer.stdout}"
+    assert outcome(run) == uninterrupted, f"seed {seed}"
+
+
+# Refusals.
+
+
+def test_an_existing_run_is_refused(start: Start) -> None:
+    start()
+    with pytest.raises(RunError, match=r"already holds a run: resume it \(--resume\)"):
+        start()
+
+
+def test_other_events_are_refused_by_their_digest(start: Start, world: Simulation) -> None:
+    run = start()
+    others = read_events(world.events.head(500))
+    message = f"other events .digest {run.data['digest'][:12]}, these have {others.digest[:12]}"
+    with pytest.raises(RunError, match=message):
+        reopen_run(run.path, others)
+
+
+def test_another_setting_is_refused_by_its_name(start: Start, events: Events) -> None:
+    run = start()
+    other = configure({**SMALL, "dropout": 0.5, "seed": 7})
+    with pytest.raises(RunError, match=r"dropout was 0.2, now 0.5; seed was 0, now 7"):
+        reopen_run(run.path, events, other)
+
+
+def test_the_same_events_and_settings_reopen_a_run(start: Start, events: Events) -> None:
+    run = start()
+    again = reopen_run(run.path, events, configure(SMALL))
+    assert again.config == run.config
+    assert again.data == run.data
+    assert again.catalogue.equals(run.catalogue)
+
+
+def test_a_missing_feature_is_refused_before_anything_is_written(
+    start: Start, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no feature column 'colour'"):
+        start(features="genres,colour")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_items_with_ids_of_another_type_are_refused(
+    tmp_path: Path, events: Events, split: Split
+) -> None:
+    items = pl.DataFrame({"item_id": [1, 2]})
+    with pytest.raises(RunError, match="item_id is String in the events and Int64 in the items"):
+        start_run(tmp_path / "run", configure(SMALL), events, split, items)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, events: Events) -> None:
+    with pytest.raises(RunError, match=r"is not a run: it has no config\.json"):
+        reopen_run(tmp_path, events)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "\ufffe"])
+def test_a_damaged_config_is_refused(text: str, start: Start) -> None:
+    run = start()
+    (run.path / "config.json").write_text(text)
+    with pytest.raises(RunError, match="is damaged"):
+        read_run(run.path)
+
+
+def test_another_run_format_is_refused(start: Start) -> None:
+    run = start()
+    document = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps({**document, "format": 2}))
+    with pytest.raises(RunError, match="has run format 2, not 1"):
+        read_run(run.path)
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors"])
+def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(
+    name: str, start: Start, split: Split, tmp_path: Path
+) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    (run.path / name).write_bytes(pickle.dumps(Hostile(tmp_path / "owned")))
+    with pytest.raises(RunError, match=rf"{name} is damaged"):
+        train(run, split, show_progress=False)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_torch_pickle_is_refused_and_not_run(
+    start: Start, split: Split, tmp_path: Path
+) -> None:
+    run = start()
+    torch.save({"weights": Hostile(tmp_path / "owned")}, run.path / "last.safetensors")
+    with pytest.raises(RunError, match=r"last\.safetensors is damaged"):
+        train(run, split, show_progress=False)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_cut_checkpoint_is_refused(start: Start, split: Split) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    last = run.path / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"last\.safetensors is damaged"):
+        train(run, split, show_progress=False)
+
+
+def test_weights_in_the_place_of_a_checkpoint_are_refused(start: Start, split: Split) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    shutil.copy(run.path / "best.safetensors", run.path / "last.safetensors")
+    with pytest.raises(RunError, match=r"last\.safetensors do not fit this model"):
+        train(run, split, show_progress=False)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(start: Start, split: Split) -> None:
+    run, other = start(epochs=1), start("other", epochs=1, width=16)
+    train(other, split, show_progress=False)
+    shutil.copy(other.path / "last.safetensors", run.path / "last.safetensors")
+    with pytest.raises(RunError, match="do not fit this model"):
+        train(run, split, show_progress=False)
+
+
+# Losses and gradients that are not finite.
+
+
+def break_loss(patch: pytest.MonkeyPatch, step: int, value: float) -> None:
+    original, calls = training._loss, [0]
+
+    def broken(*args: Any) -> Any:
+        calls[0] += 1
+        loss, count = original(*args)
+        return (loss * value if calls[0] == step else loss), count
+
+    patch.setattr(training, "_loss", broken)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_best_weights(
+    value: float, start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start()
+    break_loss(monkeypatch, 15, value)
+    with pytest.raises(RunError, match=rf"the loss is {value} at step 14 .*users \["):
+        train(run, split, show_progress=False)
+    best, metadata = read_tensors(run.path / "best.safetensors")
+    assert metadata["epoch"] == len(lines_of(run)) - 1 == 0
+    assert all(tensor.isfinite().all() for tensor in best.values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_a_checkpoint(
+    start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start()
+
+    def hook(run: Run, model: nn.Module, batch: object) -> Any:
+        loss, count = original(run, model, batch)  # type: ignore[arg-type]
+        calls[0] += 1
+        if calls[0] == 6:
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss, count
+
+    original, calls = training._loss, [0]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_loss", hook)
+        with pytest.raises(RunError, match="the gradient is nan at step 5"):
+            train(run, split, show_progress=False)
+    last, _ = read_tensors(run.path / "last.safetensors")
+    assert all(tensor.isfinite().all() for tensor in last.values())
+
+
+def test_scores_that_are_not_finite_stop_with_a_named_error(
+    start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(model: nn.Module, *_: object) -> Any:
+        with torch.no_grad():
+            next(iter(model.parameters())).fill_(float("nan"))
+        return original(model, split)  # type: ignore[arg-type]
+
+    run, original = start(), training._validate
+    monkeypatch.setattr(training, "_validate", poison)
+    with pytest.raises(RunError, match="score .* is NaN"):
+        train(run, split, show_progress=False)
+    assert not (run.path / "best.safetensors").exists()
+
+
+# What an epoch leaves.
+
+
+def test_there_is_one_metric_line_an_epoch(
+    uninterrupted: tuple[str, str, list[dict[str, Any]]],
+) -> None:
+    lines = uninterrupted[2]
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert all(0 < line["validation_NDCG@10"] < 1 for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_log_gets_every_line_of_the_file(start: Start, split: Split) -> None:
+    run, lines = start(), list[dict[str, Any]]()
+    train(run, split, log=lines.append, show_progress=False)
+    written = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == lines
+
+
+def test_training_stops_when_patience_is_over(
+    start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([0.1, 0.3, 0.2, 0.3, 0.29, 0.9, 0.9])
+    real = training._validate
+
+    def scripted(*args: Any) -> dict[str, float]:
+        return {**real(*args), "NDCG@10": next(figures)}
+
+    monkeypatch.setattr(training, "_validate", scripted)
+    result = train(start(epochs=9, patience=3), split, show_progress=False)
+    # The best is epoch 1; three epochs without a better one (equal is not better) follow.
+    assert (result.best_epoch, result.epochs) == (1, 5)
+
+
+def test_the_result_has_the_weights_and_metrics_of_the_best_epoch(
+    start: Start, split: Split
+) -> None:
+    run = start()
+    result = train(run, split, show_progress=False)
+    best, metadata = read_tensors(run.path / "best.safetensors")
+    assert all(torch.equal(result.model.state_dict()[name], best[name]) for name in best)
+    assert metadata == {"epoch": result.best_epoch, **result.validation}
+    line = lines_of(run)[result.best_epoch]
+    assert line["validation_NDCG@10"] == max(x["validation_NDCG@10"] for x in lines_of(run))
+
+
+def test_the_same_settings_give_the_same_weights_and_another_seed_others(
+    start: Start, split: Split
+) -> None:
+    first, second, other = (
+        finish(start(name, epochs=1, seed=seed), split)[0]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first == second
+    assert first != other
+
+
+def test_the_padding_row_stays_zero(start: Start, split: Split) -> None:
+    model = train(start(l1=0.01, l2=0.1), split, show_progress=False).model
+    assert not model.items.item[0].any()
+
+
+def test_training_beats_chance(tiny_run: Run, split: Split) -> None:
+    # 60 items, the seen ones masked: a random order finds the answer at 10 in a quarter of cases.
+    assert max(line["validation_HR@10"] for line in lines_of(tiny_run)) > 0.4
+
+
+# Regularisation and optimiser.
+
+
+def test_l1_moves_weights_towards_zero_and_not_past_it() -> None:
+    weights = nn.Parameter(torch.tensor([0.5, -0.5, 0.05, -0.05, 0.0, 0.1]))
+    shrink_l1([weights], 0.1)
+    expected = torch.tensor([0.4, -0.4, 0.0, 0.0, 0.0, 0.0])
+    assert torch.allclose(weights.detach(), expected, atol=1e-7, rtol=0)
+
+
+def weights_of(run: Run, split: Split) -> dict[str, torch.Tensor]:
+    train(run, split, show_progress=False)
+    return dict(read_tensors(run.path / "best.safetensors")[0])
+
+
+@pytest.mark.parametrize("kind", ["sequence", "seed"])
+def test_strong_l1_makes_weights_exactly_zero(kind: str, start: Start, split: Split) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "learning_rate": 0.01, "kind": kind}
+    if kind == "seed":
+        settings = {**PRESETS["seed"], "epochs": 1}
+    plain = weights_of(start("plain", **settings), split)
+    sparse = weights_of(start("sparse", **settings, l1=1.0), split)
+    share = {
+        name: float((weights["items.item"][1:] == 0).float().mean())
+        for name, weights in (("plain", plain), ("sparse", sparse))
+    }
+    assert share["plain"] < 0.01
+    assert share["sparse"] > 0.2, share
+
+
+def test_one_step_of_l2_shrinks_matrices_by_rate_times_decay(start: Start, split: Split) -> None:
+    # One step of an epoch, without warm-up: the rate is the learning rate itself.
+    settings: dict[str, Any] = {"epochs": 1, "targets_per_step": 10**6, "warmup_steps": 0}
+    settings = {**settings, "learning_rate": 0.01, "cooccurrence_start": False}
+    plain = weights_of(start("plain", **settings), split)
+    decayed = weights_of(start("decayed", **settings, l2=0.5), split)
+    torch.manual_seed(0)
+    initial = read_run(start("initial", **settings).path).build_model()
+    initial.init_weights()
+    for name, before in initial.named_parameters():
+        decay = 0.01 * 0.5 if before.ndim > 1 else 0.0
+        difference = decayed[name] - (plain[name] - decay * before.detach())
+        assert float(difference.abs().max()) < 1e-7, name
+
+
+def test_the_rate_warms_up_and_falls_to_zero(
+    start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    original = training._step
+
+    def recording(*args: Any) -> Any:
+        rates.append(args[4])
+        return original(*args)
+
+    monkeypatch.setattr(training, "_step", recording)
+    train(start(learning_rate=1.0, warmup_steps=4), split, show_progress=False)
+    assert rates[:3] == [0.25, 0.5, 0.75]
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 1.5 / len(rates)
+
+
+# The seed model.
+
+
+def test_the_seed_model_learns_from_ratings(start: Start, split: Split) -> None:
+    run = start(**{**PRESETS["seed"], "epochs": 3})
+    train(run, split, show_progress=False)
+    losses = [line["loss"] for line in lines_of(run)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_seed_model_resumes_to_the_same_bits(start: Start, split: Split) -> None:
+    settings = {**PRESETS["seed"], "epochs": 2}
+    expected = finish(start("whole", **settings), split)
+    assert killed_and_resumed(start("cut", **settings), split, "_step", 5) == expected
+
+
+def test_the_seed_model_refuses_events_without_ratings(
+    tmp_path: Path, world: Simulation
+) -> None:
+    events = read_events(world.events.drop("rating"))
+    with pytest.raises(RunError, match="learns from ratings, and the events have no rating column"):
+        start_run(tmp_path / "run", configure(PRESETS["seed"]), events, split_events(events.frame))
+
+
+# Writing.
+
+
+def fail_with(error: int) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(error, os.strerror(error))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [("os.fsync", errno.EIO), ("pathlib.Path.replace", errno.EACCES), ("pathlib.Path.open", errno.ENOSPC)],
+    ids=["fsync", "rename", "open"],
+)
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_checkpoint_that_can_not_be_written_leaves_the_old_one(
+    nth: int, place: str, error: int, start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    last = run.path / "last.safetensors"
+    model, optimizer, progress = training._prepare(run, split)
+    for _ in range(nth - 1):  # writes that succeed, each of another content
+        progress.step += 1
+        save_checkpoint(last, model, optimizer, progress)
+    names, digest = sorted(run.path.iterdir()), sha256(last)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail_with(error))
+        with pytest.raises(OSError, match=os.strerror(error)):
+            save_checkpoint(last, model, optimizer, replace(progress, step=progress.step + 1))
+    assert sorted(run.path.iterdir()) == names
+    assert sha256(last) == digest
+
+
+def test_a_checkpoint_holds_model_optimizer_and_progress(start: Start, split: Split) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    tensors, metadata = read_tensors(run.path / "last.safetensors")
+    for name, parameter in run.build_model().named_parameters():
+        assert tensors[f"model.{name}"].shape == parameter.shape
+        assert tensors[f"optimizer.exp_avg.{name}"].shape == parameter.shape
+        assert tensors[f"optimizer.exp_avg_sq.{name}"].shape == parameter.shape
+    assert metadata["done"] is True
+    assert metadata["step"] == lines_of(run)[-1]["step"]
+
+
+def test_progress_of_an_unknown_kind_is_refused(start: Start, split: Split) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    tensors, metadata = read_tensors(run.path / "last.safetensors")
+    training.write_tensors(run.path / "last.safetensors", tensors, {**metadata, "mood": 1})
+    with pytest.raises(RunError, match=r"last\.safetensors is damaged"):
+        train(run, split, show_progress=False)
