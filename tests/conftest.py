@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from ranklet import Ranker
 from ranklet_export.export import export_bundle
@@ -16,8 +17,10 @@ from ranklet_training.train import start_run, train
 
 ROOT = Path(__file__).parents[1]
 
-# One thread each, so that parallel test processes do not fight over the cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread, so that parallel test processes do not fight over the cores, and so that a child
+# process with OMP_NUM_THREADS=1 computes the same bits.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # A model that trains in a second and still has every part: two blocks, two heads, features.
 TINY = {

@@ -10,9 +10,11 @@
     README.md            model card
 
 ``Manifest`` both writes and reads the manifest. An unknown key, a newer format, a file that is
-missing, of another size or of another digest: all are errors.
+missing, of another size or of another digest, a manifest that is not what was written: all are
+errors.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -97,8 +99,9 @@ class Manifest:
     files: dict[str, File]
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json``, with the sizes and digests that ``files`` has by now."""
-        atomic_write(folder / MANIFEST, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        """Write ``manifest.json``, with its own digest beside what this object holds."""
+        document = {**asdict(self), "digest": _digest(asdict(self))}
+        atomic_write(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path, *, check_digests: bool = True) -> "Manifest":
@@ -112,7 +115,7 @@ class Manifest:
         Raises:
             BundleError: Something is missing, damaged, unknown or of a newer format.
         """
-        manifest = cls._parse(folder)
+        manifest = cls._parse(folder, check_digest=check_digests)
         for name, expected in manifest.files.items():
             try:
                 _check_file(folder / name, expected, check_digests=check_digests)
@@ -121,7 +124,7 @@ class Manifest:
         return manifest
 
     @classmethod
-    def _parse(cls, folder: Path) -> "Manifest":
+    def _parse(cls, folder: Path, *, check_digest: bool) -> "Manifest":
         path = folder / MANIFEST
         try:
             if not path.is_file():  # a pipe would be waited for
@@ -138,6 +141,7 @@ class Manifest:
                 f"{folder} has bundle format {document['format']} and this version reads "
                 f"{FORMAT}: upgrade ranklet"
             )
+        expected, found = document.pop("digest", None), _digest(document)
         try:
             document["inputs"] = [_build(TensorContract, value) for value in document["inputs"]]
             document["outputs"] = [_build(TensorContract, value) for value in document["outputs"]]
@@ -149,6 +153,8 @@ class Manifest:
             raise BundleError(f"{path} does not follow the bundle format: no {error}") from error
         except (TypeError, AttributeError, ValueError) as error:
             raise BundleError(f"{path} does not follow the bundle format: {error}") from error
+        if check_digest and found != expected:
+            raise BundleError(f"{path} is not what was written (SHA-256): copy it again")
         return manifest
 
     def _check(self) -> None:
@@ -242,6 +248,11 @@ def _build(kind: type[Any], values: dict[str, Any]) -> Any:  # noqa: ANN401 (one
         if plain is not None and (not isinstance(value, plain) or isinstance(value, bool)):
             raise TypeError(f"{kind.__name__}.{f.name} is {value!r}")
     return kind(**values)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of a JSON document, however it is laid out."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Provider = Literal["auto", "cpu", "cuda"]
+MAX_THREADS = 1024
 ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 # What a load or a run may raise; none of these crosses ranklet's interface.
@@ -55,7 +56,7 @@ def create_session(
     Args:
         graph: An ONNX file.
         provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA if it works, else the CPU.
-        threads: For the work inside one run; at least 1.
+        threads: For the work inside one run, from 1 to ``MAX_THREADS``.
 
     Raises:
         InputError: ``provider`` or ``threads`` is not one of these.
@@ -64,8 +65,8 @@ def create_session(
     """
     if provider not in ("auto", "cpu", "cuda"):
         raise InputError(f"provider must be 'auto', 'cpu' or 'cuda', got {provider!r}")
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise InputError(f"threads must be a positive integer, got {threads!r}")
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads must be a positive integer up to {MAX_THREADS}, got {threads!r}")
     available = onnxruntime.get_available_providers()
     if provider == "cpu" or (provider == "auto" and ORT_NAMES["cuda"] not in available):
         return _load(graph, [ORT_NAMES["cpu"]], threads), "cpu"

@@ -26,7 +26,7 @@ from ranklet.bundle import (
 )
 from ranklet.errors import BundleError, InputError, ProviderError
 from ranklet.provider import ORT_ERRORS, Provider, create_session
-from ranklet.vocabulary import Ids, ItemId, Unknown, Vocabulary, show
+from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -153,11 +153,11 @@ class Ranker:
 
     def rank_batch(
         self,
-        histories: Sequence[Ids],
+        histories: IdLists,
         *,
         k: int = 10,
-        candidates: Sequence[Ids | None] | None = None,
-        exclude: Sequence[Ids | None] | None = None,
+        candidates: IdLists | None = None,
+        exclude: IdLists | None = None,
         exclude_seen: bool = False,
         unknown: Unknown = "skip",
     ) -> list[Ranking]:
@@ -334,7 +334,7 @@ def _check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
     return number
 
 
-def _lists(lists: Sequence[Ids], name: str, count: int | None = None) -> list[Ids]:
+def _lists(lists: IdLists, name: str, count: int | None = None) -> list[Ids]:
     """Return one sequence of ids for each history, ``count`` of them if that is known."""
     if isinstance(lists, str | bytes | dict | set | frozenset):
         raise InputError(f"{name} is a {type(lists).__name__}; pass a list of lists of ids")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ranklet.errors import InputError
 
 Ids: TypeAlias = Any  # a sequence or array of ids: list, tuple, numpy, Arrow, polars, pandas
+IdLists: TypeAlias = Sequence[Ids] | NDArray[Any]  # one sequence of ids a row
 ItemId: TypeAlias = int | str
 Unknown: TypeAlias = Literal["skip", "error"]  # what to do with ids that the catalogue lacks
 

@@ -112,6 +112,15 @@ def test_ties_of_candidates_go_to_the_lower_index(
     assert found.items == full.items[:k]
 
 
+@pytest.mark.parametrize("width", [7, 16, 64, 100])
+def test_candidates_with_equal_rows_have_equal_scores(tiny_ranker: Ranker, width: int) -> None:
+    ranker, random = copy.copy(tiny_ranker), np.random.default_rng(0)
+    ranker._table = np.tile(random.normal(size=width).astype(np.float32), (61, 1))
+    user = random.normal(size=width).astype(np.float32)
+    items, scores = ranker._rank_candidates(user, np.arange(1, 61)[::-1])
+    assert (items.tolist(), len(set(scores.tolist()))) == ([*range(1, 61)], 1)
+
+
 def test_ties_in_a_batch_go_to_the_lower_index(tied_ranker: Ranker, ids: list[str]) -> None:
     histories = [ids[place : place + 1 + place % 4] for place in range(40)]
     for found, history in zip(tied_ranker.rank_batch(histories, k=60), histories, strict=True):

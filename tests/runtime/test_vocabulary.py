@@ -129,7 +129,7 @@ def test_what_is_no_flat_sequence_of_ids_is_refused(
         vocabulary.index(ids)
 
 
-NO_INTEGERS = {
+NO_INTEGERS: dict[str, tuple[Any, str]] = {
     "None": (None, "None (NoneType)"),
     "text": ("2", "'2' (str)"),
     "float": (2.0, "2.0 (float)"),
@@ -152,7 +152,7 @@ def test_a_value_that_is_no_integer_is_named_with_its_place(item: Any, message: 
     assert message in str(caught.value)
 
 
-NO_TEXTS = {
+NO_TEXTS: dict[str, tuple[Any, str]] = {
     "None": (None, "None (NoneType)"),
     "int": (7, "7 (int)"),
     "numpy int": (np.int64(7), "7 (int64)"),

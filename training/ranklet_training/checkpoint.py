@@ -178,4 +178,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
                 state[key] = value
-    return Progress(**metadata)
+    try:
+        return Progress(**metadata)
+    except TypeError as error:
+        raise RunError(f"{path} is damaged: {error}") from error

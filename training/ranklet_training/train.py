@@ -36,6 +36,7 @@ from ranklet_training.checkpoint import (
 from ranklet_training.cooccurrence import cooccurrence_table
 from ranklet_training.evaluate import model_scorer, target_ranks
 from ranklet_training.events import Events
+from ranklet_training.features import build_feature
 from ranklet_training.losses import rating_loss, softmax_loss
 from ranklet_training.metrics import all_metrics
 from ranklet_training.model import SequenceModel, reset_dropout
@@ -99,6 +100,8 @@ def start_run(
                 f"{items['item_id'].dtype} in the items; read both with the same --id-type"
             )
         catalogue = catalogue.join(items, on="item_id", how="left", maintain_order="left")
+    for name in config.train.feature_names:
+        build_feature(catalogue, name)  # named errors come before anything is written
     data = {
         "digest": events.digest,
         "users": events.users,
@@ -200,7 +203,7 @@ def _prepare(run: Run, split: Split) -> tuple[Model, torch.optim.Optimizer, Prog
     last = run.path / "last.safetensors"
     if last.exists():
         progress = load_checkpoint(last, model, optimizer)
-        _keep_lines(run.path / "metrics.jsonl", progress.step)
+        _keep_lines(run.path / "metrics.jsonl", progress.epoch)
         return model.train(), optimizer, progress
     if config.cooccurrence_start:
         start = cooccurrence_table(
@@ -268,19 +271,25 @@ def _step(
     loss, count = _loss(run, model, batch)
     value = loss.item()
     if not math.isfinite(value):
-        raise RunError(
-            f"the loss is {value} at step {step} (users {batch.users[:8].tolist()}...): "
-            "try a lower learning_rate; the best weights so far are kept"
-        )
+        raise RunError(_not_finite("loss", value, step, batch))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
+    if not math.isfinite(norm):
+        raise RunError(_not_finite("gradient", norm, step, batch))
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     if config.l1:
         shrink_l1([p for p in model.parameters() if p.ndim > 1], rate * config.l1)
     return value, count
+
+
+def _not_finite(what: str, value: float, step: int, batch: Batch) -> str:
+    return (
+        f"the {what} is {value} at step {step} (users {batch.users[:8].tolist()}...): "
+        "try a lower learning_rate; the best weights so far are kept"
+    )
 
 
 def shrink_l1(parameters: list[torch.nn.Parameter], amount: float) -> None:
@@ -311,7 +320,10 @@ def _loss(run: Run, model: Model, batch: Batch) -> tuple[Tensor, int]:
 def _validate(model: Model, split: Split) -> dict[str, float]:
     was_training = model.training
     model.eval()
-    ranks = target_ranks(model_scorer(model, split.training), split.validation, mask_seen=True)
+    try:
+        ranks = target_ranks(model_scorer(model, split.training), split.validation, mask_seen=True)
+    except FloatingPointError as error:
+        raise RunError(f"{error}: try a lower learning_rate") from error
     model.train(was_training)
     return all_metrics(ranks)
 
@@ -347,9 +359,9 @@ def _append_line(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _keep_lines(path: Path, step: int) -> None:
+def _keep_lines(path: Path, epoch: int) -> None:
     """Drop lines that a killed training wrote after the checkpoint that it resumes from."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
         atomic_write(path, "".join(kept).encode())

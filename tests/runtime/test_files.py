@@ -1,0 +1,216 @@
+"""A file or folder is the whole old one or the whole new one, whichever step fails."""
+
+import errno
+import hashlib
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ranklet.files import atomic_file, atomic_folder, atomic_write, sha256
+
+OLD, NEW = b"old" * 1000, b"new" * 2000
+
+
+class Faults:
+    """Let the n-th write, sync, open, rename or mkdir fail, and all later ones too if asked.
+
+    Removing is left alone: what could not be removed lies beside, under a hidden name.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+        self.error = error
+        self.countdown = 0  # nothing fails
+        self.for_good = False
+        for owner, name in (
+            (os, "fsync"),
+            (Path, "rename"),
+            (Path, "replace"),
+            (Path, "mkdir"),
+        ):
+            monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name)))
+        monkeypatch.setattr(Path, "open", self.wrap(self.open))
+
+    def step(self) -> None:
+        if self.countdown == 0:
+            return
+        self.countdown -= 1
+        if self.countdown == 0:
+            self.countdown = 1 if self.for_good else 0
+            raise self.error(errno.EIO, "injected")
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.step()
+            return function(*arguments, **options)
+
+        return call
+
+    def open(self, path: Path, mode: str = "rb") -> io.BufferedIOBase:
+        faults = self
+
+        class Writer(io.BufferedWriter):
+            def write(self, data: Any) -> int:
+                faults.step()
+                return super().write(data)
+
+        file = io.FileIO(path, mode.replace("b", ""))
+        return Writer(file) if file.writable() else io.BufferedReader(file)
+
+
+@pytest.fixture(params=[OSError, KeyboardInterrupt], ids=["error", "Ctrl-C"])
+def faults(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Faults:
+    return Faults(monkeypatch, request.param)
+
+
+def write(folder: Path) -> None:
+    atomic_write(folder / "file", NEW)
+
+
+def fill(folder: Path) -> None:
+    with atomic_folder(folder / "bundle") as empty:
+        (empty / "a").write_bytes(NEW)
+        (empty / "b").write_bytes(NEW)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder, hidden ones too."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+BEFORE: dict[Callable[[Path], None], dict[str, bytes]] = {
+    write: {"file": OLD},
+    fill: {"bundle/a": OLD, "bundle/c": OLD},
+}
+AFTER: dict[Callable[[Path], None], dict[str, bytes]] = {
+    write: {"file": NEW},
+    fill: {"bundle/a": NEW, "bundle/b": NEW},
+}
+
+
+def prepare(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        os.makedirs(path.parent, exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(data)
+    os.makedirs(folder, exist_ok=True)
+    return folder
+
+
+def fail_in_turn(
+    faults: Faults, tmp_path: Path, action: Callable[[Path], None], before: dict[str, bytes]
+) -> Iterator[Path]:
+    """Yield the folder after the first step failed, then after the second, until none does."""
+    for n in itertools.count(1):
+        folder = prepare(tmp_path / str(n), before)
+        faults.countdown = n
+        try:
+            action(folder)
+        except faults.error:
+            faults.countdown = 0
+            yield folder
+        else:
+            assert n > 4, "too few steps could fail"
+            return
+
+
+@pytest.mark.parametrize("action", [write, fill])
+def test_what_was_there_stays_whole_until_the_new_is_whole(
+    faults: Faults, tmp_path: Path, action: Callable[[Path], None]
+) -> None:
+    before, after = BEFORE[action], AFTER[action]
+    found = [contents(folder) for folder in fail_in_turn(faults, tmp_path, action, before)]
+    # The last step syncs the parent folder: the new is in place by then.
+    assert found == [before] * (len(found) - 1) + [after]
+
+
+@pytest.mark.parametrize("action", [write, fill])
+def test_what_is_new_is_whole_or_absent(
+    faults: Faults, tmp_path: Path, action: Callable[[Path], None]
+) -> None:
+    found = [contents(folder) for folder in fail_in_turn(faults, tmp_path, action, {})]
+    assert found == [{}] * (len(found) - 1) + [AFTER[action]]
+
+
+@pytest.mark.parametrize("action", [write, fill])
+def test_nothing_temporary_is_left(
+    faults: Faults, tmp_path: Path, action: Callable[[Path], None]
+) -> None:
+    for folder in fail_in_turn(faults, tmp_path, action, BEFORE[action]):
+        assert [path.name for path in folder.iterdir()] in (["file"], ["bundle"])
+
+
+@pytest.mark.parametrize("action", [write, fill])
+def test_nothing_old_is_lost_where_every_later_step_fails_too(
+    faults: Faults, tmp_path: Path, action: Callable[[Path], None]
+) -> None:
+    before, after = BEFORE[action], AFTER[action]
+    faults.for_good = True
+    for folder in fail_in_turn(faults, tmp_path, action, before):
+        found = contents(folder)
+        assert found == after or set(before.values()) <= set(found.values())
+
+
+@pytest.mark.parametrize("action", [write, fill])
+def test_success_replaces_the_old_and_leaves_nothing_else(
+    tmp_path: Path, action: Callable[[Path], None]
+) -> None:
+    folder = prepare(tmp_path / "folder", BEFORE[action])
+    action(folder)
+    assert contents(folder) == AFTER[action]
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
+def test_a_folder_whose_filling_fails_vanishes(tmp_path: Path, error: type[BaseException]) -> None:
+    def half_fill() -> None:
+        with atomic_folder(tmp_path / "bundle") as folder:
+            (folder / "a").write_bytes(NEW)
+            raise error("half way")
+
+    prepare(tmp_path, BEFORE[fill])
+    with pytest.raises(error, match="half way"):
+        half_fill()
+    assert contents(tmp_path) == BEFORE[fill]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
+def test_a_file_whose_filling_fails_vanishes(tmp_path: Path, error: type[BaseException]) -> None:
+    def half_write() -> None:
+        with atomic_file(tmp_path / "file") as file:
+            file.write(NEW)
+            raise error("half way")
+
+    prepare(tmp_path, BEFORE[write])
+    with pytest.raises(error, match="half way"):
+        half_write()
+    assert contents(tmp_path) == BEFORE[write]
+
+
+def test_a_folder_makes_its_parents(tmp_path: Path) -> None:
+    fill(tmp_path / "not" / "there")
+    assert contents(tmp_path / "not" / "there") == AFTER[fill]
+
+
+def test_a_file_in_a_folder_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("size", [0, 3, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_the_digest_is_that_of_the_whole_file(tmp_path: Path, size: int) -> None:
+    data = bytes(number % 251 for number in range(size))
+    (tmp_path / "file").write_bytes(data)
+    assert sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_the_digest_of_a_known_text_is_right(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert sha256(tmp_path / "file") == expected

@@ -1,0 +1,216 @@
+"""The provider that was asked for is the one that runs, or an error says why not."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from ranklet import BundleError, InputError, ProviderError, Ranker
+from ranklet import provider as provider_module
+from ranklet.provider import ORT_NAMES, create_session
+
+HAS_CUDA = ORT_NAMES["cuda"] in onnxruntime.get_available_providers()
+needs_cpu_build = pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has CUDA")
+
+CPU, CUDA = ORT_NAMES["cpu"], ORT_NAMES["cuda"]
+
+
+class FakeSession:
+    """A session that runs on ``active``."""
+
+    def __init__(self, active: list[str]) -> None:
+        self.active = active
+
+    def get_providers(self) -> list[str]:
+        return self.active
+
+
+@pytest.fixture
+def cuda_build(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An onnxruntime with CUDA compiled in, on a machine where nobody knows whether it works."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    # As onnxruntime does, with print.
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write("Failed to load"))
+    return monkeypatch
+
+
+def use_sessions(monkeypatch: pytest.MonkeyPatch, *, cuda: Any) -> None:
+    """Answer a wish for CUDA with ``cuda``, a session or an error, and one for the CPU with it."""
+
+    def create(path: str, options: object, providers: list[str], enable_fallback: int) -> Any:
+        if CUDA not in providers:
+            return FakeSession([CPU])
+        if isinstance(cuda, Exception):
+            raise cuda
+        return cuda
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+
+
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+@needs_cpu_build
+def test_a_ranker_says_that_it_runs_on_the_cpu(tiny_bundle: Path, provider: Any) -> None:
+    assert Ranker.load(tiny_bundle, provider=provider).provider == "cpu"
+
+
+@needs_cpu_build
+def test_cuda_that_is_missing_is_an_error(tiny_bundle: Path) -> None:
+    with pytest.raises(ProviderError, match=r"'cuda' is not active.*pip install 'ranklet\[gpu\]'"):
+        Ranker.load(tiny_bundle, provider="cuda")
+
+
+def test_two_builds_of_onnxruntime_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    monkeypatch.setattr(provider_module, "_is_installed", lambda name: True)
+    with pytest.raises(ProviderError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip"):
+        create_session(Path("model.onnx"), "cuda", 1)
+
+
+def test_cuda_that_works_is_reported(cuda_build: pytest.MonkeyPatch) -> None:
+    use_sessions(cuda_build, cuda=FakeSession([CUDA, CPU]))
+    assert create_session(Path("model.onnx"), "auto", 1)[1] == "cuda"
+
+
+BROKEN = {
+    "silent fallback": FakeSession([CPU]),
+    "error": RuntimeError("CUDA failure 100: no CUDA-capable device is detected"),
+}
+
+
+@pytest.mark.parametrize("cuda", BROKEN.values(), ids=BROKEN)
+def test_cuda_that_does_not_work_is_an_error(cuda_build: pytest.MonkeyPatch, cuda: Any) -> None:
+    use_sessions(cuda_build, cuda=cuda)
+    with pytest.raises(ProviderError, match=r"'cuda' is not active \(active: CPUExec"):
+        create_session(Path("model.onnx"), "cuda", 1)
+
+
+@pytest.mark.parametrize("cuda", BROKEN.values(), ids=BROKEN)
+def test_auto_takes_the_cpu_where_cuda_does_not_work(
+    cuda_build: pytest.MonkeyPatch, cuda: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_sessions(cuda_build, cuda=cuda)
+    with caplog.at_level(logging.WARNING, "ranklet"):
+        assert create_session(Path("model.onnx"), "auto", 1)[1] == "cpu"
+    assert "running on the CPU" in caplog.text
+
+
+def test_the_reason_of_a_broken_cuda_is_logged(
+    cuda_build: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_sessions(cuda_build, cuda=BROKEN["error"])
+    create_session(Path("model.onnx"), "auto", 1)
+    assert "no CUDA-capable device is detected" in caplog.text
+
+
+def test_looking_for_cuda_prints_nothing_to_stdout(
+    cuda_build: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    use_sessions(cuda_build, cuda=FakeSession([CUDA, CPU]))
+    create_session(Path("model.onnx"), "auto", 1)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("provider", ["gpu", "CPU", "", None, 1, ["cpu"], CUDA], ids=str)
+def test_a_provider_that_does_not_exist_is_named(tiny_bundle: Path, provider: Any) -> None:
+    with pytest.raises(InputError, match="provider must be 'auto', 'cpu' or 'cuda', got "):
+        Ranker.load(tiny_bundle, provider=provider)
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, None, "2", 1.0, 2**31], ids=repr)
+def test_threads_that_are_no_positive_integer_are_named(tiny_bundle: Path, threads: Any) -> None:
+    with pytest.raises(InputError, match=f"threads must be .*, got {threads!r}"):
+        Ranker.load(tiny_bundle, provider="cpu", threads=threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_the_number_of_threads_changes_no_answer(
+    tiny_bundle: Path, tiny_ranker: Ranker, ids: list[str], threads: int
+) -> None:
+    found = Ranker.load(tiny_bundle, provider="cpu", threads=threads).rank(ids[:20], k=60)
+    assert found.items == tiny_ranker.rank(ids[:20], k=60).items
+
+
+NO_GRAPHS = {
+    "nothing": b"",
+    "text": b"a model",
+    "zip": b"PK\x05\x06" + bytes(18),
+    "zeros": bytes(1000),
+    "picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "flatbuffer": b"\x20\0\0\0ORTM" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("data", NO_GRAPHS.values(), ids=NO_GRAPHS)
+def test_what_is_no_graph_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"onnxruntime can't load .*model\.onnx"):
+        create_session(tmp_path / "model.onnx", "cpu", 1)
+
+
+def test_a_graph_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"onnxruntime can't load .*model\.onnx"):
+        create_session(tmp_path / "model.onnx", "cpu", 1)
+
+
+@pytest.mark.parametrize("percent", range(5, 100, 10))
+def test_a_truncated_graph_is_refused(tiny_bundle: Path, tmp_path: Path, percent: int) -> None:
+    data = (tiny_bundle / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(data[: len(data) * percent // 100])
+    with pytest.raises(BundleError, match=r"onnxruntime can't load .*model\.onnx"):
+        create_session(tmp_path / "model.onnx", "cpu", 1)
+
+
+def test_a_failed_load_prints_nothing_to_stdout(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"a model")
+    with pytest.raises(BundleError, match="can't load"):
+        create_session(tmp_path / "model.onnx", "cpu", 1)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_load_prints_nothing(tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Ranker.load(tiny_bundle, provider="cpu")
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_a_load_changes_no_environment_variable(tiny_bundle: Path) -> None:
+    before = dict(os.environ)
+    Ranker.load(tiny_bundle, provider="cpu")
+    assert dict(os.environ) == before
+
+
+@pytest.fixture(scope="module")
+def cuda_ranker(tiny_bundle: Path) -> Ranker:
+    if not HAS_CUDA:
+        pytest.skip("this onnxruntime is a CPU build")
+    try:
+        return Ranker.load(tiny_bundle, provider="cuda")
+    except ProviderError as error:
+        pytest.skip(f"CUDA does not run here: {error}")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("length", [1, 2, 19, 20, 50])
+def test_cuda_gives_the_order_of_the_cpu(
+    cuda_ranker: Ranker, tiny_ranker: Ranker, ids: list[str], length: int
+) -> None:
+    found = cuda_ranker.rank(ids[:length], k=60)
+    expected = tiny_ranker.rank(ids[:length], k=60)
+    assert np.abs(found.scores - expected.scores).max() < 1e-3
+    assert found.items == expected.items
+
+
+@pytest.mark.cuda
+def test_cuda_gives_a_ragged_batch_the_order_of_the_cpu(
+    cuda_ranker: Ranker, tiny_ranker: Ranker, ids: list[str]
+) -> None:
+    histories = [ids[place : place + 1 + place % 20] for place in range(40)] + [[], ["nowhere"]]
+    found = [ranking.items for ranking in cuda_ranker.rank_batch(histories, k=10)]
+    assert found == [ranking.items for ranking in tiny_ranker.rank_batch(histories, k=10)]

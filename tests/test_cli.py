@@ -1,0 +1,214 @@
+"""The command line: exit status, messages, and one JSON document on stdout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ranklet.cli import cli
+from ranklet_training.checkpoint import Run
+from ranklet_training.simulator import Simulation
+
+COMMANDS = ["data", "train", "evaluate", "export", "verify", "inspect", "rank", "bench"]
+TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def ask(*arguments: object) -> Any:
+    """Call with --json and read the one document on stdout."""
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def log(world: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log")
+    world.events.write_parquet(folder / "events.parquet")
+    world.items.write_parquet(folder / "items.parquet")
+    return folder / "events.parquet"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_help_works_without_torch_and_loads_none_of_it() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom ranklet.cli import cli\n"
+        "for c in cli.commands: assert CliRunner().invoke(cli, [c, '--help']).exit_code == 0\n"
+        "assert not {'torch', 'polars', 'onnx'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_missing_package_is_named_with_the_extra_to_install(log: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['polars'] = None\n"
+        f"sys.argv = ['ranklet', 'train', {str(log)!r}, '--out', {str(tmp_path / 'run')!r}]\n"
+        "from ranklet.__main__ import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "polars is not installed: pip install 'ranklet[train]'" in done.stderr
+
+
+def test_synthetic_data_names_the_best_possible_hit_rate(tmp_path: Path) -> None:
+    result = call("data", "synthetic", tmp_path)
+    assert result.exit_code == 0
+    assert "best HR@10 that any model can reach: 0." in result.stdout
+
+
+def test_train_evaluate_export_rank(log: Path, tmp_path: Path) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    items = log.with_name("items.parquet")
+    trained = ask("train", log, "--items", items, "--out", run, *TINY)
+    assert trained["settings"]["model"]["width"] == 16
+    judged = ask("evaluate", run, log)
+    assert json.loads((run / "evaluation.json").read_text()) == judged
+    assert ask("export", run, bundle)["opset"] == 23
+    ranked = ask("evaluate", bundle, log)
+    for a, b in zip(judged["rows"], ranked["rows"], strict=True):
+        assert a["masked"] == pytest.approx(b["masked"], abs=5e-5)
+        assert a["unmasked"] == pytest.approx(b["unmasked"], abs=5e-5)
+    manifest = ask("inspect", bundle)
+    assert manifest["quality"] == judged
+    card = (bundle / "README.md").read_text()
+    assert f"{judged['rows'][0]['masked']['NDCG@10']:.4f}" in card
+    assert call("inspect", bundle).exit_code == 0
+
+
+def test_a_finished_run_is_not_trained_over(tiny_run: Run, log: Path) -> None:
+    result = call("train", log, "--out", tiny_run.path)
+    assert result.exit_code == 6
+    assert "already holds a run" in result.stderr
+
+
+def test_resume_with_another_setting_names_both_values(log: Path, tmp_path: Path) -> None:
+    assert call("train", log, "--out", tmp_path / "run", *TINY).exit_code == 0
+    again = call("train", log, "--out", tmp_path / "run", "--resume", "--set", "width=32")
+    assert again.exit_code == 6
+    assert "width was 16, now 32" in again.stderr
+    assert call("train", log, "--out", tmp_path / "run", "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "widht=3"], "no setting is called 'widht'"),
+        (["--set", "width"], "--set takes KEY=VALUE"),
+        (["--set", "width=x"], "width must be int, got 'x'"),
+        (["--set", "dropout=1"], r"dropout must be in \[0, 1\), got 1.0"),
+        (["--preset", "huge"], "there is no preset 'huge'"),
+        (["--user-column", "person"], "person"),
+    ],
+)
+def test_bad_settings_are_named(
+    arguments: list[str], message: str, log: Path, tmp_path: Path
+) -> None:
+    result = call("train", log, "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 4
+    assert message.replace("\\", "") in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_come_from_a_toml_file_and_single_ones_win(log: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('width = 24\nmax_length = 10\nepochs = 1\nsplit = "time"\n')
+    trained = ask(
+        "train", log, "--out", tmp_path / "run", "--config", file, "--set", "max_length=12"
+    )
+    assert trained["settings"]["model"]["width"] == 24
+    assert trained["settings"]["model"]["max_length"] == 12
+    assert trained["settings"]["train"]["split"] == "time"
+
+
+def test_rank_prints_titles_scores_and_latency(tiny_bundle: Path) -> None:
+    result = call("rank", tiny_bundle, "--history", "", "-k", 3)
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 4
+    assert "no known event: these are popular" in result.stdout
+    assert " ms on cpu" in result.stdout
+
+
+def test_rank_reads_candidates_and_exclusions(tiny_bundle: Path, tmp_path: Path) -> None:
+    best = ask("rank", tiny_bundle, "--history", "", "-k", 4)["items"]
+    (tmp_path / "wanted").write_text("\n".join(best))
+    (tmp_path / "unwanted").write_text(best[0] + "\n")
+    options = ["--candidates", tmp_path / "wanted", "--exclude", tmp_path / "unwanted"]
+    ranked = ask("rank", tiny_bundle, "--history", "", *options)
+    assert ranked["items"] == best[1:]
+
+
+def test_rank_of_an_event_log_equals_rank_of_its_histories(
+    tiny_bundle: Path, log: Path, world: Simulation, tmp_path: Path
+) -> None:
+    histories = world.events.sort("user_id", "timestamp", maintain_order=True)
+    lines = [
+        json.dumps({"user_id": user, "history": items})
+        for user, items in histories.group_by("user_id", maintain_order=True)
+        .agg("item_id")
+        .iter_rows()
+    ]
+    (tmp_path / "h.jsonl").write_text("\n".join(lines))
+    for source, name in ((log, "a"), (tmp_path / "h.jsonl", "b")):
+        report = ask("rank", tiny_bundle, "--input", source, "--output", tmp_path / name)
+        assert report["histories"] == len(lines)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+
+
+def test_a_bad_row_is_named_and_leaves_no_output(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").write_text('{"history": []}\n{"histroy": []}\n')
+    result = call(
+        "rank", tiny_bundle, "--input", tmp_path / "h.jsonl", "--output", tmp_path / "out"
+    )
+    assert result.exit_code == 4
+    assert "line 2" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["h.jsonl"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--history", "1", "--input", __file__]])
+def test_rank_takes_one_history_or_a_file(arguments: list[str], tiny_bundle: Path) -> None:
+    result = call("rank", tiny_bundle, *arguments)
+    assert result.exit_code == 2
+    assert "either --history or --input" in result.stderr
+
+
+def test_verify_refuses_changed_golden_answers(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from ranklet.bundle import Manifest, describe_files
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    assert ask("verify", bundle)["golden"] > 0
+    golden = json.loads((bundle / "golden.json").read_text())
+    golden[0]["items"][0], golden[0]["items"][-1] = golden[0]["items"][-1], golden[0]["items"][0]
+    (bundle / "golden.json").write_text(json.dumps(golden))
+    manifest = Manifest.read(tiny_bundle)
+    Manifest(**{**vars(manifest), "files": describe_files(bundle)}).write(bundle)
+    result = call("verify", bundle)
+    assert result.exit_code == 3
+    assert "golden answer 0 differs" in result.stderr
+
+
+def test_a_folder_that_is_no_bundle_ends_with_status_3(tmp_path: Path) -> None:
+    result = call("rank", tmp_path, "--history", "1")
+    assert result.exit_code == 3
+    assert "is not a bundle" in result.stderr
+
+
+def test_bench_writes_a_table_and_a_document(tiny_bundle: Path) -> None:
+    report = ask("bench", tiny_bundle, "--length", "5", "--runs", 100)
+    assert report["measurements"][0]["length"] == 5

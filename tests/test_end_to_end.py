@@ -1,0 +1,140 @@
+"""What crosses the rooms: the shipped bundle in plain onnxruntime, run and bundle side by side."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from ranklet import Ranker
+from ranklet_export.export import export_bundle
+from ranklet_training.checkpoint import Run
+from ranklet_training.evaluate import evaluate
+from ranklet_training.events import Events
+from ranklet_training.presets import PRESETS, configure
+from ranklet_training.simulator import Simulation
+from ranklet_training.split import Split, split_events
+from ranklet_training.train import start_run, train
+
+FOUR_DIGITS = 5e-5
+SCORE_TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def session(shipped_bundle: Path) -> onnxruntime.InferenceSession:
+    """The graph as a stranger to ranklet would load it."""
+    return onnxruntime.InferenceSession(
+        str(shipped_bundle / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+
+
+def run_graph(
+    session: onnxruntime.InferenceSession,
+    history: NDArray[np.int64],
+    state: dict[str, NDArray[np.float32]] | None = None,
+) -> dict[str, NDArray[Any]]:
+    inputs = {"history": history, "k": np.array(10)}
+    for tensor in session.get_inputs()[2:]:
+        empty = np.zeros((len(history), tensor.shape[1], 0, tensor.shape[3]), np.float32)
+        inputs[tensor.name] = (state or {}).get(tensor.name.replace("past", "present"), empty)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, inputs), strict=True))
+
+
+def test_batch_length_and_past_are_symbolic(session: onnxruntime.InferenceSession) -> None:
+    shapes = {i.name: i.shape for i in session.get_inputs()}
+    assert shapes["history"] == ["batch", "length"]
+    for name in ("past_key_0", "past_value_0", "past_key_1", "past_value_1"):
+        assert shapes[name] == ["batch", 1, "past", 64]
+
+
+def test_fifty_events_and_ten_appended_ones_equal_sixty(
+    session: onnxruntime.InferenceSession,
+) -> None:
+    history = np.random.default_rng(0).integers(1, 1683, (3, 60))
+    at_once = run_graph(session, history)
+    now = run_graph(session, history[:, :50])
+    for place in range(50, 60):
+        now = run_graph(session, history[:, place : place + 1], now)
+    np.testing.assert_array_equal(now["items"], at_once["items"])
+    np.testing.assert_allclose(now["scores"], at_once["scores"], atol=SCORE_TOLERANCE)
+    np.testing.assert_allclose(
+        now["present_key_1"], at_once["present_key_1"], atol=SCORE_TOLERANCE
+    )
+
+
+def test_plain_onnxruntime_and_the_ranker_give_one_ranking(
+    session: onnxruntime.InferenceSession, shipped_bundle: Path
+) -> None:
+    ranker = Ranker.load(shipped_bundle, provider="cpu")
+    indices = ranker.vocabulary.index(["50", "181", "172"])
+    plain = run_graph(session, indices[None])
+    assert ranker.rank(["50", "181", "172"]).items == ranker.vocabulary.ids(plain["items"][0])
+
+
+def test_the_shipped_bundle_is_small_titled_and_says_where_its_data_is_from(
+    shipped_bundle: Path,
+) -> None:
+    assert sum(path.stat().st_size for path in shipped_bundle.iterdir()) < 3e6
+    ranker = Ranker.load(shipped_bundle, provider="cpu")
+    assert ranker.titles(["50"]) == ["Star Wars (1977)"]
+    card = (shipped_bundle / "README.md").read_text()
+    assert "GroupLens" in card
+    assert "redistribut" in card
+
+
+def test_the_shipped_model_beats_what_stands_beside_it(shipped_bundle: Path) -> None:
+    rows = Ranker.load(shipped_bundle, provider="cpu").manifest.quality["rows"]
+    ndcg = {row["model"]: row["masked"]["NDCG@10"] for row in rows}
+    ours = ndcg.pop("ml-100k")
+    assert ours >= 0.110
+    assert set(ndcg) == {"zero-block", "seed", "last-item Markov", "popularity"}
+    assert ours > max(ndcg.values())
+
+
+def test_no_local_path_is_in_the_shipped_bundle(shipped_bundle: Path) -> None:
+    for path in shipped_bundle.iterdir():
+        data = path.read_bytes()
+        assert b"site-packages" not in data, path
+        assert b"/home/" not in data, path
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, ranklet\n"
+        "heavy = {'torch', 'onnx', 'polars', 'click', 'ranklet_training', 'ranklet_export'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["leave-one-out", "time", "k-fold"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_run_and_bundle_agree_to_four_digits(
+    preset: str, kind: str, world: Simulation, events: Events, tmp_path: Path
+) -> None:
+    settings = {"width": 16, "max_length": 20, "epochs": 1, "split": kind, "targets_per_step": 256}
+    config = configure({**settings, **PRESETS[preset], "epochs": 1})
+    split = split_events(events.frame, config.train.split)
+    run = start_run(tmp_path / "run", config, events, split, world.items)
+    model = train(run, split, show_progress=False).model
+    opset = 20 if kind == "time" else 23
+    export_bundle(run.path, tmp_path / "bundle", opset=opset)
+    ranker = Ranker.load(tmp_path / "bundle", provider="cpu")
+    table = evaluate({"run": model, "bundle": ranker}, split)
+    of_run, of_bundle = table["rows"][:2]
+    for part in ("masked", "unmasked"):
+        assert of_run[part] == pytest.approx(of_bundle[part], abs=FOUR_DIGITS)
+
+
+def test_training_learns_what_a_baseline_cannot(
+    tiny_run: Run, split: Split, world: Simulation
+) -> None:
+    rows = evaluate({"run": tiny_run.load_model()}, split)["rows"]
+    hit_rates = {row["model"]: row["masked"]["HR@10"] for row in rows}
+    assert hit_rates["run"] > hit_rates["popularity"]
+    assert hit_rates["run"] <= world.best_hit_rate + 0.1  # sampling error of 150 users

@@ -1,0 +1,134 @@
+"""The rooms of the project stay apart: what may import what, and what a package shows."""
+
+import ast
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ranklet
+from ranklet import errors
+from ranklet.errors import RankletError
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ["torch", "onnx", "polars", "click", "ranklet_training", "ranklet_export"]
+ROOMS = {
+    "runtime": HEAVY,
+    "training": ["onnx", "ranklet_export"],
+}
+FILES = [
+    pytest.param(path, forbidden, id=path.relative_to(ROOT).as_posix())
+    for room, forbidden in ROOMS.items()
+    for path in sorted((ROOT / room).rglob("*.py"))
+]
+
+
+def imported(nodes: Iterator[ast.AST]) -> set[str]:
+    """Return the top packages of the import statements among nodes."""
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def walk_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk what runs when a module is imported: no function bodies, nothing for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        is_for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not is_for_types:
+            yield child
+            yield from walk_at_import(child)
+
+
+def run_python(code: str) -> str:
+    """Run code in a fresh interpreter that knows nothing of pytest."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_importing_ranklet_loads_nothing_heavy() -> None:
+    loaded = run_python("import sys, ranklet; print(*{name.split('.')[0] for name in sys.modules})")
+    assert set(loaded.split()) & set(HEAVY) == set()
+
+
+def test_importing_ranklet_prints_nothing() -> None:
+    assert run_python("import ranklet") == ""
+
+
+def test_importing_ranklet_changes_no_environment_variable() -> None:
+    code = "import os; before = dict(os.environ); import ranklet; print(before == dict(os.environ))"
+    assert run_python(code).strip() == "True"
+
+
+def test_ranking_loads_nothing_heavy(tiny_bundle: Path) -> None:
+    code = (
+        "import sys, ranklet\n"
+        f"ranklet.Ranker.load({str(tiny_bundle)!r}, provider='cpu').rank([])\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    assert set(run_python(code).split()) & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize(("path", "forbidden"), FILES)
+def test_no_module_imports_what_its_room_forbids(path: Path, forbidden: list[str]) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    allowed = {"click"} if path.name == "cli.py" else set()
+    assert (imported(walk_at_import(tree)) - allowed) & set(forbidden) == set()
+
+
+@pytest.mark.parametrize(("path", "forbidden"), [p for p in FILES if "training/" in str(p.id)])
+def test_training_never_imports_the_export_room(path: Path, forbidden: list[str]) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert imported(ast.walk(tree)) & set(forbidden) == set()
+
+
+def test_the_exported_names_are_all_that_is_public() -> None:
+    modules = [name for name, value in vars(ranklet).items() if isinstance(value, types.ModuleType)]
+    public = {name for name in vars(ranklet) if not name.startswith("_")} - set(modules)
+    assert {*public, "__version__"} == set(ranklet.__all__)
+
+
+def test_the_exported_names_are_sorted() -> None:
+    assert ranklet.__all__ == sorted(ranklet.__all__)
+
+
+@pytest.mark.parametrize("name", ranklet.__all__)
+def test_an_exported_name_exists(name: str) -> None:
+    assert hasattr(ranklet, name)
+
+
+CLASSES = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, RankletError)
+]
+each_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+
+
+@each_class
+def test_an_error_is_drawn_in_the_tree(kind: type[RankletError]) -> None:
+    assert f" {kind.__name__} " in f" {errors.__doc__} ".replace("\n", " ")
+
+
+@each_class
+def test_an_error_is_exported(kind: type[RankletError]) -> None:
+    assert getattr(ranklet, kind.__name__) is kind
+
+
+def test_each_branch_of_the_errors_has_its_own_exit_status() -> None:
+    codes = [kind.exit_code for kind in CLASSES if "exit_code" in vars(kind)]
+    assert len(codes) == len(set(codes))
+
+
+@each_class
+def test_no_error_has_an_exit_status_that_means_something_else(kind: type[RankletError]) -> None:
+    # 0 is success, 2 a wrong command line, and from 126 on a shell speaks.
+    assert kind.exit_code in {1, *range(3, 126)}
