@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -62,9 +63,15 @@ def test_fifty_events_and_ten_appended_ones_equal_sixty(
         now = run_graph(session, history[:, place : place + 1], now)
     np.testing.assert_array_equal(now["items"], at_once["items"])
     np.testing.assert_allclose(now["scores"], at_once["scores"], atol=SCORE_TOLERANCE)
-    np.testing.assert_allclose(
-        now["present_key_1"], at_once["present_key_1"], atol=SCORE_TOLERANCE
-    )
+    np.testing.assert_allclose(now["present_key_1"], at_once["present_key_1"], atol=SCORE_TOLERANCE)
+
+
+def test_the_item_table_is_in_the_graph_once(shipped_bundle: Path, tiny_bundle: Path) -> None:
+    for bundle in (shipped_bundle, tiny_bundle):
+        table = Ranker.load(bundle, provider="cpu").manifest.table
+        weights = onnx.load(bundle / "model.onnx").graph.initializer
+        sizes = [int(np.prod(tensor.dims)) for tensor in weights]
+        assert sizes.count(table.rows * table.columns) == 1
 
 
 def test_plain_onnxruntime_and_the_ranker_give_one_ranking(

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ranklet_training.attention import KeyValue
 from ranklet_training.checkpoint import Model
@@ -44,7 +45,7 @@ class ServingGraph(nn.Module):
         self.register_buffer("table", table)
         self.register_buffer("bias", bias)
 
-    def forward(self, history: Tensor, k: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, history: Tensor, k: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """Rank all items.
 
         Args:
@@ -60,7 +61,9 @@ class ServingGraph(nn.Module):
         count = k.item()
         torch._check(count >= 1)  # type: ignore[no-untyped-call]
         torch._check(count < len(self.table))  # type: ignore[no-untyped-call]
-        scores, items = torch.addmm(self.bias, user, self.table.T).topk(count)  # type: ignore[arg-type]  # symbolic
+        # linear becomes one Gemm on the table as it lies; a transposed copy would double the file.
+        all_scores = functional.linear(user, self.table, self.bias)  # (B, items + 1)
+        scores, items = all_scores.topk(count)  # type: ignore[arg-type]  # symbolic
         return (items, scores, user, *flatten(present))
 
 
@@ -91,6 +94,9 @@ def export_graph(model: Model, path: Path, opset: int) -> ServingGraph:
         for tensor in flatten(model.empty_state(1))
     ]
     history = torch.ones(TRACED_BATCH, TRACED_LENGTH, dtype=torch.int64)
+    shapes: dict[str, object] = {"history": {0: batch, 1: length}, "k": {}}
+    if state:
+        shapes["past"] = tuple({0: batch, 2: past} for _ in state)
     serving = ServingGraph(model, onnx_nodes=opset >= FUSED_OPSET).eval()
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter warns of its own internals, and that axes of one name share that name.
@@ -99,13 +105,9 @@ def export_graph(model: Model, path: Path, opset: int) -> ServingGraph:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         program = torch.onnx.export(
             serving,
-            (history, torch.tensor(TRACED_K), state),
+            (history, torch.tensor(TRACED_K), *state),
             dynamo=True,
-            dynamic_shapes={
-                "history": {0: batch, 1: length},
-                "k": {},
-                "past": [{0: batch, 2: past}] * len(state),
-            },
+            dynamic_shapes=shapes,
             input_names=["history", "k", *state_names(model, "past")],
             output_names=["items", "scores", "user", *state_names(model, "present")],
             opset_version=opset,

@@ -17,19 +17,21 @@ from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-import ranklet
-from ranklet.bundle import Manifest
+from ranklet import __version__
 from ranklet.errors import InputError, ProviderError, RankletError
 from ranklet.files import atomic_write
 from ranklet.provider import ORT_ERRORS, ORT_NAMES, Provider
 from ranklet.ranker import MAX_BATCH, MAX_SCORES, Ranker, empty_state
-from ranklet.vocabulary import Ids
+from ranklet.vocabulary import Ids, show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DEFAULT_LENGTHS = (10, 50, 200)
 MIN_RUNS = 100  # fewer give no 99th percentile
@@ -158,12 +160,11 @@ def benchmark(
     batches, threads = _check_all("batch", batches), _check_all("threads", threads)
     runs, k, seed = _check("runs", runs, MIN_RUNS), _check("k", k), _check("seed", seed, 0)
     folder = Path(path)
-    lengths = _check_lengths(lengths, Manifest.read(folder, check_digests=False).max_length)
-
     note(f"loading {folder}")
     loaded = [_load(folder, provider, count) for count in threads]
     rankers = {load.threads: ranker for ranker, load in loaded}
     ranker = rankers[threads[0]]
+    lengths = _check_lengths(lengths, ranker.manifest.max_length)
     history = _random_histories(ranker, 1, lengths[0], seed)[0]
     note(f"starting {COLD_STARTS} fresh processes")
     settings = [str(folder), ranker.provider, threads[0], history, k]
@@ -186,7 +187,7 @@ def benchmark(
         bundle_bytes=sum(file.size for file in manifest.files.values()),
         items=len(ranker),
         precision=manifest.precision,
-        ranklet=ranklet.__version__,
+        ranklet=__version__,
         machine=machine(),
         k=k,
         load=[load for _, load in loaded],
@@ -251,25 +252,16 @@ def plot(report: BenchReport, path: str | Path) -> None:
     """
     check_plot(path)
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+    found = report.measurements
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    found = report.measurements
-    for batch, threads in dict.fromkeys((m.batch, m.threads) for m in found):
-        line = sorted(
-            (m for m in found if (m.batch, m.threads) == (batch, threads)), key=lambda m: m.length
-        )
-        lengths, p50, p95 = zip(*((m.length, m.p50_ms, m.p95_ms) for m in line), strict=True)
-        label = f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
-        (drawn,) = axes.plot(lengths, p50, marker="o", markersize=5, linewidth=1.8, label=label)
-        if len(line) > 1:
-            axes.fill_between(lengths, p50, p95, color=drawn.get_color(), alpha=0.15, linewidth=0)
-        else:  # a band of one point can't be seen
-            axes.vlines(lengths, p50, p95, color=drawn.get_color(), alpha=0.4, linewidth=4)
-    if max(m.p95_ms for m in found) > 20 * min(m.p50_ms for m in found):
+    _draw_lines(axes, found)
+    if max(m.p50_ms for m in found) > 20 * min(m.p50_ms for m in found):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
@@ -279,15 +271,27 @@ def plot(report: BenchReport, path: str | Path) -> None:
     axes.grid(alpha=0.25, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    name = Path(report.bundle).resolve().name
-    figure.suptitle(
-        f"{name}: top {report.k} of {report.items:,} items on {found[0].provider}",
-        fontweight="bold",
-    )
-    axes.set_title(_machine_line(report.machine).replace(", Python", "\nPython"), fontsize=8)
+    title = f"{Path(report.bundle).resolve().name}: top {report.k} of {report.items:,} items"
+    axes.set_title(f"{title} on {found[0].provider}", loc="left", fontweight="bold", pad=30)
+    where = _machine_line(report.machine).replace(", Python", "\nPython")
+    axes.text(0, 1.02, where, transform=axes.transAxes, fontsize=8, color="0.35")
     data = BytesIO()
     figure.savefig(data, format=Path(path).suffix[1:].lower())
     atomic_write(Path(path), data.getvalue())
+
+
+def _draw_lines(axes: "Axes", measurements: list[Measurement]) -> None:
+    for batch, threads in dict.fromkeys((m.batch, m.threads) for m in measurements):
+        line = [m for m in measurements if (m.batch, m.threads) == (batch, threads)]
+        line.sort(key=lambda m: m.length)
+        lengths, p50, p95 = zip(*((m.length, m.p50_ms, m.p95_ms) for m in line), strict=True)
+        label = f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+        (drawn,) = axes.plot(lengths, p50, marker="o", markersize=5, linewidth=1.8, label=label)
+        color = drawn.get_color()
+        if len(line) > 1:
+            axes.fill_between(lengths, p50, p95, color=color, alpha=0.15, linewidth=0)
+        else:  # a band of one point can't be seen
+            axes.vlines(lengths, p50, p95, color=color, alpha=0.4, linewidth=4)
 
 
 @dataclass
@@ -443,16 +447,16 @@ def _check(name: str, value: object, least: int = 1) -> int:
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # anything may come from outside
     except TypeError as error:
-        raise InputError(f"{name} must be an integer, got {value!r}") from error
+        raise InputError(f"{name} must be an integer, got {show(value)}") from error
     if isinstance(value, bool) or number < least:
-        raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise InputError(f"{name} must be an integer of at least {least}, got {show(value)}")
     return number
 
 
 def _check_all(name: str, values: Sequence[int]) -> list[int]:
     """Return the numbers, each once."""
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        raise InputError(f"{name} must be a list of positive integers, got {values!r}")
+        raise InputError(f"{name} must be a list of positive integers, got {show(values)}")
     numbers = list(dict.fromkeys(_check(name, value) for value in values))
     if not numbers:
         raise InputError(f"{name} is an empty list: pass at least one number")

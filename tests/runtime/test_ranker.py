@@ -117,8 +117,9 @@ def test_candidates_with_equal_rows_have_equal_scores(tiny_ranker: Ranker, width
     ranker, random = copy.copy(tiny_ranker), np.random.default_rng(0)
     ranker._table = np.tile(random.normal(size=width).astype(np.float32), (61, 1))
     user = random.normal(size=width).astype(np.float32)
-    items, scores = ranker._rank_candidates(user, np.arange(1, 61)[::-1])
-    assert (items.tolist(), len(set(scores.tolist()))) == ([*range(1, 61)], 1)
+    for count in range(2, 61):  # BLAS takes the last few rows another way
+        items, scores = ranker._rank_candidates(user, np.arange(1, 1 + count)[::-1])
+        assert (items.tolist(), len(set(scores.tolist()))) == ([*range(1, 1 + count)], 1)
 
 
 def test_ties_in_a_batch_go_to_the_lower_index(tied_ranker: Ranker, ids: list[str]) -> None:
@@ -301,8 +302,8 @@ def test_only_users_without_a_known_event_are_cold(
 
 def test_a_cold_user_gets_candidates_by_popularity(tiny_ranker: Ranker, ids: list[str]) -> None:
     full = tiny_ranker.rank([], k=60)
-    found = tiny_ranker.rank([], candidates=ids[10:20][::-1], k=60)
-    assert found.items == [item for item in full.items if item in ids[10:20]]
+    found = tiny_ranker.rank([], candidates=ids[10:][::-1], k=60)
+    assert found.items == [item for item in full.items if item in ids[10:]]
 
 
 def test_a_cold_user_does_not_get_what_is_excluded(tiny_ranker: Ranker, ids: list[str]) -> None:

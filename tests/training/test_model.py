@@ -71,9 +71,7 @@ def serve(model: Model, history: Tensor, past: list[KeyValue] | None = None) -> 
 
 
 def draw_history(batch: int = 3, length: int = LENGTH) -> Tensor:
-    return torch.randint(
-        1, ITEMS + 1, (batch, length), generator=torch.Generator().manual_seed(2)
-    )
+    return torch.randint(1, ITEMS + 1, (batch, length), generator=torch.Generator().manual_seed(2))
 
 
 def difference(one: Tensor, other: Tensor) -> float:

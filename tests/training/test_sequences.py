@@ -30,7 +30,12 @@ def numbered(lengths: list[int]) -> Sequences:
 
 
 def batches_of(
-    sequences: Sequences, windows: Windows, length: int, targets: int = 10, seed: int = 0, epoch: int = 0
+    sequences: Sequences,
+    windows: Windows,
+    length: int,
+    targets: int = 10,
+    seed: int = 0,
+    epoch: int = 0,
 ) -> list[Batch]:
     return list(
         epoch_batches(
@@ -49,7 +54,9 @@ def pairs_of(batches: list[Batch]) -> Counter[Pair]:
             assert_array_equal(history[:size], targets[:size] - 1)  # next event, same user
             assert not history[size:].any()
             assert_array_equal(history[1:size], targets[: size - 1])  # no gap
-            found.update((int(user), int(target) - 1000 * int(user) - 1) for target in targets[:size])
+            found.update(
+                (int(user), int(target) - 1000 * int(user) - 1) for target in targets[:size]
+            )
     return found
 
 

@@ -192,9 +192,7 @@ def test_users_of_training_validation_and_test_are_disjoint(world: Simulation) -
 
 def test_folds_depend_on_the_seed(world: Simulation) -> None:
     frame = read_events(world.events).frame
-    tests = [
-        split_events(frame, "k-fold", seed=seed).test.targets.tolist() for seed in (0, 0, 1)
-    ]
+    tests = [split_events(frame, "k-fold", seed=seed).test.targets.tolist() for seed in (0, 0, 1)]
     assert tests[0] == tests[1]
     assert tests[0] != tests[2]
 

@@ -1,0 +1,255 @@
+"""A run, a bundle and the baselines are asked the same questions, and judged alike."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ranklet import Ranker
+from ranklet.errors import RunError
+from ranklet_training.checkpoint import Run
+from ranklet_training.evaluate import (
+    Histories,
+    Scorer,
+    bundle_ranks,
+    evaluate,
+    markov_scorer,
+    model_scorer,
+    popularity_scorer,
+    target_ranks,
+)
+from ranklet_training.events import Events
+from ranklet_training.metrics import all_metrics
+from ranklet_training.sequences import Sequences
+from ranklet_training.simulator import Simulation
+from ranklet_training.split import Cases, Split, split_events
+
+FOUR_DIGITS = 5e-5  # what run and bundle agree to
+
+
+def sequences_of(*histories: Sequence[int]) -> Sequences:
+    items = np.array([item for history in histories for item in history], np.int64)
+    return Sequences(items, np.cumsum([0, *map(len, histories)]))
+
+
+def cases_of(*pairs: tuple[Sequence[int], int]) -> Cases:
+    """Return questions from (history, target)."""
+    return Cases(sequences_of(*(h for h, _ in pairs)), np.array([t for _, t in pairs]))
+
+
+def constant(*scores: float) -> Scorer:
+    """Score items 1, 2, ... alike whatever the history."""
+    row = np.array([0.0, *scores], np.float32)
+    return lambda histories: np.tile(row, (len(histories), 1))
+
+
+def histories_of(*histories: Sequence[int]) -> Histories:
+    return [np.array(history, np.int64) for history in histories]
+
+
+# Baselines.
+
+
+def test_popularity_counts_training_events() -> None:
+    scores = popularity_scorer(sequences_of([1, 2, 2], [2, 4]), 5)(histories_of([3], [1]))
+    assert scores[:, 1:].tolist() == [[1, 3, 0, 1, 0]] * 2
+
+
+def test_markov_counts_what_followed_the_last_item() -> None:
+    # After 1 came 2 twice and 3 once; the 1 that ends a history is followed by nobody.
+    scorer = markov_scorer(sequences_of([1, 2, 1, 3], [1, 2], [4, 1]), 4)
+    scores = scorer(histories_of([4, 1]))[0]
+    assert np.floor(scores[1:]).tolist() == [0, 2, 1, 0]
+
+
+def test_markov_breaks_ties_by_popularity() -> None:
+    # Nothing followed item 5, so popularity alone decides: 1 four times, 2 twice, 3 once.
+    scorer = markov_scorer(sequences_of([1, 1, 1, 2], [3, 2, 1], [4, 5]), 5)
+    assert (-scorer(histories_of([5]))[0][1:4]).argsort().tolist() == [0, 1, 2]
+
+
+def test_popularity_never_outweighs_one_transition() -> None:
+    scorer = markov_scorer(sequences_of([1] * 500, [2, 3]), 3)
+    assert scorer(histories_of([2]))[0].argmax() == 3
+
+
+def test_markov_answers_an_unknown_last_item_by_popularity() -> None:
+    scorer = markov_scorer(sequences_of([1, 2, 2]), 2)
+    assert scorer(histories_of([1, 0]))[0].argmax() == 2
+
+
+# Ranks.
+
+
+def test_ranks_are_in_the_order_of_the_questions() -> None:
+    # Histories of different length, so that batches sort them.
+    cases = cases_of(([1, 2, 3], 4), ([1], 2), ([1, 2], 3))
+    assert target_ranks(constant(4, 3, 2, 1), cases, mask_seen=False).tolist() == [4, 2, 3]
+
+
+def test_seen_items_do_not_stand_above_the_answer() -> None:
+    cases = cases_of(([1, 2], 4))
+    assert target_ranks(constant(4, 3, 2, 1), cases, mask_seen=True).tolist() == [2]
+    assert target_ranks(constant(4, 3, 2, 1), cases, mask_seen=False).tolist() == [4]
+
+
+def test_a_repeated_answer_is_not_masked() -> None:
+    cases = cases_of(([1, 2, 3], 2))
+    assert target_ranks(constant(4, 3, 2, 1), cases, mask_seen=True).tolist() == [1]
+
+
+def test_the_whole_history_is_masked_not_only_what_the_model_reads(
+    tiny_run: Run, split: Split
+) -> None:
+    model = tiny_run.load_model()
+    long = np.arange(1, 41)  # twice the maximum length; 60 items in all
+    cases = cases_of((long.tolist(), 50))
+    assert target_ranks(model_scorer(model, split.training), cases, mask_seen=True)[0] <= 20
+
+
+def test_an_unknown_item_in_a_history_masks_nothing() -> None:
+    cases = cases_of(([0, 1], 3))
+    assert target_ranks(constant(4, 3, 2), cases, mask_seen=True).tolist() == [2]
+
+
+def test_an_answer_that_the_catalogue_lacks_is_a_miss() -> None:
+    ranks = target_ranks(constant(*range(30)), cases_of(([1], 0), ([0], 0)), mask_seen=True)
+    assert set(all_metrics(ranks).values()) == {0.0}
+
+
+def test_ranks_do_not_change_what_the_scorer_returned() -> None:
+    kept = np.array([[0, 4, 3, 2, 1]], np.float32)
+    target_ranks(lambda _: kept, cases_of(([1, 2], 4)), mask_seen=True)
+    assert kept.tolist() == [[0, 4, 3, 2, 1]]
+
+
+def oracle_scorer(world: Simulation, split: Split, cases: Cases) -> Scorer:
+    """Score the ten likeliest items of each user by their place; found again by the history."""
+    frame = world.events.sort("user_id", "timestamp", maintain_order=True)
+    by_user = frame.group_by("user_id", maintain_order=True).agg("item_id")
+    best = dict(world.oracle.iter_rows())
+    answers: dict[tuple[int, ...], NDArray[np.int64]] = {}
+    for user, items in by_user.iter_rows():
+        history = split.vocabulary.index(items[:-1])
+        known = [item for item in best[user] if item in split.vocabulary.all_ids]
+        answers[tuple(history)] = split.vocabulary.index(known)
+
+    def score(histories: Histories) -> NDArray[np.float32]:
+        scores = np.zeros((len(histories), len(split.vocabulary) + 1), np.float32)
+        for row, history in zip(scores, histories, strict=True):
+            best = answers[tuple(history)]
+            row[best] = np.arange(len(best), 0, -1)
+        return scores
+
+    return score
+
+
+def test_the_oracle_of_the_world_hits_as_often_as_the_world_says(
+    world: Simulation, split: Split
+) -> None:
+    scorer = oracle_scorer(world, split, split.test)
+    rate = all_metrics(target_ranks(scorer, split.test, mask_seen=True))["HR@10"]
+    four_errors = 4 * (0.25 / len(split.test)) ** 0.5
+    assert rate == pytest.approx(world.best_hit_rate, abs=four_errors)
+
+
+def test_no_model_beats_the_oracle_by_more_than_noise(
+    world: Simulation, split: Split, tiny_run: Run
+) -> None:
+    four_errors = 4 * (0.25 / len(split.test)) ** 0.5
+    for row in evaluate({"run": tiny_run.load_model()}, split)["rows"]:
+        assert row["masked"]["HR@10"] < world.best_hit_rate + four_errors, row["model"]
+
+
+# Run and bundle.
+
+
+@pytest.fixture(scope="module")
+def time_split(events: Events) -> Split:
+    """A split whose questions name items that its training lacks."""
+    return split_events(events.frame, "time")
+
+
+def with_unknown_items(split: Split) -> Split:
+    """Forget what every seventh question is about, and parts of histories, one of them whole."""
+    random = np.random.default_rng(0)
+    items, targets = split.test.histories.items.copy(), split.test.targets.copy()
+    items[random.random(len(items)) < 0.2] = 0
+    items[: split.test.histories.offsets[1]] = 0
+    targets[::7] = 0
+    histories = Sequences(items, split.test.histories.offsets)
+    return Split(
+        split.kind, split.vocabulary, split.training, split.validation, Cases(histories, targets)
+    )
+
+
+@pytest.mark.parametrize("are_unknown", [False, True], ids=["known", "unknown"])
+def test_run_and_bundle_agree_in_every_metric(
+    are_unknown: bool, tiny_run: Run, tiny_ranker: Ranker, split: Split
+) -> None:
+    asked = with_unknown_items(split) if are_unknown else split
+    table = evaluate({"run": tiny_run.load_model(), "bundle": tiny_ranker}, asked)
+    run, bundle = table["rows"][:2]
+    for part in ("masked", "unmasked"):
+        assert bundle[part] == pytest.approx(run[part], abs=FOUR_DIGITS)
+
+
+@pytest.mark.parametrize("mask_seen", [True, False])
+def test_run_and_bundle_give_the_same_ranks_where_a_metric_looks(
+    mask_seen: bool, tiny_run: Run, tiny_ranker: Ranker, split: Split
+) -> None:
+    scorer = model_scorer(tiny_run.load_model(), split.training)
+    run = target_ranks(scorer, split.test, mask_seen=mask_seen)
+    bundle = bundle_ranks(tiny_ranker, split, split.test, mask_seen=mask_seen)
+    np.testing.assert_array_equal(np.minimum(run, 21), np.minimum(bundle, 21))
+
+
+def test_the_time_split_asks_about_unknown_items(time_split: Split) -> None:
+    asked = time_split.test
+    assert (asked.targets == 0).any() or (asked.histories.items == 0).any()
+
+
+def test_a_cold_history_is_answered_by_popularity(
+    tiny_run: Run, tiny_ranker: Ranker, split: Split
+) -> None:
+    cases = cases_of(([0, 0], 5), ([0], 17))
+    scorers = (model_scorer(tiny_run.load_model(), split.training), popularity_scorer)
+    run = target_ranks(scorers[0], cases, mask_seen=True)
+    counts = split.training.counts(60)[1:]
+    expected = [int((counts >= counts[item - 1]).sum()) for item in (5, 17)]
+    assert run.tolist() == expected
+    bundle = bundle_ranks(tiny_ranker, split, cases, mask_seen=True)
+    assert np.minimum(bundle, 21).tolist() == np.minimum(expected, 21).tolist()
+
+
+# The table.
+
+
+def test_the_table_names_protocol_users_and_baselines(tiny_run: Run, split: Split) -> None:
+    table = evaluate({"mine": tiny_run.load_model()}, split)
+    assert table["protocol"] == "leave-one-out, test, full ranking of 60 items, pessimistic ties"
+    assert table["users"] == 150
+    assert [row["model"] for row in table["rows"]] == ["mine", "last-item Markov", "popularity"]
+
+
+def test_cold_targets_are_those_that_training_never_saw(events: Events, split: Split) -> None:
+    seen = Counter(split.training.items.tolist())
+    cold = sum(int(target) not in seen for target in split.test.targets)
+    assert evaluate({}, split)["cold_targets"] == cold
+
+
+def test_validation_can_be_asked_too(split: Split) -> None:
+    assert evaluate({}, split, on="validation")["protocol"].startswith("leave-one-out, validation,")
+
+
+@pytest.mark.parametrize("which", ["run", "bundle"])
+def test_a_model_of_another_catalogue_is_refused(
+    which: str, tiny_run: Run, tiny_ranker: Ranker, time_split: Split
+) -> None:
+    model = tiny_run.load_model() if which == "run" else tiny_ranker
+    items = len(time_split.vocabulary)
+    assert items < 60
+    with pytest.raises(RunError, match=f"{which} knows 60 items and the events have {items}"):
+        evaluate({which: model}, time_split)
