@@ -81,7 +81,6 @@ class Ranker:
         self._session = session
         self._folder = folder
         self._table = map_table(folder, manifest)
-        self._state = {i.name: i for i in manifest.inputs if i.name.startswith("past_")}
         self._empty_states: dict[int, dict[str, NDArray[np.float32]]] = {}
 
     @classmethod
@@ -272,7 +271,7 @@ class Ranker:
                 kept = [place for place, i in enumerate(items.tolist()) if i not in excluded]
                 items, values = items[kept], values[kept]
             ids = self.vocabulary.ids(items[:k])
-            answers.append(Ranking(ids, values[:k], request.unknown, cold=False))
+            answers.append(Ranking(ids, values[:k].copy(), request.unknown, cold=False))
         return answers
 
     def _run(

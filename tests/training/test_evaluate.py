@@ -215,8 +215,8 @@ def test_a_cold_history_is_answered_by_popularity(
     tiny_run: Run, tiny_ranker: Ranker, split: Split
 ) -> None:
     cases = cases_of(([0, 0], 5), ([0], 17))
-    scorers = (model_scorer(tiny_run.load_model(), split.training), popularity_scorer)
-    run = target_ranks(scorers[0], cases, mask_seen=True)
+    scorer = model_scorer(tiny_run.load_model(), split.training)
+    run = target_ranks(scorer, cases, mask_seen=True)
     counts = split.training.counts(60)[1:]
     expected = [int((counts >= counts[item - 1]).sum()) for item in (5, 17)]
     assert run.tolist() == expected
