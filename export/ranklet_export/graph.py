@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ranklet_training.attention import KeyValue
 from ranklet_training.checkpoint import Model
+from ranklet_training.model import SHORTEST_EXPORT
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,9 @@ def export_graph(model: Model, path: Path, opset: int) -> ServingGraph:
         opset: From 18; from 23 on attention is one node, see ``FUSED_OPSET``.
     """
     batch = torch.export.Dim("batch", min=1)
-    length = torch.export.Dim("length", min=1, max=model.config.max_length)
-    past = torch.export.Dim("past", min=0, max=model.config.max_length)
+    longest = max(model.config.max_length, SHORTEST_EXPORT)
+    length = torch.export.Dim("length", min=1, max=longest)
+    past = torch.export.Dim("past", min=0, max=longest)
     state = [
         tensor.new_zeros(TRACED_BATCH, tensor.shape[1], TRACED_PAST, tensor.shape[3])
         for tensor in flatten(model.empty_state(1))

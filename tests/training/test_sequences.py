@@ -23,7 +23,7 @@ ragged = st.lists(st.integers(0, 23), min_size=1, max_size=12)
 
 
 def numbered(lengths: list[int]) -> Sequences:
-    """Histories whose items tell user and place: 1000 * user + place + 1; ratings are their half."""
+    """Items tell user and place, 1000 * user + place + 1; ratings are their half."""
     items = [1000 * user + place + 1 for user, n in enumerate(lengths) for place in range(n)]
     offsets = np.cumsum([0, *lengths])
     return Sequences(np.array(items, np.int64), offsets, np.array(items, np.float32) / 2)

@@ -134,7 +134,7 @@ def test_every_training_event_is_earlier_than_every_target(world: Simulation) ->
 
 def test_an_item_of_the_future_is_a_target_that_nothing_knows() -> None:
     events = [*user("u1", "abcabcab"), *user("u2", "babcabca"), ("u1", "new", 50), ("u2", "a", 51)]
-    split = split_of(events + [("u2", "b", 20), ("u1", "c", 21)], "time")
+    split = split_of([*events, ("u2", "b", 20), ("u1", "c", 21)], "time")
     assert "new" not in list(split.vocabulary.all_ids)
     targets = [target for _, target in cases_of(split, split.validation)]
     targets += [target for _, target in cases_of(split, split.test)]

@@ -397,7 +397,7 @@ def test_scores_that_are_not_finite_stop_with_a_named_error(
 
     run, original = start(), training._validate
     monkeypatch.setattr(training, "_validate", poison)
-    with pytest.raises(RunError, match="score .* is NaN"):
+    with pytest.raises(RunError, match=r"score .* is NaN"):
         train(run, split, show_progress=False)
     assert not (run.path / "best.safetensors").exists()
 

@@ -21,6 +21,9 @@ from torch.nn import functional
 from ranklet_training.attention import KeyValue, attention, rotary, rotary_tables
 from ranklet_training.features import Feature
 
+# A graph takes this many events even if the model keeps fewer: tracing needs room.
+SHORTEST_EXPORT = 16
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -163,9 +166,8 @@ class SequenceModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         # Twice the maximum length, so that a kept state has room to grow before it must roll.
-        cos, sin = rotary_tables(
-            2 * config.max_length, config.width // config.heads, config.rotary_base
-        )
+        positions = 2 * max(config.max_length, SHORTEST_EXPORT)
+        cos, sin = rotary_tables(positions, config.width // config.heads, config.rotary_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
