@@ -144,6 +144,8 @@ def _compare(point: str, expected: Arrays, found: Arrays) -> tuple[float, float]
     items, scores = found["items"], found["scores"]
     all_scores = expected["scores"]
     rows = np.arange(len(items))[:, None]
+    if not np.isfinite(scores).all():
+        raise ParityError(f"{point}: the graph gives scores that are not finite")
     if items.min() < 1 or items.max() > all_scores.shape[1]:
         raise ParityError(f"{point}: the graph ranks an item that does not exist: {items}")
     if any(len(set(row)) < len(row) for row in items.tolist()):

@@ -266,7 +266,7 @@ def test_a_graph_that_gives_nan_fails_the_gate(
     copy = tmp_path / "model.onnx"
     shutil.copy(long_graph, copy)
     damage(copy, "model.norm.weight", lambda values: values.__setitem__(0, np.nan))
-    with pytest.raises(ParityError, match="differs by nan|twice|does not exist"):
+    with pytest.raises(ParityError, match="the graph gives scores that are not finite"):
         check_parity(copy, long_model, table_of(long_model))
 
 
