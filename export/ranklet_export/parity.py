@@ -52,7 +52,8 @@ def check_parity(path: Path, model: Model, table: Tensor, seed: int = 0) -> Pari
     """
     session, _ = create_session(path, "cpu", 1)
     _check_contract(session, model)
-    points, score_difference, state_difference = [], 0.0, 0.0
+    points: list[str] = []
+    score_difference = state_difference = 0.0
     random = np.random.default_rng(seed)
     for batch, length, past in _points(model):
         point = f"batch {batch}, length {length}, past {past}"

@@ -215,6 +215,7 @@ def test_a_training_killed_by_the_system_at_random_moments_ends_with_the_same_bi
     assert killer.returncode == 0, killer.stderr
     assert int(killer.stdout) >= 3, f"seed {seed}: {killer.stdout}"
     assert outcome(run) == uninterrupted, f"seed {seed}"
+    assert not list(run.path.glob(".*")), f"seed {seed}: half-written files were left"
 
 
 # Refusals.

@@ -200,6 +200,8 @@ def _prepare(run: Run, split: Split) -> tuple[Model, torch.optim.Optimizer, Prog
     model = run.build_model()
     model.init_weights()
     optimizer = _optimizer(model, config)
+    for torn in run.path.glob(".*.tmp"):  # what a killed training was about to write
+        torn.unlink()
     last = run.path / "last.safetensors"
     if last.exists():
         progress = load_checkpoint(last, model, optimizer)
