@@ -393,7 +393,7 @@ def test_a_broken_json_line_is_named(tmp_path: Path) -> None:
         ("log.parquet", b"not parquet at all"),
         ("log.parquet", b"PAR1 and damaged PAR1"),
         ("log.csv.gz", b"\x1f\x8b damaged"),
-        ("log.csv.gz", gzip.compress(f"{HEADER}\n".encode() + b"1,2,3\n" * 9999)[:60]),
+        ("log.csv.gz", gzip.compress(f"{HEADER}\n".encode() + b"1,2,3\n" * 9999, mtime=0)[:60]),
         ("log.jsonl", b"\xff\xfe"),
     ],
 )
