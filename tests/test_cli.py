@@ -89,6 +89,10 @@ def test_train_evaluate_export_rank(log: Path, tmp_path: Path) -> None:
     assert call("inspect", bundle).exit_code == 0
 
 
+def test_a_run_that_was_started_from_python_is_evaluated(tiny_bundle: Path, log: Path) -> None:
+    assert call("evaluate", tiny_bundle, log).exit_code == 0
+
+
 def test_a_finished_run_is_not_trained_over(tiny_run: Run, log: Path) -> None:
     result = call("train", log, "--out", tiny_run.path)
     assert result.exit_code == 6

@@ -4,7 +4,6 @@ One graph serves a cold history (an empty past) and a single new event (a past o
 Batch, length and past are dynamic.
 """
 
-import logging
 import warnings
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from torch.nn import functional
 from ranklet_training.attention import KeyValue
 from ranklet_training.checkpoint import Model
 from ranklet_training.model import SHORTEST_EXPORT
-
-logger = logging.getLogger(__name__)
 
 OPSETS = range(18, 24)
 # From here on attention and rotary positions are one ONNX node each.

@@ -569,9 +569,10 @@ def _read_log(path: Path, reading: dict[str, str]) -> "Events":
     names = ("user", "item", "timestamp", "event", "rating")
     return read_events(
         path,
-        Columns(**{name: reading[f"{name}_column"] for name in names}),
-        duplicates=reading["duplicates"],  # type: ignore[arg-type]  # click checked the choice
-        id_type=reading["id_type"],  # type: ignore[arg-type]
+        # A run that was started from Python may not say how its log was read: by the defaults.
+        Columns(**{n: reading[f"{n}_column"] for n in names if f"{n}_column" in reading}),
+        duplicates=reading.get("duplicates", "none"),  # type: ignore[arg-type]  # click checked the choice
+        id_type=reading.get("id_type", "auto"),  # type: ignore[arg-type]
     )
 
 

@@ -1,7 +1,7 @@
 """Settings of a training run, and presets that choose them from the shape of the data."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ranklet.errors import InputError
@@ -149,8 +149,3 @@ def _convert(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401 (setting
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{name} must be {kind.__name__}, got {value!r}")
     return value
-
-
-def setting_names() -> list[str]:
-    """Return the name of every setting, for help and completion."""
-    return [f.name for part in (ModelConfig, TrainConfig) for f in fields(part)]

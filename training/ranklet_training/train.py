@@ -6,7 +6,6 @@ a few numbers, and one atomic file holds them. (On CPU, with the same number of 
 """
 
 import json
-import logging
 import math
 import platform
 import time
@@ -45,7 +44,6 @@ from ranklet_training.seed import SeedModel
 from ranklet_training.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.split import Split
 
-logger = logging.getLogger(__name__)
 Log = Callable[[dict[str, Any]], None]
 
 
