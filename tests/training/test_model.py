@@ -284,7 +284,10 @@ def test_a_feature_without_a_value_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "deep"}, "kind must be 'sequence' or 'seed', got 'deep'"),
+        ({"kind": "deep"}, r"kind must be one of \('sequence', 'seed'\), got 'deep'"),
+        ({"block": "post-norm"}, "block must be one of .*, got 'post-norm'"),
+        ({"activation": "relu"}, "activation must be one of .*, got 'relu'"),
+        ({"scoring": "euclid"}, "scoring must be one of .*, got 'euclid'"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"heads": 0}, "heads must be at least 1, got 0"),
         ({"feed_forward": 0}, "feed_forward must be at least 1, got 0"),

@@ -1,9 +1,11 @@
-"""Losses as functions: softmax over the whole catalogue in chunks, and squared error of ratings."""
+"""Losses as functions: softmax over all or sampled items, gBCE, squared error of ratings."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # A chunk of logits of this many numbers stays in the cache and below the size at which the
 # allocator maps fresh pages at every step.
@@ -11,47 +13,57 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy whose gradient is made in the forward pass, so that no logits are kept."""
+    """Cross-entropy of one right row against others, its gradient made in the forward pass.
+
+    No more than a chunk of logits ever exists. Row ``column[n]`` of the others is the right item of
+    target n itself and takes no part there; ``column[n]`` is -1 where they do not hold it.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 (torch gives it no public type)
         users: Tensor,
-        table: Tensor,
-        targets: Tensor,
+        right: Tensor,
+        others: Tensor,
+        column: Tensor,
+        shift: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        count, items = len(users), table.shape[0]
-        narrow_users, narrow_table = users.to(dtype), table.to(dtype)
-        grad_users = torch.empty_like(users)
-        grad_table = torch.zeros_like(table)
+        count = len(users)
+        narrow_users, narrow_others = users.to(dtype), others.to(dtype)
+        right_logits = (users * right).sum(dim=1, keepdim=True)  # (N, 1)
+        grad_users, grad_others = torch.empty_like(users), torch.zeros_like(others)
+        grad_right_logits = torch.empty_like(right_logits)
         loss = torch.zeros((), dtype=torch.float64)
-        size = max(1, CHUNK_ELEMENTS // items)
+        size = max(1, CHUNK_ELEMENTS // len(others))
         for begin in range(0, count, size):
             rows = slice(begin, begin + size)
-            logits = narrow_users[rows] @ narrow_table.T  # (C, items + 1)
-            logits[:, 0] = -torch.inf  # padding is never an answer
-            right = targets[rows, None]
-            target_logits = logits.gather(1, right).float()
-            top = logits.amax(dim=1, keepdim=True)
-            weights = logits.sub_(top).exp_()
-            total = weights.sum(dim=1, keepdim=True, dtype=torch.float32)
-            loss += (total.log() + top.float() - target_logits).sum()
+            logits = narrow_users[rows] @ narrow_others.T  # (C, M)
+            hit = torch.nonzero(column[rows] >= 0)[:, 0]
+            logits[hit, column[rows][hit]] = -torch.inf
+            # The shift is added to two columns, not to a matrix of them.
+            right_logit = right_logits[rows] - shift
+            top = torch.maximum(logits.amax(dim=1, keepdim=True).to(users.dtype), right_logit)
+            weights = logits.sub_(top.to(dtype)).exp_()
+            right_weight = (right_logit - top).exp()
+            total = weights.sum(dim=1, keepdim=True, dtype=users.dtype) + right_weight
+            loss += (total.log() + top - right_logit).sum()
             # d loss / d logits = softmax - one-hot, over the number of targets
             weights.mul_((1 / (total * count)).to(dtype))
-            weights.scatter_add_(1, right, torch.full_like(right, -1 / count, dtype=dtype))
-            grad_users[rows] = (weights @ narrow_table).to(users.dtype)
-            grad_table += (weights.T @ narrow_users[rows]).to(table.dtype)
-        ctx.save_for_backward(grad_users, grad_table)
+            grad_right_logits[rows] = (right_weight / total - 1) / count
+            grad_users[rows] = (weights @ narrow_others).to(users.dtype)
+            grad_others += (weights.T @ narrow_users[rows]).to(others.dtype)
+        grad_users += grad_right_logits * right
+        ctx.save_for_backward(grad_users, grad_right_logits * users, grad_others)
         return (loss / count).to(users.dtype)
 
     @staticmethod
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor, Tensor, None, None]:
-        grad_users, grad_table = ctx.saved_tensors
-        return grad * grad_users, grad * grad_table, None, None
+    ) -> tuple[Tensor | None, ...]:
+        grad_users, grad_right, grad_others = ctx.saved_tensors
+        return grad * grad_users, grad * grad_right, grad * grad_others, None, None, None
 
 
 def softmax_loss(
@@ -65,8 +77,76 @@ def softmax_loss(
         targets: Index of the item that came next, int64 (N,), from 1.
         dtype: Of the logits and the products; bfloat16 saves time where the CPU has it.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(users, table, targets, dtype)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        users, functional.embedding(targets, table), table[1:], targets - 1, 0.0, dtype
+    )
     return loss
+
+
+def sampled_softmax_loss(
+    users: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    items: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the mean cross-entropy of each target against negatives that all targets share.
+
+    A negative stands for items / negatives items, so its logit gets the log of that: the logQ
+    correction of Bengio and Senecal, "Adaptive importance sampling", 2008, for uniform sampling.
+    A target among the negatives does not compete with itself.
+
+    Args:
+        users: (N, D).
+        table: The rows that targets and negatives count in, (R, D).
+        targets: int64 (N,).
+        negatives: Distinct rows, drawn uniformly, sorted, int64 (M,).
+        items: Size of the catalogue.
+        dtype: Of the logits and the products.
+    """
+    place = torch.searchsorted(negatives, targets).clamp_(max=len(negatives) - 1)
+    column = torch.where(negatives[place] == targets, place, -1)
+    shift = math.log(items / len(negatives))
+    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        users,
+        functional.embedding(targets, table),
+        functional.embedding(negatives, table),
+        column,
+        shift,
+        dtype,
+    )
+    return loss
+
+
+def gbce_loss(
+    users: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    items: int,
+    calibration: float,
+) -> Tensor:
+    """Return the generalised binary cross-entropy, mean over targets.
+
+    -log(sigmoid(s+)^beta) - sum log(1 - sigmoid(s-)), beta = a (t (1 - 1 / a) + 1 / a), where a is
+    the share of items that are drawn and t the calibration; t = 0 is plain BCE, as in SASRec.
+    Source: Petrov and Macdonald, "gSASRec", RecSys 2023, equation 7.
+
+    Args:
+        users: (N, D).
+        table: The rows that targets and negatives count in, (R, D).
+        targets: int64 (N,).
+        negatives: Rows drawn for each target, int64 (N, M).
+        items: Size of the catalogue.
+        calibration: t, from 0 to 1.
+    """
+    share = negatives.shape[1] / (items - 1)
+    beta = share * (calibration * (1 - 1 / share) + 1 / share)
+    right = (users * functional.embedding(targets, table)).sum(dim=1)
+    wrong = torch.einsum("nd,nmd->nm", users, functional.embedding(negatives, table))
+    loss = -beta * functional.logsigmoid(right) - functional.logsigmoid(-wrong).sum(dim=1)
+    return loss.mean()
 
 
 def rating_loss(users: Tensor, table: Tensor, targets: Tensor, ratings: Tensor) -> Tensor:
@@ -78,5 +158,5 @@ def rating_loss(users: Tensor, table: Tensor, targets: Tensor, ratings: Tensor) 
         targets: int64 (N,).
         ratings: Less the mean rating, (N,).
     """
-    predicted = (users * table[targets]).sum(dim=-1)
+    predicted = (users * functional.embedding(targets, table)).sum(dim=-1)
     return (predicted - ratings).square().mean()

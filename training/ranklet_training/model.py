@@ -2,7 +2,7 @@
 
 score(user, item) = <user, e(item)>. Notable choices (what each is worth: docs/training.md):
 
-* one item table for input and output, rows normalised; a score is a cosine over a temperature;
+* one item table for input and output; a score is a cosine over a temperature (or a dot product);
 * e(item) = id embedding + mean embedding of each feature, folded into one table for export;
 * pre-norm blocks, rotary positions, causal mask, right padding: append-stable, so a state keeps;
 * when it serves, the last block computes its query, and all after it, for the last event alone.
@@ -33,16 +33,26 @@ class ModelConfig:
     width: int = 64
     blocks: int = 2  # 0 scores from the last event alone: the baseline that attention must beat
     heads: int = 1
+    block: Literal["pre-norm", "gated"] = "pre-norm"
+    activation: Literal["gelu", "swiglu"] = "gelu"
     feed_forward: int = 4  # hidden width of the feed-forward layer, in widths
     max_length: int = 200  # longer histories keep their latest events
     dropout: float = 0.3
-    temperature: float = 0.07
+    scoring: Literal["cosine", "dot"] = "cosine"
+    temperature: float = 0.07  # of cosine scores
     rotary_base: float = 1000.0
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""
-        if self.kind not in ("sequence", "seed"):
-            raise ValueError(f"kind must be 'sequence' or 'seed', got {self.kind!r}")
+        choices = {
+            "kind": ("sequence", "seed"),
+            "block": ("pre-norm", "gated"),
+            "activation": ("gelu", "swiglu"),
+            "scoring": ("cosine", "dot"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name in ("width", "heads", "feed_forward", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -110,29 +120,61 @@ class ItemTable(nn.Module):
         with torch.no_grad():
             self.item[0] = 0
 
-    def forward(self) -> Tensor:
-        """Return e(item) for all items, (items + 1, D)."""
-        table: Tensor = self.item
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """Return e(item) for all items, (items + 1, D), or for some rows of that, (R, D)."""
+        table = self.item if rows is None else functional.embedding(rows, self.item)
         for place, bag in enumerate(self.features):
             codes, offsets = getattr(self, f"codes_{place}"), getattr(self, f"offsets_{place}")
+            if rows is not None:
+                codes, offsets = _take_ragged(codes, offsets, rows)
             table = table + bag(codes, offsets)
         return table
 
 
+def _take_ragged(codes: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes and offsets of some rows of a ragged array."""
+    ends = torch.cat([offsets[1:], offsets.new_tensor([len(codes)])])
+    lengths = (ends - offsets)[rows]
+    starts = lengths.cumsum(0) - lengths
+    shift = torch.repeat_interleave(offsets[rows] - starts, lengths)
+    return codes[torch.arange(len(shift)) + shift], starts
+
+
+class SwiGLU(nn.Module):
+    """Half of the channels, through SiLU, gate the other half.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return functional.silu(gate) * value
+
+
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, in two steps so that a server may ask one query only."""
+    """Pre-norm attention and feed-forward, in two steps so that a server may ask one query only.
+
+    A gated block multiplies what each of the two adds by a sigmoid of the residual stream (the
+    LiGR block of Borisyuk et al., "LiGR", 2025, as in eSASRec, RecSys 2025).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, hidden = config.width, config.feed_forward * config.width
+        is_gated, is_swiglu = config.block == "gated", config.activation == "swiglu"
         self.heads = config.heads
         self.attention_norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * hidden if is_swiglu else hidden),
+            SwiGLU() if is_swiglu else nn.GELU(),
+            nn.Linear(hidden, width),
         )
+        self.attention_gate = nn.Linear(width, width, bias=False) if is_gated else None
+        self.feed_forward_gate = nn.Linear(width, width, bias=False) if is_gated else None
         self.attention_dropout = Dropout(config.dropout)
         self.feed_forward_dropout = Dropout(config.dropout)
 
@@ -147,9 +189,14 @@ class Block(nn.Module):
     def merge(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add what attention gave and the feed-forward layer to the residual stream."""
         attended = attended.transpose(1, 2).flatten(2)  # (B, T, D)
-        x = x + self.attention_dropout(self.output(attended))
-        out: Tensor = x + self.feed_forward_dropout(self.feed_forward(x))
+        x = x + self.attention_dropout(_gate(self.attention_gate, x, self.output(attended)))
+        added = _gate(self.feed_forward_gate, x, self.feed_forward(x))
+        out: Tensor = x + self.feed_forward_dropout(added)
         return out
+
+
+def _gate(gate: nn.Module | None, x: Tensor, added: Tensor) -> Tensor:
+    return added if gate is None else gate(x).sigmoid() * added
 
 
 class SequenceModel(nn.Module):
@@ -185,11 +232,17 @@ class SequenceModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
-    def table(self) -> Tensor:
-        """Return the normalised item table, (items + 1, D); row 0 stays zero."""
-        return functional.normalize(self.items(), dim=-1)
+    def table(self, rows: Tensor | None = None) -> Tensor:
+        """Return the table to score against, (items + 1, D): normalised if scores are cosines.
+
+        Args:
+            rows: Return these rows only, int64 (R,), from 0; then indices count in them.
+        """
+        table: Tensor = self.items(rows)
+        return functional.normalize(table, dim=-1) if self.config.scoring == "cosine" else table
 
     def encode(self, history: Tensor, table: Tensor) -> Tensor:
         """Return the user vector after every event, for training.
@@ -272,8 +325,10 @@ class SequenceModel(nn.Module):
 
     def user(self, x: Tensor) -> Tensor:
         """Turn the residual stream into vectors whose product with the table is the score."""
-        scaled: Tensor = functional.normalize(self.norm(x), dim=-1) / self.config.temperature
-        return scaled
+        user: Tensor = self.norm(x)
+        if self.config.scoring == "dot":
+            return user
+        return functional.normalize(user, dim=-1) / self.config.temperature
 
     def empty_state(self, batch: int) -> list[KeyValue]:
         """Return the state before the first event, for ``serve``."""

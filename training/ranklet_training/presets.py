@@ -25,6 +25,9 @@ class TrainConfig:
     l1: float = 0.0  # shrinks weights towards 0 by learning_rate * l1 a step
     l2: float = 0.0  # decoupled weight decay of AdamW
     cooccurrence_start: bool = True
+    loss: Literal["softmax", "sampled-softmax", "gbce"] = "softmax"
+    negatives: int = 2048  # items drawn: for a step in sampled-softmax, for a target in gbce
+    calibration: float = 0.75  # t of gbce; 0 is plain binary cross-entropy
     head_dtype: Literal["float32", "bfloat16"] = "float32"
     features: str = ""  # columns of the item file, separated by commas
     split: SplitKind = "leave-one-out"
@@ -34,7 +37,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no training can have."""
-        for name in ("epochs", "targets_per_step", "checkpoint_steps", "patience"):
+        for name in ("epochs", "targets_per_step", "checkpoint_steps", "patience", "negatives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "clip"):
@@ -43,7 +46,10 @@ class TrainConfig:
         for name in ("l1", "l2", "warmup_steps", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.calibration <= 1:
+            raise ValueError(f"calibration must be in [0, 1], got {self.calibration}")
         choices = {
+            "loss": ("softmax", "sampled-softmax", "gbce"),
             "windows": ("last", "all"),
             "head_dtype": ("float32", "bfloat16"),
             "split": ("leave-one-out", "time", "k-fold"),

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -36,9 +37,9 @@ from ranklet_training.cooccurrence import cooccurrence_table
 from ranklet_training.evaluate import model_scorer, target_ranks
 from ranklet_training.events import Events
 from ranklet_training.features import build_feature
-from ranklet_training.losses import rating_loss, softmax_loss
+from ranklet_training.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
 from ranklet_training.metrics import all_metrics
-from ranklet_training.model import SequenceModel, reset_dropout
+from ranklet_training.model import reset_dropout
 from ranklet_training.presets import RunConfig, TrainConfig
 from ranklet_training.seed import SeedModel
 from ranklet_training.sequences import Batch, epoch_batches, targets_per_epoch
@@ -268,7 +269,7 @@ def _step(
     """Take one step of gradient descent and return the loss and the number of targets."""
     config = run.config.train
     reset_dropout(model, config.seed, step)
-    loss, count = _loss(run, model, batch)
+    loss, count = _loss(run, model, batch, step)
     value = loss.item()
     if not math.isfinite(value):
         raise RunError(_not_finite("loss", value, step, batch))
@@ -302,19 +303,48 @@ def shrink_l1(parameters: list[torch.nn.Parameter], amount: float) -> None:
             parameter.sub_(parameter.clamp(-amount, amount))
 
 
-def _loss(run: Run, model: Model, batch: Batch) -> tuple[Tensor, int]:
+def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]:
+    config = run.config.train
     history, targets = torch.from_numpy(batch.history), torch.from_numpy(batch.targets)
     is_target = targets != 0
     right = targets[is_target]  # (N,)
-    table = model.table()
-    if isinstance(model, SequenceModel):
+    if isinstance(model, SeedModel):
+        assert batch.ratings is not None
+        table = model.table()
+        users = model.encode(history, table, torch.from_numpy(batch.users))[is_target]
+        ratings = torch.from_numpy(batch.ratings)[is_target] - run.data["rating_mean"]
+        return rating_loss(users, table, right, ratings), len(right)
+    dtype = getattr(torch, config.head_dtype)
+    if config.loss == "softmax":
+        table = model.table()
         users = model.encode(history, table)[is_target]  # (N, D)
-        dtype = getattr(torch, run.config.train.head_dtype)
         return softmax_loss(users, table, right, dtype), len(right)
-    assert batch.ratings is not None
-    users = model.encode(history, table, torch.from_numpy(batch.users))[is_target]
-    ratings = torch.from_numpy(batch.ratings)[is_target] - run.data["rating_mean"]
-    return rating_loss(users, table, right, ratings), len(right)
+    random = np.random.Generator(np.random.Philox([config.seed, step]))
+    items = run.catalogue.height
+    if config.loss == "sampled-softmax":
+        negatives = draw_negatives(random, config.negatives, items)
+    else:
+        drawn = random.integers(1, items, (len(right), config.negatives), endpoint=True)
+        negatives = torch.from_numpy(drawn)
+    # Only rows that this step needs are made, looked up and scored.
+    needed = torch.cat([history.new_zeros(1), history.flatten(), right, negatives.flatten()])
+    rows, place = torch.unique(needed, return_inverse=True)  # sorted
+    parts = place[1:].split([history.numel(), len(right), negatives.numel()])
+    table = model.table(rows)
+    users = model.encode(parts[0].view_as(history), table)[is_target]
+    if config.loss == "sampled-softmax":
+        loss = sampled_softmax_loss(users, table, parts[1], parts[2], items, dtype)
+    else:
+        wrong = parts[2].view_as(negatives)
+        loss = gbce_loss(users, table, parts[1], wrong, items, config.calibration)
+    return loss, len(right)
+
+
+def draw_negatives(random: np.random.Generator, count: int, items: int) -> Tensor:
+    """Return distinct item indices from 1, sorted; all of them if there are no more than count."""
+    if count >= items:
+        return torch.arange(1, items + 1)
+    return torch.from_numpy(np.sort(random.choice(items, count, replace=False, shuffle=False)) + 1)
 
 
 def _validate(model: Model, split: Split) -> dict[str, float]:

