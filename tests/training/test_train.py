@@ -372,8 +372,8 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_a_checkpoint(
 ) -> None:
     run = start()
 
-    def hook(run: Run, model: nn.Module, batch: object) -> Any:
-        loss, count = original(run, model, batch)  # type: ignore[arg-type]
+    def hook(run: Run, model: nn.Module, batch: object, step: int) -> Any:
+        loss, count = original(run, model, batch, step)  # type: ignore[arg-type]
         calls[0] += 1
         if calls[0] == 6:
             loss.register_hook(lambda gradient: gradient * float("nan"))
