@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from ranklet import __version__
 from ranklet.errors import InputError, ProviderError, RankletError
-from ranklet.files import atomic_write
+from ranklet.plots import new_figure, save_figure
 from ranklet.provider import ORT_ERRORS, ORT_NAMES, Provider
 from ranklet.ranker import MAX_BATCH, MAX_SCORES, Ranker, empty_state
 from ranklet.vocabulary import Ids, show
@@ -225,38 +224,16 @@ def format_table(report: BenchReport) -> str:
     return "\n".join(lines)
 
 
-def check_plot(path: str | Path) -> None:
-    """Raise what ``plot`` would, so that it is known before a long benchmark.
-
-    Raises:
-        InputError: matplotlib is missing, or it can't write such a file there.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"a plot needs matplotlib ({error}): pip install 'ranklet[plots]'"
-        ) from error
-    kinds = sorted(Figure().canvas.get_supported_filetypes())
-    if (kind := Path(path).suffix[1:].lower()) not in kinds:
-        raise InputError(f"plot {str(path)!r} must end in one of {', '.join(kinds)}, got {kind!r}")
-    if not Path(path).parent.is_dir():
-        raise InputError(f"plot {str(path)!r}: the folder {Path(path).parent} does not exist")
-
-
 def plot(report: BenchReport, path: str | Path) -> None:
     """Draw latency against length, a line for each batch and thread count, up to p95 as a band.
 
     Raises:
-        InputError: As ``check_plot``.
+        InputError: As ``plots.check_plot``.
     """
-    check_plot(path)
-    from matplotlib.figure import Figure
+    figure, axes = new_figure(path)
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     found = report.measurements
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
     _draw_lines(axes, found)
     if max(m.p50_ms for m in found) > 20 * min(m.p50_ms for m in found):
         axes.set_yscale("log")
@@ -268,16 +245,12 @@ def plot(report: BenchReport, path: str | Path) -> None:
     axes.set_xticks(sorted({m.length for m in found}))
     axes.set_xlabel("history length (events)")
     axes.set_ylabel("latency of one call (ms): median, band up to p95")
-    axes.grid(alpha=0.25, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     title = f"{Path(report.bundle).resolve().name}: top {report.k} of {report.items:,} items"
     axes.set_title(f"{title} on {found[0].provider}", loc="left", fontweight="bold", pad=30)
     where = _machine_line(report.machine).replace(", Python", "\nPython")
     axes.text(0, 1.02, where, transform=axes.transAxes, fontsize=8, color="0.35")
-    data = BytesIO()
-    figure.savefig(data, format=Path(path).suffix[1:].lower())
-    atomic_write(Path(path), data.getvalue())
+    save_figure(figure, path)
 
 
 def _draw_lines(axes: "Axes", measurements: list[Measurement]) -> None:

@@ -17,12 +17,12 @@ from ranklet import ranker as ranker_module
 from ranklet.bench import (
     BenchReport,
     benchmark,
-    check_plot,
     describe_machine,
     format_table,
     machine,
     plot,
 )
+from ranklet.plots import check_plot
 from ranklet.provider import ORT_NAMES
 
 HAS_CUDA = ORT_NAMES["cuda"] in onnxruntime.get_available_providers()

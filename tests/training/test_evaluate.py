@@ -13,12 +13,12 @@ from ranklet_training.checkpoint import Run
 from ranklet_training.evaluate import (
     Histories,
     Scorer,
-    bundle_ranks,
+    answer,
+    answer_by_bundle,
     evaluate,
     markov_scorer,
     model_scorer,
     popularity_scorer,
-    target_ranks,
 )
 from ranklet_training.events import Events
 from ranklet_training.metrics import all_metrics
@@ -86,18 +86,18 @@ def test_markov_answers_an_unknown_last_item_by_popularity() -> None:
 def test_ranks_are_in_the_order_of_the_questions() -> None:
     # Histories of different length, so that batches sort them.
     cases = cases_of(([1, 2, 3], 4), ([1], 2), ([1, 2], 3))
-    assert target_ranks(constant(4, 3, 2, 1), cases, mask_seen=False).tolist() == [4, 2, 3]
+    assert answer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4, 2, 3]
 
 
 def test_seen_items_do_not_stand_above_the_answer() -> None:
     cases = cases_of(([1, 2], 4))
-    assert target_ranks(constant(4, 3, 2, 1), cases, mask_seen=True).tolist() == [2]
-    assert target_ranks(constant(4, 3, 2, 1), cases, mask_seen=False).tolist() == [4]
+    assert answer(constant(4, 3, 2, 1), cases, mask_seen=True).ranks.tolist() == [2]
+    assert answer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4]
 
 
 def test_a_repeated_answer_is_not_masked() -> None:
     cases = cases_of(([1, 2, 3], 2))
-    assert target_ranks(constant(4, 3, 2, 1), cases, mask_seen=True).tolist() == [1]
+    assert answer(constant(4, 3, 2, 1), cases, mask_seen=True).ranks.tolist() == [1]
 
 
 def test_the_whole_history_is_masked_not_only_what_the_model_reads(
@@ -106,22 +106,22 @@ def test_the_whole_history_is_masked_not_only_what_the_model_reads(
     model = tiny_run.load_model()
     long = np.arange(1, 41)  # twice the maximum length; 60 items in all
     cases = cases_of((long.tolist(), 50))
-    assert target_ranks(model_scorer(model, split.training), cases, mask_seen=True)[0] <= 20
+    assert answer(model_scorer(model, split.training), cases, mask_seen=True).ranks[0] <= 20
 
 
 def test_an_unknown_item_in_a_history_masks_nothing() -> None:
     cases = cases_of(([0, 1], 3))
-    assert target_ranks(constant(4, 3, 2), cases, mask_seen=True).tolist() == [2]
+    assert answer(constant(4, 3, 2), cases, mask_seen=True).ranks.tolist() == [2]
 
 
 def test_an_answer_that_the_catalogue_lacks_is_a_miss() -> None:
-    ranks = target_ranks(constant(*range(30)), cases_of(([1], 0), ([0], 0)), mask_seen=True)
+    ranks = answer(constant(*range(30)), cases_of(([1], 0), ([0], 0)), mask_seen=True).ranks
     assert set(all_metrics(ranks).values()) == {0.0}
 
 
 def test_ranks_do_not_change_what_the_scorer_returned() -> None:
     kept = np.array([[0, 4, 3, 2, 1]], np.float32)
-    target_ranks(lambda _: kept, cases_of(([1, 2], 4)), mask_seen=True)
+    answer(lambda _: kept, cases_of(([1, 2], 4)), mask_seen=True)
     assert kept.tolist() == [[0, 4, 3, 2, 1]]
 
 
@@ -150,7 +150,7 @@ def test_the_oracle_of_the_world_hits_as_often_as_the_world_says(
     world: Simulation, split: Split
 ) -> None:
     scorer = oracle_scorer(world, split, split.test)
-    rate = all_metrics(target_ranks(scorer, split.test, mask_seen=True))["HR@10"]
+    rate = all_metrics(answer(scorer, split.test, mask_seen=True).ranks)["HR@10"]
     four_errors = 4 * (0.25 / len(split.test)) ** 0.5
     assert rate == pytest.approx(world.best_hit_rate, abs=four_errors)
 
@@ -201,8 +201,8 @@ def test_run_and_bundle_give_the_same_ranks_where_a_metric_looks(
     mask_seen: bool, tiny_run: Run, tiny_ranker: Ranker, split: Split
 ) -> None:
     scorer = model_scorer(tiny_run.load_model(), split.training)
-    run = target_ranks(scorer, split.test, mask_seen=mask_seen)
-    bundle = bundle_ranks(tiny_ranker, split, split.test, mask_seen=mask_seen)
+    run = answer(scorer, split.test, mask_seen=mask_seen).ranks
+    bundle = answer_by_bundle(tiny_ranker, split, split.test, mask_seen=mask_seen).ranks
     np.testing.assert_array_equal(np.minimum(run, 21), np.minimum(bundle, 21))
 
 
@@ -216,11 +216,11 @@ def test_a_cold_history_is_answered_by_popularity(
 ) -> None:
     cases = cases_of(([0, 0], 5), ([0], 17))
     scorer = model_scorer(tiny_run.load_model(), split.training)
-    run = target_ranks(scorer, cases, mask_seen=True)
+    run = answer(scorer, cases, mask_seen=True).ranks
     counts = split.training.counts(60)[1:]
     expected = [int((counts >= counts[item - 1]).sum()) for item in (5, 17)]
     assert run.tolist() == expected
-    bundle = bundle_ranks(tiny_ranker, split, cases, mask_seen=True)
+    bundle = answer_by_bundle(tiny_ranker, split, cases, mask_seen=True).ranks
     assert np.minimum(bundle, 21).tolist() == np.minimum(expected, 21).tolist()
 
 

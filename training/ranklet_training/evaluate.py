@@ -4,6 +4,9 @@ Beside the model stand what it must beat: popularity, and what most often follow
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,18 @@ import torch
 from numpy.typing import NDArray
 
 from ranklet.errors import RunError
+from ranklet.plots import new_figure, save_figure
 from ranklet.ranker import Ranker
 from ranklet_training.checkpoint import Model
-from ranklet_training.metrics import CUTOFFS, Metrics, all_metrics, pessimistic_ranks
+from ranklet_training.metrics import (
+    CUTOFFS,
+    Metrics,
+    Ranks,
+    all_metrics,
+    hit_rate,
+    ndcg,
+    ranks_of_targets,
+)
 from ranklet_training.model import SequenceModel
 from ranklet_training.seed import SeedModel
 from ranklet_training.sequences import Sequences, pad
@@ -23,17 +35,31 @@ Histories = list[NDArray[np.int64]]
 # Scores of all items for each history, (B, items + 1); column 0 is padding and ignored.
 Scorer = Callable[[Histories], NDArray[np.float32]]
 BATCH = 256
+# Histories of these lengths and more, up to the next, are a slice of the evaluation.
+LENGTHS = (1, 5, 10, 20, 50, 100, 200)
 
 
-def target_ranks(scorer: Scorer, cases: Cases, *, mask_seen: bool) -> NDArray[np.int64]:
-    """Return the rank of every question's answer among all items.
+@dataclass(frozen=True)
+class Answers:
+    """What a model said to Q questions."""
+
+    ranks: NDArray[np.int64]  # of the right items among all, from 1, ties pessimistic, (Q,)
+    mean_ranks: NDArray[np.float64]  # the same, but the mean of the places that a tie takes
+    top: NDArray[np.int64]  # the best items, 0 where there was none, (Q, K)
+
+
+def answer(scorer: Scorer, cases: Cases, *, mask_seen: bool, top: int = 0) -> Answers:
+    """Rank all items for every question.
 
     Args:
         scorer: The model.
         cases: Questions.
         mask_seen: Leave out every item of the whole history, except the answer itself.
+        top: How many of the best items to keep.
     """
     ranks = np.zeros(len(cases), dtype=np.int64)
+    mean_ranks = np.zeros(len(cases))
+    best = np.zeros((len(cases), top), dtype=np.int64)
     for rows in _batches(cases):
         histories = [cases.histories[row] for row in rows]
         scores = np.array(scorer(histories), dtype=np.float32)
@@ -41,11 +67,14 @@ def target_ranks(scorer: Scorer, cases: Cases, *, mask_seen: bool) -> NDArray[np
         scores[:, 0] = -np.inf
         if mask_seen:
             kept = np.take_along_axis(scores, targets[:, None], axis=1)
-            for row, history in zip(scores, histories, strict=True):
-                row[history] = -np.inf
+            row_of = np.repeat(np.arange(len(rows)), [len(history) for history in histories])
+            scores[row_of, np.concatenate(histories)] = -np.inf
             np.put_along_axis(scores, targets[:, None], kept, axis=1)
-        ranks[rows] = pessimistic_ranks(scores, targets)
-    return ranks
+        ranks[rows], mean_ranks[rows] = ranks_of_targets(scores, targets)
+        if top:
+            values, items = torch.from_numpy(scores).topk(min(top, scores.shape[1] - 1))
+            best[rows, : items.shape[1]] = torch.where(values > -torch.inf, items, 0).numpy()
+    return Answers(ranks, mean_ranks, best)
 
 
 def model_scorer(model: Model, training: Sequences) -> Scorer:
@@ -98,17 +127,19 @@ def markov_scorer(training: Sequences, items: int) -> Scorer:
     return score
 
 
-def bundle_ranks(
-    ranker: Ranker, split: Split, cases: Cases, *, mask_seen: bool
-) -> NDArray[np.int64]:
-    """Return the same ranks as ``target_ranks``, asked of a bundle through its public interface.
+def answer_by_bundle(
+    ranker: Ranker, split: Split, cases: Cases, *, mask_seen: bool, top: int = 0
+) -> Answers:
+    """Ask the same of a bundle through its public interface.
 
     Only the first places are asked for: an answer beyond them, or tied with what may lie beyond,
     gets the last rank, which no metric tells from its true one.
     """
-    first = max(CUTOFFS) + 1
-    items = len(split.vocabulary)
-    ranks = np.full(len(cases), items + 1, dtype=np.int64)
+    first = max(*CUTOFFS, top) + 1
+    ranks = np.full(len(cases), len(split.vocabulary) + 1, dtype=np.int64)
+    mean_ranks = ranks.astype(np.float64)
+    best = np.zeros((len(cases), top), dtype=np.int64)
+    index_of = split.vocabulary.index
     for rows in _batches(cases):
         known = [history[history > 0] for history in (cases.histories[row] for row in rows)]
         answers = [split.vocabulary.ids(t[t > 0]) for t in cases.targets[rows, None]]
@@ -118,20 +149,24 @@ def bundle_ranks(
             pairs = zip(histories, answers, strict=True)
             exclude = [[i for i in dict.fromkeys(history) if i not in a] for history, a in pairs]
         rankings = ranker.rank_batch(histories, k=first, exclude=exclude)
-        for row, ranking, answer in zip(rows, rankings, answers, strict=True):
-            found = [place for place, item in enumerate(ranking.items) if item in answer]
+        for row, ranking, right in zip(rows, rankings, answers, strict=True):
+            kept = ranking.items[:top]
+            best[row, : len(kept)] = index_of(kept)
+            found = [place for place, item in enumerate(ranking.items) if item in right]
             if not found:
                 continue
             score = ranking.scores[found[0]]
             if score > ranking.scores[-1] or len(ranking.items) < first:
-                ranks[row] = (ranking.scores >= score).sum()
-    return ranks
+                ranks[row] = np.count_nonzero(ranking.scores >= score)
+                above = np.count_nonzero(ranking.scores > score)
+                mean_ranks[row] = (above + 1 + ranks[row]) / 2
+    return Answers(ranks, mean_ranks, best)
 
 
 def evaluate(
     models: dict[str, Model | Ranker], split: Split, *, on: str = "test"
 ) -> dict[str, Any]:
-    """Return one table: every model and the two baselines, masked and unmasked.
+    """Return one table: every model and the two baselines, from every side.
 
     Args:
         models: By the name that its row gets.
@@ -139,11 +174,19 @@ def evaluate(
         on: ``"test"`` or ``"validation"``.
 
     Returns:
-        ``{"protocol": ..., "users": ..., "rows": [{"model", "masked": {...}, "unmasked": {...}}]}``
+        ``protocol``, ``users``, ``cold_targets``, ``slices`` (name to number of users),
+        ``target_popularity`` (mean training events of the right items) and ``rows``, each with
+
+        * ``model``, ``masked`` and ``unmasked``: every metric, seen items left out or not;
+        * ``mean_ties``: HR@10 and NDCG@10 by mean ranks; where they differ, scores collapse;
+        * ``slices``: HR@10 and NDCG@10 of cold targets and by length of the history;
+        * ``coverage``: share of the catalogue in anybody's first 10;
+        * ``popularity``: mean training events of the items in the first 10 (the average
+          recommendation popularity of Abdollahpouri et al., 2019).
     """
     cases: Cases = getattr(split, on)
     items = len(split.vocabulary)
-    rows = []
+    counts = split.training.counts(items)
     for name, model in models.items():
         size = len(model) if isinstance(model, Ranker) else model.items.item.shape[0] - 1
         if size != items:
@@ -151,35 +194,92 @@ def evaluate(
                 f"{name} knows {size} items and the events have {items}: "
                 "evaluate it on the events that it was trained on"
             )
-        rows.append({"model": name, **_masked_and_unmasked(model, split, cases)})
-    for name, scorer in (
-        ("last-item Markov", markov_scorer(split.training, items)),
-        ("popularity", popularity_scorer(split.training, items)),
-    ):
-        rows.append({"model": name, **_masked_and_unmasked(scorer, split, cases)})
-    in_training = split.training.counts(items) > 0
+    is_cold = (counts[cases.targets] == 0) | (cases.targets == 0)
+    slices = {"cold targets": is_cold, **_length_slices(cases)}
+    slices = {name: rows for name, rows in slices.items() if rows.any()}
+    judged: dict[str, Model | Ranker | Scorer] = {
+        **models,
+        "last-item Markov": markov_scorer(split.training, items),
+        "popularity": popularity_scorer(split.training, items),
+    }
     return {
         "protocol": f"{split.kind}, {on}, full ranking of {items} items, pessimistic ties",
         "users": len(cases),
-        "cold_targets": int((~in_training[cases.targets] | (cases.targets == 0)).sum()),
-        "rows": rows,
+        "cold_targets": int(is_cold.sum()),
+        "target_popularity": float(counts[cases.targets].mean()),
+        "slices": {name: int(rows.sum()) for name, rows in slices.items()},
+        "rows": [
+            {"model": name, **_figures(model, split, cases, counts, slices)}
+            for name, model in judged.items()
+        ],
     }
 
 
-def _masked_and_unmasked(
-    model: Model | Ranker | Scorer, split: Split, cases: Cases
-) -> dict[str, Metrics]:
-    result = {}
-    for name, mask_seen in (("masked", True), ("unmasked", False)):
-        if isinstance(model, Ranker):
-            ranks = bundle_ranks(model, split, cases, mask_seen=mask_seen)
-        else:
-            scorer = model
-            if isinstance(model, SequenceModel | SeedModel):
-                scorer = model_scorer(model, split.training)
-            ranks = target_ranks(scorer, cases, mask_seen=mask_seen)
-        result[name] = all_metrics(ranks)
-    return result
+def plot_evaluation(table: dict[str, Any], path: str | Path) -> None:
+    """Draw NDCG@10 of every slice, a group of bars for each, a colour for each model.
+
+    Raises:
+        InputError: As ``plots.check_plot``.
+    """
+    figure, axes = new_figure(path)
+    names = ["all", *table["slices"]]
+    users = [table["users"], *table["slices"].values()]
+    width = 0.8 / len(table["rows"])
+    for place, row in enumerate(table["rows"]):
+        values = [row["masked"]["NDCG@10"], *(v["NDCG@10"] for v in row["slices"].values())]
+        left = np.arange(len(names)) + (place - (len(table["rows"]) - 1) / 2) * width
+        axes.bar(left, values, width, label=row["model"])
+    labels = [f"{name}\n({count:,})" for name, count in zip(names, users, strict=True)]
+    axes.set_xticks(np.arange(len(names)), labels, fontsize=8)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("NDCG@10, seen items masked")
+    axes.legend(frameon=False)
+    axes.set_title(table["protocol"], loc="left", fontsize=10)
+    save_figure(figure, path)
+
+
+def _length_slices(cases: Cases) -> dict[str, NDArray[np.bool_]]:
+    place = np.searchsorted(LENGTHS, cases.histories.lengths, side="right") - 1
+    names = [
+        *(f"{low}-{high - 1} events" for low, high in pairwise(LENGTHS)),
+        f"{LENGTHS[-1]}+ events",
+    ]
+    return {name: place == index for index, name in enumerate(names)}
+
+
+def _figures(
+    model: Model | Ranker | Scorer,
+    split: Split,
+    cases: Cases,
+    counts: NDArray[np.int64],
+    slices: dict[str, NDArray[np.bool_]],
+) -> dict[str, Any]:
+    unmasked = answer_of(model, split, cases, mask_seen=False)
+    masked = answer_of(model, split, cases, mask_seen=True, top=10)
+    shown = masked.top[masked.top > 0]
+    return {
+        "masked": all_metrics(masked.ranks),
+        "unmasked": all_metrics(unmasked.ranks),
+        "mean_ties": _main_metrics(masked.mean_ranks),
+        "slices": {name: _main_metrics(masked.ranks[rows]) for name, rows in slices.items()},
+        "coverage": len(np.unique(shown)) / (len(counts) - 1),
+        "popularity": float(counts[shown].mean()),
+    }
+
+
+def _main_metrics(ranks: Ranks) -> Metrics:
+    return {"HR@10": hit_rate(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
+
+
+def answer_of(
+    model: Model | Ranker | Scorer, split: Split, cases: Cases, *, mask_seen: bool, top: int = 0
+) -> Answers:
+    """Ask a model of any kind."""
+    if isinstance(model, Ranker):
+        return answer_by_bundle(model, split, cases, mask_seen=mask_seen, top=top)
+    if isinstance(model, SequenceModel | SeedModel):
+        model = model_scorer(model, split.training)
+    return answer(model, cases, mask_seen=mask_seen, top=top)
 
 
 def _batches(cases: Cases) -> Iterator[NDArray[np.int64]]:

@@ -34,7 +34,7 @@ from ranklet_training.checkpoint import (
     write_tensors,
 )
 from ranklet_training.cooccurrence import cooccurrence_table
-from ranklet_training.evaluate import model_scorer, target_ranks
+from ranklet_training.evaluate import answer_of
 from ranklet_training.events import Events
 from ranklet_training.features import build_feature
 from ranklet_training.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
@@ -351,7 +351,7 @@ def _validate(model: Model, split: Split) -> dict[str, float]:
     was_training = model.training
     model.eval()
     try:
-        ranks = target_ranks(model_scorer(model, split.training), split.validation, mask_seen=True)
+        ranks = answer_of(model, split, split.validation, mask_seen=True).ranks
     except FloatingPointError as error:
         raise RunError(f"{error}: try a lower learning_rate") from error
     model.train(was_training)

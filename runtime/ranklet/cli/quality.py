@@ -31,18 +31,32 @@ from ranklet.errors import InputError
     show_default=True,
     help="Which of the held-out events to ask for.",
 )
+@click.option("--plot", "plot_path", type=PATH, help="Draw the slices, a .png file.")
 @json_option
-def evaluate(model: Path, events: Path, beside: tuple[Path, ...], on: str, as_json: bool) -> None:
+def evaluate(
+    model: Path,
+    events: Path,
+    beside: tuple[Path, ...],
+    on: str,
+    plot_path: Path | None,
+    as_json: bool,
+) -> None:
     """Judge a run (torch) or a bundle (runtime) on the held-out events of EVENTS.
 
     All items are ranked, seen ones masked (and not masked, as second figures), ties pessimistic;
-    popularity and the last-item Markov chain stand beside it. A run also keeps the table in
-    evaluation.json, from where export takes it into the model card.
+    popularity and the last-item Markov chain stand beside it. Cold targets and histories by length
+    get their own figures, and so do coverage and popularity of what is recommended. A run also
+    keeps the table in evaluation.json, from where export takes it into the model card.
 
     Example: ranklet evaluate run events.parquet --beside run-zero-block
     """
     from ranklet.files import atomic_write
+    from ranklet.plots import check_plot
     from ranklet_training.evaluate import evaluate as evaluate_models
+    from ranklet_training.evaluate import plot_evaluation
+
+    if plot_path is not None:
+        check_plot(plot_path)
 
     opened = {_model_name(path): open_model(path) for path in (model, *beside)}
     if len(opened) <= len(beside):
@@ -58,6 +72,9 @@ def evaluate(model: Path, events: Path, beside: tuple[Path, ...], on: str, as_js
     table = evaluate_models({name: value[0] for name, value in opened.items()}, split, on=on)
     if (model / "config.json").exists() and on == "test":
         atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
+    if plot_path is not None:
+        plot_evaluation(table, plot_path)
+        note(f"wrote {plot_path}")
     if as_json:
         return print_json(table)
     click.echo(format_evaluation(table))
@@ -70,12 +87,36 @@ def _model_name(path: Path) -> str:
 
 def format_evaluation(table: dict[str, Any]) -> str:
     """Lay an evaluation out for a terminal."""
-    names = list(table["rows"][0]["masked"])
-    width = max(len(row["model"]) for row in table["rows"])
+    rows = table["rows"]
+    names = list(rows[0]["masked"])
     lines = [f"{table['protocol']}; {table['users']:,} users, {table['cold_targets']} cold targets"]
-    for kind, title in (("masked", "seen items masked"), ("unmasked", "seen items not masked")):
-        lines += ["", f"{title:{max(width, 21)}}  " + "  ".join(f"{n:>7}" for n in names)]
-        for row in table["rows"]:
-            figures = "  ".join(f"{row[kind][name]:7.4f}" for name in names)
-            lines.append(f"{row['model']:{max(width, 21)}}  {figures}")
+    lines += _grid("seen items masked", names, [(r["model"], r["masked"]) for r in rows])
+    lines += _grid("seen items not masked", names, [(r["model"], r["unmasked"]) for r in rows])
+    if "slices" not in table:  # evaluated by ranklet 0.1.0
+        return "\n".join(lines)
+    others = {"ties by mean rank": "mean_ties", "coverage@10": "coverage", "popularity@10": ""}
+    lines += [
+        "",
+        f"{'NDCG@10 and what is in the first 10':36}" + "".join(f"{n:>19}" for n in others),
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['model']:36}{row['mean_ties']['NDCG@10']:19.4f}{row['coverage']:19.1%}"
+            f"{row['popularity']:19.1f}"
+        )
+    lines.append(f"{'the right items':36}{'':38}{table['target_popularity']:19.1f}")
+    slices = {f"{name} ({users:,})": name for name, users in table["slices"].items()}
+    lines += ["", f"{'NDCG@10 of (users)':36}" + "".join(f"{r['model'][:18]:>19}" for r in rows)]
+    for title, name in slices.items():
+        figures = "".join(f"{row['slices'][name]['NDCG@10']:19.4f}" for row in rows)
+        lines.append(f"{title:36}{figures}")
     return "\n".join(lines)
+
+
+def _grid(title: str, names: list[str], rows: list[tuple[str, dict[str, float]]]) -> list[str]:
+    width = max(len(title), *(len(name) for name, _ in rows))
+    lines = ["", f"{title:{width}}  " + "  ".join(f"{name:>7}" for name in names)]
+    for model, values in rows:
+        figures = "  ".join(f"{values[name]:7.4f}" for name in names)
+        lines.append(f"{model:{width}}  {figures}")
+    return lines

@@ -136,7 +136,8 @@ def bench(
 
     Example: ranklet bench models/ml-100k --batch 1,32 --length 10,50
     """
-    from ranklet.bench import benchmark, check_plot, format_table, plot
+    from ranklet.bench import benchmark, format_table, plot
+    from ranklet.plots import check_plot
 
     if plot_path is not None:
         check_plot(plot_path)  # before minutes of timing, not after them
