@@ -79,8 +79,7 @@ def export_bundle(
             raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
     run = read_run(run_path)
     model = run.load_model()
-    with torch.no_grad():
-        table = model.table()
+    table = model.table()
     _check_finite(model)
     with atomic_folder(bundle) as folder:
         export_graph(model, folder / GRAPH, opset)
@@ -93,7 +92,7 @@ def export_bundle(
         write_catalogue(folder, run.vocabulary, titles, popularity)
         golden = golden_answers(model, table, run.vocabulary, counts)
         atomic_write(folder / "golden.json", (json.dumps(golden, indent=1) + "\n").encode())
-        nodes = _write_manifest(folder, run, model, opset, parity)
+        nodes = _write_manifest(folder, run, table, opset, parity)
     size = sum(path.stat().st_size for path in bundle.iterdir())
     return ExportReport(bundle, size, opset, nodes, parity, time.perf_counter() - begin)
 
@@ -126,11 +125,11 @@ def _check_finite(model: Model) -> None:
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
 
 
-def _write_manifest(folder: Path, run: Run, model: Model, opset: int, parity: ParityReport) -> int:
+def _write_manifest(
+    folder: Path, run: Run, table: Tensor, opset: int, parity: ParityReport
+) -> int:
     """Write model card and manifest, and return the number of graph nodes."""
     session, _ = create_session(folder / GRAPH, "cpu", 1)
-    with torch.no_grad():
-        table = model.table()
     evaluation = run.path / "evaluation.json"
     versions = {
         **{name: version(name) for name in ("ranklet", "torch", "onnx", "onnxruntime")},
@@ -140,8 +139,8 @@ def _write_manifest(folder: Path, run: Run, model: Model, opset: int, parity: Pa
         format=FORMAT,
         items=len(run.vocabulary),
         id_type="string" if run.vocabulary.is_text else "int64",
-        max_length=model.config.max_length,
-        width=model.config.width,
+        max_length=run.config.model.max_length,
+        width=run.config.model.width,
         precision="fp32",
         opset=opset,
         inputs=[TensorContract(i.name, i.type, list(i.shape)) for i in session.get_inputs()],

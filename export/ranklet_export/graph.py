@@ -37,7 +37,7 @@ class ServingGraph(nn.Module):
         self.model = model
         self.onnx_nodes = onnx_nodes
         with torch.no_grad():
-            table = model.table().contiguous()  # (items + 1, D)
+            table = model.table().detach().contiguous()  # (items + 1, D)
         bias = torch.zeros(len(table))
         bias[0] = NEVER
         self.register_buffer("table", table)

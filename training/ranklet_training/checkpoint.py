@@ -75,11 +75,11 @@ class Run:
         return SequenceModel(self.config.model, items, features)
 
     def load_model(self) -> Model:
-        """Return the model with the best weights, in evaluation mode."""
+        """Return the model with the best weights, in evaluation mode and without gradients."""
         model = self.build_model()
         weights, _ = read_tensors(self.path / "best.safetensors")
         load_weights(model, weights, self.path / "best.safetensors")
-        return model.eval()
+        return model.eval().requires_grad_(False)
 
 
 def write_run(run: Run) -> None:

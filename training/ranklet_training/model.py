@@ -25,6 +25,13 @@ from ranklet_training.features import Feature
 SHORTEST_EXPORT = 16
 
 
+def check_choices(config: object, **choices: tuple[str, ...]) -> None:
+    """Raise ValueError where a setting is none of its choices."""
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {getattr(config, name)!r}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of a model; what a run and a bundle need to build it again."""
@@ -44,15 +51,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""
-        choices = {
-            "kind": ("sequence", "seed"),
-            "block": ("pre-norm", "gated"),
-            "activation": ("gelu", "swiglu"),
-            "scoring": ("cosine", "dot"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        check_choices(
+            self,
+            kind=("sequence", "seed"),
+            block=("pre-norm", "gated"),
+            activation=("gelu", "swiglu"),
+            scoring=("cosine", "dot"),
+        )
         for name in ("width", "heads", "feed_forward", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

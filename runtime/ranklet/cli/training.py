@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ranklet_training.events import Events
 
 
+# Those of ranklet_training.presets, which would import torch.
+PRESET_NAMES = ("default", "small", "large", "zero-block", "sasrec-bce", "seed")
+
+
 @cli.command()
 @click.argument(
     "name", type=click.Choice(["ml-100k", "ml-1m", "ml-latest-small", "synthetic"]), metavar="NAME"
@@ -66,7 +70,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 @click.argument("events", type=PATH)
 @click.option("--items", type=FILE, help="Titles and features by item_id.")
 @click.option("--out", type=PATH, required=True, help="Folder of the run.")
-@click.option("--preset", help="default, zero-block or seed.  [default: default]")
+@click.option("--preset", metavar="NAME", help=f"{', '.join(PRESET_NAMES)}.")
 @click.option("--config", "config_file", type=FILE, help="TOML file of settings.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
