@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD := build/pipeline
 
-.PHONY: demo test check lint pipeline clean
+.PHONY: demo test check lint pipeline quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
@@ -31,6 +31,12 @@ pipeline: .venv/.dev
 	$(BIN)/ranklet evaluate models/ml-100k $(BUILD)/data/events.parquet --beside $(BUILD)/zero-block --beside $(BUILD)/seed
 	$(BIN)/ranklet verify models/ml-100k
 	$(BIN)/ranklet bench models/ml-100k --batch 1,32 --thread-sweep 1,2 --plot $(BUILD)/latency.png
+
+# Train and judge everything in docs/quality.md (hours; goes on where it was stopped). DATA holds a
+# folder for each data set.
+DATA ?= data
+quality: .venv/.dev
+	$(BIN)/python benchmarks/quality.py $(DATA)
 
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache

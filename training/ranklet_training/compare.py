@@ -19,7 +19,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,11 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PanicException, PolarsError
 
-from ranklet.bench import check_plot
 from ranklet.errors import DataError, InputError, RunError
-from ranklet.files import atomic_write
+from ranklet.plots import new_figure, save_figure
 from ranklet.ranker import Ranker
 from ranklet_training.checkpoint import Model
-from ranklet_training.evaluate import bundle_ranks, model_scorer, target_ranks
+from ranklet_training.evaluate import answer_of
 from ranklet_training.events import SUFFIXES
 from ranklet_training.metrics import CUTOFFS, all_metrics
 from ranklet_training.split import Cases, Split
@@ -407,11 +405,7 @@ def _size(model: Model | Ranker) -> int:
 
 
 def _user_metrics(model: Model | Ranker, split: Split, cases: Cases) -> Values:
-    if isinstance(model, Ranker):
-        ranks = bundle_ranks(model, split, cases, mask_seen=True)
-    else:
-        ranks = target_ranks(model_scorer(model, split.training), cases, mask_seen=True)
-    return metrics_of_ranks(ranks)
+    return metrics_of_ranks(answer_of(model, split, cases, mask_seen=True).ranks)
 
 
 # Outcomes of an online test.
@@ -459,17 +453,17 @@ def compare_outcomes(
     result = unpaired_bootstrap(a, b, resamples=resamples, seed=seed)
     rows = []
     columns = (OUTCOME_METRICS, _findings(result), result.a.tolist(), result.b.tolist())
-    for metric, found, before, after in zip(*columns, strict=True):
-        relative = found["difference"] / before if before else None
+    for metric, found, a_mean, b_mean in zip(*columns, strict=True):
+        relative = found["difference"] / a_mean if a_mean else None
         row = OutcomeRow(
-            metric=metric, control=before, treatment=after, relative_difference=relative, **found
+            metric=metric, control=a_mean, treatment=b_mean, relative_difference=relative, **found
         )
         rows.append(row)
-    variants = [
+    before, after = (
         Variant(name, len(group), int(group["requests"].sum()))
         for name, group in zip(names, groups, strict=True)
-    ]
-    return OutcomeComparison(*variants, in_both, checked, resamples, seed, rows)
+    )
+    return OutcomeComparison(before, after, in_both, checked, resamples, seed, rows)
 
 
 def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
@@ -499,14 +493,14 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
         frame, name = source, "the log"
     else:
         frame, name = _read_outcomes_file(Path(source)), str(source)
+    if frame.is_empty():
+        raise DataError(f"{name} holds no rows; expected one row for each request")
     for column in OUTCOME_COLUMNS:
         if column not in frame.columns:
             raise DataError(
                 f"{name}: column {column!r} is missing (columns: {', '.join(frame.columns)}); a "
                 f"log of outcomes has {', '.join(OUTCOME_COLUMNS)}"
             )
-    if frame.is_empty():
-        raise DataError(f"{name} holds no rows; expected one row for each request")
     for column in OUTCOME_COLUMNS:
         advice = "write an empty list where nothing was clicked" if column == "clicked" else ""
         _refuse(frame[column].is_null(), frame[column], name, "has no value", advice)
@@ -514,10 +508,8 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
     _refuse(shown.list.len() == 0, shown, name, "is empty", "leave such requests out")
     if clicked.list.len().sum() and shown.dtype != clicked.dtype:
         raise DataError(f"{name}: shown is {shown.dtype} and clicked {clicked.dtype}: use one type")
-    frame = pl.DataFrame(
-        [_scalars(frame["user_id"], name), _scalars(frame["variant"], name), shown]
-        + [clicked.cast(shown.dtype)]
-    ).with_columns(pl.col("variant").cast(pl.String))
+    users, variants = (_scalars(frame[column], name) for column in ("user_id", "variant"))
+    frame = pl.DataFrame([users, variants.cast(pl.String), shown, clicked.cast(shown.dtype)])
     _refuse_unshown(frame, name)
     return frame
 
@@ -582,7 +574,7 @@ def _read_outcomes_file(path: Path) -> pl.DataFrame:
 
 
 def _split_texts(frame: pl.DataFrame) -> pl.DataFrame:
-    """Turn the texts of a csv file into lists; an empty field is nothing, but in clicked no item."""
+    """Turn the texts of a csv file into lists; an empty field of clicked is an empty one."""
     frame = frame.with_columns(pl.all().replace("", None))
     frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
     nothing = pl.lit([], dtype=pl.List(pl.String))
@@ -596,34 +588,45 @@ def _split_texts(frame: pl.DataFrame) -> pl.DataFrame:
 def _read_json_lines(path: Path) -> pl.DataFrame:
     """Read one object a line in Python: polars would turn 7 into "7" where both occur."""
     rows: list[dict[str, Any]] = []
-    first_of: dict[str, dict[type, tuple[int, Any]]] = {}
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for line in file:
-            if not line.strip():
-                continue
-            number = len(rows) + 1
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}: row {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}: row {number} is not an object: {line.strip()!r}")
-            for column in OUTCOME_COLUMNS:
-                value = row.get(column)
-                is_list = column in ("shown", "clicked")
-                if value is not None and isinstance(value, list) != is_list:
-                    wanted = "a list of ids" if is_list else "text or an integer"
-                    raise DataError(f"{path}: {column} is not {wanted} in row {number}: {value!r}")
-                kinds = first_of.setdefault("items" if is_list else column, {})
-                for part in value if is_list and value is not None else [value]:
-                    if part is not None:
-                        kinds.setdefault(type(part), (number, part))
-            rows.append({column: row[column] for column in OUTCOME_COLUMNS if column in row})
-    for column, kinds in first_of.items():
-        if len(kinds) > 1:
-            found = " and ".join(f"{value!r} in row {number}" for number, value in kinds.values())
-            raise DataError(f"{path}: {column} mix types: {found}; write all in one way")
+            if line.strip():
+                rows.append(_json_row(line, f"{path}: row {len(rows) + 1}"))
+    for columns in (("user_id",), ("variant",), ("shown", "clicked")):
+        _refuse_mixed_types(rows, columns, path)
     return pl.from_dicts(rows, infer_schema_length=None) if rows else pl.DataFrame()
+
+
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is not an object: {line.strip()!r}")
+    row = {column: row[column] for column in OUTCOME_COLUMNS if column in row}
+    for column, value in row.items():
+        is_list = column in ("shown", "clicked")
+        if value is not None and isinstance(value, list) != is_list:
+            wanted = "a list of item ids" if is_list else "text or an integer"
+            raise DataError(f"{where} has in {column} {value!r}, which is not {wanted}")
+    return row
+
+
+def _refuse_mixed_types(rows: list[dict[str, Any]], columns: tuple[str, ...], path: Path) -> None:
+    first_of: dict[type, str] = {}
+    for number, row in enumerate(rows, start=1):
+        for column in columns:
+            value = row.get(column)
+            for part in value if isinstance(value, list) else [value]:
+                if part is not None and type(part) not in first_of:
+                    first_of[type(part)] = f"{part!r} in row {number}"
+    if len(first_of) > 1:
+        found = " and ".join(first_of.values())
+        raise DataError(
+            f"{path}: {' and '.join(columns)} mix types: {found}; write all as text, or all as "
+            "integers"
+        )
 
 
 def _refuse(bad: pl.Series, values: pl.Series, name: str, problem: str, advice: str = "") -> None:
@@ -658,21 +661,25 @@ def _id_lists(values: pl.Series, name: str) -> pl.Series:
     """Return lists of int64 or text, no id missing and none twice in a list."""
     if isinstance(values.dtype, pl.Array):
         values = values.arr.to_list()
-    inner = values.dtype.inner if isinstance(values.dtype, pl.List) else None
-    if inner is None:
-        example = values[0]
+    if not isinstance(values.dtype, pl.List):
         raise DataError(
-            f"{name}: {values.name} holds {values.dtype}, such as {example!r} in row 1; use lists "
-            "of item ids (in csv, ids with | between them)"
+            f"{name}: {values.name} holds {values.dtype}, such as {values[0]!r} in row 1; use "
+            "lists of item ids (in csv, ids with | between them)"
         )
+    inner = pl.Series(dtype=values.dtype.inner).dtype  # an instance, where inner may be a class
     missing = values.list.eval(pl.element().is_null()).list.any()
     _refuse(missing, values, name, "holds a missing id")
     if inner == pl.Null:  # every list is empty
         return values
-    if not (inner.is_integer() or inner in (pl.String, pl.Categorical, pl.Enum)):  # type: ignore[union-attr]
+    if not inner.is_integer() and inner not in (pl.String, pl.Categorical, pl.Enum):
         raise DataError(f"{name}: {values.name} holds lists of {inner}; ids are integers or text")
-    lists = values.cast(pl.List(pl.Int64 if inner.is_integer() else pl.String))  # type: ignore[union-attr]
-    if not inner.is_integer():  # type: ignore[union-attr]
+    try:
+        lists = values.cast(pl.List(pl.Int64 if inner.is_integer() else pl.String))
+    except PolarsError as error:
+        raise DataError(
+            f"{name}: {values.name} holds an id that exceeds int64; write the ids as text"
+        ) from error
+    if not inner.is_integer():
         _refuse(lists.list.contains(""), lists, name, "holds an empty id")
     _refuse(lists.list.n_unique() < lists.list.len(), lists, name, "holds an id twice")
     return lists
@@ -714,11 +721,10 @@ def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str |
     if no such mean is 0.
 
     Raises:
-        InputError: matplotlib is missing, or it can't write such a file there.
+        InputError: As ``plots.check_plot``.
     """
-    check_plot(path)
-    from matplotlib.figure import Figure
-
+    figure, axes = new_figure(path)
+    figure.set_figheight(1.8 + 0.4 * len(comparison.rows))
     scales = [1.0] * len(comparison.rows)
     if isinstance(comparison, ModelComparison):
         title = f"{comparison.b} against {comparison.a}, {comparison.users:,} users"
@@ -733,8 +739,6 @@ def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str |
         if all(row.control for row in comparison.rows):
             scales = [100 / row.control for row in comparison.rows]
             label += ", % of the control's mean"
-    figure = Figure(figsize=(8, 1.6 + 0.4 * len(scales)), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
     axes.axvline(0, color="0.6", linewidth=1)
     for place, (row, scale) in enumerate(zip(comparison.rows, scales, strict=True)):
         color = "C0" if row.significant else "0.45"
@@ -743,11 +747,9 @@ def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str |
         axes.plot(row.difference * scale, place, "o", color=color, markerfacecolor=face)
     axes.set_yticks(range(len(scales)), [row.metric for row in comparison.rows])
     axes.set_ylim(len(scales) - 0.5, -0.5)  # the first metric on top
-    axes.set_xlabel(f"{label}, 95 % interval; filled: significant at 5 % after Holm")
-    axes.grid(axis="x", alpha=0.25, linewidth=0.8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel(f"{label}, and its 95 % interval\nfilled: significant at 5 % after Holm")
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_title(title, loc="left", fontweight="bold")
-    data = BytesIO()
-    figure.savefig(data, format=Path(path).suffix[1:].lower())
-    atomic_write(Path(path), data.getvalue())
+    save_figure(figure, path)

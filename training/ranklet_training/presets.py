@@ -135,9 +135,9 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
             "heads": 2 if is_large else 1,
             "block": "gated" if is_large else "pre-norm",
             "learning_rate": 2e-3 if is_large else 3e-3,
-            "dropout": 0.3 if is_large else 0.4,
+            "dropout": 0.25 if is_large else 0.4,
             "targets_per_step": 4096 if is_large else 1024,
-            "epochs": 20,
+            "epochs": 16 if is_large else 20,
         }
         size = "many events" if is_large else "few events"
         reasons.append(f"long histories ({events / users:.0f} events a user), {size} ({events:,})")

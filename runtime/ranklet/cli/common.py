@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots"}
+EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots", "optuna": "tune"}
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)

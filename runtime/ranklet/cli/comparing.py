@@ -81,7 +81,7 @@ def compare(
 ) -> None:
     """Say whether A and B, runs or bundles, differ by more than chance on the same users.
 
-    Every metric gets a paired bootstrap over users: means, difference B - A, 95 % interval,
+    Every metric gets a paired bootstrap over users: means, difference B - A with its interval,
     two-sided p-value, and what is significant at 5 % after Holm's correction.
 
     With --log, compare the two variants of an online test instead. OUTCOMES has one row a request:
@@ -92,7 +92,7 @@ def compare(
              ranklet compare --log outcomes.parquet --control old
     """
     if plot_path is not None:
-        from ranklet.bench import check_plot
+        from ranklet.plots import check_plot
 
         check_plot(plot_path)  # before the work, not after it
     comparison: ModelComparison | OutcomeComparison
@@ -237,9 +237,9 @@ def _mismatch(comparison: "OutcomeComparison") -> str:
     checked, users = comparison.sample_ratio, (comparison.control.users, comparison.treatment.users)
     return (
         f"SAMPLE RATIO MISMATCH: {users[0]:,} to {users[1]:,} users where "
-        f"{checked.control_share:.1%} were planned in control (chi-square {checked.chi_square:.1f}, "
-        f"p {_show_p(checked.p)}). The results cannot be trusted: find out why users are missing "
-        "before reading them"
+        f"{checked.control_share:.1%} were planned in control "
+        f"(chi-square {checked.chi_square:.1f}, p {_show_p(checked.p)}). The results cannot be "
+        "trusted: find out why users are missing before reading them"
     )
 
 
@@ -249,7 +249,7 @@ def _figures(row: "Row") -> list[str]:
 
 
 def _show_p(p: float) -> str:
-    return f"{p:.4f}" if p >= 1e-4 else f"{p:.1e}"
+    return f"{p:.4f}" if p >= 5e-5 else f"{p:.1e}"
 
 
 def _verdict(row: "Row") -> str:

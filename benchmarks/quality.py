@@ -1,0 +1,266 @@
+"""Train and judge every row of docs/quality.md, one command line for all data sets.
+
+    python benchmarks/quality.py DATA [--only ml-1m,beauty] [--list]
+
+DATA holds a folder for each data set with interactions.parquet or events.parquet. Each job is the
+commands ``ranklet train`` and ``ranklet evaluate`` (and ``export``, for the first seed) as a user
+types them; what they print is kept in docs/quality/*.json, and a job whose file is there is not run
+again: a stopped benchmark goes on. The page and its plot are drawn from these files alone.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ranklet.bench import describe_machine
+from ranklet.files import atomic_write
+from ranklet.plots import new_figure, save_figure
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "quality"
+PAGE, PLOT = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality.png"
+SEEDS = (0, 1, 2)
+
+# NDCG@10 / HR@10 as published under this protocol, and where: leave-one-out, all items ranked,
+# seen ones masked, order only. Plain SASRec with BCE is there to show that the harness is right.
+PUBLISHED = {
+    "ml-1m": (0.1857, 0.3159, "SASRec+ with 3000 negatives, Klenitskiy and Vasilev, RecSys 2023"),
+    "beauty": (0.0610, 0.1002, "BSARec, AAAI 2024, 5 seeds of RecBoard"),
+    "ml-100k": (0.065, 0.1304, "FEARec by RecBole's harness, unrefereed: a weak anchor"),
+}
+PUBLISHED_BCE = {"ml-1m": 0.1341, "beauty": 0.0354, "ml-100k": 0.0594}
+
+# Options of train, by row.
+ROWS = {
+    "default": [],
+    "0 blocks": ["--preset", "zero-block"],
+    "SASRec, BCE": ["--preset", "sasrec-bce", "--set", "epochs=60"],
+    "seed": ["--preset", "seed"],
+    "small": ["--preset", "small"],
+}
+UNANCHORED = ("ml-latest-small", "amazon18-office", "yelp-multifeedback")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and what judges it."""
+
+    data: str
+    row: str
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        """Return where its result is kept."""
+        slug = self.row.lower().replace(", ", "-").replace(" ", "-")
+        return RESULTS / f"{self.data}-{slug}-{self.seed}.json"
+
+
+def jobs(only: set[str]) -> Iterator[Job]:
+    """Yield what is to be run, the rows that matter most first."""
+    for row in ROWS:
+        for seed in SEEDS if row == "default" else SEEDS[:1]:
+            for data in (*PUBLISHED, *UNANCHORED):
+                fits = data in PUBLISHED or (seed == 0 and row in ("default", "0 blocks"))
+                if fits and (row != "seed" or data == "ml-100k") and (not only or data in only):
+                    yield Job(data, row, seed)
+
+
+def run_job(job: Job, events: Path, folder: Path) -> dict[str, Any]:
+    """Train, evaluate and (first seed of the default) export and evaluate the bundle."""
+    run, bundle = folder / "run", folder / "bundle"
+    options = [*ROWS[job.row], "--set", f"seed={job.seed}"]
+    commands = [["train", str(events), "--out", str(run), *options, "--json"]]
+    commands.append(["evaluate", str(run), str(events), "--json"])
+    if job.seed == 0 and job.row == "default":
+        commands.append(["export", str(run), str(bundle), "--json"])
+        commands.append(["evaluate", str(bundle), str(events), "--json"])
+    printed = []
+    for command in commands:
+        click.echo(f"$ ranklet {' '.join(command)}", err=True)
+        done = subprocess.run(["ranklet", *command], stdout=subprocess.PIPE, check=True, text=True)
+        printed.append(json.loads(done.stdout))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {
+        **asdict(job),
+        "commands": [_public(command, events, folder) for command in commands],
+        "train": {**printed[0], "run": "RUN"},
+        "epochs": [json.loads(line) for line in lines],
+        "evaluate": printed[1],
+        "bundle": {"export": {**printed[2], "bundle": "BUNDLE"}, "evaluate": printed[3]}
+        if len(printed) > 2
+        else None,
+        "machine": describe_machine(),
+        "python": platform.python_version(),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+" if _git("status", "-s", "-uno") else ""),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _public(command: list[str], events: Path, folder: Path) -> str:
+    text = "ranklet " + " ".join(command)
+    return (
+        text.replace(str(events), "EVENTS")
+        .replace(f"{folder}/run", "RUN")
+        .replace(f"{folder}/bundle", "BUNDLE")
+    )
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def write_page(results: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str:
+    """Return docs/quality.md."""
+    first = results[0]
+    parts = [
+        "# Quality",
+        "",
+        "Written by `make quality` from [docs/quality/](quality): one JSON file a job, with its",
+        "commands, settings, every epoch and every metric. Leave-one-out, all items ranked, items of",
+        "the whole history masked, ties pessimistic, epoch chosen on validation, order only; the test",
+        "is read once. One command line for all: `ranklet train EVENTS --out RUN --set seed=S`.",
+        "Mean and standard deviation over",
+        f"seeds; training seconds (validation after each epoch included) on {first['machine']}.",
+        "",
+        "![NDCG@10 of every row beside the best published](quality.png)",
+    ]
+    for data in dict.fromkeys(r["data"] for r in results):
+        parts += ["", f"## {data}", "", *_data_table(data, results, peers)]
+    return "\n".join(parts) + "\n"
+
+
+def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| model | seeds | NDCG@10 | HR@10 | coverage | training s |",
+        "|---|---|---|---|---|---|",
+    ]
+    if data in PUBLISHED:
+        ndcg, hit, where = PUBLISHED[data]
+        lines.append(f"| *best published* ({where}) | | {ndcg:.4f} | {hit:.4f} | | |")
+    for row in ROWS:
+        found = [r for r in results if r["data"] == data and r["row"] == row]
+        if not found:
+            continue
+        seconds = statistics.median(r["train"]["seconds"] for r in found)
+        shape = _shape(found[0]["train"]["settings"]["model"])
+        model = f"**ranklet** ({shape})" if row == "default" else f"{row} ({shape})"
+        coverage = statistics.mean(_own_row(r)["coverage"] for r in found)
+        lines.append(
+            f"| {model} | {len(found)} | {_spread(found, 'NDCG@10')} | {_spread(found, 'HR@10')} "
+            f"| {coverage:.0%} | {seconds:.0f} |"
+        )
+        if row == "SASRec, BCE" and data in PUBLISHED_BCE:
+            lines.append(f"| *the same, published* | | {PUBLISHED_BCE[data]:.4f} | | | |")
+    for peer in (p for p in peers if p["data"] == data):
+        lines.append(
+            f"| {peer['model']} | 1 | {peer['test']['NDCG@10']:.4f} | {peer['test']['HR@10']:.4f} "
+            f"| | {peer['seconds']:.0f} |"
+        )
+    evaluated = next(r for r in results if r["data"] == data)["evaluate"]
+    for baseline in evaluated["rows"][1:]:
+        figures = baseline["masked"]
+        lines.append(
+            f"| {baseline['model']} | | {figures['NDCG@10']:.4f} | {figures['HR@10']:.4f} "
+            f"| {baseline['coverage']:.0%} | |"
+        )
+    for result in (r for r in results if r["data"] == data and r["bundle"]):
+        of_run, of_bundle = _own_row(result), result["bundle"]["evaluate"]["rows"][0]
+        names = of_run["masked"]
+        largest = max(
+            abs(of_run[part][name] - of_bundle[part][name])
+            for part in ("masked", "unmasked")
+            for name in names
+        )
+        lines += [
+            "",
+            f"Exported bundle against torch: the {2 * len(names)} metrics differ by at most "
+            f"{largest:.1e} ({result['evaluate']['users']:,} users).",
+        ]
+    return lines
+
+
+def _shape(model: dict[str, Any]) -> str:
+    if model["kind"] == "seed":
+        return f"width {model['width']}"
+    block = "gated " if model["block"] == "gated" else ""
+    return f"width {model['width']}, {model['blocks']} {block}blocks, L {model['max_length']}"
+
+
+def _own_row(result: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = result["evaluate"]["rows"][0]
+    return row
+
+
+def _spread(results: list[dict[str, Any]], metric: str) -> str:
+    values = [_own_row(result)["masked"][metric] for result in results]
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def draw(results: list[dict[str, Any]]) -> None:
+    """Draw each row of each data set as a share of the best published NDCG@10."""
+    figure, axes = new_figure(PLOT)
+    names = [data for data in PUBLISHED if any(r["data"] == data for r in results)]
+    rows = [row for row in ROWS if any(r["row"] == row for r in results)]
+    width = 0.8 / len(rows)
+    for place, row in enumerate(rows):
+        values = []
+        for data in names:
+            found = [r for r in results if r["data"] == data and r["row"] == row]
+            mean = statistics.mean([_own_row(r)["masked"]["NDCG@10"] for r in found] or [0.0])
+            values.append(mean / PUBLISHED[data][0])
+        left = [x + (place - (len(rows) - 1) / 2) * width for x in range(len(names))]
+        axes.bar(left, values, width, label=row)
+    axes.axhline(1, color="0.3", linewidth=1, linestyle="--")
+    axes.set_xticks(range(len(names)), names)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("NDCG@10 over the best published (dashed)")
+    axes.legend(frameon=False)
+    save_figure(figure, PLOT)
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--only", default="", help="Data sets, separated by commas.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the runs in this folder.")
+@click.option("--page-only", is_flag=True, help="Run nothing, write the page.")
+def main(data: Path, only: str, keep: Path | None, page_only: bool) -> None:
+    """Run every job whose result is missing, then write docs/quality.md."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for job in () if page_only else jobs({name for name in only.split(",") if name}):
+        if job.path.exists():
+            continue
+        names = ("interactions.parquet", "events.parquet")
+        events = next((p for n in names if (p := data / job.data / n).exists()), None)
+        if events is None:
+            click.echo(f"skipped {job.path.stem}: {data / job.data} has no events", err=True)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            where = Path(folder) if keep is None else keep / job.path.stem
+            result = run_job(job, events, where)
+        atomic_write(job.path, (json.dumps(result, indent=1) + "\n").encode())
+    results = [json.loads(path.read_bytes()) for path in sorted(RESULTS.glob("*.json"))]
+    peers = [json.loads(path.read_bytes()) for path in sorted(RESULTS.glob("peers/*.json"))]
+    atomic_write(PAGE, write_page(results, peers).encode())
+    draw(results)
+    click.echo(f"wrote {PAGE.relative_to(ROOT)} from {len(results)} results")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,882 @@
+"""Two models, or two variants online, differ by more than chance, or they do not."""
+
+import gzip
+import json
+import math
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ranklet import Ranker
+from ranklet.cli import cli
+from ranklet.errors import DataError, InputError, RunError
+from ranklet_training.checkpoint import Run
+from ranklet_training.compare import (
+    OUTCOME_METRICS,
+    Bootstrap,
+    ModelComparison,
+    OutcomeComparison,
+    compare_models,
+    compare_outcomes,
+    holm,
+    metrics_of_ranks,
+    paired_bootstrap,
+    plot_comparison,
+    read_outcomes,
+    sample_ratio,
+    unpaired_bootstrap,
+    user_outcomes,
+)
+from ranklet_training.evaluate import evaluate
+from ranklet_training.events import Events
+from ranklet_training.metrics import all_metrics
+from ranklet_training.presets import RunConfig
+from ranklet_training.simulator import Simulation
+from ranklet_training.split import Split, split_events
+from ranklet_training.train import start_run, train
+
+FLOAT = 1e-12  # sums in another order
+NORMAL_95 = 1.959964
+
+Values = NDArray[np.float64]
+Resampling = Callable[..., Bootstrap]
+
+
+def ranks_of(seed: int, users: int = 400) -> Values:
+    """Return metrics of ranks: few distinct rows, so that groups of users are drawn."""
+    random = np.random.default_rng(seed)
+    return metrics_of_ranks(random.choice([1, 3, 8, 15, 50], users))
+
+
+def numbers_of(seed: int, users: int = 400) -> Values:
+    """Return values that are all different, so that users are drawn one by one."""
+    return np.random.default_rng(seed).normal(size=(users, 3))
+
+
+each_kind = pytest.mark.parametrize("values_of", [ranks_of, numbers_of], ids=["ranks", "numbers"])
+each_test = pytest.mark.parametrize(
+    "resample", [paired_bootstrap, unpaired_bootstrap], ids=["paired", "unpaired"]
+)
+
+
+def assert_close(a: Bootstrap, b: Bootstrap) -> None:
+    for name, value in asdict(a).items():
+        np.testing.assert_allclose(value, getattr(b, name), rtol=0, atol=FLOAT, err_msg=name)
+
+
+# The bootstrap.
+
+
+def test_the_paired_interval_of_normal_differences_is_the_textbook_one() -> None:
+    random = np.random.default_rng(1)
+    a = random.normal(5, 3, (2000, 2))
+    gains = random.normal([0.1, -0.4], [1.0, 2.0], (2000, 2))
+    result = paired_bootstrap(a, a + gains)
+    half = NORMAL_95 * gains.std(axis=0, ddof=1) / np.sqrt(2000)
+    np.testing.assert_allclose(result.difference, gains.mean(axis=0), atol=FLOAT)
+    # Monte Carlo error of a 2.5 % quantile of 10,000 draws: about 2.7 % of a standard error.
+    np.testing.assert_allclose(result.low, gains.mean(axis=0) - half, atol=half.max() * 0.05)
+    np.testing.assert_allclose(result.high, gains.mean(axis=0) + half, atol=half.max() * 0.05)
+
+
+def test_the_paired_interval_of_two_values_is_the_textbook_one() -> None:
+    # Groups are drawn here. Gains are 1 with probability 0.3: a binomial.
+    gains = np.repeat([[1.0], [0.0]], [600, 1400], axis=0)
+    result = paired_bootstrap(np.zeros_like(gains), gains)
+    half = NORMAL_95 * math.sqrt(0.3 * 0.7 / 2000)
+    assert result.low[0] == pytest.approx(0.3 - half, abs=half * 0.05)
+    assert result.high[0] == pytest.approx(0.3 + half, abs=half * 0.05)
+
+
+def test_the_unpaired_interval_of_normal_groups_is_the_textbook_one() -> None:
+    random = np.random.default_rng(2)
+    a, b = random.normal(1, 1, (1500, 1)), random.normal(1.2, 2, (800, 1))
+    result = unpaired_bootstrap(a, b)
+    half = NORMAL_95 * math.sqrt(a.var(ddof=1) / 1500 + b.var(ddof=1) / 800)
+    middle = b.mean() - a.mean()
+    assert result.difference[0] == pytest.approx(middle, abs=FLOAT)
+    assert result.low[0] == pytest.approx(middle - half, abs=half * 0.05)
+    assert result.high[0] == pytest.approx(middle + half, abs=half * 0.05)
+
+
+def test_the_p_value_of_normal_differences_is_the_textbook_one() -> None:
+    random = np.random.default_rng(3)
+    gains = random.normal(size=(2000, 1))
+    gains += 1.5 * gains.std(ddof=1) / math.sqrt(2000) - gains.mean()  # 1.5 standard errors
+    expected = math.erfc(1.5 / math.sqrt(2))  # 0.134
+    error = 4 * math.sqrt(expected * (1 - expected) / 10_000)
+    assert paired_bootstrap(np.zeros_like(gains), gains).p[0] == pytest.approx(expected, abs=error)
+
+
+def test_pairing_narrows_the_interval_when_users_differ_more_than_models() -> None:
+    random = np.random.default_rng(4)
+    a = random.normal(0, 10, (500, 1))
+    b = a + random.normal(0.2, 0.5, (500, 1))
+    paired, unpaired = paired_bootstrap(a, b), unpaired_bootstrap(a, b)
+    assert paired.p[0] < 0.001
+    assert unpaired.p[0] > 0.5
+
+
+@pytest.mark.parametrize("resample", [paired_bootstrap, unpaired_bootstrap])
+@pytest.mark.parametrize("kind", ["ranks", "numbers"])
+def test_p_values_are_uniform_where_nothing_differs(resample: Resampling, kind: str) -> None:
+    found = []
+    for seed in range(200):
+        random = np.random.default_rng([5, seed])
+        if kind == "ranks":
+            a, b = (ranks_of(2 * seed + model, 150)[:, 4:5] for model in (0, 1))
+        else:
+            a, b = random.normal(size=(2, 150, 1))
+        found.append(resample(a, b, resamples=1000, seed=seed).p[0])
+    assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.09
+    assert 0.4 <= np.mean(np.array(found) < 0.5) <= 0.6
+
+
+@each_kind
+def test_equal_models_have_difference_0_and_p_1(values_of: Callable[[int], Values]) -> None:
+    result = paired_bootstrap(values_of(6), values_of(6))
+    for part in (result.difference, result.low, result.high):
+        assert not part.any()
+    assert (result.p == 1).all()
+
+
+@each_kind
+def test_swapping_the_models_mirrors_everything(values_of: Callable[[int], Values]) -> None:
+    a, b = values_of(7), values_of(8)
+    there, back = paired_bootstrap(a, b), paired_bootstrap(b, a)
+    mirrored = Bootstrap(there.b, there.a, -there.difference, -there.high, -there.low, there.p)
+    assert_close(back, mirrored)
+
+
+@each_kind
+@each_test
+@pytest.mark.parametrize("chunk", [1, 1000, 50_000, 10**8])
+def test_the_result_does_not_depend_on_the_chunk(
+    resample: Resampling, values_of: Callable[[int], Values], chunk: int
+) -> None:
+    a, b = values_of(9), values_of(10)
+    assert_close(
+        resample(a, b, resamples=1001, chunk=chunk), resample(a, b, resamples=1001, chunk=12_345)
+    )
+
+
+@each_kind
+@each_test
+def test_the_seed_decides_the_result(
+    resample: Resampling, values_of: Callable[[int], Values]
+) -> None:
+    a, b = values_of(11), values_of(12)
+    first = resample(a, b, resamples=1000, seed=3)
+    again, other = (resample(a, b, resamples=1000, seed=seed) for seed in (3, 4))
+    for name, value in asdict(first).items():
+        np.testing.assert_array_equal(value, getattr(again, name))
+    assert (first.low != other.low).any()
+
+
+def test_drawing_groups_of_equal_users_is_drawing_users() -> None:
+    # The same values, once with noise far below what matters, so that no two users are equal.
+    a, b = ranks_of(13, 600), ranks_of(14, 600)
+    noise = np.random.default_rng(15).uniform(-1e-7, 1e-7, b.shape)
+    groups, single = paired_bootstrap(a, b), paired_bootstrap(a, b + noise)
+    width = groups.high - groups.low
+    np.testing.assert_allclose(groups.low, single.low, atol=width.max() * 0.05)
+    np.testing.assert_allclose(groups.high, single.high, atol=width.max() * 0.05)
+    np.testing.assert_allclose(groups.p, single.p, atol=0.03)
+
+
+def test_the_smallest_p_value_is_one_of_resamples_plus_one() -> None:
+    random = np.random.default_rng(16)
+    result = paired_bootstrap(np.zeros((100, 1)), random.normal(10, 1, (100, 1)), resamples=1000)
+    assert result.p[0] == 1 / 1001
+
+
+@pytest.mark.parametrize("resample", [paired_bootstrap, unpaired_bootstrap])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resamples": 999}, "resamples must be at least 1,000, got 999"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+    ],
+)
+def test_an_option_out_of_range_is_named(
+    resample: Resampling, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        resample(numbers_of(0), numbers_of(1), **options)
+
+
+@pytest.mark.parametrize("resample", [paired_bootstrap, unpaired_bootstrap])
+def test_few_users_are_refused(resample: Resampling) -> None:
+    with pytest.raises(InputError, match="b_values hold 19 users; a bootstrap needs at least 20"):
+        resample(numbers_of(0), numbers_of(1, 19))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_named(bad: float) -> None:
+    values = numbers_of(0)
+    values[7, 2] = bad
+    with pytest.raises(InputError, match=f"a_values hold {bad} for user 7, metric 2"):
+        paired_bootstrap(values, numbers_of(1))
+
+
+def test_shapes_that_do_not_match_are_named() -> None:
+    with pytest.raises(InputError, match=r"a_values are \(400, 3\) and b_values \(399, 3\)"):
+        paired_bootstrap(numbers_of(0), numbers_of(1, 399))
+    with pytest.raises(InputError, match="a_values have 3 metrics and b_values 2"):
+        unpaired_bootstrap(numbers_of(0), numbers_of(1)[:, :2])
+    with pytest.raises(InputError, match=r"a_values must be \(users, metrics\), got .*\(400,\)"):
+        paired_bootstrap(numbers_of(0)[:, 0], numbers_of(1)[:, 0])
+
+
+# Corrections and checks.
+
+
+def test_holm_is_what_a_hand_computes() -> None:
+    # Sorted .005 .01 .03 .04 by 4 3 2 1: .02 .03 .06 .04, and none may lie below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_keeps_one_p_value_and_never_exceeds_1() -> None:
+    assert holm([0.2]).tolist() == [0.2]
+    assert holm([0.9, 0.8, 0.7]).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("chi_square", "p"), [(2.706, 0.1), (3.841, 0.05), (6.635, 0.01), (10.828, 0.001)]
+)
+def test_the_sample_ratio_p_value_is_that_of_the_tables(chi_square: float, p: float) -> None:
+    # 1:1 and n users: chi-square is (control - treatment)^2 / n.
+    users = 10**10
+    gap = round(math.sqrt(chi_square * users))
+    checked = sample_ratio((users + gap) // 2, (users - gap) // 2)
+    assert checked.chi_square == pytest.approx(chi_square, abs=1e-4)
+    assert checked.p == pytest.approx(p, rel=0.002)
+
+
+def test_the_sample_ratio_is_the_sum_over_both_cells() -> None:
+    expected = (880 - 900) ** 2 / 900 + (120 - 100) ** 2 / 100
+    checked = sample_ratio(880, 120, (9, 1))
+    assert checked.control_share == pytest.approx(0.9)
+    assert checked.chi_square == pytest.approx(expected)
+
+
+def test_a_mismatch_begins_below_one_in_a_thousand() -> None:
+    assert not sample_ratio(5164, 4836).mismatch  # chi-square 10.758
+    assert sample_ratio(5166, 4834).mismatch  # 11.022
+
+
+@pytest.mark.parametrize("ratio", [(0.0, 1.0), (1.0, -2.0), (math.inf, 1.0), (math.nan, 1.0)])
+def test_a_ratio_that_is_not_positive_is_refused(ratio: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match=f"two positive numbers, got {ratio[0]:g}:{ratio[1]:g}"):
+        sample_ratio(1, 1, ratio)
+
+
+# Models.
+
+
+@pytest.fixture(scope="module")
+def other_run(
+    world: Simulation,
+    events: Events,
+    split: Split,
+    tiny_config: RunConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """A run without attention, on the same events."""
+    config = replace(
+        tiny_config,
+        model=replace(tiny_config.model, blocks=0),
+        train=replace(tiny_config.train, epochs=1),
+    )
+    path = tmp_path_factory.mktemp("others") / "other"
+    run = start_run(path, config, events, split, world.items)
+    return train(run, split, show_progress=False).run
+
+
+@pytest.fixture(scope="module")
+def models(tiny_run: Run, other_run: Run, split: Split) -> ModelComparison:
+    return compare_models(tiny_run.load_model(), other_run.load_model(), split)
+
+
+def test_values_of_users_average_to_the_metrics() -> None:
+    ranks = np.array([1, 2, 5, 6, 10, 11, 20, 21, 22, 1000])
+    expected = all_metrics(ranks)
+    means = dict(zip(expected, metrics_of_ranks(ranks).mean(axis=0).tolist(), strict=True))
+    assert means == pytest.approx(expected)
+
+
+def test_the_means_are_those_of_evaluate(
+    models: ModelComparison, tiny_run: Run, other_run: Run, split: Split
+) -> None:
+    table = evaluate({"a": tiny_run.load_model(), "b": other_run.load_model()}, split)
+    a, b = (row["masked"] for row in table["rows"][:2])
+    assert {row.metric: row.a for row in models.rows} == pytest.approx(a)
+    assert {row.metric: row.b for row in models.rows} == pytest.approx(b)
+    assert models.users == table["users"]
+    assert models.protocol.startswith("leave-one-out, test, full ranking of 60 items")
+
+
+def test_every_row_is_consistent(models: ModelComparison) -> None:
+    for row in models.rows:
+        assert row.difference == pytest.approx(row.b - row.a)
+        assert row.low <= row.difference <= row.high
+        assert row.a_wins + row.b_wins + row.ties == models.users
+        assert row.p <= row.p_holm <= 1
+        assert row.significant == (row.p_holm <= 0.05)
+    corrected = holm([row.p for row in models.rows]).tolist()
+    assert [row.p_holm for row in models.rows] == corrected
+
+
+def test_wins_of_a_hit_rate_explain_its_difference(models: ModelComparison) -> None:
+    for row in models.rows:
+        if row.metric.startswith("HR"):
+            assert (row.b_wins - row.a_wins) / models.users == pytest.approx(row.difference)
+
+
+def test_swapping_the_runs_mirrors_the_table(
+    models: ModelComparison, tiny_run: Run, other_run: Run, split: Split
+) -> None:
+    swapped = compare_models(other_run.load_model(), tiny_run.load_model(), split)
+    for row, back in zip(models.rows, swapped.rows, strict=True):
+        assert (back.a, back.b, back.ties) == (row.b, row.a, row.ties)
+        assert (back.a_wins, back.b_wins) == (row.b_wins, row.a_wins)
+        assert [back.difference, back.low, back.high] == pytest.approx(
+            [-row.difference, -row.high, -row.low], abs=FLOAT
+        )
+        assert (back.p, back.significant) == (row.p, row.significant)
+
+
+@pytest.mark.parametrize("on", ["test", "validation"])
+def test_a_run_and_its_bundle_do_not_differ(
+    on: str, tiny_run: Run, tiny_ranker: Ranker, split: Split
+) -> None:
+    result = compare_models(tiny_run.load_model(), tiny_ranker, split, on=on, resamples=1000)
+    assert f", {on}," in result.protocol
+    for row in result.rows:
+        assert (row.difference, row.low, row.high, row.p) == (0, 0, 0, 1)
+        assert (row.ties, row.significant) == (result.users, False)
+
+
+def test_another_catalogue_is_refused_and_both_are_named(
+    tiny_run: Run, tiny_ranker: Ranker, events: Events
+) -> None:
+    by_time = split_events(events.frame, "time")
+    items = len(by_time.vocabulary)
+    assert items < 60
+    message = f"run knows 60 items, bundle knows 60, and the events have {items}: compare"
+    with pytest.raises(RunError, match=message):
+        compare_models(tiny_run.load_model(), tiny_ranker, by_time, names=("run", "bundle"))
+
+
+# Outcomes.
+
+
+def log_of(users: int = 60, *, gain: float = 0.0, seed: int = 0) -> pl.DataFrame:
+    """Return a log: new users are odd, old ones even, each with one to four requests."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        for _ in range(random.integers(1, 5)):
+            shown = random.permutation(np.arange(1, 30))[: random.integers(3, 8)].tolist()
+            rate = 0.2 + gain * (user % 2)
+            clicked = [item for item in reversed(shown) if random.random() < rate]
+            variant = "new" if user % 2 else "old"
+            rows.append({"user_id": user, "variant": variant, "shown": shown, "clicked": clicked})
+    return pl.DataFrame(rows)
+
+
+LOG = log_of()
+REQUEST = {"user_id": 1, "variant": "old", "shown": [5, 7], "clicked": [7]}
+
+
+def slow_metrics(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[float]]:
+    """Return requests and the four metrics of each variant and user, one request at a time."""
+    requests: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        requests[row["variant"], row["user_id"]].append(row)
+    found = {}
+    for key, own in requests.items():
+        clicks = [len(row["clicked"]) for row in own]
+        places = [[row["shown"].index(item) + 1 for item in row["clicked"]] for row in own]
+        found[key] = [
+            len(own),
+            sum(clicks) / sum(len(row["shown"]) for row in own),
+            sum(count > 0 for count in clicks) / len(own),
+            sum(clicks) / len(own),
+            sum(1 / min(place) if place else 0 for place in places) / len(own),
+        ]
+    return found
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> dict[str, Any]:
+    shown = draw(st.lists(st.integers(-3, 12), min_size=1, max_size=6, unique=True))
+    clicked = draw(st.lists(st.sampled_from(shown), max_size=len(shown), unique=True))
+    return {
+        "user_id": draw(st.integers(0, 4)),
+        "variant": draw(st.sampled_from(["a", "b"])),
+        "shown": shown,
+        "clicked": clicked,
+    }
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(requests(), min_size=1, max_size=25))
+def test_metrics_of_users_are_what_slow_python_computes(rows: list[dict[str, Any]]) -> None:
+    lists = {"shown": pl.List(pl.Int64), "clicked": pl.List(pl.Int64)}
+    table = user_outcomes(read_outcomes(pl.DataFrame(rows, schema_overrides=lists)))
+    expected = slow_metrics(rows)
+    assert len(table) == len(expected)
+    for row in table.iter_rows(named=True):
+        values = [row["requests"], *(row[metric] for metric in OUTCOME_METRICS)]
+        assert values == pytest.approx(expected[row["variant"], row["user_id"]])
+
+
+def test_the_table_holds_means_over_users() -> None:
+    result = compare_outcomes(LOG, control="old", resamples=1000)
+    by_user = slow_metrics(LOG.to_dicts())
+    for name, variant in (("control", result.control), ("treatment", result.treatment)):
+        own = [values for (kind, _), values in by_user.items() if kind == variant.name]
+        means = np.mean(own, axis=0)
+        assert [getattr(row, name) for row in result.rows] == pytest.approx(means[1:].tolist())
+        assert (variant.users, variant.requests) == (30, sum(values[0] for values in own))
+    for row in result.rows:
+        assert row.difference == pytest.approx(row.treatment - row.control)
+        assert row.relative_difference == pytest.approx(row.difference / row.control)
+
+
+def test_a_real_gain_is_significant_and_none_is_not() -> None:
+    gained = compare_outcomes(log_of(300, gain=0.2), control="old")
+    assert all(row.significant and row.low > 0 for row in gained.rows)
+    assert not any(row.significant for row in compare_outcomes(log_of(300)).rows)
+
+
+def test_the_control_is_first_by_name_unless_said() -> None:
+    assert compare_outcomes(LOG, resamples=1000).control.name == "new"
+    assert compare_outcomes(LOG, control="old", resamples=1000).control.name == "old"
+
+
+def test_the_other_control_turns_the_differences_round() -> None:
+    old, new = (compare_outcomes(LOG, control=name) for name in ("old", "new"))
+    for row, back in zip(old.rows, new.rows, strict=True):
+        assert back.difference == -row.difference
+        width = row.high - row.low
+        assert back.low == pytest.approx(-row.high, abs=width * 0.05)
+        assert back.high == pytest.approx(-row.low, abs=width * 0.05)
+
+
+def test_users_who_saw_both_variants_are_left_out_and_counted() -> None:
+    both = [{**REQUEST, "user_id": user, "variant": "new"} for user in (0, 2, 2)]
+    result = compare_outcomes(pl.concat([LOG, pl.DataFrame(both)]), resamples=1000)
+    without = LOG.filter(~pl.col("user_id").is_in([0, 2]))
+    assert result == replace(compare_outcomes(without, resamples=1000), users_in_both=2)
+
+
+def test_a_sample_ratio_mismatch_is_a_field_and_follows_the_ratio() -> None:
+    fewer = LOG.filter((pl.col("variant") == "old") | (pl.col("user_id") < 41))
+    many = pl.concat(
+        [LOG.with_columns(user_id=pl.col("user_id") + 100 * place) for place in range(1, 4)]
+    ).filter(pl.col("variant") == "old")
+    uneven = pl.concat([fewer, many])  # 120 old, 20 new
+    assert compare_outcomes(uneven, control="old", resamples=1000).sample_ratio.mismatch
+    planned = compare_outcomes(uneven, control="old", ratio=(6, 1), resamples=1000)
+    assert planned.sample_ratio.p == pytest.approx(1)
+    assert not planned.sample_ratio.mismatch
+
+
+def test_a_control_without_clicks_has_no_relative_difference() -> None:
+    none = pl.lit([], dtype=pl.List(pl.Int64))
+    frame = LOG.with_columns(
+        clicked=pl.when(pl.col("variant") == "old").then(none).otherwise("clicked")
+    )
+    result = compare_outcomes(frame, control="old", resamples=1000)
+    assert [row.relative_difference for row in result.rows] == [None] * 4
+    assert all(row.significant for row in result.rows)
+
+
+def write_log(frame: pl.DataFrame, path: Path) -> Path:
+    """Write a log in the type that the name says."""
+    kind = path.name.partition(".")[2]
+    if kind == "parquet":
+        frame.write_parquet(path)
+    elif kind == "jsonl":
+        frame.write_ndjson(path)
+    else:
+        joined = [
+            pl.col(name).cast(pl.List(pl.String)).list.join("|") for name in ("shown", "clicked")
+        ]
+        data = frame.with_columns(joined).write_csv().encode()
+        path.write_bytes(gzip.compress(data) if kind == "csv.gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.csv.gz", "log.jsonl"])
+@pytest.mark.parametrize("ids", [pl.Int64, pl.String])
+def test_every_file_type_gives_the_same_result(
+    name: str, ids: type[pl.DataType], tmp_path: Path
+) -> None:
+    frame = LOG.with_columns(pl.col("shown", "clicked").cast(pl.List(ids)))
+    assert compare_outcomes(write_log(frame, tmp_path / name), resamples=1000) == compare_outcomes(
+        LOG.with_columns(pl.col("user_id").cast(pl.String)) if "csv" in name else LOG,
+        resamples=1000,
+    )
+
+
+def test_other_types_that_mean_the_same_are_read() -> None:
+    frame = LOG.with_columns(
+        pl.col("variant").cast(pl.Categorical),
+        pl.col("user_id").cast(pl.UInt16),
+        pl.col("shown").cast(pl.List(pl.Int32)),
+        pl.col("clicked").cast(pl.List(pl.UInt8)),
+    )
+    assert compare_outcomes(frame, resamples=1000) == compare_outcomes(LOG, resamples=1000)
+    arrays = LOG.select("user_id", "variant").with_columns(
+        pl.Series("shown", [[1, 2]] * len(LOG), dtype=pl.Array(pl.Int64, 2)),
+        pl.Series("clicked", [[2]] * len(LOG), dtype=pl.Array(pl.Int64, 1)),
+    )
+    assert compare_outcomes(arrays, resamples=1000).rows[0].control == 0.5
+
+
+def test_integer_variants_are_names_too() -> None:
+    frame = LOG.with_columns(variant=(pl.col("variant") == "new").cast(pl.Int8))
+    result = compare_outcomes(frame, control="1", resamples=1000)
+    assert (result.control.name, result.treatment.name) == ("1", "0")
+
+
+def test_a_log_without_any_click_is_no_error(tmp_path: Path) -> None:
+    rows = [{**row, "clicked": []} for row in LOG.to_dicts()]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = compare_outcomes(tmp_path / "log.jsonl", resamples=1000)
+    assert [(row.difference, row.p) for row in result.rows] == [(0, 1)] * 4
+
+
+def test_blank_lines_of_a_csv_file_are_not_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,variant,shown,clicked\n1,a,5|7,\n\n2,b,5|7,9\n")
+    with pytest.raises(DataError, match=r"not shown in row 2: \['9'\]"):
+        read_outcomes(path)
+
+
+BAD_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"clicked": [9, 5, 8]}, r"clicked items were not shown in row 2: \[8, 9\]"),
+    ({"clicked": [7, 7]}, r"clicked holds an id twice in row 2: \[7, 7\]"),
+    ({"shown": [5, 5, 7]}, r"shown holds an id twice in row 2: \[5, 5, 7\]"),
+    ({"shown": [], "clicked": []}, r"shown is empty in row 2: \[\]"),
+    ({"shown": [7, None]}, r"shown holds a missing id in row 2: \[7, None\]"),
+    ({"clicked": [None]}, r"clicked holds a missing id in row 2"),
+    ({"shown": None}, "shown has no value in row 2"),
+    ({"clicked": None}, "clicked has no value in row 2: None; write an empty list"),
+    ({"variant": None}, "variant has no value in row 2"),
+    ({"variant": ""}, "variant is an empty text in row 2"),
+    ({"user_id": None}, "user_id has no value in row 2"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_ROWS, ids=[m[:30] for _, m in BAD_ROWS])
+@pytest.mark.parametrize("kind", ["frame", "jsonl"])
+def test_a_bad_request_is_named_with_its_row(
+    kind: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    rows = [REQUEST, {**REQUEST, **change}, REQUEST]
+    source: Path | pl.DataFrame = pl.DataFrame(rows)
+    if kind == "jsonl":
+        source = tmp_path / "log.jsonl"
+        source.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=message):
+        read_outcomes(source)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1,a,5||7,", r"shown holds an empty id in row 2: \['5', '', '7'\]"),
+        ("1,a,,", "shown has no value in row 2"),
+        (",a,5,", "user_id has no value in row 2"),
+        ('1,"",5,', "variant has no value in row 2"),
+        ("1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),
+        ("1,a,5|7,5,7", "can't be read"),
+    ],
+)
+def test_a_bad_line_of_a_csv_file_is_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"user_id,variant,shown,clicked\n1,a,5,5\n{line}\n")
+    with pytest.raises(DataError, match=message):
+        read_outcomes(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"shown": "5|7"}, "row 2 has in shown '5|7', which is not a list of item ids"),
+        ({"user_id": [1]}, r"row 2 has in user_id \[1\], which is not text or an integer"),
+        ({"shown": ["5", "7"]}, "shown and clicked mix types: 5 in row 1 and '5' in row 2"),
+        ({"user_id": "1"}, "user_id mix types: 1 in row 1 and '1' in row 2"),
+        ({"shown": [2**70, 7]}, "shown holds an id that exceeds int64"),
+    ],
+)
+def test_a_wrong_type_in_json_lines_is_named(
+    line: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(f"{json.dumps(REQUEST)}\n\n{json.dumps({**REQUEST, **line})}\n")
+    with pytest.raises(DataError, match=message.replace("|", r"\|")):
+        read_outcomes(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pl.col("shown").list.get(0), "shown holds Int64, such as .* in row 1; use lists of item"),
+        (pl.col("shown").cast(pl.List(pl.Float64)), "shown holds lists of Float64; ids are"),
+        (pl.col("shown").cast(pl.List(pl.String)), r"shown is List\(String\) and clicked List\(I"),
+        (pl.col("user_id").cast(pl.Float64), "user_id holds Float64, such as 0.0 in row 1"),
+        (pl.col("variant") == "old", "variant holds Boolean, such as "),
+        (pl.lit([2**63], dtype=pl.List(pl.UInt64)).alias("shown"), "shown holds an id that exceed"),
+    ],
+)
+def test_a_wrong_type_of_a_column_is_named(change: pl.Expr, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_outcomes(LOG.with_columns(change))
+
+
+@pytest.mark.parametrize("column", ["user_id", "variant", "shown", "clicked"])
+def test_a_missing_column_is_named(column: str) -> None:
+    with pytest.raises(DataError, match=rf"column '{column}' is missing \(columns: "):
+        read_outcomes(LOG.drop(column))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.txt", b"x", "unknown type; rename it to one of .parquet"),
+        ("log.parquet", b"x", "can't be read"),
+        ("log.csv", b"", "can't be read"),
+        ("log.csv", b"user_id,variant,shown,clicked\n", "holds no rows"),
+        ("log.jsonl", b"\n", "holds no rows"),
+        ("log.jsonl", b"{\n", "row 1 is not JSON"),
+        ("log.jsonl", b"[1]\n", "row 1 is not an object"),
+        ("log.jsonl", b"\xff\xfe", "can't be read"),
+        ("log.jsonl", None, "is not a file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    name: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}.*{message}"):
+        read_outcomes(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (["a"], "needs two variants, got 1: 'a' 3 rows"),
+        (["a", "b", "c", "a"], "needs two variants, got 3: 'a' 2 rows, 'b' 1 rows, 'c' 1 rows"),
+        ([f"{name:02}" for name in range(13)], "'09' 1 rows and 3 more"),
+    ],
+)
+def test_a_log_needs_two_variants(variants: list[str], message: str) -> None:
+    names = variants * 3 if len(variants) == 1 else variants
+    with pytest.raises(DataError, match=message):
+        compare_outcomes(pl.DataFrame([{**REQUEST, "variant": name} for name in names]))
+
+
+def test_an_unknown_control_is_named() -> None:
+    with pytest.raises(InputError, match="control 'odl' is not among the variants: 'new' "):
+        compare_outcomes(LOG, control="odl")
+
+
+def test_a_variant_of_few_users_is_refused() -> None:
+    with pytest.raises(DataError, match=r"variant 'new' has 19 users \(0 saw both"):
+        compare_outcomes(LOG.filter((pl.col("user_id") < 38) | (pl.col("variant") == "old")))
+
+
+# Plots and the command line.
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> OutcomeComparison:
+    return compare_outcomes(log_of(gain=0.3), control="old", resamples=1000)
+
+
+def test_plots_are_pictures(
+    models: ModelComparison, outcomes: OutcomeComparison, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="plots are an extra")
+    nothing = [replace(row, control=0.0) for row in outcomes.rows]
+    mismatch = sample_ratio(100, 10)
+    doubtful = replace(outcomes, rows=nothing, sample_ratio=mismatch)
+    drawn: list[ModelComparison | OutcomeComparison] = [models, outcomes, doubtful]
+    for place, comparison in enumerate(drawn):
+        path = tmp_path / f"{place}.png"
+        plot_comparison(comparison, path)
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(
+    outcomes: OutcomeComparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match=r"pip install 'ranklet\[plots\]'"):
+        plot_comparison(outcomes, tmp_path / "a.png")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["compare", *(str(argument) for argument in arguments)])
+
+
+@pytest.fixture(scope="module")
+def folder(world: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compare")
+    world.events.write_parquet(path / "events.parquet")
+    world.events.slice(1).write_parquet(path / "fewer.parquet")
+    write_log(LOG, path / "log.parquet")
+    write_log(LOG.filter((pl.col("user_id") < 41) | (pl.col("user_id") % 2 == 0)), path / "log.csv")
+    return path
+
+
+def test_compare_prints_a_table_of_two_runs(tiny_run: Run, other_run: Run, folder: Path) -> None:
+    result = call(tiny_run.path, other_run.path, folder / "events.parquet")
+    assert result.exit_code == 0, result.output
+    assert "A = tiny, B = other; 10,000 bootstrap samples of users, paired, seed 0" in result.stdout
+    lines = result.stdout.splitlines()
+    assert sum(line.endswith((" yes", " no")) for line in lines) == 9
+    assert "significant at 5 % after Holm's correction over 9 metrics" in lines[-1]
+    assert result.stderr == ""
+
+
+def test_compare_prints_the_document_that_the_library_returns(
+    tiny_run: Run, other_run: Run, folder: Path, models: ModelComparison
+) -> None:
+    result = call(tiny_run.path, other_run.path, folder / "events.parquet", "--json")
+    expected = asdict(replace(models, a="tiny", b="other"))
+    assert json.loads(result.stdout) == expected
+
+
+def test_compare_takes_a_run_and_a_bundle_of_one_name(
+    tiny_run: Run, tiny_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    plot = tmp_path / "forest.png"
+    options = ["--on", "validation", "--resamples", 1000, "--seed", 4, "--plot", plot, "--json"]
+    result = call(tiny_run.path, tiny_bundle, folder / "events.parquet", *options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["a"], found["b"]) == (str(tiny_run.path), str(tiny_bundle))
+    assert (found["resamples"], found["seed"]) == (1000, 4)
+    assert {row["p"] for row in found["rows"]} == {1.0}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {plot}" in result.stderr
+
+
+def test_other_events_than_those_of_training_are_noted(
+    tiny_run: Run, other_run: Run, folder: Path
+) -> None:
+    result = call(tiny_run.path, other_run.path, folder / "fewer.parquet")
+    assert result.exit_code == 0, result.output
+    for name in ("tiny", "other"):
+        assert f"these are not the events that {name} was trained on" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ({}, {"split": "time"}, "on the leave-one-out split and changed on the time split"),
+        (
+            {"split": "k-fold"},
+            {"split": "k-fold", "fold": 1},
+            "on the k-fold 0 of 5 split and changed on the k-fold 1 of 5 split",
+        ),
+    ],
+    ids=["kind", "fold"],
+)
+def test_models_of_different_splits_are_refused(
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    message: str,
+    tiny_run: Run,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    for name, change in (("same", ours), ("changed", theirs)):
+        shutil.copytree(tiny_run.path, tmp_path / name)
+        document = json.loads((tmp_path / name / "config.json").read_text())
+        document["train"].update(change)
+        (tmp_path / name / "config.json").write_text(json.dumps(document))
+    result = call(tmp_path / "same", tmp_path / "changed", folder / "events.parquet")
+    assert result.exit_code == 4
+    assert message in result.stderr
+
+
+def test_compare_prints_a_table_of_an_online_test(folder: Path) -> None:
+    result = call("--log", folder / "log.parquet", "--control", "old")
+    assert result.exit_code == 0, result.output
+    assert "control old: 30 users" in result.stdout
+    assert "treatment new: 30 users" in result.stdout
+    assert "sample ratio: chi-square 0.000, p 1.0000: as planned" in result.stdout
+    assert "significant at 5 % after Holm's correction over 4 metrics" in result.stdout
+    assert all(metric in result.stdout for metric in OUTCOME_METRICS)
+
+
+def test_a_mismatch_is_loud_and_the_exit_status_stays_0(folder: Path) -> None:
+    arguments = ["--log", folder / "log.csv", "--ratio", "1:4", "--control", "old"]
+    result = call(*arguments)
+    assert result.exit_code == 0
+    for part in (result.stdout, result.stderr):
+        assert "SAMPLE RATIO MISMATCH: 30 to 20 users where 20.0% were planned in control" in part
+        assert "The results cannot be trusted" in part
+    assert result.stdout.splitlines()[-1].startswith("THESE RESULTS CANNOT BE TRUSTED")
+    assert json.loads(call(*arguments, "--json").stdout)["sample_ratio"]["mismatch"] is True
+
+
+def test_excluded_users_are_noted(tmp_path: Path) -> None:
+    both = pl.DataFrame([{**REQUEST, "user_id": 1}])
+    path = write_log(pl.concat([LOG, both]), tmp_path / "log.jsonl")
+    result = call("--log", path, "--json")
+    assert "1 users saw both variants and are left out" in result.stderr
+    assert json.loads(result.stdout)["users_in_both"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give A, B and EVENTS, or --log"),
+        (["."], "give A, B and EVENTS, or --log"),
+        (["--log", __file__, "--on", "test"], "--log takes neither A, B and EVENTS nor --on"),
+        (["--log", __file__, "."], "--log takes neither A, B and EVENTS nor --on"),
+        ([".", ".", "x", "--control", "a"], "--control and --ratio belong to --log"),
+        ([".", ".", "x", "--ratio", "1:1"], "--control and --ratio belong to --log"),
+        (["--log", __file__, "--ratio", "2"], "'2' is not a ratio like 1:1"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_log_that_is_not_usable_ends_with_status_4(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,variant,shown,clicked\n1,a,5,9\n")
+    result = call("--log", path)
+    assert result.exit_code == 4
+    assert "not shown in row 1: ['9']" in result.stderr
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    result = call("--log", __file__, "--plot", tmp_path / "forest.pgn")
+    assert result.exit_code == 4
+    assert "must end in one of" in result.stderr
