@@ -210,7 +210,7 @@ def _check_space(space: Space, base: RunConfig, items: pl.DataFrame | None) -> N
         if not holds:
             raise InputError(
                 f"the first trial is the base configuration, and its {name}={value} is not in "
-                f"{_spec(distribution)}: widen the search, or start it elsewhere with --set {name}="
+                f"{_spec(distribution)}: widen the search, or start it elsewhere with --set {name}=VALUE"
             )
     searched = space.get("features")
     choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
