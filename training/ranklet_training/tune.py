@@ -210,7 +210,7 @@ def _check_space(space: Space, base: RunConfig, items: pl.DataFrame | None) -> N
         if not holds:
             raise InputError(
                 f"the first trial is the base configuration, and its {name}={value} is not in "
-                f"{_spec(distribution)}: widen the search, or start it elsewhere with --set {name}=VALUE"
+                f"{_spec(distribution)}: widen the search, or start elsewhere with --set {name}=VALUE"
             )
     searched = space.get("features")
     choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
@@ -286,7 +286,10 @@ def tune(
     with _locked(path), _opened(path) as study:
         _check_facts(study, path, facts)
         _enqueue_unfinished(study, base, space)
-        study.pruner = _pruner(base, len(splits)) if prune else optuna.pruners.NopPruner()
+        study.pruner = optuna.pruners.NopPruner()
+        if prune:
+            wait = 0 if len(splits) > 1 else int(base.train.epochs * PRUNING_WAITS)
+            study.pruner = optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
         search = _Search(study, path, base, splits, start, deadline)
         search.keep_best()  # a process may have been killed just before it
         done = len(_finished(study))
@@ -342,9 +345,10 @@ class _Search:
             self._stop_in_time()
             of_fold = replace(config, train=replace(config.train, fold=fold))
             values.append(self.start(folder / f"fold-{fold}", of_fold, split, self._log(config)))
-            trial.report(float(np.mean(values)), fold)
-            if len(values) < len(self.splits) and trial.should_prune():
-                raise optuna.TrialPruned(f"behind the median after {len(values)} folds")
+            if 1 < len(values) < len(self.splits):  # one fold is too few users
+                trial.report(float(np.mean(values)), fold)
+                if trial.should_prune():
+                    raise optuna.TrialPruned(f"behind the median after {len(values)} folds")
         return float(np.mean(values))
 
     def _log(self, config: RunConfig, trial: optuna.Trial | None = None) -> Log:
@@ -378,12 +382,6 @@ class _Search:
                     if file.suffix in FILES_OF_BEST:
                         file.unlink()
         return best
-
-
-def _pruner(base: RunConfig, folds: int) -> optuna.pruners.BasePruner:
-    # Folds differ in difficulty but come in one order; one alone is too few users.
-    wait = 1 if folds > 1 else int(base.train.epochs * PRUNING_WAITS)
-    return optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
 
 
 def _sampler(
