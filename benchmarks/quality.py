@@ -125,19 +125,17 @@ def _git(*arguments: str) -> str:
 
 def write_page(results: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str:
     """Return docs/quality.md."""
-    first = results[0]
-    parts = [
-        "# Quality",
-        "",
-        "Written by `make quality` from [docs/quality/](quality): one JSON file a job, with its",
-        "commands, settings, every epoch and every metric. Leave-one-out, all items ranked, items",
-        "of the whole history masked, ties pessimistic, epoch chosen on validation, order only; test",
-        "is read once. One command line: `ranklet train EVENTS --out RUN --set seed=S`. Mean",
-        "and standard deviation over",
-        f"seeds; training seconds (validation after each epoch included) on {first['machine']}.",
-        "",
-        "![NDCG@10 of every row beside the best published](quality.png)",
-    ]
+    text = f"""# Quality
+
+Written by `make quality` from [docs/quality/](quality): one JSON file a job, with its commands,
+settings, every epoch and every metric. Leave-one-out, all items ranked, items of the whole history
+masked, ties pessimistic, epoch chosen on validation, order only; the test is read once. One command
+line for all: `ranklet train EVENTS --out RUN --set seed=S`. Mean and standard deviation over seeds;
+training seconds (validation after each epoch included) on {results[0]["machine"]}.
+
+![NDCG@10 of every row as a share of the best published](quality.png)
+"""
+    parts = [text.rstrip()]
     for data in dict.fromkeys(r["data"] for r in results):
         parts += ["", f"## {data}", "", *_data_table(data, results, peers)]
     return "\n".join(parts) + "\n"

@@ -25,7 +25,7 @@ from ranklet_training.events import Events, read_events
 from ranklet_training.presets import PRESETS, configure
 from ranklet_training.simulator import Simulation
 from ranklet_training.split import Split, split_events
-from ranklet_training.train import reopen_run, shrink_l1, start_run, train
+from ranklet_training.train import reopen_run, start_run, train
 
 # Some twenty steps of a few milliseconds in three epochs.
 SMALL: dict[str, Any] = {
@@ -471,13 +471,6 @@ def test_training_beats_chance(tiny_run: Run, split: Split) -> None:
 
 
 # Regularisation and optimiser.
-
-
-def test_l1_moves_weights_towards_zero_and_not_past_it() -> None:
-    weights = nn.Parameter(torch.tensor([0.5, -0.5, 0.05, -0.05, 0.0, 0.1]))
-    shrink_l1([weights], 0.1)
-    expected = torch.tensor([0.4, -0.4, 0.0, 0.0, 0.0, 0.0])
-    assert torch.allclose(weights.detach(), expected, atol=1e-7, rtol=0)
 
 
 def weights_of(run: Run, split: Split) -> dict[str, torch.Tensor]:

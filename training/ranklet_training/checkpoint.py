@@ -20,7 +20,6 @@ from typing import Any
 
 import polars as pl
 import safetensors
-import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from ranklet.files import atomic_write
 from ranklet.vocabulary import Vocabulary
 from ranklet_training.features import build_feature
 from ranklet_training.model import SequenceModel
+from ranklet_training.optimizer import Optimizer
 from ranklet_training.presets import RunConfig
 from ranklet_training.seed import SeedModel
 
@@ -156,25 +156,23 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
         raise RunError(f"the weights of {source} do not fit this model: {error}") from error
 
 
-def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
     """Write ``last.safetensors``: weights, optimizer state and progress, all or nothing."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
+        for key, value in optimizer.state_of(parameter).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{name}"] = value
     write_tensors(path, tensors, asdict(progress))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
     """Bring model and optimizer to where ``save_checkpoint`` left them."""
     tensors, metadata = read_tensors(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     load_weights(model, weights, path)
     for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
+        state = optimizer.state_of(parameter)
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
                 state[key] = value

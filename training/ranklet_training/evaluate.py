@@ -35,6 +35,7 @@ Histories = list[NDArray[np.int64]]
 # Scores of all items for each history, (B, items + 1); column 0 is padding and ignored.
 Scorer = Callable[[Histories], NDArray[np.float32]]
 BATCH = 256
+LARGEST_BATCH = 1 << 26  # scores at a time, 256 MB
 # Histories of these lengths and more, up to the next, are a slice of the evaluation.
 LENGTHS = (1, 5, 10, 20, 50, 100, 200)
 
@@ -48,19 +49,22 @@ class Answers:
     top: NDArray[np.int64]  # the best items, 0 where there was none, (Q, K)
 
 
-def answer(scorer: Scorer, cases: Cases, *, mask_seen: bool, top: int = 0) -> Answers:
+def answer(
+    scorer: Scorer, cases: Cases, *, mask_seen: bool, top: int = 0, items: int = 1
+) -> Answers:
     """Rank all items for every question.
 
     Args:
         scorer: The model.
         cases: Questions.
+        items: Size of the catalogue, if it is so large that batches must be small.
         mask_seen: Leave out every item of the whole history, except the answer itself.
         top: How many of the best items to keep.
     """
     ranks = np.zeros(len(cases), dtype=np.int64)
     mean_ranks = np.zeros(len(cases))
     best = np.zeros((len(cases), top), dtype=np.int64)
-    for rows in _batches(cases):
+    for rows in _batches(cases, items):
         histories = [cases.histories[row] for row in rows]
         scores = np.array(scorer(histories), dtype=np.float32)
         targets = cases.targets[rows]
@@ -72,8 +76,8 @@ def answer(scorer: Scorer, cases: Cases, *, mask_seen: bool, top: int = 0) -> An
             np.put_along_axis(scores, targets[:, None], kept, axis=1)
         ranks[rows], mean_ranks[rows] = ranks_of_targets(scores, targets)
         if top:
-            values, items = torch.from_numpy(scores).topk(min(top, scores.shape[1] - 1))
-            best[rows, : items.shape[1]] = torch.where(values > -torch.inf, items, 0).numpy()
+            values, found = torch.from_numpy(scores).topk(min(top, scores.shape[1] - 1))
+            best[rows, : found.shape[1]] = torch.where(values > -torch.inf, found, 0).numpy()
     return Answers(ranks, mean_ranks, best)
 
 
@@ -279,11 +283,13 @@ def answer_of(
         return answer_by_bundle(model, split, cases, mask_seen=mask_seen, top=top)
     if isinstance(model, SequenceModel | SeedModel):
         model = model_scorer(model, split.training)
-    return answer(model, cases, mask_seen=mask_seen, top=top)
+    items = len(split.vocabulary)
+    return answer(model, cases, mask_seen=mask_seen, top=top, items=items)
 
 
-def _batches(cases: Cases) -> Iterator[NDArray[np.int64]]:
+def _batches(cases: Cases, items: int = 1) -> Iterator[NDArray[np.int64]]:
     """Yield rows of questions, histories of similar length together."""
     order = np.argsort(cases.histories.lengths, kind="stable")
-    for begin in range(0, len(order), BATCH):
-        yield order[begin : begin + BATCH]
+    size = max(1, min(BATCH, LARGEST_BATCH // items))
+    for begin in range(0, len(order), size):
+        yield order[begin : begin + size]

@@ -111,6 +111,7 @@ class ItemTable(nn.Module):
     def __init__(self, items: int, width: int, features: Sequence[Feature] = ()) -> None:
         super().__init__()
         self.item = nn.Parameter(torch.empty(items + 1, width))
+        self.has_sparse_gradient = False  # of some rows: then it holds these rows alone
         # By place: torch refuses names such as "type" or "item.genre".
         self.features = nn.ModuleList()
         for place, feature in enumerate(features):
@@ -127,7 +128,9 @@ class ItemTable(nn.Module):
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """Return e(item) for all items, (items + 1, D), or for some rows of that, (R, D)."""
-        table = self.item if rows is None else functional.embedding(rows, self.item)
+        table: Tensor = self.item
+        if rows is not None:
+            table = functional.embedding(rows, self.item, sparse=self.has_sparse_gradient)
         for place, bag in enumerate(self.features):
             codes, offsets = getattr(self, f"codes_{place}"), getattr(self, f"offsets_{place}")
             if rows is not None:

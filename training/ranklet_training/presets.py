@@ -31,6 +31,9 @@ class TrainConfig:
     loss: Literal["softmax", "sampled-softmax", "gbce"] = "softmax"
     negatives: int = 2048  # items drawn: for a step in sampled-softmax, for a target in gbce
     calibration: float = 0.75  # t of gbce; 0 is plain binary cross-entropy
+    # Update only the item rows that a step used, so that its time does not grow with the catalogue
+    # (lazy Adam); for sampled losses.
+    lazy_rows: bool = False
     head_dtype: Literal["float32", "bfloat16"] = "float32"
     features: str = ""  # columns of the item file, separated by commas
     split: SplitKind = "leave-one-out"
@@ -55,6 +58,11 @@ class TrainConfig:
             )
         if not 0 <= self.calibration <= 1:
             raise ValueError(f"calibration must be in [0, 1], got {self.calibration}")
+        if self.lazy_rows and (self.loss == "softmax" or self.l1 or self.l2):
+            raise ValueError(
+                "lazy_rows needs a sampled loss and no l1 or l2: the others move every row, got "
+                f"loss {self.loss!r}, l1 {self.l1}, l2 {self.l2}"
+            )
         check_choices(
             self,
             loss=("softmax", "sampled-softmax", "gbce"),
@@ -88,6 +96,8 @@ class RunConfig:
 
 LONG_HISTORY = 50  # mean events a user: shops and reviews lie far below, films and songs above
 SAMPLED_FROM = 4096  # items; below, the whole softmax costs little more than 2048 negatives
+LAZY_FROM = 200_000  # items; below, updating all rows costs little
+LARGEST_START = 1_000_000  # items; beyond, the co-occurrence start takes minutes and gigabytes
 STEPS = 2000  # of training on short histories; smaller data sets want more epochs
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -155,6 +165,8 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
         }
         reasons.append(f"short histories ({events / users:.0f} events a user)")
     settings["loss"] = "sampled-softmax" if items > SAMPLED_FROM else "softmax"
+    settings["lazy_rows"] = items > LAZY_FROM
+    settings["cooccurrence_start"] = items <= LARGEST_START
     reasons.append(f"{items:,} items")
     # Products in bfloat16 take a third of the time on a CPU that has them, and thrice elsewhere.
     has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))

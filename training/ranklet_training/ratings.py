@@ -88,8 +88,8 @@ def _matrix_factorisation(log: _Log, seed: int) -> NDArray[np.float32]:
     def predict(rows: NDArray[np.int64]) -> Tensor:
         user = user_vectors(torch.from_numpy(log.users[rows]))
         item = item_vectors(torch.from_numpy(log.items[rows]))
-        product: Tensor = (user[:, 1:] * item[:, 1:]).sum(dim=1)
-        return user[:, 0] + item[:, 0] + product
+        predicted: Tensor = user[:, 0] + item[:, 0] + (user[:, 1:] * item[:, 1:]).sum(dim=1)
+        return predicted
 
     parameters = [user_vectors.weight, item_vectors.weight]
     optimizer = torch.optim.Adam(parameters, lr=MF_RATE, weight_decay=MF_DECAY)
@@ -100,7 +100,8 @@ def _matrix_factorisation(log: _Log, seed: int) -> NDArray[np.float32]:
         for rows in np.array_split(shuffled, max(1, len(training) // MF_BATCH)):
             target = torch.from_numpy(log.residuals[rows])
             optimizer.zero_grad(set_to_none=True)
-            functional.mse_loss(predict(rows), target).backward()
+            loss = functional.mse_loss(predict(rows), target)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     with torch.no_grad():
         predicted: NDArray[np.float32] = predict(np.flatnonzero(log.held_out)).numpy()

@@ -40,7 +40,8 @@ from ranklet_training.features import build_feature
 from ranklet_training.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
 from ranklet_training.metrics import all_metrics
 from ranklet_training.model import reset_dropout
-from ranklet_training.presets import RunConfig, TrainConfig
+from ranklet_training.optimizer import Optimizer, clip_gradients, make_optimizer, shrink_l1
+from ranklet_training.presets import RunConfig
 from ranklet_training.seed import SeedModel
 from ranklet_training.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.split import Split
@@ -193,12 +194,12 @@ def train(
     )
 
 
-def _prepare(run: Run, split: Split) -> tuple[Model, torch.optim.Optimizer, Progress]:
+def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
     config = run.config.train
     torch.manual_seed(config.seed)
     model = run.build_model()
     model.init_weights()
-    optimizer = _optimizer(model, config)
+    optimizer = make_optimizer(model, config)
     for torn in run.path.glob(".*.tmp"):  # what a killed training was about to write
         torn.unlink()
     last = run.path / "last.safetensors"
@@ -216,24 +217,11 @@ def _prepare(run: Run, split: Split) -> tuple[Model, torch.optim.Optimizer, Prog
     return model.train(), optimizer, Progress()
 
 
-def _optimizer(model: Model, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; plain SGD for the seed model. Norms, biases and vectors are not regularised."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.l2},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    if isinstance(model, SeedModel):
-        return torch.optim.SGD(groups, lr=config.learning_rate)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
 def _train_epoch(
     run: Run,
     split: Split,
     model: Model,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     progress: Progress,
     bar: "tqdm[Any]",
     total: int,
@@ -264,7 +252,7 @@ def _train_epoch(
 
 
 def _step(
-    run: Run, model: Model, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, step: int
+    run: Run, model: Model, optimizer: Optimizer, batch: Batch, rate: float, step: int
 ) -> tuple[float, int]:
     """Take one step of gradient descent and return the loss and the number of targets."""
     config = run.config.train
@@ -273,16 +261,13 @@ def _step(
     value = loss.item()
     if not math.isfinite(value):
         raise RunError(_not_finite("loss", value, step, batch))
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
+    norm = clip_gradients(model, config.clip)
     if not math.isfinite(norm):
         raise RunError(_not_finite("gradient", norm, step, batch))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    optimizer.step(rate)
     if config.l1:
-        shrink_l1([p for p in model.parameters() if p.ndim > 1], rate * config.l1)
+        shrink_l1(model, rate * config.l1)
     return value, count
 
 
@@ -291,16 +276,6 @@ def _not_finite(what: str, value: float, step: int, batch: Batch) -> str:
         f"the {what} is {value} at step {step} (users {batch.users[:8].tolist()}...): "
         "try a lower learning_rate; the best weights so far are kept"
     )
-
-
-def shrink_l1(parameters: list[torch.nn.Parameter], amount: float) -> None:
-    """Move every weight towards 0 by ``amount``, and not past it: the proximal step of L1.
-
-    Source: Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.2 (soft thresholding).
-    """
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.sub_(parameter.clamp(-amount, amount))
 
 
 def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]:

@@ -209,8 +209,8 @@ def _check_space(space: Space, base: RunConfig, items: pl.DataFrame | None) -> N
             holds = distribution.low <= value <= distribution.high
         if not holds:
             raise InputError(
-                f"the first trial is the base configuration, and its {name}={value} is not in "
-                f"{_spec(distribution)}: widen the search, or start elsewhere with --set {name}=VALUE"
+                f"the first trial is the base configuration, whose {name}={value} is not in "
+                f"{_spec(distribution)}: widen that, or start elsewhere with --set {name}=VALUE"
             )
     searched = space.get("features")
     choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
@@ -520,14 +520,16 @@ def _result(study: optuna.Study, path: Path, base: RunConfig) -> TuneResult:
 
 
 def _importance(study: optuna.Study) -> dict[str, float]:
-    """Return what set the best quarter of the trials apart, as shares.
+    """Return what set the best trials apart, as shares: the best quarter, but no less than five.
 
     Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in
     Arbitrary Subspaces", 2023.
     """
-    if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < IMPORTANCE_STARTS:
+    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    if complete < IMPORTANCE_STARTS:
         return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+    share = max(0.25, 5 / complete)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
@@ -576,7 +578,7 @@ def _plot_importance(result: TuneResult, path: Path) -> None:
     figure, axes = new_figure(path)
     names = list(result.importance)[::-1]  # barh draws from below
     axes.barh(names, [result.importance[name] for name in names])
-    axes.set_xlabel("share in what set the best quarter of the trials apart (PED-ANOVA)")
+    axes.set_xlabel("share in what set the best trials apart (PED-ANOVA)")
     title = f"{result.path.resolve().name}: what {len(result.ranking)} trials depended on"
     axes.set_title(title, loc="left", fontweight="bold")
     save_figure(figure, path)
