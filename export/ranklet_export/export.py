@@ -107,7 +107,11 @@ def golden_answers(
     for length in sorted({min(n, model.config.max_length) for n in GOLDEN_LENGTHS}):
         history = random.choice(len(counts), length, p=counts / counts.sum()) + 1
         with torch.no_grad():
-            user, _ = model.serve(torch.from_numpy(history)[None], model.empty_state(1), table)
+            rows = torch.from_numpy(history)[None]
+            gaps = (torch.zeros_like(rows), torch.zeros_like(rows[:, 0]))  # unknown
+            user, _ = model.serve(
+                rows, model.empty_state(1), table, gaps if model.config.time_gaps else None
+            )
             scores, items = (user @ table[1:].T)[0].topk(k)
         answers.append(
             {
@@ -125,9 +129,7 @@ def _check_finite(model: Model) -> None:
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
 
 
-def _write_manifest(
-    folder: Path, run: Run, table: Tensor, opset: int, parity: ParityReport
-) -> int:
+def _write_manifest(folder: Path, run: Run, table: Tensor, opset: int, parity: ParityReport) -> int:
     """Write model card and manifest, and return the number of graph nodes."""
     session, _ = create_session(folder / GRAPH, "cpu", 1)
     evaluation = run.path / "evaluation.json"

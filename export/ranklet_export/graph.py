@@ -36,6 +36,7 @@ class ServingGraph(nn.Module):
         super().__init__()
         self.model = model
         self.onnx_nodes = onnx_nodes
+        self.gaps = len(gap_names(model))
         with torch.no_grad():
             table = model.table().detach().contiguous()  # (items + 1, D)
         bias = torch.zeros(len(table))
@@ -43,19 +44,26 @@ class ServingGraph(nn.Module):
         self.register_buffer("table", table)
         self.register_buffer("bias", bias)
 
-    def forward(self, history: Tensor, k: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, history: Tensor, k: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Rank all items.
 
         Args:
             history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
             k: How many items to return, int64, from 1 to the number of items.
-            past: Keys and values of each block in turn, each (B, H, P, D / H).
+            others: With ``time_gaps``, buckets before each event (B, T) and until the question
+                (B,); then keys and values of each block in turn, each (B, H, P, D / H).
 
         Returns:
             items (B, k), scores (B, k), user (B, D), then keys and values (B, H, P + T, D / H).
         """
-        state = list(zip(past[0::2], past[1::2], strict=True))
-        user, present = self.model.serve(history, state, self.table, onnx_nodes=self.onnx_nodes)
+        gaps, past = others[: self.gaps], others[self.gaps :]
+        user, present = self.model.serve(
+            history,
+            list(zip(past[0::2], past[1::2], strict=True)),
+            self.table,
+            (gaps[0], gaps[1]) if gaps else None,
+            onnx_nodes=self.onnx_nodes,
+        )
         count = k.item()
         torch._check(count >= 1)  # type: ignore[no-untyped-call]
         torch._check(count < len(self.table))  # type: ignore[no-untyped-call]
@@ -76,6 +84,11 @@ def state_names(model: Model, prefix: str) -> list[str]:
     return [f"{prefix}_{part}_{block}" for block in blocks for part in ("key", "value")]
 
 
+def gap_names(model: Model) -> list[str]:
+    """Return the names of the inputs that tell time."""
+    return ["since", "until"] if model.config.time_gaps else []
+
+
 def export_graph(model: Model, path: Path, opset: int) -> ServingGraph:
     """Write the graph of a model to ``path``, weights inside, and return what was traced.
 
@@ -94,8 +107,13 @@ def export_graph(model: Model, path: Path, opset: int) -> ServingGraph:
     ]
     history = torch.ones(TRACED_BATCH, TRACED_LENGTH, dtype=torch.int64)
     shapes: dict[str, object] = {"history": {0: batch, 1: length}, "k": {}}
-    if state:
-        shapes["past"] = tuple({0: batch, 2: past} for _ in state)
+    gaps = [torch.ones_like(history), torch.ones_like(history[:, 0])][: len(gap_names(model))]
+    others = (
+        *({0: batch, 1: length}, {0: batch})[: len(gaps)],
+        *({0: batch, 2: past} for _ in state),
+    )
+    if others:
+        shapes["others"] = others
     serving = ServingGraph(model, onnx_nodes=opset >= FUSED_OPSET).eval()
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter warns of its own internals, and that axes of one name share that name.
@@ -104,10 +122,10 @@ def export_graph(model: Model, path: Path, opset: int) -> ServingGraph:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         program = torch.onnx.export(
             serving,
-            (history, torch.tensor(TRACED_K), *state),
+            (history, torch.tensor(TRACED_K), *gaps, *state),
             dynamo=True,
             dynamic_shapes=shapes,
-            input_names=["history", "k", *state_names(model, "past")],
+            input_names=["history", "k", *gap_names(model), *state_names(model, "past")],
             output_names=["items", "scores", "user", *state_names(model, "present")],
             opset_version=opset,
             verbose=False,

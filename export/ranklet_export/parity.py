@@ -4,7 +4,7 @@ Compared are names, dynamic axes, shapes, values and order, at (batch, length, p
 never saw, with and without padding; and a state that grows event by event against one long run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranklet.errors import ParityError
+from ranklet.gaps import BUCKETS
 from ranklet.provider import create_session
-from ranklet_export.graph import flatten, state_names
+from ranklet_export.graph import flatten, gap_names, state_names
 from ranklet_training.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
@@ -65,10 +66,12 @@ def check_parity(path: Path, model: Model, table: Tensor, seed: int = 0) -> Pari
             for s in flatten(model.empty_state(1))
         ]
         state = [tensor.float() for tensor in state]
-        expected = reference(model, table, torch.from_numpy(history), state)
+        gaps = [random.integers(0, BUCKETS, size) for size in ((batch, length), batch)]
+        gaps = gaps if model.config.time_gaps else []
+        expected = reference(model, table, torch.from_numpy(history), state, gaps)
         # The first point ranks all items: a fault in one row of the table may never reach a top.
         k = min(TOP, len(table) - 1) if points else len(table) - 1
-        found = run(session, model, history, [s.numpy() for s in state], k)
+        found = run(session, model, history, [s.numpy() for s in state], k, gaps)
         score, kept = _compare(point, expected, found)
         points.append(point)
         score_difference = max(score_difference, score)
@@ -79,11 +82,18 @@ def check_parity(path: Path, model: Model, table: Tensor, seed: int = 0) -> Pari
     return ParityReport(points, score_difference, state_difference)
 
 
-def reference(model: Model, table: Tensor, history: Tensor, state: list[Tensor]) -> Arrays:
+def reference(
+    model: Model,
+    table: Tensor,
+    history: Tensor,
+    state: list[Tensor],
+    gaps: Sequence[NDArray[np.int64]] = (),
+) -> Arrays:
     """Return what the graph must give, from plain torch: all scores, user and present."""
     pairs = list(zip(state[0::2], state[1::2], strict=True))
+    since_until = (torch.from_numpy(gaps[0]), torch.from_numpy(gaps[1])) if gaps else None
     with torch.no_grad():
-        user, present = model.serve(history, pairs, table)
+        user, present = model.serve(history, pairs, table, since_until)
         scores = user @ table[1:].T
     names = state_names(model, "present")
     kept = zip(names, flatten(present), strict=True)
@@ -96,9 +106,12 @@ def run(
     history: NDArray[np.int64],
     state: list[NDArray[np.float32]],
     k: int,
+    gaps: Sequence[NDArray[np.int64]] = (),
 ) -> Arrays:
-    """Run the graph and return its outputs by name."""
+    """Run the graph and return its outputs by name; without ``gaps`` times are unknown."""
     inputs: Arrays = {"history": history, "k": np.array(k, dtype=np.int64)}
+    gaps = gaps or (np.zeros_like(history), np.zeros_like(history[:, 0]))
+    inputs.update(zip(gap_names(model), gaps, strict=False))
     inputs.update(zip(state_names(model, "past"), state, strict=True))
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, inputs), strict=True))
@@ -120,6 +133,7 @@ def _check_contract(session: onnxruntime.InferenceSession, model: Model) -> None
     expected_inputs = {
         "history": ["batch", "length"],
         "k": [],
+        **dict(zip(gap_names(model), (["batch", "length"], ["batch"]), strict=False)),
         **dict(zip(state_names(model, "past"), past, strict=True)),
     }
     inputs = {i.name: list(i.shape) for i in session.get_inputs()}

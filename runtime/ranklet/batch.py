@@ -1,8 +1,9 @@
 """Rank many histories from a file and write one JSON line for each.
 
-Read are JSON lines, ``{"history": [...], "user_id": ..., "candidates": [...], "exclude": [...]}``
-with all but the history optional, streamed; or an event log (csv or parquet, where polars is
-installed) with the columns user_id, item_id and timestamp, one history a user.
+Read are JSON lines, ``{"history": [...], "user_id": ..., "candidates": [...], "exclude": [...],
+"times": [...], "now": ...}`` with all but the history optional, streamed; or an event log (csv or
+parquet, where polars is installed) with the columns user_id, item_id and timestamp, one history a
+user.
 """
 
 import gzip
@@ -17,7 +18,7 @@ from ranklet.ranker import Ranker
 from ranklet.vocabulary import Unknown
 
 ROWS_AT_ONCE = 1024
-KEYS = {"user_id", "history", "candidates", "exclude"}
+KEYS = {"user_id", "history", "times", "now", "candidates", "exclude"}
 
 
 def rank_file(
@@ -53,6 +54,8 @@ def rank_file(
         try:
             rankings = ranker.rank_batch(
                 [row["history"] for row in block],
+                times=[row.get("times") for row in block],
+                now=[row.get("now") for row in block],
                 k=k,
                 candidates=[row.get("candidates") for row in block],
                 exclude=[row.get("exclude") for row in block],

@@ -348,9 +348,14 @@ def _session_inputs(ranker: Ranker, histories: list[Ids], k: int) -> list[dict[s
     size = max(1, min(MAX_BATCH, MAX_SCORES // len(ranker)))
     parts = [indices[begin : begin + size] for begin in range(0, len(indices), size)]
     count = np.array(min(k, len(ranker)), dtype=np.int64)
-    return [
-        {"history": part, "k": count, **empty_state(ranker.manifest, len(part))} for part in parts
-    ]
+    inputs: list[dict[str, NDArray[Any]]] = []
+    for part in parts:
+        times = {"since": np.zeros_like(part), "until": np.zeros_like(part[:, 0])}
+        told = times if ranker.uses_times else {}
+        inputs.append(
+            {"history": part, "k": count, **told, **empty_state(ranker.manifest, len(part))}
+        )
+    return inputs
 
 
 def _load(folder: Path, provider: Provider, threads: int) -> tuple[Ranker, Load]:

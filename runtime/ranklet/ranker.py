@@ -25,8 +25,9 @@ from ranklet.bundle import (
     read_vocabulary,
 )
 from ranklet.errors import BundleError, InputError, ProviderError
+from ranklet.gaps import UNKNOWN, buckets_before, gap_buckets
 from ranklet.provider import ORT_ERRORS, Provider, create_session
-from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show
+from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show, whole_numbers
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 # One run of the graph holds at most this many scores (64 MiB), however many histories come.
 MAX_SCORES = 1 << 24
 MAX_BATCH = 256
+
+Times = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # to compare arrays would raise
@@ -58,6 +61,8 @@ class _Request:
     """One checked row: item indices only."""
 
     history: NDArray[np.int64]  # known events, the latest max_length of them
+    since: NDArray[np.int64]  # bucket of the gap before each of them
+    until: int  # bucket of the gap from the last one to now
     unknown: int
     excluded: frozenset[int]
     candidates: NDArray[np.int64] | None  # unique, none of them excluded
@@ -121,10 +126,17 @@ class Ranker:
         """Say which bundle this is and where it runs."""
         return f"Ranker({str(self._folder)!r}, items={len(self)}, provider={self.provider!r})"
 
+    @property
+    def uses_times(self) -> bool:
+        """Return whether the model was trained to know when events happened."""
+        return any(tensor.name == "since" for tensor in self.manifest.inputs)
+
     def rank(
         self,
         history: Ids,
         *,
+        times: Times | None = None,
+        now: int | None = None,
         k: int = 10,
         candidates: Ids | None = None,
         exclude: Ids | None = None,
@@ -136,6 +148,10 @@ class Ranker:
         Args:
             history: Item ids, oldest first: a list or one-dimensional array. Only the latest
                 ``manifest.max_length`` known events count.
+            times: When each event happened, whole numbers in the unit of the training events (as a
+                rule seconds), not falling; only for a bundle whose ``uses_times`` holds, which
+                ranks without them, too.
+            now: The instant to rank for; not before the last event. None: it is not known.
             k: How many items to return, at least 1; fewer come where fewer are left.
             candidates: Rank these only. Ids that the catalogue lacks are dropped, repeated ones
                 count once.
@@ -147,13 +163,17 @@ class Ranker:
         Raises:
             InputError: A value can't be used; the message names it and its place.
         """
-        request = self._request(history, candidates, exclude, exclude_seen, unknown, "history")
+        request = self._request(
+            history, times, now, candidates, exclude, exclude_seen, unknown, "history"
+        )
         return self._answer([request], _check_k(k))[0]
 
     def rank_batch(
         self,
         histories: IdLists,
         *,
+        times: Sequence[Times | None] | None = None,
+        now: Sequence[int | None] | NDArray[np.int64] | None = None,
         k: int = 10,
         candidates: IdLists | None = None,
         exclude: IdLists | None = None,
@@ -164,6 +184,8 @@ class Ranker:
 
         Args:
             histories: One sequence of ids each.
+            times: One sequence of times for each history, see ``rank``.
+            now: One instant for each history.
             k: The same for all.
             candidates: One sequence of ids for each history, None for the whole catalogue.
             exclude: One sequence of ids for each history, None for nothing.
@@ -177,13 +199,15 @@ class Ranker:
         count = len(histories)
         rows = zip(
             histories,
+            [None] * count if times is None else _lists(times, "times", count),
+            [None] * count if now is None else _lists(now, "now", count),
             [None] * count if candidates is None else _lists(candidates, "candidates", count),
             [None] * count if exclude is None else _lists(exclude, "exclude", count),
             strict=True,
         )
         requests = [
-            self._request(history, wanted, unwanted, exclude_seen, unknown, f"histories[{row}]")
-            for row, (history, wanted, unwanted) in enumerate(rows)
+            self._request(*row, exclude_seen, unknown, f"histories[{place}]")
+            for place, row in enumerate(rows)
         ]
         return self._answer(requests, _check_k(k))
 
@@ -215,6 +239,8 @@ class Ranker:
     def _request(
         self,
         history: Ids,
+        times: Times | None,
+        now: int | None,
         candidates: Ids | None,
         exclude: Ids | None,
         exclude_seen: bool,
@@ -223,6 +249,7 @@ class Ranker:
     ) -> _Request:
         indices = self.vocabulary.index(history, name, unknown=unknown)
         known = indices[indices > 0]
+        since, until = self._gaps(indices, times, now, name)
         excluded: set[int] = set(known.tolist()) if exclude_seen else set()
         if exclude is not None:
             place = name.replace("histories", "exclude").replace("history", "exclude")
@@ -234,8 +261,41 @@ class Ranker:
             wanted = self.vocabulary.index(candidates, place, unknown=unknown)
             chosen = [i for i in dict.fromkeys(wanted.tolist()) if i and i not in excluded]
             wanted = np.array(chosen, dtype=np.int64)
-        latest = known[-self.manifest.max_length :]
-        return _Request(latest, len(indices) - len(known), frozenset(excluded), wanted)
+        last = slice(-self.manifest.max_length, None)
+        unknown_ids = len(indices) - len(known)
+        return _Request(known[last], since[last], until, unknown_ids, frozenset(excluded), wanted)
+
+    def _gaps(
+        self, indices: NDArray[np.int64], times: Times | None, now: int | None, name: str
+    ) -> tuple[NDArray[np.int64], int]:
+        """Check times, and return the buckets before each known event and from the last to now."""
+        is_known = indices > 0
+        if times is None and now is None:
+            return np.zeros(int(is_known.sum()), dtype=np.int64), UNKNOWN
+        if not self.uses_times:
+            raise InputError("this bundle does not use times: its model was trained on order alone")
+        place = name.replace("histories", "times").replace("history", "times")
+        if times is None:
+            raise InputError(f"now was given without {place}: it counts from the last event")
+        instants = whole_numbers(times, place)
+        if len(instants) != len(indices):
+            raise InputError(
+                f"{place} has {len(instants)} times for {len(indices)} events: pass one for each"
+            )
+        falls = np.flatnonzero(np.diff(instants) < 0)
+        if len(falls):
+            at = int(falls[0])
+            raise InputError(
+                f"{place}[{at + 1}] is {instants[at + 1]}, before {place}[{at}], {instants[at]}: "
+                "pass events oldest first"
+            )
+        instants = instants[is_known]
+        if now is None or not len(instants):
+            return buckets_before(instants), UNKNOWN
+        asked = whole_numbers([now], "now")[0]
+        if asked < instants[-1]:
+            raise InputError(f"now is {asked}, before the last event of {name}, {instants[-1]}")
+        return buckets_before(instants), int(gap_buckets(asked - instants[-1:])[0])
 
     def _answer(self, requests: list[_Request], k: int) -> list[Ranking]:
         """Rank every request: cold ones by popularity, the others in padded batches."""
@@ -255,12 +315,16 @@ class Ranker:
     def _rank_rows(self, requests: list[_Request], k: int) -> list[Ranking]:
         """Run the graph once. It is asked for as many more items as a row may have to drop."""
         padded = np.zeros((len(requests), len(requests[-1].history)), dtype=np.int64)
-        surplus = 0
-        for line, request in zip(padded, requests, strict=True):
+        since, surplus = np.zeros_like(padded), 0
+        for line, gaps, request in zip(padded, since, requests, strict=True):
             line[: len(request.history)] = request.history
+            gaps[: len(request.since)] = request.since
             if request.candidates is None:
                 surplus = max(surplus, len(request.excluded))
-        first, scores, users = self._run(padded, min(k + surplus, len(self)))
+        times: dict[str, NDArray[np.int64]] = {}
+        if self.uses_times:
+            times = {"since": since, "until": np.array([request.until for request in requests])}
+        first, scores, users = self._run(padded, times, min(k + surplus, len(self)))
         answers = []
         for row, request in enumerate(requests):
             items, values = first[row], scores[row]
@@ -275,12 +339,13 @@ class Ranker:
         return answers
 
     def _run(
-        self, history: NDArray[np.int64], k: int
+        self, history: NDArray[np.int64], times: dict[str, NDArray[np.int64]], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         batch = len(history)
         if batch not in self._empty_states:
             self._empty_states[batch] = empty_state(self.manifest, batch)
-        inputs = {"history": history, "k": np.array(k, dtype=np.int64), **self._empty_states[batch]}
+        size = np.array(k, dtype=np.int64)
+        inputs = {"history": history, "k": size, **times, **self._empty_states[batch]}
         try:
             items, scores, users = self._session.run(["items", "scores", "user"], inputs)
         except ORT_ERRORS as error:
@@ -333,7 +398,7 @@ def _check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
     return number
 
 
-def _lists(lists: IdLists, name: str, count: int | None = None) -> list[Ids]:
+def _lists(lists: Any, name: str, count: int | None = None) -> list[Any]:  # noqa: ANN401
     """Return one sequence of ids for each history, ``count`` of them if that is known."""
     if isinstance(lists, str | bytes | dict | set | frozenset):
         raise InputError(f"{name} is a {type(lists).__name__}; pass a list of lists of ids")

@@ -148,15 +148,25 @@ def _flat(ids: Ids, name: str) -> list[Any] | NDArray[Any]:
         raise InputError(f"{name} is {show(ids)}; pass a list of item ids") from error
 
 
-def _numbers(items: list[Any], name: str) -> NDArray[np.int64]:
+def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:  # noqa: ANN401 (from outside)
+    """Return any flat sequence of whole numbers as int64.
+
+    Raises:
+        InputError: It is no flat sequence, or holds something else.
+    """
+    flat = _flat(values, name)
+    items = flat if isinstance(flat, list) else flat.tolist()
+    return _numbers(items, name, "times are whole numbers, as in the training events")
+
+
+def _numbers(
+    items: list[Any], name: str, reason: str = "this bundle has integer item ids"
+) -> NDArray[np.int64]:
     strange = {kind for kind in set(map(type, items)) if not _is_integer(kind)}
     if strange:
         place = next(place for place, item in enumerate(items) if type(item) in strange)
         item = items[place]
-        raise InputError(
-            f"{name}[{place}] is {show(item)} ({type(item).__name__}); "
-            "this bundle has integer item ids"
-        )
+        raise InputError(f"{name}[{place}] is {show(item)} ({type(item).__name__}); {reason}")
     numbers = [int(item) for item in items]
     try:
         return np.array(numbers, dtype=np.int64)

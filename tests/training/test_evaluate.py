@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,13 @@ from ranklet import Ranker
 from ranklet.errors import RunError
 from ranklet_training.checkpoint import Run
 from ranklet_training.evaluate import (
-    Histories,
     Scorer,
     answer,
     answer_by_bundle,
     evaluate,
     markov_scorer,
     model_scorer,
+    plot_evaluation,
     popularity_scorer,
 )
 from ranklet_training.events import Events
@@ -42,42 +43,42 @@ def cases_of(*pairs: tuple[Sequence[int], int]) -> Cases:
 def constant(*scores: float) -> Scorer:
     """Score items 1, 2, ... alike whatever the history."""
     row = np.array([0.0, *scores], np.float32)
-    return lambda histories: np.tile(row, (len(histories), 1))
+    return lambda cases: np.tile(row, (len(cases), 1))
 
 
-def histories_of(*histories: Sequence[int]) -> Histories:
-    return [np.array(history, np.int64) for history in histories]
+def asking(*histories: Sequence[int]) -> Cases:
+    return cases_of(*((history, 1) for history in histories))
 
 
 # Baselines.
 
 
 def test_popularity_counts_training_events() -> None:
-    scores = popularity_scorer(sequences_of([1, 2, 2], [2, 4]), 5)(histories_of([3], [1]))
+    scores = popularity_scorer(sequences_of([1, 2, 2], [2, 4]), 5)(asking([3], [1]))
     assert scores[:, 1:].tolist() == [[1, 3, 0, 1, 0]] * 2
 
 
 def test_markov_counts_what_followed_the_last_item() -> None:
     # After 1 came 2 twice and 3 once; the 1 that ends a history is followed by nobody.
     scorer = markov_scorer(sequences_of([1, 2, 1, 3], [1, 2], [4, 1]), 4)
-    scores = scorer(histories_of([4, 1]))[0]
+    scores = scorer(asking([4, 1]))[0]
     assert np.floor(scores[1:]).tolist() == [0, 2, 1, 0]
 
 
 def test_markov_breaks_ties_by_popularity() -> None:
     # Nothing followed item 5, so popularity alone decides: 1 four times, 2 twice, 3 once.
     scorer = markov_scorer(sequences_of([1, 1, 1, 2], [3, 2, 1], [4, 5]), 5)
-    assert (-scorer(histories_of([5]))[0][1:4]).argsort().tolist() == [0, 1, 2]
+    assert (-scorer(asking([5]))[0][1:4]).argsort().tolist() == [0, 1, 2]
 
 
 def test_popularity_never_outweighs_one_transition() -> None:
     scorer = markov_scorer(sequences_of([1] * 500, [2, 3]), 3)
-    assert scorer(histories_of([2]))[0].argmax() == 3
+    assert scorer(asking([2]))[0].argmax() == 3
 
 
 def test_markov_answers_an_unknown_last_item_by_popularity() -> None:
     scorer = markov_scorer(sequences_of([1, 2, 2]), 2)
-    assert scorer(histories_of([1, 0]))[0].argmax() == 2
+    assert scorer(asking([1, 0]))[0].argmax() == 2
 
 
 # Ranks.
@@ -136,9 +137,9 @@ def oracle_scorer(world: Simulation, split: Split, cases: Cases) -> Scorer:
         known = [item for item in best[user] if item in split.vocabulary.all_ids]
         answers[tuple(history)] = split.vocabulary.index(known)
 
-    def score(histories: Histories) -> NDArray[np.float32]:
-        scores = np.zeros((len(histories), len(split.vocabulary) + 1), np.float32)
-        for row, history in zip(scores, histories, strict=True):
+    def score(cases: Cases) -> NDArray[np.float32]:
+        scores = np.zeros((len(cases), len(split.vocabulary) + 1), np.float32)
+        for row, history in zip(scores, cases.histories, strict=True):
             best = answers[tuple(history)]
             row[best] = np.arange(len(best), 0, -1)
         return scores
@@ -238,6 +239,63 @@ def test_cold_targets_are_those_that_training_never_saw(events: Events, split: S
     seen = Counter(split.training.items.tolist())
     cold = sum(int(target) not in seen for target in split.test.targets)
     assert evaluate({}, split)["cold_targets"] == cold
+
+
+def test_slices_hold_the_users_of_their_length_and_of_cold_targets(split: Split) -> None:
+    table = evaluate({}, split)
+    lengths = split.test.histories.lengths
+    counts = split.training.counts(60)
+    expected = {"cold targets": int((counts[split.test.targets] == 0).sum())}
+    for low, high in ((1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, 199)):
+        expected[f"{low}-{high} events"] = int(((lengths >= low) & (lengths <= high)).sum())
+    assert table["slices"] == {name: users for name, users in expected.items() if users}
+    by_length = {name: users for name, users in table["slices"].items() if "events" in name}
+    for row in table["rows"]:
+        mean = sum(row["slices"][name]["NDCG@10"] * users for name, users in by_length.items())
+        assert mean / table["users"] == pytest.approx(row["masked"]["NDCG@10"], abs=1e-12)
+
+
+def test_popularity_recommends_what_is_popular_and_little_else(split: Split) -> None:
+    rows = {row["model"]: row for row in evaluate({}, split)["rows"]}
+    counts = np.sort(split.training.counts(60)[1:])[::-1]
+    assert rows["popularity"]["popularity"] <= counts[:10].mean()
+    assert rows["popularity"]["popularity"] > rows["last-item Markov"]["popularity"]
+    assert 10 / 60 <= rows["popularity"]["coverage"] <= rows["last-item Markov"]["coverage"] <= 1
+
+
+def test_mean_ties_tell_a_collapsed_model() -> None:
+    cases = cases_of(([1], 2), ([2], 3))
+    answers = answer(constant(*[1.0] * 19), cases, mask_seen=False)
+    assert answers.ranks.tolist() == [19, 19]
+    assert answers.mean_ranks.tolist() == [10, 10]
+
+
+def test_the_top_holds_the_best_items_and_never_a_masked_one() -> None:
+    cases = cases_of(([1, 2], 4), ([3], 1))
+    found = answer(constant(4, 3, 2, 1), cases, mask_seen=True, top=4).top
+    assert found.tolist() == [[3, 4, 0, 0], [1, 2, 4, 0]]
+
+
+def test_run_and_bundle_recommend_the_same_items(
+    tiny_run: Run, tiny_ranker: Ranker, split: Split
+) -> None:
+    table = evaluate({"run": tiny_run.load_model(), "bundle": tiny_ranker}, split)
+    of_run, of_bundle = table["rows"][:2]
+    for name in ("coverage", "popularity"):
+        assert of_run[name] == pytest.approx(of_bundle[name], rel=1e-3)
+
+
+def test_a_plot_of_the_table_is_a_whole_picture(split: Split, tmp_path: Path) -> None:
+    plot_evaluation(evaluate({}, split), tmp_path / "slices.png")
+    assert (tmp_path / "slices.png").read_bytes().endswith(b"IEND\xaeB`\x82")
+
+
+def test_small_batches_give_the_same_ranks(monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
+    scorer = markov_scorer(split.training, 60)
+    expected = answer(scorer, split.test, mask_seen=True).ranks
+    monkeypatch.setattr("ranklet_training.evaluate.LARGEST_BATCH", 130)  # two questions of 60
+    found = answer(scorer, split.test, mask_seen=True, items=60).ranks
+    assert found.tolist() == expected.tolist()
 
 
 def test_validation_can_be_asked_too(split: Split) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import ir_measures
 import numpy as np
 import pytest
 from hypothesis import given
@@ -101,3 +102,19 @@ def test_metrics_equal_a_reference_that_sorts(data: st.DataObject) -> None:
     for name, value in found.items():
         expected = sum(one[name] for one in slow) / len(slow)
         assert value == pytest.approx(expected, abs=EXACT), name
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_equal_those_of_ir_measures(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.permutation(20 * 40).reshape(20, 40).astype(np.float32)  # no ties
+    targets = random.integers(1, 41, 20)
+    rows = enumerate(scores.tolist())
+    run = {str(q): {str(i): s for i, s in enumerate(row, 1)} for q, row in rows}
+    right = {str(q): {str(i): 1} for q, i in enumerate(targets.tolist())}
+    found = all_metrics(ranks_of_targets(scores_of(*scores.tolist()), targets)[0])
+    measures = {"HR": ir_measures.Success, "NDCG": ir_measures.nDCG, "MRR": ir_measures.RR}
+    for name, value in found.items():
+        kind, k = name.split("@")
+        measure = measures[kind] @ int(k)
+        assert value == pytest.approx(ir_measures.calc_aggregate([measure], right, run)[measure])

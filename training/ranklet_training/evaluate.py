@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ranklet.errors import RunError
+from ranklet.gaps import UNKNOWN, buckets_before, gap_buckets
 from ranklet.plots import new_figure, save_figure
 from ranklet.ranker import Ranker
 from ranklet_training.checkpoint import Model
@@ -31,9 +32,8 @@ from ranklet_training.seed import SeedModel
 from ranklet_training.sequences import Sequences, pad
 from ranklet_training.split import Cases, Split
 
-Histories = list[NDArray[np.int64]]
-# Scores of all items for each history, (B, items + 1); column 0 is padding and ignored.
-Scorer = Callable[[Histories], NDArray[np.float32]]
+# Scores of all items for each question, (B, items + 1); column 0 is padding and ignored.
+Scorer = Callable[[Cases], NDArray[np.float32]]
 BATCH = 256
 LARGEST_BATCH = 1 << 26  # scores at a time, 256 MB
 # Histories of these lengths and more, up to the next, are a slice of the evaluation.
@@ -65,9 +65,9 @@ def answer(
     mean_ranks = np.zeros(len(cases))
     best = np.zeros((len(cases), top), dtype=np.int64)
     for rows in _batches(cases, items):
-        histories = [cases.histories[row] for row in rows]
-        scores = np.array(scorer(histories), dtype=np.float32)
-        targets = cases.targets[rows]
+        asked = cases.take(rows)
+        histories, targets = list(asked.histories), asked.targets
+        scores = np.array(scorer(asked), dtype=np.float32)
         scores[:, 0] = -np.inf
         if mask_seen:
             kept = np.take_along_axis(scores, targets[:, None], axis=1)
@@ -90,14 +90,20 @@ def model_scorer(model: Model, training: Sequences) -> Scorer:
         table = model.table()
     popularity = training.counts(table.shape[0] - 1)
 
-    def score(histories: Histories) -> NDArray[np.float32]:
-        known = [history[history > 0] for history in histories]
-        is_cold = np.array([not len(history) for history in known])
+    def score(cases: Cases) -> NDArray[np.float32]:
+        known = [row > 0 for row in cases.histories]
+        histories = [row[keep] for row, keep in zip(cases.histories, known, strict=True)]
+        is_cold = np.array([not len(history) for history in histories])
         anything = np.ones(1, dtype=np.int64)  # in the place of nothing; its scores are not used
-        filled = [history if len(history) else anything for history in known]
-        padded = torch.from_numpy(pad(filled, model.config.max_length))
+        filled = [history if len(history) else anything for history in histories]
+        length = model.config.max_length
+        padded = torch.from_numpy(pad(filled, length))
+        gaps = None
+        if model.config.time_gaps:
+            since, until = _gaps(cases, known)
+            gaps = (torch.from_numpy(pad(since, length)), torch.from_numpy(until))
         with torch.no_grad():
-            user, _ = model.serve(padded, model.empty_state(len(known)), table)
+            user, _ = model.serve(padded, model.empty_state(len(known)), table, gaps)
             scores: NDArray[np.float32] = (user @ table.T).numpy()
         scores[is_cold] = popularity
         return scores
@@ -105,10 +111,24 @@ def model_scorer(model: Model, training: Sequences) -> Scorer:
     return score
 
 
+def _gaps(
+    cases: Cases, known: list[NDArray[np.bool_]]
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """Return the buckets before each known event and until the question, of every case."""
+    assert cases.target_times is not None
+    since, until = [], np.full(len(cases), UNKNOWN, dtype=np.int64)
+    for row, keep in enumerate(known):
+        times = cases.times(row)[keep]
+        since.append(buckets_before(times) if len(times) else np.array([UNKNOWN]))
+        if len(times):
+            until[row] = gap_buckets(cases.target_times[row] - times[-1:])[0]
+    return since, until
+
+
 def popularity_scorer(training: Sequences, items: int) -> Scorer:
     """Score every item by how often it occurs in training."""
     counts = training.counts(items).astype(np.float32)
-    return lambda histories: np.tile(counts, (len(histories), 1))
+    return lambda cases: np.tile(counts, (len(cases), 1))
 
 
 def markov_scorer(training: Sequences, items: int) -> Scorer:
@@ -121,9 +141,9 @@ def markov_scorer(training: Sequences, items: int) -> Scorer:
     counts = training.counts(items)
     backoff = (counts / (counts.sum() + 1)).astype(np.float32)  # always below one transition
 
-    def score(histories: Histories) -> NDArray[np.float32]:
-        scores = np.tile(backoff, (len(histories), 1))
-        for row, history in zip(scores, histories, strict=True):
+    def score(cases: Cases) -> NDArray[np.float32]:
+        scores = np.tile(backoff, (len(cases), 1))
+        for row, history in zip(scores, cases.histories, strict=True):
             begin, end = np.searchsorted(before, [history[-1], history[-1] + 1])
             np.add.at(row, after[begin:end], 1)
         return scores
@@ -145,14 +165,22 @@ def answer_by_bundle(
     best = np.zeros((len(cases), top), dtype=np.int64)
     index_of = split.vocabulary.index
     for rows in _batches(cases):
-        known = [history[history > 0] for history in (cases.histories[row] for row in rows)]
-        answers = [split.vocabulary.ids(t[t > 0]) for t in cases.targets[rows, None]]
-        histories = [split.vocabulary.ids(history) for history in known]
+        asked = cases.take(rows)
+        known = [history > 0 for history in asked.histories]
+        answers = [split.vocabulary.ids(t[t > 0]) for t in asked.targets[:, None]]
+        histories = [
+            split.vocabulary.ids(history[keep])
+            for history, keep in zip(asked.histories, known, strict=True)
+        ]
+        when: dict[str, Any] = {}
+        if ranker.uses_times and asked.target_times is not None:
+            times = [asked.times(row)[keep] for row, keep in enumerate(known)]
+            when = {"times": times, "now": asked.target_times}
         exclude = None
         if mask_seen:
             pairs = zip(histories, answers, strict=True)
             exclude = [[i for i in dict.fromkeys(history) if i not in a] for history, a in pairs]
-        rankings = ranker.rank_batch(histories, k=first, exclude=exclude)
+        rankings = ranker.rank_batch(histories, k=first, exclude=exclude, **when)
         for row, ranking, right in zip(rows, rankings, answers, strict=True):
             kept = ranking.items[:top]
             best[row, : len(kept)] = index_of(kept)

@@ -4,6 +4,8 @@ score(user, item) = <user, e(item)>. Notable choices (what each is worth: docs/t
 
 * one item table for input and output; a score is a cosine over a temperature (or a dot product);
 * e(item) = id embedding + mean embedding of each feature, folded into one table for export;
+* with ``time_gaps``, the gap before an event is added where the event enters, and the gap to the
+  question to what the last block asks with, so that neither changes a key that is kept;
 * pre-norm blocks, rotary positions, causal mask, right padding: append-stable, so a state keeps;
 * when it serves, the last block computes its query, and all after it, for the last event alone.
 """
@@ -18,11 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ranklet.gaps import BUCKETS
 from ranklet_training.attention import KeyValue, attention, rotary, rotary_tables
 from ranklet_training.features import Feature
 
 # A graph takes this many events even if the model keeps fewer: tracing needs room.
 SHORTEST_EXPORT = 16
+
+# Buckets of ranklet.gaps: before each event, and from an event to what is asked after it.
+Gaps = tuple[Tensor, Tensor]
 
 
 def check_choices(config: object, **choices: tuple[str, ...]) -> None:
@@ -48,6 +54,7 @@ class ModelConfig:
     scoring: Literal["cosine", "dot"] = "cosine"
     temperature: float = 0.07  # of cosine scores
     rotary_base: float = 1000.0
+    time_gaps: bool = False  # know the time before each event and from the last one to the question
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""
@@ -63,6 +70,8 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.blocks < 0:
             raise ValueError(f"blocks must be at least 0, got {self.blocks}")
+        if self.time_gaps and (self.blocks == 0 or self.kind == "seed"):
+            raise ValueError("time_gaps needs a sequence model with at least 1 block")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width must be divisible by 2 * heads, got {self.width} and {self.heads} heads"
@@ -217,6 +226,9 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.config = config
         self.items = ItemTable(items, config.width, features)
+        if config.time_gaps:
+            self.since = nn.Embedding(BUCKETS, config.width)
+            self.until = nn.Embedding(BUCKETS, config.width)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
@@ -231,12 +243,16 @@ class SequenceModel(nn.Module):
 
         ====================  =========================================================
         embeddings            N(0, 0.02), row 0 zero (then perhaps the co-occurrence start)
+        gaps                  N(0, 0.02)
         linear weights        N(0, 0.02)
         linear biases         0
         layer norms           scale 1, shift 0
         ====================  =========================================================
         """
         self.items.init_weights()
+        if self.config.time_gaps:
+            nn.init.normal_(self.since.weight, std=0.02)
+            nn.init.normal_(self.until.weight, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
@@ -252,21 +268,26 @@ class SequenceModel(nn.Module):
         table: Tensor = self.items(rows)
         return functional.normalize(table, dim=-1) if self.config.scoring == "cosine" else table
 
-    def encode(self, history: Tensor, table: Tensor) -> Tensor:
+    def encode(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
         """Return the user vector after every event, for training.
 
         Args:
             history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
             table: What ``table()`` returned, so that a step computes it once.
+            gaps: With ``time_gaps``: buckets before each event and until its target, both (B, T).
 
         Returns:
             Vectors u with scores u @ table.T, (B, T, D).
         """
-        x = self.dropout(self.embed(history, table))  # (B, T, D)
+        since, until = gaps or (None, None)
+        x = self.dropout(self.embed(history, table, since))  # (B, T, D)
         positions = torch.arange(history.shape[1], device=history.device)[None]
-        for block in self._blocks():
+        for place, block in enumerate(self._blocks(), 1):
             normed = block.attention_norm(x)
             key, value = block.keys_values(normed)
+            if until is not None and place == len(self.blocks):
+                x = x + self.until(until)
+                normed = block.attention_norm(x)
             query = rotary(block.split_heads(block.query(normed)), self.cos, self.sin, positions)
             key = rotary(key, self.cos, self.sin, positions)
             x = block.merge(x, attention(query, key, value, is_causal=True)[0])
@@ -277,6 +298,7 @@ class SequenceModel(nn.Module):
         history: Tensor,
         past: Sequence[KeyValue],
         table: Tensor,
+        gaps: Gaps | None = None,
         *,
         onnx_nodes: bool = False,
     ) -> tuple[Tensor, list[KeyValue]]:
@@ -286,6 +308,7 @@ class SequenceModel(nn.Module):
             history: The events that are new, 0 pads on the right, int64 (B, T), T at least 1.
             past: Keys and values of each block for the events before, (B, H, P, D / H) each.
             table: What ``table()`` returned.
+            gaps: With ``time_gaps``: buckets before each event (B, T), and until the question (B,).
             onnx_nodes: Write one ONNX node for each attention and rotation.
 
         Returns:
@@ -294,7 +317,8 @@ class SequenceModel(nn.Module):
         batch, length = history.shape
         is_event = history != 0  # (B, T)
         last = is_event.sum(dim=1, keepdim=True) - 1  # (B, 1)
-        x = self.embed(history, table)  # (B, T, D)
+        since, until = gaps or (None, None)
+        x = self.embed(history, table, since)  # (B, T, D)
         last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)
         if not past:
             return self.user(x.gather(1, last_of))[:, 0], []
@@ -312,6 +336,9 @@ class SequenceModel(nn.Module):
             if is_last:
                 x, normed = x.gather(1, last_of), normed.gather(1, last_of)  # (B, 1, D)
                 positions = last + past_length
+                if until is not None:
+                    x = x + self.until(until)[:, None]
+                    normed = block.attention_norm(x)
             query = block.split_heads(block.query(normed))
             query = rotary(query, self.cos, self.sin, positions, onnx_node=onnx_nodes)
             attended, now = attention(
@@ -327,9 +354,9 @@ class SequenceModel(nn.Module):
             present.append(now)
         return self.user(x)[:, 0], present
 
-    def embed(self, history: Tensor, table: Tensor) -> Tensor:
+    def embed(self, history: Tensor, table: Tensor, since: Tensor | None) -> Tensor:
         embedded: Tensor = functional.embedding(history, table) * self.config.width**0.5
-        return embedded
+        return embedded if since is None else embedded + self.since(since)
 
     def user(self, x: Tensor) -> Tensor:
         """Turn the residual stream into vectors whose product with the table is the score."""

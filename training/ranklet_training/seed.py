@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranklet_training.attention import KeyValue, attention
-from ranklet_training.model import ItemTable, ModelConfig
+from ranklet_training.model import Gaps, ItemTable, ModelConfig
 
 
 class SeedModel(nn.Module):
@@ -45,10 +45,12 @@ class SeedModel(nn.Module):
         history: Tensor,
         past: Sequence[KeyValue],
         table: Tensor,
+        gaps: Gaps | None = None,
         *,
         onnx_nodes: bool = False,
     ) -> tuple[Tensor, list[KeyValue]]:
         """Return the user vector of the mean user after the last event, see ``SequenceModel``."""
+        assert gaps is None
         is_event = history != 0
         x = functional.embedding(history, table) + self.users.weight.mean(dim=0)
         last = (is_event.sum(dim=1, keepdim=True) - 1)[:, :, None]

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet.gaps import UNKNOWN, gap_buckets
+
 Windows = Literal["last", "all"]
 
 
@@ -19,12 +21,13 @@ class Sequences:
     """User u has ``items[offsets[u]:offsets[u + 1]]``, oldest first, as item indices from 1.
 
     An item that the catalogue does not have is 0; training sequences hold none.
-    ``ratings`` runs beside ``items`` where the event log has ratings.
+    ``ratings`` runs beside ``items`` where the event log has ratings, and so do ``times``.
     """
 
     items: NDArray[np.int64]
     offsets: NDArray[np.int64]
     ratings: NDArray[np.float32] | None = None
+    times: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Return the number of users."""
@@ -33,6 +36,10 @@ class Sequences:
     def __getitem__(self, user: int) -> NDArray[np.int64]:
         """Return the history of one user."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        """Yield every history."""
+        return (self[user] for user in range(len(self)))
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -52,6 +59,8 @@ class Batch:
     history: NDArray[np.int64]
     targets: NDArray[np.int64]
     ratings: NDArray[np.float32] | None
+    since: NDArray[np.int64] | None = None  # bucket of the gap before each event of the history
+    until: NDArray[np.int64] | None = None  # bucket of the gap from it to its target
 
 
 def pad(histories: Sequence[NDArray[np.int64]], length: int | None = None) -> NDArray[np.int64]:
@@ -131,9 +140,18 @@ def _gather(
     ratings = None
     if sequences.ratings is not None:
         ratings = np.where(is_event, sequences.ratings[places], np.float32(0))
+    since = until = None
+    if sequences.times is not None:
+        after = np.where(is_event, places, 1)  # any event of a history, where there is none
+        gaps = gap_buckets(np.diff(sequences.times))  # gaps[i] is before event i + 1
+        is_first = after - 1 == sequences.offsets[users][:, None]
+        since = np.where(is_event & ~is_first, gaps[after - 2], UNKNOWN)
+        until = np.where(is_event, gaps[after - 1], UNKNOWN)
     return Batch(
         users=users,
         history=np.where(is_event, sequences.items[places - 1], 0),
         targets=np.where(is_event, sequences.items[places], 0),
         ratings=ratings,
+        since=since,
+        until=until,
     )

@@ -29,15 +29,36 @@ TIME_QUANTILES = (0.8, 0.9)
 class Cases:
     """Questions with known answers: given ``histories[i]``, the next event was ``targets[i]``.
 
-    A target that the catalogue does not have is 0: it counts as a miss.
+    A target that the catalogue does not have is 0: it counts as a miss. Where histories have times,
+    ``target_times`` are the instants at which is asked.
     """
 
     histories: Sequences
     targets: NDArray[np.int64]
+    target_times: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Return the number of questions."""
         return len(self.targets)
+
+    def times(self, row: int) -> NDArray[np.int64]:
+        """Return the times of one history."""
+        assert self.histories.times is not None
+        offsets = self.histories.offsets
+        return self.histories.times[offsets[row] : offsets[row + 1]]
+
+    def take(self, rows: NDArray[np.int64]) -> "Cases":
+        """Return some of the questions, in the order of ``rows``."""
+        lengths = self.histories.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        shift = np.repeat(self.histories.offsets[rows] - offsets[:-1], lengths)
+        places = np.arange(len(shift)) + shift
+        items, times = self.histories.items, self.histories.times
+        return Cases(
+            Sequences(items[places], offsets, times=None if times is None else times[places]),
+            self.targets[rows],
+            None if self.target_times is None else self.target_times[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,7 @@ def split_events(
     split = Split(
         kind,
         vocabulary,
-        _sequences(users[in_training], items[in_training], ratings, in_training),
+        _sequences(users, items, ratings, times, in_training),
         _cases(users, items, times, validation, strict_time=kind == "time"),
         _cases(users, items, times, test, strict_time=kind == "time"),
     )
@@ -162,11 +183,12 @@ def _sequences(
     users: NDArray[np.int64],
     items: NDArray[np.int64],
     ratings: NDArray[np.float32] | None,
+    times: NDArray[np.int64],
     kept: NDArray[np.bool_],
 ) -> Sequences:
-    lengths = np.unique(users, return_counts=True)[1]
+    lengths = np.unique(users[kept], return_counts=True)[1]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Sequences(items, offsets, None if ratings is None else ratings[kept])
+    return Sequences(items[kept], offsets, None if ratings is None else ratings[kept], times[kept])
 
 
 def _cases(
@@ -183,15 +205,20 @@ def _cases(
     Users whose history is empty are not asked: a model has nothing to say about them.
     """
     starts = np.searchsorted(users, users)
-    histories, targets = [], []
+    histories, history_times, places = [], [], []
     for place in np.flatnonzero(asked):
         end = place
         if strict_time:
             end = starts[place] + np.searchsorted(times[starts[place] : place], times[place])
-        history = items[starts[place] : end]
-        if len(history):
-            histories.append(history)
-            targets.append(items[place])
+        if end > starts[place]:
+            histories.append(items[starts[place] : end])
+            history_times.append(times[starts[place] : end])
+            places.append(place)
     offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
-    flat = np.concatenate(histories) if histories else np.zeros(0, dtype=np.int64)
-    return Cases(Sequences(flat, offsets), np.array(targets, dtype=np.int64))
+    nothing = np.zeros(0, dtype=np.int64)  # so that no histories can be joined, too
+    flat = Sequences(
+        np.concatenate([nothing, *histories]),
+        offsets,
+        times=np.concatenate([nothing, *history_times]),
+    )
+    return Cases(flat, items[places], times[places])

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ranklet.errors import RunError
 from ranklet.files import atomic_write
+from ranklet.gaps import UNKNOWN
 from ranklet_training.checkpoint import (
     Model,
     Progress,
@@ -39,12 +40,15 @@ from ranklet_training.events import Events
 from ranklet_training.features import build_feature
 from ranklet_training.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
 from ranklet_training.metrics import all_metrics
-from ranklet_training.model import reset_dropout
+from ranklet_training.model import Gaps, reset_dropout
 from ranklet_training.optimizer import Optimizer, clip_gradients, make_optimizer, shrink_l1
 from ranklet_training.presets import RunConfig
 from ranklet_training.seed import SeedModel
 from ranklet_training.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.split import Split
+
+# Share of the rows that train without their gaps, so that a bundle also ranks without times.
+UNTOLD = 0.1
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -290,11 +294,12 @@ def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]
         ratings = torch.from_numpy(batch.ratings)[is_target] - run.data["rating_mean"]
         return rating_loss(users, table, right, ratings), len(right)
     dtype = getattr(torch, config.head_dtype)
+    random = np.random.Generator(np.random.Philox([config.seed, step]))
+    gaps = _gaps(batch, random) if run.config.model.time_gaps else None
     if config.loss == "softmax":
         table = model.table()
-        users = model.encode(history, table)[is_target]  # (N, D)
+        users = model.encode(history, table, gaps)[is_target]  # (N, D)
         return softmax_loss(users, table, right, dtype), len(right)
-    random = np.random.Generator(np.random.Philox([config.seed, step]))
     items = run.catalogue.height
     if config.loss == "sampled-softmax":
         negatives = draw_negatives(random, config.negatives, items)
@@ -306,13 +311,23 @@ def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]
     rows, place = torch.unique(needed, return_inverse=True)  # sorted
     parts = place[1:].split([history.numel(), len(right), negatives.numel()])
     table = model.table(rows)
-    users = model.encode(parts[0].view_as(history), table)[is_target]
+    users = model.encode(parts[0].view_as(history), table, gaps)[is_target]
     if config.loss == "sampled-softmax":
         loss = sampled_softmax_loss(users, table, parts[1], parts[2], items, dtype)
     else:
         wrong = parts[2].view_as(negatives)
         loss = gbce_loss(users, table, parts[1], wrong, items, config.calibration)
     return loss, len(right)
+
+
+def _gaps(batch: Batch, random: np.random.Generator) -> Gaps:
+    """Return the gaps of a batch; some rows do not know theirs, as some callers will not."""
+    assert batch.since is not None
+    assert batch.until is not None
+    is_told = random.random((len(batch.history), 2, 1)) >= UNTOLD
+    since = np.where(is_told[:, 0], batch.since, UNKNOWN)
+    until = np.where(is_told[:, 1], batch.until, UNKNOWN)
+    return torch.from_numpy(since), torch.from_numpy(until)
 
 
 def draw_negatives(random: np.random.Generator, count: int, items: int) -> Tensor:

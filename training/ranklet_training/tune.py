@@ -376,7 +376,7 @@ class _Search:
         settings = to_toml(flat(configure(best.params, self.base)))
         title = f"# trial {best.number} of ranklet tune: validation NDCG@10 {best.value:.5f}\n"
         atomic_write(self.path / "best.toml", (title + settings).encode())
-        for folder in (self.path / "trials").iterdir():
+        for folder in (self.path / "trials").glob("*"):
             if folder.name != str(best.number):
                 for file in folder.rglob("*"):
                     if file.suffix in FILES_OF_BEST:

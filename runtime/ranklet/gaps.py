@@ -1,0 +1,22 @@
+"""Time between events as a small number: the bucket that training and ranking both look up.
+
+Buckets grow by powers of two (as in HSTU, Zhai et al., ICML 2024), so that seconds, hours and years
+all have some, whatever the unit of the timestamps.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+BUCKETS = 48  # enough for gaps of 4,000 years in milliseconds
+UNKNOWN = 0  # no earlier event, or no times at hand
+
+
+def gap_buckets(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return 1 + floor(log2(1 + gap)), at most BUCKETS - 1; a negative gap counts as 0."""
+    _, exponents = np.frexp(np.maximum(gaps, 0) + 1.0)
+    return np.minimum(exponents, BUCKETS - 1).astype(np.int64)
+
+
+def buckets_before(times: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the bucket of the gap before each event of one history, UNKNOWN for the first."""
+    return np.concatenate([np.full(min(1, len(times)), UNKNOWN), gap_buckets(np.diff(times))])
