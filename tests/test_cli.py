@@ -10,10 +10,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ranklet.cli import cli
+from ranklet.cli.training import PRESET_NAMES
 from ranklet_training.checkpoint import Run
+from ranklet_training.presets import PRESETS
 from ranklet_training.simulator import Simulation
 
-COMMANDS = ["data", "train", "evaluate", "export", "verify", "inspect", "rank", "bench"]
+COMMANDS = [
+    *("data", "train", "tune", "evaluate", "compare"),
+    *("export", "verify", "inspect", "rank", "bench"),
+]
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]
 
 
@@ -42,6 +47,15 @@ def test_help_shows_an_example(command: str) -> None:
     assert result.exit_code == 0
     assert "Example" in result.stdout
     assert "--json" in result.stdout
+
+
+def test_every_command_is_checked() -> None:
+    assert sorted(cli.commands) == sorted(COMMANDS)
+
+
+def test_help_names_every_preset() -> None:
+    assert tuple(PRESETS) == PRESET_NAMES
+    assert ", ".join(PRESETS) in " ".join(call("train", "--help").stdout.split())
 
 
 def test_help_works_without_torch_and_loads_none_of_it() -> None:

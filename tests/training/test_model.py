@@ -1,5 +1,7 @@
 """What the models promise: append-stable, padding-free, served as trained, seeded dropout."""
 
+import subprocess
+import sys
 from typing import Any
 
 import polars as pl
@@ -28,6 +30,9 @@ ITEMS, LENGTH = 30, 9
 SHAPES: dict[str, dict[str, Any]] = {
     "two-blocks": {"blocks": 2},
     "two-heads": {"heads": 2},
+    "gated": {"block": "gated"},
+    "swiglu": {"activation": "swiglu"},
+    "dot": {"scoring": "dot"},
     "one-block": {"blocks": 1},
     "zero-blocks": {"blocks": 0},
     "seed": {"kind": "seed"},
@@ -322,3 +327,24 @@ def test_initial_weights_are_small_biases_zero_and_norms_one() -> None:
             assert (parameter == float(is_scale)).all(), name
         else:
             assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.1), name
+
+
+def test_memory_of_a_long_history_is_linear() -> None:
+    """A matrix of all pairs of 8,000 events would take 256 MB for one block, twice when trained."""
+    code = """
+import resource
+import torch
+from ranklet_training.model import ModelConfig, SequenceModel
+
+model = SequenceModel(ModelConfig(width=8, heads=1, blocks=1, max_length=8000), items=50)
+model.init_weights()
+
+def peak(length):
+    history = torch.arange(length)[None] % 50 + 1
+    model.encode(history, model.table()).sum().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before = peak(500)
+assert peak(8000) - before < 64
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

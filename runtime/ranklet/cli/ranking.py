@@ -27,6 +27,8 @@ from ranklet.vocabulary import Unknown
 @cli.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first.")
+@click.option("--times", metavar="T,T,...", help="When each event of --history happened.")
+@click.option("--now", type=int, metavar="T", help="The instant to rank for.")
 @click.option("--input", "source", type=FILE, help="Many histories: jsonl, csv or parquet.")
 @click.option("--output", type=PATH, help="Where the JSON lines of --input go.  [default: stdout]")
 @click.option("-k", default=10, show_default=True, help="How many items to return.")
@@ -45,6 +47,8 @@ from ranklet.vocabulary import Unknown
 def rank(
     bundle: Path,
     history: str | None,
+    times: str | None,
+    now: int | None,
     source: Path | None,
     output: Path | None,
     k: int,
@@ -67,12 +71,16 @@ def rank(
         raise click.UsageError("pass either --history or --input")
     ranker = Ranker.load(bundle, provider=provider, threads=threads)
     if source is not None:
-        if candidates or exclude:
-            raise click.UsageError("with --input, candidates and exclude are keys of the rows")
+        if candidates or exclude or times is not None or now is not None:
+            raise click.UsageError(
+                "with --input, candidates, exclude, times and now are keys of the rows"
+            )
         _rank_file(ranker, source, output, as_json, k=k, exclude_seen=exclude_seen, unknown=unknown)
         return
     ids = ranker.vocabulary.parse([part for part in (history or "").split(",") if part])
     options: dict[str, Any] = {
+        "times": None if times is None else _read_times(times),
+        "now": now,
         "k": k,
         "candidates": _read_ids(ranker, candidates, "candidates"),
         "exclude": _read_ids(ranker, exclude, "exclude"),
@@ -159,6 +167,13 @@ def bench(
         return print_json(report.to_dict())
     click.echo(format_table(report))
     return None
+
+
+def _read_times(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise InputError(f"--times takes whole numbers, got {text!r}") from error
 
 
 def _read_ids(ranker: Ranker, path: Path | None, name: str) -> list[str] | list[int] | None:

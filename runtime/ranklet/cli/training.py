@@ -101,7 +101,7 @@ def train(
     from ranklet_training.train import reopen_run, start_run
     from ranklet_training.train import train as train_run
 
-    chosen = _read_settings(preset, config_file, settings)
+    chosen = read_settings(preset, config_file, settings)
     if resume:
         run = read_run(out)
         log = read_log(events, run.data["reading"])
@@ -117,7 +117,7 @@ def train(
         source = events.with_name("SOURCE.md")
         origin = source.read_text() if source.is_file() else ""
         run = start_run(
-            out, config, log, split, _read_items(items, log), reading=reading, source=origin
+            out, config, log, split, read_items_of(items, log), reading=reading, source=origin
         )
     writer = _tensorboard_writer(out) if tensorboard else None
     result = train_run(run, split, log=writer)
@@ -141,7 +141,7 @@ def train(
     return None
 
 
-def _read_settings(
+def read_settings(
     preset: str | None, config_file: Path | None, settings: tuple[str, ...]
 ) -> dict[str, Any]:
     """Collect settings: preset, then file, then single ones."""
@@ -171,7 +171,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
-def _read_items(path: Path | None, log: "Events") -> Any:
+def read_items_of(path: Path | None, log: "Events") -> Any:
+    """Read an item file, if any, with ids of the type that the log has."""
     from ranklet_training.events import read_items
 
     if path is None:

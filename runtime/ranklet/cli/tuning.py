@@ -19,7 +19,7 @@ from ranklet.cli.common import (
     read_log,
     split_log,
 )
-from ranklet.cli.training import PRESET_NAMES, _read_items, _read_settings
+from ranklet.cli.training import PRESET_NAMES, read_items_of, read_settings
 from ranklet.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def tune(
     from ranklet_training import tune as tuning
     from ranklet_training.presets import configure, recommend
 
-    chosen = _read_settings(preset, config_file, settings)
+    chosen = read_settings(preset, config_file, settings)
     given = configure(chosen)
     specs = _read_search(search) or tuning.default_space(given, chosen)
     space = tuning.parse_space(specs, given)
@@ -119,7 +119,7 @@ def tune(
         space,
         log,
         tuning.folds_of(log, split, given),
-        _read_items(items, log),
+        read_items_of(items, log),
         sampler=sampler,
         trials=trials,
         minutes=minutes,
