@@ -22,26 +22,25 @@ from numpy.typing import NDArray
 from ranklet import Ranker
 from ranklet.cli import cli
 from ranklet.errors import DataError, InputError, RunError
+from ranklet_training.bootstrap import Bootstrap, holm, paired_bootstrap, unpaired_bootstrap
 from ranklet_training.checkpoint import Run
 from ranklet_training.compare import (
-    OUTCOME_METRICS,
-    Bootstrap,
     ModelComparison,
-    OutcomeComparison,
     compare_models,
-    compare_outcomes,
-    holm,
     metrics_of_ranks,
-    paired_bootstrap,
     plot_comparison,
-    read_outcomes,
-    sample_ratio,
-    unpaired_bootstrap,
-    user_outcomes,
 )
 from ranklet_training.evaluate import evaluate
 from ranklet_training.events import Events
 from ranklet_training.metrics import all_metrics
+from ranklet_training.outcomes import (
+    OUTCOME_METRICS,
+    OutcomeComparison,
+    compare_outcomes,
+    read_outcomes,
+    sample_ratio,
+    user_outcomes,
+)
 from ranklet_training.presets import RunConfig
 from ranklet_training.simulator import Simulation
 from ranklet_training.split import Split, split_events

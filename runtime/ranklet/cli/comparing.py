@@ -22,7 +22,9 @@ from ranklet.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranklet_training.compare import ModelComparison, OutcomeComparison, Row
+    from ranklet_training.bootstrap import Row
+    from ranklet_training.compare import ModelComparison
+    from ranklet_training.outcomes import OutcomeComparison
     from ranklet_training.presets import RunConfig
 
 
@@ -161,7 +163,7 @@ def _compare_log(
     resamples: int,
     seed: int,
 ) -> "tuple[OutcomeComparison, str]":
-    from ranklet_training.compare import compare_outcomes
+    from ranklet_training.outcomes import compare_outcomes
 
     comparison = compare_outcomes(
         log, control=control, ratio=ratio or (1.0, 1.0), resamples=resamples, seed=seed
