@@ -29,8 +29,11 @@ from ranklet.plots import new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "quality"
+RATINGS = RESULTS / "others" / "ratings-ml-100k.json"
+SPEED = RESULTS / "others" / "speed-beauty.json"
 PAGE, PLOT = ROOT / "docs" / "quality.md", ROOT / "docs" / "quality.png"
 SEEDS = (0, 1, 2)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 # NDCG@10 / HR@10 as published under this protocol, and where: leave-one-out, all items ranked,
 # seen ones masked, order only. Plain SASRec with BCE is there to show that the harness is right.
@@ -49,7 +52,19 @@ ROWS = {
     "seed": ["--preset", "seed"],
     "small": ["--preset", "small"],
 }
+PEERS = {"sasrec": "SASRec", "esasrec": "eSASRec"}
 UNANCHORED = ("ml-latest-small", "amazon18-office")
+
+
+RATINGS_TEXT = """\
+RMSE on a random fifth of the ratings of ml-100k (`ranklet_training.ratings`): the seed model, where
+this project began, beside what it must beat. Its ranking is in the table of ml-100k.
+"""
+SPEED_TEXT = """\
+Targets (events to predict) a second in training, beauty, width 128, 2 blocks, length 50, both
+cores, run in turn (`quality.py DATA --speed PYTHON_OF_THE_PEERS`): ranklet with 2,048 shared
+negatives, RecTools SASRec with the whole softmax, eSASRec with 256 negatives.
+"""
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,20 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def find_events(data: Path, name: str) -> Path | None:
+    """Return the event log of a data set, if it is there."""
+    names = ("interactions.parquet", "events.parquet")
+    return next((p for n in names if (p := data / name / n).exists()), None)
+
+
+def rate(events: Path) -> list[dict[str, float]]:
+    """Return the errors of predicted ratings for every seed."""
+    from ranklet_training.events import read_events
+    from ranklet_training.ratings import rating_errors
+
+    return [rating_errors(read_events(events), seed=seed) for seed in SEEDS]
+
+
 def write_page(results: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str:
     """Return docs/quality.md."""
     text = f"""# Quality
@@ -138,6 +167,10 @@ training seconds (validation after each epoch included) on {results[0]["machine"
     parts = [text.rstrip()]
     for data in dict.fromkeys(r["data"] for r in results):
         parts += ["", f"## {data}", "", *_data_table(data, results, peers)]
+    if RATINGS.exists():
+        parts += ["", "## Ratings", "", *_ratings_table(json.loads(RATINGS.read_bytes()))]
+    if SPEED.exists():
+        parts += ["", "## Speed of training", "", *_speed_table(json.loads(SPEED.read_bytes()))]
     return "\n".join(parts) + "\n"
 
 
@@ -163,11 +196,14 @@ def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, 
         )
         if row == "SASRec, BCE" and data in PUBLISHED_BCE:
             lines.append(f"| *the same, published* | | {PUBLISHED_BCE[data]:.4f} | | | |")
-    for peer in (p for p in peers if p["data"] == data):
-        lines.append(
-            f"| {peer['model']} | 1 | {peer['test']['NDCG@10']:.4f} | {peer['test']['HR@10']:.4f} "
-            f"| | {peer['seconds']:.0f} |"
-        )
+    for peer in peers:
+        asked = peer["arguments"]
+        if asked["events"].split("/")[0] == data:
+            lines.append(
+                f"| RecTools {PEERS[asked['model']]} (width {asked['width']}, {asked['blocks']} "
+                f"blocks, L {asked['length']}) | 1 | {peer['test']['NDCG@10']:.4f} "
+                f"| {peer['test']['HR@10']:.4f} | | {peer['training']['seconds']:.0f} |"
+            )
     evaluated = next(r for r in results if r["data"] == data)["evaluate"]
     for baseline in evaluated["rows"][1:]:
         figures = baseline["masked"]
@@ -188,6 +224,49 @@ def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, 
             f"Exported bundle against torch: the {2 * len(names)} metrics differ by at most "
             f"{largest:.1e} ({result['evaluate']['users']:,} users).",
         ]
+    return lines
+
+
+def _ratings_table(errors: list[dict[str, float]]) -> list[str]:
+    lines = [RATINGS_TEXT, "| model | RMSE |", "|---|---|"]
+    for name in errors[0]:
+        values = [one[name] for one in errors]
+        lines.append(f"| {name} | {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} |")
+    return lines
+
+
+def measure_speed(events: Path, peer_python: Path) -> dict[str, list[float]]:
+    """Return targets a second of ours and of RecTools' training, run in turn, two times each."""
+    shape = {"width": 128, "blocks": 2, "heads": 1}
+    options = [part for name, value in shape.items() for part in ("--set", f"{name}={value}")]
+    found: dict[str, list[float]] = {"ranklet": [], **{name: [] for name in PEERS.values()}}
+    script = str(ROOT / "benchmarks" / "peers" / "train_rectools.py")
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            run, out = Path(folder) / "run", Path(folder) / "peer.json"
+            train = ["ranklet", "train", str(events), "--out", str(run), *options]
+            subprocess.run([*train, "--set", "epochs=2", "--json"], check=True, capture_output=True)
+            last = (run / "metrics.jsonl").read_text().splitlines()[-1]
+            found["ranklet"].append(json.loads(last)["targets_per_second"])
+            for model, name in PEERS.items():
+                sizes = [part for key, size in shape.items() for part in (f"--{key}", str(size))]
+                command = [str(peer_python), script, str(events), "--model", model, *sizes]
+                command += ["--length", "50", "--minutes", "0.8", "--throughput", "--out", str(out)]
+                subprocess.run(command, check=True, capture_output=True)
+                found[name].append(json.loads(out.read_bytes())["training"]["targets_per_second"])
+    return found
+
+
+def _speed_table(speed: dict[str, list[float]]) -> list[str]:
+    ours = statistics.mean(speed["ranklet"])
+    lines = [SPEED_TEXT, "| | targets/s | ranklet is faster by |", "|---|---|---|"]
+    for name, values in speed.items():
+        mean = statistics.mean(values)
+        label = name if name == "ranklet" else f"RecTools {name}"
+        times = "" if name == "ranklet" else f"{ours / mean:.0f}x"
+        lines.append(
+            f"| {label} | {mean:,.0f} ({min(values):,.0f} to {max(values):,.0f}) | {times} |"
+        )
     return lines
 
 
@@ -236,16 +315,16 @@ def draw(results: list[dict[str, Any]]) -> None:
 @click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--only", default="", help="Data sets, separated by commas.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the runs in this folder.")
+@click.option("--speed", type=FILE, help="Measure speed beside this Python of the peers.")
 @click.option("--page-only", is_flag=True, help="Run nothing, write the page.")
-def main(data: Path, only: str, keep: Path | None, page_only: bool) -> None:
+def main(data: Path, only: str, keep: Path | None, speed: Path | None, page_only: bool) -> None:
     """Run every job whose result is missing, then write docs/quality.md."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    RATINGS.parent.mkdir(parents=True, exist_ok=True)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for job in () if page_only else jobs({name for name in only.split(",") if name}):
         if job.path.exists():
             continue
-        names = ("interactions.parquet", "events.parquet")
-        events = next((p for n in names if (p := data / job.data / n).exists()), None)
+        events = find_events(data, job.data)
         if events is None:
             click.echo(f"skipped {job.path.stem}: {data / job.data} has no events", err=True)
             continue
@@ -253,6 +332,10 @@ def main(data: Path, only: str, keep: Path | None, page_only: bool) -> None:
             where = Path(folder) if keep is None else keep / job.path.stem
             result = run_job(job, events, where)
         atomic_write(job.path, (json.dumps(result, indent=1) + "\n").encode())
+    if not page_only and not RATINGS.exists() and (events := find_events(data, "ml-100k")):
+        atomic_write(RATINGS, (json.dumps(rate(events), indent=1) + "\n").encode())
+    if speed is not None and (events := find_events(data, "beauty")):
+        atomic_write(SPEED, (json.dumps(measure_speed(events, speed), indent=1) + "\n").encode())
     results = [json.loads(path.read_bytes()) for path in sorted(RESULTS.glob("*.json"))]
     peers = [json.loads(path.read_bytes()) for path in sorted(RESULTS.glob("peers/*.json"))]
     atomic_write(PAGE, write_page(results, peers).encode())

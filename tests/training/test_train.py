@@ -59,7 +59,8 @@ def start(tmp_path: Path, events: Events, split: Split, world: Simulation) -> St
 def lines_of(run: Run) -> list[dict[str, Any]]:
     """Return the metric lines, without the time they took."""
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    timings = ("seconds", "targets_per_second")
+    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
 
 
 def outcome(run: Run) -> tuple[str, str, list[dict[str, Any]]]:

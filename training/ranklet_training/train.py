@@ -178,10 +178,10 @@ def train(
     )
     with bar:
         while not progress.done:
-            _train_epoch(run, split, model, optimizer, progress, bar, total)
+            speed = _train_epoch(run, split, model, optimizer, progress, bar, total)
             metrics = _validate(model, split)
             _end_epoch(run, model, progress, metrics)
-            line = _log_line(progress, metrics, time.perf_counter() - begin)
+            line = _log_line(progress, metrics, speed, time.perf_counter() - begin)
             _append_line(run.path / "metrics.jsonl", line)
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
             if log is not None:
@@ -229,9 +229,9 @@ def _train_epoch(
     progress: Progress,
     bar: "tqdm[Any]",
     total: int,
-) -> None:
-    """Take the steps of an epoch that are left."""
-    config = run.config.train
+) -> float:
+    """Take the steps of an epoch that are left; return how many targets a second they trained."""
+    config, begin, seen = run.config.train, time.perf_counter(), progress.targets_seen
     batches = epoch_batches(
         split.training,
         windows=config.windows,
@@ -253,6 +253,7 @@ def _train_epoch(
         bar.update(count)
         if progress.step % config.checkpoint_steps == 0:
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
+    return (progress.targets_seen - seen) / (time.perf_counter() - begin)
 
 
 def _step(
@@ -359,13 +360,16 @@ def _end_epoch(run: Run, model: Model, progress: Progress, metrics: dict[str, fl
     progress.done = progress.epoch + 1 == config.epochs or waited >= config.patience
 
 
-def _log_line(progress: Progress, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+def _log_line(
+    progress: Progress, metrics: dict[str, float], speed: float, seconds: float
+) -> dict[str, Any]:
     """Return the line of an epoch and move ``progress`` to the next."""
     line = {
         "epoch": progress.epoch,
         "step": progress.step,
         "loss": progress.loss_sum / progress.targets_seen,
         **{f"validation_{name}": value for name, value in metrics.items()},
+        "targets_per_second": round(speed),
         "seconds": round(seconds, 3),
     }
     progress.epoch += 1
