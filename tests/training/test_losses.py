@@ -1,12 +1,14 @@
 """The chunked softmax loss equals torch's cross-entropy, gradients and all."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ranklet_training import losses
-from ranklet_training.losses import rating_loss, softmax_loss
+from ranklet_training.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
+from ranklet_training.train import draw_negatives
 
 COUNT, ITEMS, WIDTH = 37, 23, 8
 # The value is summed in float32 parts whatever the type of the logits.
@@ -110,3 +112,96 @@ def test_rating_loss_is_the_mean_squared_error() -> None:
     # Predicted 1 + 2 = 3 and 1.5; errors 1 and -0.5.
     found = rating_loss(users, table, torch.tensor([1, 2]), torch.tensor([2.0, 2.0]))
     assert float(found) == (1 + 0.25) / 2
+
+
+# Sampled losses.
+
+
+def slow_sampled_softmax(
+    users: Tensor, table: Tensor, targets: Tensor, negatives: Tensor
+) -> Tensor:
+    """Compare each target with every negative but itself, one at a time."""
+    parts = []
+    for user, target in zip(users, targets.tolist(), strict=True):
+        others = [table[n] @ user for n in negatives.tolist() if n != target]
+        correction = torch.log(torch.tensor(ITEMS / len(negatives), dtype=users.dtype))
+        logits = torch.stack([table[target] @ user, *(other + correction for other in others)])
+        parts.append(torch.logsumexp(logits, 0) - logits[0])
+    return torch.stack(parts).mean()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_sampled_softmax_is_what_a_slow_reference_gives(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", rows * 9)
+    users, table, targets = draw(torch.float64)
+    negatives = torch.tensor([1, 2, 5, 6, 11, 13, 17, 20, 23])
+    assert set(targets.tolist()) & set(negatives.tolist())
+    assert set(targets.tolist()) - set(negatives.tolist())
+    expected = slow_sampled_softmax(users, table, targets, negatives)
+    expected_gradients = torch.autograd.grad(expected, (users, table))
+    found = sampled_softmax_loss(users, table, targets, negatives, ITEMS, torch.float64)
+    gradients = torch.autograd.grad(found, (users, table))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-9)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+
+
+def test_sampled_softmax_with_every_item_is_the_whole_softmax() -> None:
+    users, table, targets = draw(torch.float64)
+    every = torch.arange(1, ITEMS + 1)
+    found = sampled_softmax_loss(users, table, targets, every, ITEMS, torch.float64)
+    assert found.item() == pytest.approx(reference(users, table, targets).item(), abs=1e-9)
+
+
+def test_a_logit_that_float32_cannot_exponentiate_gives_a_finite_loss() -> None:
+    users, table, targets = draw(torch.float32)
+    found = sampled_softmax_loss(users * 1000, table, targets, torch.arange(1, 9), ITEMS)
+    assert found.isfinite()
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+def test_gbce_is_its_formula(calibration: float) -> None:
+    users, table, targets = draw(torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    negatives = torch.randint(1, ITEMS + 1, (COUNT, 4), generator=generator)
+    share = 4 / (ITEMS - 1)
+    beta = share * (calibration * (1 - 1 / share) + 1 / share)
+    total = 0.0
+    for user, target, drawn in zip(users, targets, negatives, strict=True):
+        total -= beta * torch.sigmoid(user @ table[target]).log().item()
+        total -= sum((1 - torch.sigmoid(user @ table[n])).log().item() for n in drawn)
+    found = gbce_loss(users, table, targets, negatives, ITEMS, calibration)
+    assert found.item() == pytest.approx(total / COUNT, abs=1e-9)
+
+
+def test_gbce_without_calibration_is_binary_cross_entropy() -> None:
+    users, table, targets = draw(torch.float64)
+    negatives = torch.ones((COUNT, 1), dtype=torch.int64)
+    right, wrong = (users * table[targets]).sum(dim=1), users @ table[1]
+    labels = torch.cat([torch.ones(COUNT), torch.zeros(COUNT)]).double()
+    expected = functional.binary_cross_entropy_with_logits(
+        torch.cat([right, wrong]), labels, reduction="sum"
+    )
+    found = gbce_loss(users, table, targets, negatives, ITEMS, 0.0)
+    assert found.item() == pytest.approx(expected.item() / COUNT, abs=1e-9)
+
+
+@pytest.mark.parametrize(("count", "items"), [(5, 100), (99, 100), (100, 100), (2048, 7)])
+def test_negatives_are_distinct_sorted_and_in_the_catalogue(count: int, items: int) -> None:
+    drawn = draw_negatives(np.random.default_rng(0), count, items).tolist()
+    assert len(drawn) == min(count, items)
+    assert drawn == sorted(set(drawn))
+    assert drawn[0] >= 1
+    assert drawn[-1] <= items
+
+
+def test_negatives_are_drawn_evenly() -> None:
+    random = np.random.default_rng(0)
+    counts = np.bincount(
+        np.concatenate([draw_negatives(random, 3, 10).numpy() for _ in range(4000)]), minlength=11
+    )
+    assert counts[0] == 0
+    # Each of 10 items is in 30 % of the draws; 5 standard deviations of 4,000 draws are 3.6 %.
+    assert np.abs(counts[1:] / 4000 - 0.3).max() < 0.036

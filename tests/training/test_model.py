@@ -329,6 +329,16 @@ def test_initial_weights_are_small_biases_zero_and_norms_one() -> None:
             assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.1), name
 
 
+@pytest.mark.parametrize("rows", [[0], [0, 3, 3, 30], [2, 0, 7], list(range(ITEMS + 1))])
+def test_some_rows_of_the_table_are_those_of_the_whole(rows: list[int]) -> None:
+    values = [[str(n), str(n % 3)] if n % 4 else [] for n in range(ITEMS)]
+    tags = build_feature(pl.DataFrame({"tags": values}), "tags")
+    model = SequenceModel(ModelConfig(width=8, max_length=4), ITEMS, [tags])
+    model.init_weights()
+    found = model.table(torch.tensor(rows))
+    assert torch.allclose(found, model.table()[rows], atol=1e-6, rtol=0)
+
+
 def test_memory_of_a_long_history_is_linear() -> None:
     """A matrix of all pairs of 8,000 events would take 256 MB for one block, twice when trained."""
     code = """
