@@ -2,8 +2,8 @@
 
     python benchmarks/catalogue.py [--items 10000,100000,1000000,10000000]
 
-A step is 1,024 events to predict, width 64, 2 blocks, 2,048 negatives. Histories are random, as this
-is about time and memory. Each size runs in a process of its own.
+A step is 1,024 events to predict, width 64, 2 blocks, 2,048 negatives. Histories are random:
+this is about time and memory. Each size runs in a process of its own.
 """
 
 import json

@@ -157,7 +157,9 @@ def test_a_bundle_of_order_alone_refuses_times(tiny_ranker: Ranker) -> None:
 def test_batches_hold_the_gaps_of_their_events(timed_split: Split) -> None:
     training = timed_split.training
     assert training.times is not None
-    for batch in epoch_batches(training, windows="all", length=4, targets=32, seed=0, epoch=0):
+    for batch in epoch_batches(
+        training, windows="all", length=4, targets=32, seed=0, epoch=0, with_gaps=True
+    ):
         assert batch.since is not None
         assert batch.until is not None
         for row, user in enumerate(batch.users):

@@ -6,6 +6,7 @@ Where a history is longer than the maximum, its latest events are kept.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,14 @@ class Sequences:
         """Return the number of events of every user."""
         return np.diff(self.offsets)
 
+    @cached_property
+    def gaps(self) -> NDArray[np.int64]:
+        """Return the bucket of the gap before each event, ``UNKNOWN`` before a user's first."""
+        assert self.times is not None
+        before = np.concatenate([[UNKNOWN], gap_buckets(np.diff(self.times))])[: len(self.items)]
+        before[self.offsets[:-1][self.lengths > 0]] = UNKNOWN
+        return before
+
     def counts(self, items: int) -> NDArray[np.int64]:
         """Return how often each item occurs, by index, (items + 1,)."""
         return np.bincount(self.items, minlength=items + 1)
@@ -79,7 +88,14 @@ def targets_per_epoch(sequences: Sequences, windows: Windows, length: int) -> in
 
 
 def epoch_batches(
-    sequences: Sequences, *, windows: Windows, length: int, targets: int, seed: int, epoch: int
+    sequences: Sequences,
+    *,
+    windows: Windows,
+    length: int,
+    targets: int,
+    seed: int,
+    epoch: int,
+    with_gaps: bool = False,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch; their content depends on (seed, epoch) alone.
 
@@ -94,6 +110,7 @@ def epoch_batches(
         targets: Pairs in a batch, nearly.
         seed: Of the run.
         epoch: From 0.
+        with_gaps: Also say how long before and after each event nothing happened.
     """
     random = np.random.Generator(np.random.Philox([seed, epoch]))
     users, starts, ends = _cut_windows(sequences, windows, length, random)
@@ -104,7 +121,7 @@ def epoch_batches(
     for batch in random.permutation(len(batches)):
         rows = batches[batch]
         if len(rows):
-            yield _gather(sequences, users[rows], starts[rows], ends[rows])
+            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps=with_gaps)
 
 
 def _cut_windows(
@@ -133,6 +150,8 @@ def _gather(
     users: NDArray[np.int64],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
+    *,
+    with_gaps: bool,
 ) -> Batch:
     steps = np.arange((ends - starts).max())
     is_event = steps < (ends - starts)[:, None]  # (B, T)
@@ -141,12 +160,9 @@ def _gather(
     if sequences.ratings is not None:
         ratings = np.where(is_event, sequences.ratings[places], np.float32(0))
     since = until = None
-    if sequences.times is not None:
-        after = np.where(is_event, places, 1)  # any event of a history, where there is none
-        gaps = gap_buckets(np.diff(sequences.times))  # gaps[i] is before event i + 1
-        is_first = after - 1 == sequences.offsets[users][:, None]
-        since = np.where(is_event & ~is_first, gaps[after - 2], UNKNOWN)
-        until = np.where(is_event, gaps[after - 1], UNKNOWN)
+    if with_gaps:
+        since = np.where(is_event, sequences.gaps[places - 1], UNKNOWN)
+        until = np.where(is_event, sequences.gaps[places], UNKNOWN)
     return Batch(
         users=users,
         history=np.where(is_event, sequences.items[places - 1], 0),

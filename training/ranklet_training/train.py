@@ -239,6 +239,7 @@ def _train_epoch(
         targets=config.targets_per_step,
         seed=config.seed,
         epoch=progress.epoch,
+        with_gaps=run.config.model.time_gaps,
     )
     done = progress.step_in_epoch
     for batch in list(batches)[done:]:
