@@ -43,6 +43,7 @@ def new_figure(path: str | Path) -> "tuple[Figure, Axes]":
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.grid(alpha=0.25, linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
