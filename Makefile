@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD := build/pipeline
 
-.PHONY: demo test check lint pipeline quality clean
+.PHONY: demo test check lint pipeline ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
@@ -31,6 +31,13 @@ pipeline: .venv/.dev
 	$(BIN)/ranklet evaluate models/ml-100k $(BUILD)/data/events.parquet --beside $(BUILD)/zero-block --beside $(BUILD)/seed
 	$(BIN)/ranklet verify models/ml-100k
 	$(BIN)/ranklet bench models/ml-100k --batch 1,32 --thread-sweep 1,2 --plot $(BUILD)/latency.png
+
+# The shipped bundle of ml-1m; DATA as below.
+ml-1m: .venv/.dev
+	$(BIN)/ranklet train $(DATA)/ml-1m/interactions.parquet --items $(DATA)/ml-1m/items.parquet --out build/ml-1m
+	$(BIN)/ranklet evaluate build/ml-1m $(DATA)/ml-1m/interactions.parquet
+	$(BIN)/ranklet export build/ml-1m models/ml-1m --replace
+	$(BIN)/ranklet verify models/ml-1m
 
 # Train and judge everything in docs/quality.md (hours; goes on where it was stopped). DATA holds a
 # folder for each data set.
