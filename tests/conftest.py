@@ -85,3 +85,8 @@ def tiny_ranker(tiny_bundle: Path) -> Ranker:
 @pytest.fixture(scope="session")
 def shipped_bundle() -> Path:
     return ROOT / "models" / "ml-100k"
+
+
+@pytest.fixture(scope="session", params=["ml-100k", "ml-1m"])
+def any_shipped_bundle(request: pytest.FixtureRequest) -> Path:
+    return ROOT / "models" / str(request.param)

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ranklet import Ranker
+from ranklet.verify import verify
 from ranklet_export.export import export_bundle
 from ranklet_training.checkpoint import Run
 from ranklet_training.evaluate import evaluate
@@ -83,31 +84,36 @@ def test_plain_onnxruntime_and_the_ranker_give_one_ranking(
     assert ranker.rank(["50", "181", "172"]).items == ranker.vocabulary.ids(plain["items"][0])
 
 
-def test_the_shipped_bundle_is_small_titled_and_says_where_its_data_is_from(
-    shipped_bundle: Path,
+def test_a_shipped_bundle_is_small_titled_and_says_where_its_data_is_from(
+    any_shipped_bundle: Path,
 ) -> None:
-    assert sum(path.stat().st_size for path in shipped_bundle.iterdir()) < 3e6
-    ranker = Ranker.load(shipped_bundle, provider="cpu")
-    assert ranker.titles(["50"]) == ["Star Wars (1977)"]
-    card = (shipped_bundle / "README.md").read_text()
+    assert sum(path.stat().st_size for path in any_shipped_bundle.iterdir()) < 4e6
+    ranker = Ranker.load(any_shipped_bundle, provider="cpu")
+    assert len(ranker.find("star wars")) in (1, 4)  # ml-1m has episodes I, IV, V and VI
+    card = (any_shipped_bundle / "README.md").read_text()
     assert "GroupLens" in card
     assert "redistribut" in card
 
 
-def test_the_shipped_model_beats_what_stands_beside_it(shipped_bundle: Path) -> None:
-    rows = Ranker.load(shipped_bundle, provider="cpu").manifest.quality["rows"]
+def test_a_shipped_bundle_answers_here_as_where_it_was_made(any_shipped_bundle: Path) -> None:
+    assert verify(any_shipped_bundle, provider="cpu").golden > 0
+
+
+def test_a_shipped_model_beats_what_stands_beside_it(any_shipped_bundle: Path) -> None:
+    rows = Ranker.load(any_shipped_bundle, provider="cpu").manifest.quality["rows"]
     ndcg = {row["model"]: row["masked"]["NDCG@10"] for row in rows}
-    ours = ndcg.pop("ml-100k")
-    assert ours >= 0.110
-    assert set(ndcg) == {"zero-block", "seed", "last-item Markov", "popularity"}
+    ours = ndcg.pop(any_shipped_bundle.name)
+    assert ours >= {"ml-100k": 0.110, "ml-1m": 0.196}[any_shipped_bundle.name]
+    assert set(ndcg) >= {"zero-block", "last-item Markov", "popularity"}
     assert ours > max(ndcg.values())
 
 
-def test_no_local_path_is_in_the_shipped_bundle(shipped_bundle: Path) -> None:
-    for path in shipped_bundle.iterdir():
+def test_no_local_path_is_in_a_shipped_bundle(any_shipped_bundle: Path) -> None:
+    for path in any_shipped_bundle.iterdir():
         data = path.read_bytes()
         assert b"site-packages" not in data, path
         assert b"/home/" not in data, path
+        assert b"/tmp/" not in data, path
 
 
 def test_import_loads_nothing_heavy() -> None:
