@@ -117,7 +117,7 @@ def run_job(job: Job, events: Path, folder: Path) -> dict[str, Any]:
         "train": {**printed[0], "run": "RUN"},
         "epochs": [json.loads(line) for line in lines],
         "evaluate": printed[1],
-        "bundle": {"export": {**printed[2], "bundle": "BUNDLE"}, "evaluate": printed[3]}
+        "bundle": {"export": {**printed[2], "path": "BUNDLE"}, "evaluate": printed[3]}
         if len(printed) > 2
         else None,
         "machine": describe_machine(),
