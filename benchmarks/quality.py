@@ -62,7 +62,8 @@ SMALL = ("default", "0 blocks", "with times")  # rows of data sets without a pub
 
 RATINGS_TEXT = """\
 RMSE on a random fifth of the ratings of ml-100k (`ranklet_training.ratings`): the seed model, where
-this project began, beside what it must beat. Its ranking is in the table of ml-100k.
+this project began, beside what it must beat. Its ranking is in the table of ml-100k. Learning rates
+and decay were set on the held-out errors of the first seed.
 """
 SPEED_TEXT = """\
 Targets (events to predict) a second in training, beauty, width 128, 2 blocks, length 50, both
