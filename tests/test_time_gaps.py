@@ -1,14 +1,19 @@
 """Models that know when events happened, from the log to the bundle."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from ranklet import Ranker
-from ranklet.errors import InputError
+from ranklet.batch import rank_file
+from ranklet.cli import cli
+from ranklet.errors import InputError, RunError
 from ranklet.gaps import UNKNOWN, gap_buckets
 from ranklet_export.export import export_bundle
 from ranklet_training.checkpoint import Run
@@ -180,3 +185,33 @@ def test_batches_hold_the_gaps_of_their_events(timed_split: Split) -> None:
             assert (batch.since[row, 1:inside] == batch.until[row, : inside - 1]).all()
             assert not batch.since[row, inside:].any()
             assert not batch.until[row, inside:].any()
+
+
+def test_the_command_line_ranks_by_time(timed_ranker: Ranker, tmp_path: Path) -> None:
+    bundle = str(timed_ranker._folder)
+    asked = ["rank", bundle, "--history", "i03,i04", "--times", f"0,{HOUR}", "-k", "1", "--json"]
+    for now, expected in ((2 * HOUR, "i05"), (HOUR + MONTH, "i04")):
+        result = CliRunner().invoke(cli, [*asked, "--now", str(now)])
+        assert json.loads(result.stdout)["items"] == [expected]
+    wrong = CliRunner().invoke(cli, [*asked[:5], "soon", "--json"])
+    assert wrong.exit_code == 4
+    assert "--times takes whole numbers, got 'soon'" in wrong.stderr
+
+
+def test_an_event_log_tells_its_times(timed_ranker: Ranker, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(f"user_id,item_id,timestamp\nann,i03,0\nann,i04,{HOUR}\n")
+    output = io.BytesIO()
+    rank_file(timed_ranker, log, output, k=20)
+    expected = timed_ranker.rank(["i03", "i04"], times=[0, HOUR], k=20)
+    scores = json.loads(output.getvalue())["scores"]
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
+    untold = timed_ranker.rank(["i03", "i04"], k=20)
+    assert np.abs(np.array(scores) - untold.scores).max() > 1e-3
+
+
+def test_fractions_of_time_are_refused(timed_events: Events, tmp_path: Path) -> None:
+    frame = timed_events.frame.with_columns(pl.col("timestamp") + 0.5)
+    events = read_events(frame)
+    with pytest.raises(RunError, match="time_gaps needs whole timestamps"):
+        train_one(tmp_path / "run", events, split_events(events.frame), time_gaps=True)

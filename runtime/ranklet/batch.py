@@ -49,7 +49,7 @@ def rank_file(
         DataError: A row can't be read; the message names it.
         InputError: A history can't be ranked.
     """
-    total, rows = 0, read_histories(source)
+    total, rows = 0, read_histories(source, with_times=ranker.uses_times)
     while block := list(islice(rows, ROWS_AT_ONCE)):
         try:
             rankings = ranker.rank_batch(
@@ -78,15 +78,21 @@ def rank_file(
     return total
 
 
-def read_histories(source: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file of histories or of an event log, see the module."""
+def read_histories(source: Path, *, with_times: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file of histories or of an event log, see the module.
+
+    Args:
+        source: The file.
+        with_times: An event log also tells when its events happened.
+    """
     if not source.is_file():
         raise DataError(f"{source} does not exist")
     name = source.name.removesuffix(".gz")
     if name.endswith((".jsonl", ".ndjson")):
         yield from _read_json_lines(source)
     elif name.endswith((".csv", ".parquet")):
-        yield from _read_event_log(source)
+        for row in _read_event_log(source):
+            yield row if with_times else {**row, "times": None}
     else:
         raise DataError(f"{source} is not .jsonl, .csv, .csv.gz or .parquet")
 
@@ -119,6 +125,10 @@ def _read_event_log(source: Path) -> Iterator[dict[str, Any]]:
             f"{source} needs {error.name} to be read: pip install 'ranklet[train]', or pass JSON "
             "lines"
         ) from error
-    users = read_events(source).frame.group_by("user_id", maintain_order=True).agg("item_id")
-    for user, history in users.iter_rows():
-        yield {"user_id": user, "history": history}
+    users = (
+        read_events(source)
+        .frame.group_by("user_id", maintain_order=True)
+        .agg("item_id", "timestamp")
+    )
+    for user, history, times in users.iter_rows():
+        yield {"user_id": user, "history": history, "times": times}

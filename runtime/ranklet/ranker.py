@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MAX_SCORES = 1 << 24
 MAX_BATCH = 256
 
+NO_GAPS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+
 Times = Sequence[int] | NDArray[np.int64]
 
 
@@ -61,7 +63,7 @@ class _Request:
     """One checked row: item indices only."""
 
     history: NDArray[np.int64]  # known events, the latest max_length of them
-    since: NDArray[np.int64]  # bucket of the gap before each of them
+    since: NDArray[np.int64]  # bucket of the gap before each of them; empty if nobody asks
     until: int  # bucket of the gap from the last one to now
     unknown: int
     excluded: frozenset[int]
@@ -83,6 +85,8 @@ class Ranker:
         self.provider = provider
         self.manifest = manifest
         self.vocabulary = vocabulary
+        # Whether the model was trained to know when events happened.
+        self.uses_times = any(tensor.name == "since" for tensor in manifest.inputs)
         self._session = session
         self._folder = folder
         self._table = map_table(folder, manifest)
@@ -125,11 +129,6 @@ class Ranker:
     def __repr__(self) -> str:
         """Say which bundle this is and where it runs."""
         return f"Ranker({str(self._folder)!r}, items={len(self)}, provider={self.provider!r})"
-
-    @property
-    def uses_times(self) -> bool:
-        """Return whether the model was trained to know when events happened."""
-        return any(tensor.name == "since" for tensor in self.manifest.inputs)
 
     def rank(
         self,
@@ -269,9 +268,8 @@ class Ranker:
         self, indices: NDArray[np.int64], times: Times | None, now: int | None, name: str
     ) -> tuple[NDArray[np.int64], int]:
         """Check times, and return the buckets before each known event and from the last to now."""
-        is_known = indices > 0
         if times is None and now is None:
-            return np.zeros(int(is_known.sum()), dtype=np.int64), UNKNOWN
+            return NO_GAPS, UNKNOWN
         if not self.uses_times:
             raise InputError("this bundle does not use times: its model was trained on order alone")
         place = name.replace("histories", "times").replace("history", "times")
@@ -289,7 +287,7 @@ class Ranker:
                 f"{place}[{at + 1}] is {instants[at + 1]}, before {place}[{at}], {instants[at]}: "
                 "pass events oldest first"
             )
-        instants = instants[is_known]
+        instants = instants[indices > 0]
         if now is None or not len(instants):
             return buckets_before(instants), UNKNOWN
         asked = whole_numbers([now], "now")[0]
@@ -315,14 +313,16 @@ class Ranker:
     def _rank_rows(self, requests: list[_Request], k: int) -> list[Ranking]:
         """Run the graph once. It is asked for as many more items as a row may have to drop."""
         padded = np.zeros((len(requests), len(requests[-1].history)), dtype=np.int64)
-        since, surplus = np.zeros_like(padded), 0
-        for line, gaps, request in zip(padded, since, requests, strict=True):
+        surplus = 0
+        for line, request in zip(padded, requests, strict=True):
             line[: len(request.history)] = request.history
-            gaps[: len(request.since)] = request.since
             if request.candidates is None:
                 surplus = max(surplus, len(request.excluded))
         times: dict[str, NDArray[np.int64]] = {}
         if self.uses_times:
+            since = np.full_like(padded, UNKNOWN)
+            for line, request in zip(since, requests, strict=True):
+                line[: len(request.since)] = request.since
             times = {"since": since, "until": np.array([request.until for request in requests])}
         first, scores, users = self._run(padded, times, min(k + surplus, len(self)))
         answers = []

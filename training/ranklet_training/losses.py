@@ -141,7 +141,7 @@ def gbce_loss(
         items: Size of the catalogue.
         calibration: t, from 0 to 1.
     """
-    share = negatives.shape[1] / (items - 1)
+    share = min(1.0, negatives.shape[1] / max(1, items - 1))
     beta = share * (calibration * (1 - 1 / share) + 1 / share)
     right = (users * functional.embedding(targets, table)).sum(dim=1)
     wrong = torch.einsum("nd,nmd->nm", users, functional.embedding(negatives, table))

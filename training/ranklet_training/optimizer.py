@@ -89,8 +89,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 def clip_gradients(model: nn.Module, largest: float) -> float:
     """Scale all gradients, sparse ones too, to a norm of at most ``largest``; return their norm."""
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    parts = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    parts = [g.values() if g.is_sparse else g for g in gradients]
     norm = torch.nn.utils.get_total_norm(parts)
     scale = (largest / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:

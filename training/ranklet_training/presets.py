@@ -61,7 +61,7 @@ class TrainConfig:
         if self.lazy_rows and (self.loss == "softmax" or self.l1 or self.l2):
             raise ValueError(
                 "lazy_rows needs a sampled loss and no l1 or l2: the others move every row, got "
-                f"loss {self.loss!r}, l1 {self.l1}, l2 {self.l2}"
+                f"loss {self.loss!r}, l1 {self.l1}, l2 {self.l2}: set lazy_rows=false"
             )
         check_choices(
             self,
@@ -97,7 +97,7 @@ class RunConfig:
 LONG_HISTORY = 50  # mean events a user: shops and reviews lie far below, films and songs above
 SAMPLED_FROM = 4096  # items; below, the whole softmax costs little more than 2048 negatives
 LAZY_FROM = 200_000  # items; below, updating all rows costs little
-LARGEST_START = 1_000_000  # items; beyond, the co-occurrence start takes minutes and gigabytes
+LARGEST_START = 1_000_000  # items; beyond, the co-occurrence start was not tried
 STEPS = 2000  # of training on short histories; smaller data sets want more epochs
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -131,7 +131,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def recommend(split: Split) -> tuple[dict[str, Any], str]:
-    """Choose what depends on the data: (settings, the reasons, one a line).
+    """Choose what depends on the data: (settings, the reasons in one line).
 
     What was measured to choose so is in docs/training.md.
     """
@@ -168,7 +168,7 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
     settings["lazy_rows"] = items > LAZY_FROM
     settings["cooccurrence_start"] = items <= LARGEST_START
     reasons.append(f"{items:,} items")
-    # Products in bfloat16 take a third of the time on a CPU that has them, and thrice elsewhere.
+    # Products in bfloat16 take a third of the time on a CPU that has them (docs/log.md).
     has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     settings["head_dtype"] = "bfloat16" if has_bfloat16 else "float32"
     reasons.append(f"this CPU {'multiplies' if has_bfloat16 else 'does not multiply'} bfloat16")

@@ -138,6 +138,8 @@ def _seed_model(log: _Log, seed: int, width: int, learning_rate: float) -> NDArr
 def _predict_after(model: SeedModel, log: _Log) -> NDArray[np.float32]:
     """Predict each held-out rating from the training events before it (at least the first one)."""
     predicted = np.zeros(len(log.users), dtype=np.float32)
+    with torch.no_grad():
+        table = model.table()
     for user in range(len(log.training)):
         of_user = np.flatnonzero(log.users == user)
         held_out = log.held_out[of_user]
@@ -146,7 +148,6 @@ def _predict_after(model: SeedModel, log: _Log) -> NDArray[np.float32]:
         place = np.maximum(np.cumsum(~held_out) - 1, 0)[held_out]
         asked = of_user[held_out]
         with torch.no_grad():
-            table = model.table()
             history = torch.from_numpy(pad([log.training[user]]))
             vectors = model.encode(history, table, torch.tensor([user]))[0]
             scores = (vectors[place] * table[log.items[asked]]).sum(dim=1)

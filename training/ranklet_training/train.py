@@ -87,13 +87,16 @@ def start_run(
         source: Origin and terms of the data, for the model card.
 
     Raises:
-        RunError: There is a run already, or the seed model misses its ratings.
+        RunError: There is a run already, the seed model misses its ratings, or ``time_gaps`` whole
+            timestamps.
     """
     if (path / "config.json").exists():
         raise RunError(f"{path} already holds a run: resume it (--resume) or choose another folder")
     ratings = split.training.ratings
     if config.model.kind == "seed" and ratings is None:
         raise RunError("the seed model learns from ratings, and the events have no rating column")
+    if config.model.time_gaps and events.frame["timestamp"].dtype != pl.Int64:
+        raise RunError("time_gaps needs whole timestamps, and these have fractions: round them")
     catalogue = pl.DataFrame({"item_id": split.vocabulary.all_ids}).with_columns(
         pl.Series("training_events", split.training.counts(len(split.vocabulary))[1:])
     )

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from ranklet import __version__
-from ranklet.errors import RankletError
+from ranklet.errors import InputError, RankletError
 from ranklet.ranker import Ranker
 
 if TYPE_CHECKING:
@@ -163,7 +163,35 @@ def split_log(log: "Events", config: "RunConfig") -> "Split":
     return split_events(log.frame, train.split, folds=train.folds, fold=train.fold)
 
 
-def open_model(path: Path) -> "tuple[Model | Ranker, RunConfig, dict[str, Any]]":
+def open_models(
+    paths: Mapping[str, Path], events: Path
+) -> "tuple[dict[str, Model | Ranker], Split]":
+    """Open runs and bundles by name, and cut the events as they were cut for training.
+
+    Raises:
+        InputError: Not all were trained on the same cut.
+    """
+    opened = {name: _open_model(path) for name, path in paths.items()}
+    (first, (_, config, facts)), *_ = opened.items()
+    log = read_log(events, facts["reading"])
+    for name, (_, other, own) in opened.items():
+        cuts = _describe_split(config), _describe_split(other)
+        if cuts[0] != cuts[1]:
+            raise InputError(
+                f"{first} was trained on the {cuts[0]} split and {name} on the {cuts[1]} split: "
+                "one may have learned what the other is asked"
+            )
+        if log.digest != own["digest"]:
+            note(f"these are not the events that {name} was trained on; targets may have leaked")
+    return {name: model for name, (model, _, _) in opened.items()}, split_log(log, config)
+
+
+def _describe_split(config: "RunConfig") -> str:
+    train = config.train
+    return f"k-fold {train.fold} of {train.folds}" if train.split == "k-fold" else train.split
+
+
+def _open_model(path: Path) -> "tuple[Model | Ranker, RunConfig, dict[str, Any]]":
     """Open a run or a bundle: (model, settings, facts of its data)."""
     from ranklet_training.checkpoint import read_run
     from ranklet_training.presets import RunConfig

@@ -12,12 +12,9 @@ from ranklet.cli.common import (
     cli,
     json_option,
     note,
-    open_model,
+    open_models,
     print_json,
-    read_log,
-    split_log,
 )
-from ranklet.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from ranklet_training.bootstrap import Row
     from ranklet_training.compare import ModelComparison
     from ranklet_training.outcomes import OutcomeComparison
-    from ranklet_training.presets import RunConfig
 
 
 class Ratio(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from 8.5
@@ -127,33 +123,17 @@ def _compare_pair(
     names = (a.resolve().name, b.resolve().name)
     if names[0] == names[1]:
         names = (str(a), str(b))
-    opened = [open_model(path) for path in (a, b)]
-    (_, config, facts), (_, other, _) = opened
-    cuts = [_describe_split(settings) for settings in (config, other)]
-    if cuts[0] != cuts[1]:
-        raise InputError(
-            f"{names[0]} was trained on the {cuts[0]} split and {names[1]} on the {cuts[1]} split: "
-            "one may have learned what the other is asked"
-        )
-    events_read = read_log(events, facts["reading"])
-    for name, (_, _, own) in zip(names, opened, strict=True):
-        if events_read.digest != own["digest"]:
-            note(f"these are not the events that {name} was trained on; targets may have leaked")
+    models, split = open_models({names[0]: a, names[1]: b}, events)
     comparison = compare_models(
-        opened[0][0],
-        opened[1][0],
-        split_log(events_read, config),
+        models[names[0]],
+        models[names[1]],
+        split,
         names=names,
         on=on,
         resamples=resamples,
         seed=seed,
     )
     return comparison, format_models(comparison)
-
-
-def _describe_split(config: "RunConfig") -> str:
-    train = config.train
-    return f"k-fold {train.fold} of {train.folds}" if train.split == "k-fold" else train.split
 
 
 def _compare_log(

@@ -12,10 +12,8 @@ from ranklet.cli.common import (
     cli,
     json_option,
     note,
-    open_model,
+    open_models,
     print_json,
-    read_log,
-    split_log,
 )
 from ranklet.errors import InputError
 
@@ -58,18 +56,11 @@ def evaluate(
     if plot_path is not None:
         check_plot(plot_path)
 
-    opened = {_model_name(path): open_model(path) for path in (model, *beside)}
-    if len(opened) <= len(beside):
+    paths = {_model_name(path): path for path in (model, *beside)}
+    if len(paths) <= len(beside):
         raise InputError("two of these models have the same folder name, which is their row's name")
-    _, config, facts = next(iter(opened.values()))
-    log = read_log(events, facts["reading"])
-    if log.digest != facts["digest"]:
-        note("these are not the events that the model was trained on; targets may have leaked")
-    for name, (_, other, _) in opened.items():
-        if other.train.split != config.train.split:
-            raise InputError(f"{name} was trained on the {other.train.split} split")
-    split = split_log(log, config)
-    table = evaluate_models({name: value[0] for name, value in opened.items()}, split, on=on)
+    models, split = open_models(paths, events)
+    table = evaluate_models(models, split, on=on)
     if (model / "config.json").exists() and on == "test":
         atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
     if plot_path is not None:
@@ -92,7 +83,7 @@ def format_evaluation(table: dict[str, Any]) -> str:
     lines = [f"{table['protocol']}; {table['users']:,} users, {table['cold_targets']} cold targets"]
     lines += _grid("seen items masked", names, [(r["model"], r["masked"]) for r in rows])
     lines += _grid("seen items not masked", names, [(r["model"], r["unmasked"]) for r in rows])
-    if "slices" not in table:  # evaluated by ranklet 0.1.0
+    if "slices" not in table:  # models/ml-100k was evaluated before there were any
         return "\n".join(lines)
     others = {"ties by mean rank": "mean_ties", "coverage@10": "coverage", "popularity@10": ""}
     lines += [

@@ -9,6 +9,7 @@ import click
 from ranklet.cli.common import (
     FILE,
     PATH,
+    F,
     cli,
     column_options,
     json_option,
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
 # Those of ranklet_training.presets, which would import torch.
 PRESET_NAMES = ("default", "small", "large", "zero-block", "sasrec-bce", "seed")
+
+
+def settings_options(command: F) -> F:
+    """Add --preset, --config and --set, which ``read_settings`` reads."""
+    command = click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting."
+    )(command)
+    command = click.option("--config", "config_file", type=FILE, help="TOML file of settings.")(
+        command
+    )
+    return click.option("--preset", metavar="NAME", help=f"{', '.join(PRESET_NAMES)}.")(command)
 
 
 @cli.command()
@@ -70,9 +82,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 @click.argument("events", type=PATH)
 @click.option("--items", type=FILE, help="Titles and features by item_id.")
 @click.option("--out", type=PATH, required=True, help="Folder of the run.")
-@click.option("--preset", metavar="NAME", help=f"{', '.join(PRESET_NAMES)}.")
-@click.option("--config", "config_file", type=FILE, help="TOML file of settings.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting.")
+@settings_options
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
 @column_options

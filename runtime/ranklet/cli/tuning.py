@@ -19,7 +19,7 @@ from ranklet.cli.common import (
     read_log,
     split_log,
 )
-from ranklet.cli.training import PRESET_NAMES, read_items_of, read_settings
+from ranklet.cli.training import read_items_of, read_settings, settings_options
 from ranklet.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ ROWS = 10  # of the table that is printed
     required=True,
     help="Folder of the study; one that holds a study goes on.",
 )
-@click.option("--preset", metavar="NAME", help=f"{', '.join(PRESET_NAMES)}.")
-@click.option("--config", "config_file", type=FILE, help="TOML file of settings.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting.")
+@settings_options
 @click.option(
     "--search",
     multiple=True,
