@@ -4,7 +4,8 @@
   the test, the one before it the validation, the rest is for training.
 * A rank counts all items of the log, less those of the whole history; ties are pessimistic. What
   RecTools cannot recommend, an item that its training lacks, stands last.
-* Only training counts as training time: not set-up, not evaluation.
+* Only training counts as training time: not set-up, not evaluation. The budget and ``seconds`` are
+  CPU seconds over threads, the least that a machine with nothing else to do would take.
 """
 
 import argparse
@@ -148,14 +149,14 @@ class Recorder(Callback):
 
     def __init__(self, options: argparse.Namespace, validate: Callable[[], Metrics]) -> None:
         self.options, self.validate = options, validate
-        self.steps: list[tuple[int, float, float]] = []  # targets, seconds, loss
+        self.steps: list[tuple[int, float, float]] = []  # targets, seconds by the clock, loss
         self.epochs: list[dict[str, float]] = []
         self.best_epoch, self.best_weights = -1, {}
-        self.seconds, self.clock = 0.0, 0.0
+        self.seconds, self.clock, self.cpu_clock = 0.0, 0.0, 0.0
 
     def on_train_epoch_start(self, *_: object) -> None:
-        """Start the clock of the first step."""
-        self.clock = time.perf_counter()
+        """Start the clocks of the first step."""
+        self.clock, self.cpu_clock = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: Trainer, _: object, outputs: Tensors, batch: Tensors, index: int
@@ -163,8 +164,9 @@ class Recorder(Callback):
         """Record a step, from reading its batch to the update."""
         loss, targets = outputs["loss"].item(), int((batch["y"] > 0).sum())
         before, self.clock = self.clock, time.perf_counter()
+        cpu_before, self.cpu_clock = self.cpu_clock, time.process_time()
         self.steps.append((targets, self.clock - before, loss))
-        self.seconds += self.clock - before
+        self.seconds += (self.cpu_clock - cpu_before) / self.options.threads
         trainer.should_stop = self.seconds >= 60 * self.options.minutes
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
