@@ -1,6 +1,6 @@
 """Train and judge every row of docs/quality.md, one command line for all data sets.
 
-    python benchmarks/quality.py DATA [--only ml-1m,beauty] [--list]
+    python benchmarks/quality.py DATA [--only ml-1m,beauty]
 
 DATA holds a folder for each data set with interactions.parquet or events.parquet. Each job is the
 commands ``ranklet train`` and ``ranklet evaluate`` (and ``export``, for the first seed) as a user

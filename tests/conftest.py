@@ -1,14 +1,23 @@
 """What tests of several rooms share: a small world, a run trained on it, and its bundle."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import onnxruntime
+import polars as pl
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from ranklet import Ranker
-from ranklet_export.export import export_bundle
-from ranklet_training.checkpoint import Run
+from ranklet.bundle import NEVER, Precision
+from ranklet_export.export import Settings, export_bundle
+from ranklet_training.checkpoint import Model, Run, read_run, write_run, write_tensors
 from ranklet_training.events import Events, read_events
 from ranklet_training.presets import RunConfig, configure
 from ranklet_training.simulator import Simulation, simulate
@@ -56,30 +65,144 @@ def tiny_config() -> RunConfig:
 
 
 @pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Build a folder once for all test processes: the first that asks builds, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def build(name: str, make: Callable[[Path], object]) -> Path:
+        path = shared / name
+        with lock(shared / f"{name}.lock"):
+            if not path.exists():
+                make(path)
+        return path
+
+    return build
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    fcntl = pytest.importorskip("fcntl", reason="test processes share folders by flock")
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
 def tiny_run(
     world: Simulation,
     events: Events,
     split: Split,
     tiny_config: RunConfig,
-    tmp_path_factory: pytest.TempPathFactory,
+    build_once: Callable[..., Path],
 ) -> Run:
     """A trained run; tests must not write into it."""
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    run = start_run(path, tiny_config, events, split, world.items)
-    return train(run, split, show_progress=False).run
+
+    def make(path: Path) -> None:
+        run = start_run(path, tiny_config, events, split, world.items)
+        train(run, split, show_progress=False)
+
+    return read_run(build_once("tiny-run", make))
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of ``tiny_run``; tests must not write into it."""
-    bundle = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(tiny_run.path, bundle)
-    return bundle
+def tiny_bundle(tiny_run: Run, build_once: Callable[..., Path]) -> Path:
+    """The bundle of ``tiny_run``, int8; tests must not write into it."""
+    return build_once("tiny", lambda path: export_bundle(tiny_run.path, path))
 
 
 @pytest.fixture(scope="session")
 def tiny_ranker(tiny_bundle: Path) -> Ranker:
     return Ranker.load(tiny_bundle, provider="cpu")
+
+
+PRECISIONS: list[Precision] = ["fp32", "fp16", "int8"]
+
+
+@pytest.fixture(scope="session", params=PRECISIONS)
+def any_ranker(
+    request: pytest.FixtureRequest, tiny_run: Run, build_once: Callable[..., Path]
+) -> Ranker:
+    """The tiny bundle in every precision."""
+    settings = Settings(precision=request.param, allow_drop=0.05)  # of 150 questions
+    bundle = build_once(
+        f"tiny-{request.param}", lambda path: export_bundle(tiny_run.path, path, settings)
+    )
+    return Ranker.load(bundle, provider="cpu")
+
+
+class Exported(NamedTuple):
+    """A model with random weights and its bundle."""
+
+    run: Run
+    model: Model
+    ranker: Ranker
+    settings: Settings
+
+
+# Small, so that windows roll soon.
+RANDOM = {"width": 16, "heads": 2, "feed_forward": 2, "max_length": 12, "dropout": 0.0}
+
+
+def write_random_run(path: Path, items: int, settings: dict[str, Any]) -> None:
+    """Write a run with random weights that are large enough for every part to matter."""
+    config = configure({**RANDOM, **settings})
+    ids = [f"i{number:05}" for number in range(items)]
+    catalogue = pl.DataFrame({"item_id": ids, "training_events": range(items, 0, -1)})
+    facts = {"events": 9, "users": 4, "training_users": 4, "items": items}
+    run = Run(path, config, {**facts, "digest": "0" * 64, "split": "none"}, {}, catalogue)
+    torch.manual_seed(1)
+    model = run.build_model()
+    model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        model.items.item[0] = 0
+    path.mkdir()
+    write_run(run)
+    write_tensors(path / "best.safetensors", dict(model.state_dict()), {})
+
+
+@pytest.fixture(scope="session")
+def exported(build_once: Callable[..., Path]) -> Callable[..., Exported]:
+    """Make a bundle of random weights, once: ``exported(Settings(...), items=60, width=16)``.
+
+    Tests must not write into it.
+    """
+    made: dict[str, Exported] = {}
+
+    def make(how: Settings = FP32, items: int = 60, **settings: Any) -> Exported:
+        name = f"random-{items}-" + "-".join(map(str, settings.items()))
+        key = f"{name}-{'-'.join(map(str, asdict(how).values()))}"
+        if key not in made:
+            path = build_once(f"run-{name}", lambda run: write_random_run(run, items, settings))
+            bundle = build_once(key, lambda bundle: export_bundle(path, bundle, how))
+            run = read_run(path)
+            made[key] = Exported(run, run.load_model(), Ranker.load(bundle, provider="cpu"), how)
+        return made[key]
+
+    return make
+
+
+FP32, INT8, COMPACT = Settings(precision="fp32"), Settings(precision="int8"), Settings(compact=True)
+MODELS: dict[str, tuple[Settings, dict[str, Any]]] = {
+    "two blocks, two heads": (INT8, {}),
+    "two blocks, one head": (FP32, {"heads": 1, "scoring": "dot"}),
+    "one block": (INT8, {"blocks": 1, "heads": 1, "activation": "swiglu"}),
+    "gated, one head": (COMPACT, {"block": "gated", "heads": 1, "activation": "swiglu"}),
+    "gated, two heads": (Settings(precision="fp16"), {"block": "gated", "scoring": "dot"}),
+    "times": (FP32, {"time_gaps": True}),
+    "zero-block": (INT8, {"blocks": 0}),
+    "seed": (INT8, {"kind": "seed", "heads": 1}),
+    "one event": (FP32, {"blocks": 1, "max_length": 1}),
+}
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def any_model(request: pytest.FixtureRequest, exported: Callable[..., Exported]) -> Exported:
+    """A bundle of random weights, of every shape that a model can have."""
+    settings, model = MODELS[request.param]
+    return exported(settings, **model)
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +213,49 @@ def shipped_bundle() -> Path:
 @pytest.fixture(scope="session", params=["ml-100k", "ml-1m"])
 def any_shipped_bundle(request: pytest.FixtureRequest) -> Path:
     return ROOT / "models" / str(request.param)
+
+
+Outputs = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., Outputs]:
+    """Run model.onnx as a stranger to ranklet would, see docs/bundle.md."""
+    return _ask
+
+
+def _ask(
+    session: onnxruntime.InferenceSession,
+    history: NDArray[np.int64],
+    before: Outputs | None = None,
+    *,
+    items: int = 60,
+    k: int = 10,
+    pool: int | None = None,
+    exclude: NDArray[np.int64] | None = None,
+) -> Outputs:
+    """Run a graph of so many items; ``before`` is what it gave for the events before."""
+    (batch, length), is_event = history.shape, history > 0
+    past = before["present_key_0"].shape[2] if before else 0
+    last = is_event.sum(axis=1, keepdims=True) - 1  # (B, 1)
+    bias = np.zeros(-(-(items + 1) // 64) * 64, dtype=np.float32)
+    bias[0] = bias[items + 1 :] = NEVER
+    inputs: Outputs = {
+        "history": history,
+        "positions": past + np.tile(np.arange(length), (batch, 1)),
+        "last": last[:, :, None],
+        "last_position": past + last,
+        "may_attend": np.pad(is_event, [(0, 0), (past, 0)], constant_values=True)[:, None, None],
+        "k": np.array([k]),
+        "pool": np.array([pool or items]),
+        "exclude": np.zeros((batch, 1), dtype=np.int64) if exclude is None else exclude,
+        "bias": bias,
+    }
+    wanted = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+    for name, shape in wanted.items():
+        if name.startswith("past"):
+            empty = np.zeros((batch, shape[1], 0, shape[3]), np.float32)
+            inputs[name] = (before or {}).get(name.replace("past", "present"), empty)
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(None, {name: inputs[name] for name in wanted})
+    return dict(zip(names, found, strict=True))

@@ -71,7 +71,10 @@ def test_importing_ranklet_changes_no_environment_variable() -> None:
 def test_ranking_loads_nothing_heavy(tiny_bundle: Path) -> None:
     code = (
         "import sys, ranklet\n"
-        f"ranklet.Ranker.load({str(tiny_bundle)!r}, provider='cpu').rank([])\n"
+        f"ranker = ranklet.Ranker.load({str(tiny_bundle)!r}, provider='cpu')\n"
+        "some = [str(item) for item in ranker.vocabulary.all_ids][:9]\n"
+        "ranker.rank(some, candidates=some), ranker.users([some, []]).rank()\n"
+        "ranker.user(some).rank(eligible=ranker.eligible(some))\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     assert set(run_python(code).split()) & set(HEAVY) == set()

@@ -89,7 +89,7 @@ def test_gaps_tell_what_order_cannot(
 
 
 def test_the_runtime_answers_by_the_time_of_the_question(timed_ranker: Ranker) -> None:
-    asked = {"times": [0, HOUR], "k": 1}
+    asked: dict[str, Any] = {"times": [0, HOUR], "k": 1}
     assert timed_ranker.rank(["i03", "i04"], now=2 * HOUR, **asked).items == ["i05"]
     assert timed_ranker.rank(["i03", "i04"], now=HOUR + MONTH, **asked).items == ["i04"]
 

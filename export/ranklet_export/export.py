@@ -1,15 +1,15 @@
 """Make a bundle of a run: graph, parity gate, catalogue, golden answers, model card, manifest."""
 
 import json
+import logging
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,22 +19,29 @@ from ranklet.bundle import (
     GRAPH,
     MANIFEST,
     Manifest,
-    Table,
+    Precision,
     TensorContract,
     describe_files,
     write_catalogue,
 )
-from ranklet.errors import BundleError, InputError, ParityError
+from ranklet.errors import BundleError, InputError, ParityError, PrecisionError
 from ranklet.files import atomic_folder, atomic_write
+from ranklet.graph import Graphs
 from ranklet.provider import create_session
 from ranklet.ranker import Ranker
 from ranklet.vocabulary import Vocabulary
 from ranklet_export.card import model_card
-from ranklet_export.graph import OPSETS, export_graph, find_table
+from ranklet_export.gate import check_ranking
+from ranklet_export.graph import OPSETS, WrittenGraphs, export_graphs
 from ranklet_export.parity import ParityReport, check_parity
-from ranklet_training.checkpoint import Model, Run, read_run
+from ranklet_training.checkpoint import Model, Questions, read_run
+from ranklet_training.model import ModelConfig, SequenceModel
+from ranklet_training.presets import RunConfig, configure
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_OPSET = 23
+MOST_ITEMS = 100_000_000  # of random weights
 GOLDEN_LENGTHS = (1, 2, 5, 20, 100)
 GOLDEN_K = 10
 
@@ -46,55 +53,211 @@ class ExportReport:
     path: Path
     bytes: int
     opset: int
+    precision: Precision
     nodes: int
     parity: ParityReport
+    gate: dict[str, Any]  # see ``gate.check_ranking``; empty for fp32
     seconds: float
 
 
-def export_bundle(
-    run_path: Path, bundle: Path, *, opset: int = DEFAULT_OPSET, replace: bool = False
-) -> ExportReport:
+@dataclass(frozen=True)
+class Source:
+    """What a bundle is made of."""
+
+    model: Model
+    vocabulary: Vocabulary
+    titles: list[str] | None
+    counts: NDArray[np.int64]  # training events of each item
+    questions: Questions
+    training: dict[str, Any]
+    data: dict[str, Any]
+    quality: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a bundle is made.
+
+    Attributes:
+        opset: ONNX operator set, 18 to 23. Below 23 the graph has more nodes and is slower, and
+            runs on onnxruntime builds that lack the Attention operator.
+        precision: Of the scores that choose from the catalogue. ``"auto"``: int8 where it passes
+            the gate, else fp32.
+        compact: Leave out what saves time and can be computed again: the first block's queries,
+            keys and values of every item.
+        allow_drop: By which share NDCG@10 may be lower than in full precision.
+        replace: Put the new bundle in the place of an existing one.
+    """
+
+    opset: int = DEFAULT_OPSET
+    precision: Precision | Literal["auto"] = "auto"
+    compact: bool = False
+    allow_drop: float = 0.005
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no bundle can have."""
+        if self.opset not in OPSETS:
+            raise InputError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
+        if self.precision not in ("auto", *get_args(Precision)):
+            raise InputError(f"precision must be auto, fp32, fp16 or int8, got {self.precision!r}")
+        if not 0 <= self.allow_drop <= 1:
+            raise InputError(f"allow_drop must be from 0 to 1, got {self.allow_drop}")
+
+
+DEFAULT = Settings()
+
+
+def export_bundle(run_path: Path, bundle: Path, settings: Settings = DEFAULT) -> ExportReport:
     """Export the best weights of a run; the bundle appears whole, or not at all.
 
     Args:
         run_path: Folder of a run.
         bundle: Where the bundle goes.
-        opset: ONNX operator set, 18 to 23. Below 23 the graph has more nodes and is slower, and
-            runs on onnxruntime builds that lack the Attention operator.
-        replace: Put the new bundle in the place of an existing one.
+        settings: How it is made.
 
     Raises:
-        InputError: The opset is not supported.
         RunError: The run is missing or damaged.
         BundleError: There is something at ``bundle`` already.
-        ParityError: The graph does not answer like the model.
+        ParityError: The graph does not answer like the model, or its precision costs too much.
     """
+    _check_target(bundle, settings)
+    return _export(_read_source(run_path), bundle, settings)
+
+
+def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> ExportReport:
+    """Export a model with random weights, to size hardware before there is data.
+
+    Args:
+        shape: ``items`` (their ids are "1", "2", ...), ``length`` (maximum, default 200) and
+            settings of a model, like ``items=12000,width=64,blocks=2,heads=1``.
+        bundle: Where the bundle goes.
+        settings: How it is made.
+
+    Raises:
+        InputError: The shape can't be used.
+        BundleError: There is something at ``bundle`` already.
+        ParityError: The graph does not answer like the model, or its precision costs too much.
+    """
+    _check_target(bundle, settings)
+    items, config = _read_shape(shape)
+    torch.manual_seed(0)
+    model = SequenceModel(config, items)
+    model.init_weights()
+    with torch.no_grad():  # rows of length 1, and scores that differ
+        model.items.item[1:].normal_(std=config.width**-0.5)
+    counts = np.ones(items, dtype=np.int64)
+    source = Source(
+        model=model.eval().requires_grad_(requires_grad=False),
+        vocabulary=Vocabulary(sorted(map(str, range(1, items + 1)))),
+        titles=None,
+        counts=counts,
+        questions=popular_histories(counts, config.max_length),
+        training=RunConfig(model=config).to_dict(),
+        data={
+            "events": 0,
+            "users": 0,
+            "items": items,
+            "digest": "random weights",
+            "split": "none: nobody trained these weights",
+        },
+        quality={},
+    )
+    return _export(source, bundle, settings)
+
+
+def _read_shape(shape: str) -> tuple[int, ModelConfig]:
+    """Return the number of items and the model that ``items=...,width=...`` describes."""
+    pairs = [part.partition("=") for part in shape.split(",")]
+    names = [{"length": "max_length"}.get(name.strip(), name.strip()) for name, _, _ in pairs]
+    allowed = {"items", *(f.name for f in fields(ModelConfig))} - {"kind", "dropout"}
+    for place, name in enumerate(names):
+        if name not in allowed or name in names[:place]:
+            why = "twice" if name in allowed else f"not one of {', '.join(sorted(allowed))}"
+            raise InputError(f"the shape of a random bundle has {name!r}, {why}: {shape!r}")
+    values = dict(zip(names, (value.strip() for _, _, value in pairs), strict=True))
+    items = values.pop("items", "")
+    if not items.isascii() or not items.isdigit() or not 0 < int(items) <= MOST_ITEMS:
+        raise InputError(f"a random bundle needs items=..., up to {MOST_ITEMS:,}; got {shape!r}")
+    return int(items), configure({**values, "dropout": 0.0}).model
+
+
+def _check_target(bundle: Path, settings: Settings) -> None:
+    if not bundle.exists():
+        return
+    if not settings.replace:
+        raise BundleError(f"{bundle} exists: choose another folder, or replace it (--replace)")
+    if not (bundle / MANIFEST).is_file():
+        raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
+
+
+def _read_source(path: Path) -> Source:
+    run = read_run(path)
+    titles = None
+    if "title" in run.catalogue.columns:
+        titles = [title or "" for title in run.catalogue["title"].to_list()]
+    counts = run.catalogue["training_events"].to_numpy()
+    evaluation = path / "evaluation.json"
+    return Source(
+        model=run.load_model(),
+        vocabulary=run.vocabulary,
+        titles=titles,
+        counts=counts,
+        questions=run.read_questions() or popular_histories(counts, run.config.model.max_length),
+        training=run.config.to_dict(),
+        data=run.data,
+        quality=json.loads(evaluation.read_bytes()) if evaluation.exists() else {},
+    )
+
+
+def popular_histories(
+    counts: NDArray[np.int64], longest: int, how_many: int = 256, seed: int = 0
+) -> Questions:
+    """Draw histories of popular items, for want of real ones."""
+    random = np.random.default_rng(seed)
+    shares = counts / counts.sum()
+    lengths = random.integers(1, longest + 1, how_many)
+    return Questions([random.choice(len(counts), n, p=shares) + 1 for n in lengths], None)
+
+
+def _export(source: Source, bundle: Path, settings: Settings) -> ExportReport:
+    if settings.precision != "auto":
+        return _export_as(settings.precision, source, bundle, settings)
+    try:
+        return _export_as("int8", source, bundle, settings)
+    except PrecisionError as error:
+        logger.warning("int8 does not pass, so this bundle is fp32: %s", error)
+        return _export_as("fp32", source, bundle, settings)
+
+
+def _export_as(
+    precision: Precision, source: Source, bundle: Path, settings: Settings
+) -> ExportReport:
     begin = time.perf_counter()
-    if opset not in OPSETS:
-        raise InputError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
-    if bundle.exists():
-        if not replace:
-            raise BundleError(f"{bundle} exists: choose another folder, or replace it (--replace)")
-        if not (bundle / MANIFEST).is_file():
-            raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
-    run = read_run(run_path)
-    model = run.load_model()
+    model, popularity = source.model, source.counts / max(1, source.counts.sum())
     table = model.table()
     _check_finite(model)
     with atomic_folder(bundle) as folder:
-        export_graph(model, folder / GRAPH, opset)
-        parity = check_parity(folder / GRAPH, model, table)
-        titles = None
-        if "title" in run.catalogue.columns:
-            titles = [title or "" for title in run.catalogue["title"].to_list()]
-        counts = run.catalogue["training_events"].to_numpy()
-        popularity = (counts / counts.sum()).astype(np.float32)
-        write_catalogue(folder, run.vocabulary, titles, popularity)
-        golden = golden_answers(model, table, run.vocabulary, counts)
+        graphs = export_graphs(model, folder, settings.opset, precision, compact=settings.compact)
+        write_catalogue(folder, source.vocabulary, source.titles, popularity.astype(np.float32))
+        golden = golden_answers(model, table, source.vocabulary, source.counts)
         atomic_write(folder / "golden.json", (json.dumps(golden, indent=1) + "\n").encode())
-        nodes = _write_manifest(folder, run, table, opset, parity)
+        manifest = _manifest(source, folder, graphs, precision, settings.opset)
+        loaded = Graphs(folder, manifest, "cpu", 1)
+        parity = check_parity(loaded, manifest, model, table)
+        ranker = Ranker(loaded, manifest, source.vocabulary, folder)
+        gate = {}
+        if precision != "fp32":
+            gate = check_ranking(ranker, model, table, source.questions, settings.allow_drop)
+        manifest = replace(manifest, parity=asdict(parity), gate=gate)
+        card = model_card(manifest, ranker)
+        atomic_write(folder / "README.md", card.encode())
+        replace(manifest, files=describe_files(folder)).write(folder)
     size = sum(path.stat().st_size for path in bundle.iterdir())
-    return ExportReport(bundle, size, opset, nodes, parity, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return ExportReport(
+        bundle, size, settings.opset, precision, graphs.nodes, parity, gate, seconds
+    )
 
 
 def golden_answers(
@@ -129,34 +292,33 @@ def _check_finite(model: Model) -> None:
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
 
 
-def _write_manifest(folder: Path, run: Run, table: Tensor, opset: int, parity: ParityReport) -> int:
-    """Write model card and manifest, and return the number of graph nodes."""
+def _manifest(
+    source: Source, folder: Path, graphs: WrittenGraphs, precision: Precision, opset: int
+) -> Manifest:
+    """Return the manifest of what is in a folder; figures are filled in later."""
     session, _ = create_session(folder / GRAPH, "cpu", 1)
-    evaluation = run.path / "evaluation.json"
-    versions = {
-        **{name: version(name) for name in ("ranklet", "torch", "onnx", "onnxruntime")},
-        "python": platform.python_version(),
-    }
-    manifest = Manifest(
+    config = source.model.config
+    return Manifest(
         format=FORMAT,
-        items=len(run.vocabulary),
-        id_type="string" if run.vocabulary.is_text else "int64",
-        max_length=run.config.model.max_length,
-        width=run.config.model.width,
-        precision="fp32",
+        items=len(source.vocabulary),
+        id_type="string" if source.vocabulary.is_text else "int64",
+        max_length=config.max_length,
+        width=config.width,
+        precision=precision,
         opset=opset,
         inputs=[TensorContract(i.name, i.type, list(i.shape)) for i in session.get_inputs()],
         outputs=[TensorContract(o.name, o.type, list(o.shape)) for o in session.get_outputs()],
-        table=Table(GRAPH, find_table(folder / GRAPH, table), *table.shape),
-        training=run.config.to_dict(),
-        data=run.data,
-        quality=json.loads(evaluation.read_bytes()) if evaluation.exists() else {},
-        parity=asdict(parity),
-        versions=versions,
+        table=graphs.table,
+        rounding=graphs.rounding,
+        rotary_base=config.rotary_base if config.kind == "sequence" else None,
+        training=source.training,
+        data=source.data,
+        quality=source.quality,
+        parity={},
+        gate={},
+        versions={
+            **{name: version(name) for name in ("ranklet", "torch", "onnx", "onnxruntime")},
+            "python": platform.python_version(),
+        },
         files=describe_files(folder),
     )
-    manifest.write(folder)
-    card = model_card(manifest, Ranker.load(folder, provider="cpu"))
-    atomic_write(folder / "README.md", card.encode())
-    Manifest(**{**vars(manifest), "files": describe_files(folder)}).write(folder)
-    return len(onnx.load(folder / GRAPH, load_external_data=False).graph.node)

@@ -1,17 +1,31 @@
-"""The graph of a bundle: history and state in, best items, scores, user vector and state out.
+"""The graphs of a bundle and the tables that they share.
 
-One graph serves a cold history (an empty past) and a single new event (a past of any length).
-Batch, length and past are dynamic.
+    encoder.onnx     history and state in, user vectors and state out
+    model.onnx       the same, then the best items of the catalogue
+    model.onnx.data  weights of both: item table, rows of the first block, 8-bit codes; mapped
+
+Batch, length, past, k and the number of excluded items are dynamic. One graph serves a cold history
+(an empty past) and a single new event (a past of any length).
 """
 
+import math
+import os
 import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
+from ranklet.bundle import CHUNK, DATA, ENCODER, GRAPH, Precision, Rounding, Table
+from ranklet_export.encoder import Encoder
+from ranklet_export.head import add_head, quantize
 from ranklet_training.attention import KeyValue
 from ranklet_training.checkpoint import Model
 from ranklet_training.model import SHORTEST_EXPORT
@@ -19,58 +33,76 @@ from ranklet_training.model import SHORTEST_EXPORT
 OPSETS = range(18, 24)
 # From here on attention and rotary positions are one ONNX node each.
 FUSED_OPSET = 23
-# Below every score, and still a finite number: padding never ranks.
-NEVER = -3e38
 # Sizes to trace with; 0 and 1 would be taken for constants (pytorch#151582). The parity gate
-# uses none of them.
-TRACED_BATCH, TRACED_LENGTH, TRACED_PAST, TRACED_K = 3, 7, 4, 5
+# uses none of them. The tables are cut to a few rows: only their names matter here.
+TRACED_BATCH, TRACED_LENGTH, TRACED_PAST, TRACED_ITEMS = 3, 7, 4, 5
+PAGE = 4096  # bytes; where a table starts in its file, so that it is mapped as it lies
+SMALLEST_STORED = 1024  # bytes; smaller weights stay in the graphs
+# Rows of the first block cost up to four times the item table on disk and save a tenth to a third
+# of the encoder; beyond this many bytes the graph computes them.
+LARGEST_ROWS = 1 << 27
 
 
-class ServingGraph(nn.Module):
-    """Exactly what the runtime needs of a model, on its folded table."""
+@dataclass(frozen=True)
+class WrittenGraphs:
+    """What ``export_graphs`` wrote."""
 
-    table: Tensor
-    bias: Tensor
+    nodes: int  # of model.onnx
+    table: Table
+    rounding: Rounding | None  # of int8
 
-    def __init__(self, model: Model, *, onnx_nodes: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.onnx_nodes = onnx_nodes
-        self.gaps = len(gap_names(model))
-        with torch.no_grad():
-            table = model.table().detach().contiguous()  # (items + 1, D)
-        bias = torch.zeros(len(table))
-        bias[0] = NEVER
-        self.register_buffer("table", table)
-        self.register_buffer("bias", bias)
 
-    def forward(self, history: Tensor, k: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Rank all items.
+def export_graphs(
+    model: Model, folder: Path, opset: int, precision: Precision = "fp32", *, compact: bool = False
+) -> WrittenGraphs:
+    """Write both graphs and their tables.
 
-        Args:
-            history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
-            k: How many items to return, int64, from 1 to the number of items.
-            others: With ``time_gaps``, buckets before each event (B, T) and until the question
-                (B,); then keys and values of each block in turn, each (B, H, P, D / H).
-
-        Returns:
-            items (B, k), scores (B, k), user (B, D), then keys and values (B, H, P + T, D / H).
-        """
-        gaps, past = others[: self.gaps], others[self.gaps :]
-        user, present = self.model.serve(
-            history,
-            list(zip(past[0::2], past[1::2], strict=True)),
-            self.table,
-            (gaps[0], gaps[1]) if gaps else None,
-            onnx_nodes=self.onnx_nodes,
-        )
-        count = k.item()
-        torch._check(count >= 1)  # type: ignore[no-untyped-call]
-        torch._check(count < len(self.table))  # type: ignore[no-untyped-call]
-        # linear becomes one Gemm on the table as it lies; a transposed copy would double the file.
-        all_scores = functional.linear(user, self.table, self.bias)  # (B, items + 1)
-        scores, items = all_scores.topk(count)  # type: ignore[arg-type]  # symbolic
-        return (items, scores, user, *flatten(present))
+    Args:
+        model: In evaluation mode, without gradients.
+        folder: Where the files go.
+        opset: From 18; from 23 on attention is one node, see ``FUSED_OPSET``.
+        precision: Of the scores; ``"fp16"`` is how tables lie on disk, sums are fp32.
+        compact: Leave out the rows of the first block.
+    """
+    items, width = model.items.item.shape
+    parts = 4 if model.config.block == "gated" else 3
+    with_rows = not compact and 4 * items * parts * width <= LARGEST_ROWS
+    encoder = Encoder(model, onnx_nodes=opset >= FUSED_OPSET, with_rows=with_rows).eval()
+    table, rows = encoder.table.numpy(), None if encoder.rows is None else encoder.rows.numpy()
+    encoder.table = encoder.table[:TRACED_ITEMS].clone()
+    encoder.rows = None if encoder.rows is None else encoder.rows[:TRACED_ITEMS].clone()
+    traced = _trace(encoder, model, folder / ENCODER, opset)
+    padded = -(-items // CHUNK) * CHUNK
+    kind: Literal["<f2", "<f4"] = "<f2" if precision == "fp16" else "<f4"
+    rounding = None
+    codes: list[TensorProto] = []
+    with (folder / DATA).open("wb") as file:
+        stored = [_store(file, "table", table.astype(kind, copy=False), padded)]
+        place = _offset(stored[0])
+        if rows is not None:
+            stored.append(_store(file, "rows", rows.astype(kind, copy=False)))
+        names = {tensor.name for tensor in stored}
+        for tensor in traced.graph.initializer:
+            if len(tensor.raw_data) >= SMALLEST_STORED and tensor.name not in names:
+                stored.append(_store(file, tensor.name, numpy_helper.to_array(tensor)))
+        if precision == "int8":
+            quantized = quantize(table, padded)
+            codes.append(_store(file, "codes", quantized.codes))
+            codes.append(_store(file, "scales", quantized.scales))
+            rounding = Rounding(quantized.row_error, quantized.row_norm)
+        file.flush()
+        os.fsync(file.fileno())
+    _refer(traced.graph, stored)
+    whole = onnx.ModelProto()
+    whole.CopyFrom(traced)
+    _refer(whole.graph, codes)
+    add_head(whole.graph, padded, precision)
+    for graph, name in ((traced, ENCODER), (whole, GRAPH)):
+        _describe(graph, model)
+        (folder / name).write_bytes(graph.SerializeToString())
+        onnx.checker.check_model(folder / name)
+    written = Table(DATA, place, items, width, kind)
+    return WrittenGraphs(len(whole.graph.node), written, rounding)
 
 
 def flatten(state: list[KeyValue]) -> list[Tensor]:
@@ -89,16 +121,10 @@ def gap_names(model: Model) -> list[str]:
     return ["since", "until"] if model.config.time_gaps else []
 
 
-def export_graph(model: Model, path: Path, opset: int) -> ServingGraph:
-    """Write the graph of a model to ``path``, weights inside, and return what was traced.
-
-    Args:
-        model: In evaluation mode.
-        path: Of the ONNX file.
-        opset: From 18; from 23 on attention is one node, see ``FUSED_OPSET``.
-    """
-    batch = torch.export.Dim("batch", min=1)
+def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.ModelProto:
+    """Return the encoder as a graph, with tables of a few rows."""
     longest = max(model.config.max_length, SHORTEST_EXPORT)
+    batch = torch.export.Dim("batch", min=1)
     length = torch.export.Dim("length", min=1, max=longest)
     past = torch.export.Dim("past", min=0, max=longest)
     state = [
@@ -106,64 +132,120 @@ def export_graph(model: Model, path: Path, opset: int) -> ServingGraph:
         for tensor in flatten(model.empty_state(1))
     ]
     history = torch.ones(TRACED_BATCH, TRACED_LENGTH, dtype=torch.int64)
-    shapes: dict[str, object] = {"history": {0: batch, 1: length}, "k": {}}
-    gaps = [torch.ones_like(history), torch.ones_like(history[:, 0])][: len(gap_names(model))]
+    one = history[:, :1]
+    may_attend = torch.ones(TRACED_BATCH, 1, 1, TRACED_PAST + TRACED_LENGTH, dtype=torch.bool)
+    gaps = [history.clone(), history[:, 0].clone()][: len(gap_names(model))]  # no input twice
+    shapes: dict[str, object] = {
+        "history": {0: batch, 1: length},
+        "positions": {0: batch, 1: length},
+        "last": {0: batch},
+        "last_position": {0: batch},
+        "may_attend": {0: batch, 3: torch.export.Dim.DYNAMIC},
+    }
     others = (
         *({0: batch, 1: length}, {0: batch})[: len(gaps)],
         *({0: batch, 2: past} for _ in state),
     )
+    names = [*shapes, *gap_names(model), *state_names(model, "past")]
     if others:
         shapes["others"] = others
-    serving = ServingGraph(model, onnx_nodes=opset >= FUSED_OPSET).eval()
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter warns of its own internals, and that axes of one name share that name.
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message="# The axis name")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         program = torch.onnx.export(
-            serving,
-            (history, torch.tensor(TRACED_K), *gaps, *state),
+            encoder,
+            (
+                history,
+                history.clone(),
+                one[:, :, None].clone(),
+                one.clone(),
+                may_attend,
+                *gaps,
+                *state,
+            ),
             dynamo=True,
             dynamic_shapes=shapes,
-            input_names=["history", "k", *gap_names(model), *state_names(model, "past")],
-            output_names=["items", "scores", "user", *state_names(model, "present")],
+            input_names=names,
+            output_names=["user_row", *state_names(model, "present")],
             opset_version=opset,
             verbose=False,
         )
     assert program is not None
     program.save(path, external_data=False)
-    _tidy(path)
-    return serving
+    traced = onnx.load(path)
+    graph = traced.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis_1"))
+    graph.node.append(helper.make_node("Squeeze", ["user_row", "axis_1"], ["user"], "user"))
+    graph.output[0].name = "user"  # (B, D)
+    return traced
 
 
-def _tidy(path: Path) -> None:
-    """Drop the exporter's stack traces (they hold local paths) and name the unknown axis ``k``."""
-    graph = onnx.load(path)
-    graph.producer_name, graph.producer_version = "ranklet", ""
-    graph.doc_string = "history and past in; items, scores, user and present out"
-    del graph.metadata_props[:]
-    graph.graph.name = "ranklet"
-    del graph.graph.metadata_props[:]
-    del graph.graph.value_info[:]
-    for node in graph.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for tensor in (*graph.graph.input, *graph.graph.output, *graph.graph.initializer):
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
-    for output in graph.graph.output[:2]:
-        output.type.tensor_type.shape.dim[1].dim_param = "k"
-    onnx.checker.check_model(graph)
-    onnx.save(graph, path)
+def _store(file: BinaryIO, name: str, values: NDArray[Any], rows: int = 0) -> TensorProto:
+    """Write an array, with zeros up to ``rows`` rows, and return what refers to it in a graph."""
+    file.write(bytes(-file.tell() % PAGE))
+    start, shape = file.tell(), (max(rows, len(values)), *values.shape[1:])
+    np.ascontiguousarray(values).tofile(file)
+    file.write(bytes((shape[0] - len(values)) * math.prod(shape[1:]) * values.itemsize))
+    tensor = TensorProto(name=name, dims=shape, data_location=TensorProto.EXTERNAL)
+    tensor.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
+    where = {"location": DATA, "offset": start, "length": file.tell() - start}
+    for key, value in where.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
-def find_table(path: Path, table: Tensor) -> int:
-    """Return the offset of the item table's bytes in an ONNX file.
+def _offset(tensor: TensorProto) -> int:
+    return next(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
 
-    Raises:
-        RuntimeError: They are not there exactly once: the tied table has been copied or changed.
-    """
-    data, rows = path.read_bytes(), table.numpy().astype("<f4").tobytes()
-    if data.count(rows) != 1:
-        raise RuntimeError(f"the item table is in the graph {data.count(rows)} times, not once")
-    return data.index(rows)
+
+def _refer(graph: onnx.GraphProto, tensors: Iterable[TensorProto]) -> None:
+    """Put initializers in the place of those of their names."""
+    for tensor in tensors:
+        for old in [i for i in graph.initializer if i.name == tensor.name]:
+            graph.initializer.remove(old)
+        new = graph.initializer.add()
+        new.CopyFrom(tensor)
+        if tensor.data_type == TensorProto.FLOAT16:  # onnxruntime does this once, while it loads
+            new.name = f"{tensor.name}_fp16"
+            cast = helper.make_node("Cast", [new.name], [tensor.name], to=TensorProto.FLOAT)
+            graph.node.insert(0, cast)
+
+
+def _describe(model: onnx.ModelProto, source: Model) -> None:
+    """Drop what the exporter tells of itself (stack traces hold local paths); name all axes."""
+    graph = model.graph
+    model.producer_name, model.producer_version = "ranklet", ""
+    model.doc_string = "history and past in; user, present and perhaps the best items out"
+    graph.name = "ranklet"
+    del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    if all(opset.domain != "com.microsoft" for opset in model.opset_import):
+        model.opset_import.add(domain="com.microsoft", version=1)
+
+    used = {name for node in graph.node for name in node.input}
+    for unused in [i for i in graph.input if i.name not in used]:
+        graph.input.remove(unused)
+    shapes = [(s.shape[1], s.shape[3]) for s in flatten(source.empty_state(1))]
+    axes: dict[str, list[int | str]] = {
+        **{name: ["batch", "length"] for name in ("history", "positions", "since")},
+        "last": ["batch", 1, 1],
+        "last_position": ["batch", 1],
+        "may_attend": ["batch", 1, 1, "total"],
+        "until": ["batch"],
+        "user": ["batch", source.config.width],
+        **{
+            name: ["batch", heads, axis, width]
+            for prefix, axis in (("past", "past"), ("present", "total"))
+            for name, (heads, width) in zip(state_names(source, prefix), shapes, strict=True)
+        },
+    }
+    for tensor in (*graph.input, *graph.output):
+        if tensor.name in axes:
+            new = helper.make_tensor_value_info(
+                tensor.name, tensor.type.tensor_type.elem_type, axes[tensor.name]
+            )
+            tensor.CopyFrom(new)

@@ -1,33 +1,32 @@
 """The gate that a graph must pass before it becomes a bundle: it answers like its torch model.
 
 Compared are names, dynamic axes, shapes, values and order, at (batch, length, past) that tracing
-never saw, with and without padding; and a state that grows event by event against one long run.
+never saw, with and without padding. The past of a point is what the graph itself kept of the events
+before, so that keys and values are judged by what they are for: torch gets the whole history.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ranklet.bundle import Manifest, Precision
 from ranklet.errors import ParityError
 from ranklet.gaps import BUCKETS
-from ranklet.provider import create_session
+from ranklet.graph import NONE, Best, Events, Graphs, State
 from ranklet_export.graph import flatten, gap_names, state_names
 from ranklet_training.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
 # reach about 14, where 1 unit in the last place is 1e-6. A hundred of these are still no fault.
-SCORE_TOLERANCE = 1e-4
+# int8 gives fp32 scores, too; fp16 rounds tables to one part in 2048.
+SCORE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "int8": 1e-4, "fp16": 3e-2}
 TOP = 10
+LARGEST_POOL = 1 << 16  # of 8-bit scores: with it the best items are never left out
 APPENDED_TO, APPENDED = 50, 10
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,85 +35,106 @@ class ParityReport:
 
     points: list[str]
     max_score_difference: float
-    max_state_difference: float
 
 
-def check_parity(path: Path, model: Model, table: Tensor, seed: int = 0) -> ParityReport:
-    """Compare a graph with its model.
+@dataclass(frozen=True)
+class _Point:
+    """Histories of equal past; row 0 is whole, the others are padded more and more."""
+
+    history: NDArray[np.int64]  # (B, P + T)
+    past: int
+    since: NDArray[np.int64]  # (B, P + T)
+    until: NDArray[np.int64]  # (B,)
+
+    def __str__(self) -> str:
+        batch, length = self.history.shape
+        return f"batch {batch}, length {length - self.past}, past {self.past}"
+
+
+def check_parity(
+    graphs: Graphs, manifest: Manifest, model: Model, table: Tensor, seed: int = 0
+) -> ParityReport:
+    """Compare the graphs of a bundle with its model.
 
     Args:
-        path: The ONNX file.
+        graphs: Of the bundle.
+        manifest: What it says of itself.
         model: In evaluation mode.
-        table: The folded item table, (items + 1, D).
-        seed: Draws histories and states.
+        table: What ``model.table()`` returned, (items + 1, D).
+        seed: Draws histories.
 
     Raises:
         ParityError: They differ; the message names the point and by how much.
     """
-    session, _ = create_session(path, "cpu", 1)
-    _check_contract(session, model)
+    check_contract(manifest, model)
     points: list[str] = []
-    score_difference = state_difference = 0.0
+    difference = 0.0
     random = np.random.default_rng(seed)
     for batch, length, past in _points(model):
-        point = f"batch {batch}, length {length}, past {past}"
-        history = random.integers(1, len(table), (batch, length))
-        for row in range(1, batch):  # row 0 is whole, the others are padded more and more
-            history[row, max(1, length - row) :] = 0
-        state = [
-            torch.from_numpy(random.standard_normal((batch, s.shape[1], past, s.shape[3])))
-            for s in flatten(model.empty_state(1))
-        ]
-        state = [tensor.float() for tensor in state]
-        gaps = [random.integers(0, BUCKETS, size) for size in ((batch, length), batch)]
-        gaps = gaps if model.config.time_gaps else []
-        expected = reference(model, table, torch.from_numpy(history), state, gaps)
+        history = random.integers(1, len(table), (batch, past + length))
+        for row in range(1, batch):
+            history[row, past + max(1, length - row) :] = 0
+        since = random.integers(0, BUCKETS, history.shape)
+        point = _Point(history, past, since, random.integers(0, BUCKETS, batch))
         # The first point ranks all items: a fault in one row of the table may never reach a top.
-        k = min(TOP, len(table) - 1) if points else len(table) - 1
-        found = run(session, model, history, [s.numpy() for s in state], k, gaps)
-        score, kept = _compare(point, expected, found)
-        points.append(point)
-        score_difference = max(score_difference, score)
-        state_difference = max(state_difference, kept)
+        k = min(LARGEST_POOL // 2 if not points else TOP, len(table) - 1)
+        difference = max(difference, _compare(graphs, model, table, point, k, manifest.precision))
+        points.append(str(point))
     if flatten(model.empty_state(1)):
-        score_difference = max(score_difference, _check_append(session, model, table, random))
+        history = random.integers(1, len(table), (2, min(APPENDED_TO, model.config.max_length)))
+        appended = _check_append(graphs, history, min(TOP, len(table) - 1))
+        difference = max(difference, appended)
         points.append("events appended one by one equal one long history")
-    return ParityReport(points, score_difference, state_difference)
+    return ParityReport(points, difference)
 
 
-def reference(
-    model: Model,
-    table: Tensor,
-    history: Tensor,
-    state: list[Tensor],
-    gaps: Sequence[NDArray[np.int64]] = (),
-) -> Arrays:
-    """Return what the graph must give, from plain torch: all scores, user and present."""
-    pairs = list(zip(state[0::2], state[1::2], strict=True))
-    since_until = (torch.from_numpy(gaps[0]), torch.from_numpy(gaps[1])) if gaps else None
-    with torch.no_grad():
-        user, present = model.serve(history, pairs, table, since_until)
-        scores = user @ table[1:].T
-    names = state_names(model, "present")
-    kept = zip(names, flatten(present), strict=True)
-    return {"scores": scores.numpy(), "user": user.numpy(), **{n: t.numpy() for n, t in kept}}
+def check_contract(manifest: Manifest, model: Model) -> None:
+    """Check names, and that batch, length, past, k and excluded items are symbols, nothing else.
 
-
-def run(
-    session: onnxruntime.InferenceSession,
-    model: Model,
-    history: NDArray[np.int64],
-    state: list[NDArray[np.float32]],
-    k: int,
-    gaps: Sequence[NDArray[np.int64]] = (),
-) -> Arrays:
-    """Run the graph and return its outputs by name; without ``gaps`` times are unknown."""
-    inputs: Arrays = {"history": history, "k": np.array(k, dtype=np.int64)}
-    gaps = gaps or (np.zeros_like(history), np.zeros_like(history[:, 0]))
-    inputs.update(zip(gap_names(model), gaps, strict=False))
-    inputs.update(zip(state_names(model, "past"), state, strict=True))
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, inputs), strict=True))
+    Raises:
+        ParityError: The graph takes or gives something else.
+    """
+    states = [(s.shape[1], s.shape[3]) for s in flatten(model.empty_state(1))]
+    past, present = (
+        {
+            name: ["batch", heads, axis, width]
+            for name, (heads, width) in zip(state_names(model, prefix), states, strict=True)
+        }
+        for prefix, axis in (("past", "past"), ("present", "total"))
+    )
+    batch_length = ["batch", "length"]
+    rounded = manifest.precision == "int8"
+    bias = next((tensor.shape for tensor in manifest.inputs if tensor.name == "bias"), [])
+    is_sequence = model.config.kind == "sequence" and bool(states)
+    inputs = {
+        "history": batch_length,
+        **({"positions": batch_length} if is_sequence else {}),
+        "last": ["batch", 1, 1],
+        **({"last_position": ["batch", 1]} if is_sequence else {}),
+        **({"may_attend": ["batch", 1, 1, "total"]} if states else {}),
+        **dict(zip(gap_names(model), (batch_length, ["batch"]), strict=False)),
+        **past,
+        "k": [1],
+        "exclude": ["batch", "excluded"],
+        "bias": bias,
+        **({"pool": [1]} if rounded else {}),
+    }
+    outputs = {
+        "user": ["batch", model.config.width],
+        **present,
+        "items": ["batch", "k"],
+        "scores": ["batch", "k"],
+        **({"pool_scores": ["batch", "pool"]} if rounded else {}),
+    }
+    for kind, expected, tensors in (
+        ("takes", inputs, manifest.inputs),
+        ("gives", outputs, manifest.outputs),
+    ):
+        found = {tensor.name: tensor.shape for tensor in tensors}
+        if found != expected:
+            raise ParityError(f"the graph {kind} {found}, not {expected}")
+    if len(bias) != 1 or not isinstance(bias[0], int) or bias[0] <= manifest.items:
+        raise ParityError(f"bias has the shape {bias} for {manifest.items} items")
 
 
 def _points(model: Model) -> Iterator[tuple[int, int, int]]:
@@ -125,39 +145,63 @@ def _points(model: Model) -> Iterator[tuple[int, int, int]]:
         yield from [(1, 1, longest - 1), (4, 1, 9), (2, min(5, longest), 11), (1, 2, 1)]
 
 
-def _check_contract(session: onnxruntime.InferenceSession, model: Model) -> None:
-    """Check names, and that batch, length and past are symbols and nothing else is."""
-    states = flatten(model.empty_state(1))
-    past = [["batch", s.shape[1], "past", s.shape[3]] for s in states]
-    grown = [["batch", s.shape[1], s.shape[3]] for s in states]
-    expected_inputs = {
-        "history": ["batch", "length"],
-        "k": [],
-        **dict(zip(gap_names(model), (["batch", "length"], ["batch"]), strict=False)),
-        **dict(zip(state_names(model, "past"), past, strict=True)),
+def _compare(
+    graphs: Graphs, model: Model, table: Tensor, point: _Point, k: int, precision: Precision
+) -> float:
+    """Return the largest difference of scores and users; it is within the tolerance."""
+    told = bool(gap_names(model))
+    expected_user, all_scores = _reference(model, table, point)
+    past: State = ()
+    if point.past:
+        parts = point.history[:, : point.past], point.since[:, : point.past]
+        past = graphs.encode(Events(parts[0], since=parts[1] if told else NONE))[1]
+    new = point.history[:, point.past :]
+    counts = (new > 0).sum(axis=1)
+    events = Events(
+        new,
+        counts=NONE if len(new) == 1 else counts,
+        starts=np.full(len(new), point.past),
+        since=point.since[:, point.past :] if told else NONE,
+        until=point.until if told else NONE,
+        past=past,
+    )
+    user, state = graphs.encode(events)
+    best = graphs.rank(events, k, pool=min(LARGEST_POOL, len(table) - 1), keep=True)
+    for a, b in zip(state, best.state, strict=True):
+        if not np.array_equal(a, b):
+            raise ParityError(f"{point}: encoder.onnx keeps another state than model.onnx")
+    differences = {
+        "scores": _score_difference(point, best, all_scores, SCORE_TOLERANCE[precision]),
+        # A row of the table is about 1, or divided by sqrt(D) as users are multiplied by it.
+        "user": float(np.abs(user * model.config.width**0.5 - expected_user).max())
+        if model.config.kind == "sequence"
+        else float(np.abs(user - expected_user).max()),
     }
-    inputs = {i.name: list(i.shape) for i in session.get_inputs()}
-    if inputs != expected_inputs:
-        raise ParityError(f"the graph takes {inputs}, not {expected_inputs}")
-    expected_outputs = {
-        "items": ["batch", "k"],
-        "scores": ["batch", "k"],
-        "user": ["batch", model.config.width],
-        **dict(zip(state_names(model, "present"), grown, strict=True)),
-    }
-    outputs = {o.name: list(o.shape) for o in session.get_outputs()}
-    for name in state_names(model, "present"):
-        grows = outputs.get(name, [0, 0, 0, 0]).pop(2)
-        if not isinstance(grows, str):
-            raise ParityError(f"axis 2 of {name} is fixed at {grows}")
-    if outputs != expected_outputs:
-        raise ParityError(f"the graph gives {outputs}, not {expected_outputs}")
+    for name, difference in differences.items():
+        if not difference <= SCORE_TOLERANCE[precision]:  # also catches NaN
+            raise ParityError(
+                f"{point}: {name} differs by {difference:.2e} from the torch model, "
+                f"more than {SCORE_TOLERANCE[precision]}"
+            )
+    return differences["scores"]
 
 
-def _compare(point: str, expected: Arrays, found: Arrays) -> tuple[float, float]:
-    """Return the largest differences of scores and state, both within the tolerance."""
-    items, scores = found["items"], found["scores"]
-    all_scores = expected["scores"]
+def _reference(
+    model: Model, table: Tensor, point: _Point
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return users and all scores of items from 1 on, from plain torch and the whole history."""
+    gaps = (torch.from_numpy(point.since), torch.from_numpy(point.until))
+    history = torch.from_numpy(point.history)
+    told = gaps if gap_names(model) else None
+    with torch.no_grad():
+        user, _ = model.serve(history, model.empty_state(len(history)), table, told)
+        return user.numpy(), (user @ table[1:].T).numpy()
+
+
+def _score_difference(
+    point: _Point, best: Best, all_scores: NDArray[np.float32], tolerance: float
+) -> float:
+    items, scores = best.items, best.scores
     rows = np.arange(len(items))[:, None]
     if not np.isfinite(scores).all():
         raise ParityError(f"{point}: the graph gives scores that are not finite")
@@ -167,49 +211,29 @@ def _compare(point: str, expected: Arrays, found: Arrays) -> tuple[float, float]
         raise ParityError(f"{point}: the graph ranks an item twice: {items}")
     # The scores must be those of the items that stand there, and those of the best items: then
     # the order is right up to items whose scores differ by less than the tolerance.
-    best = -np.sort(-all_scores, axis=1)[:, : items.shape[1]]
-    differences = {
-        "scores": max(
-            float(np.abs(scores - all_scores[rows, items - 1]).max()),
-            float(np.abs(scores - best).max()),
-        )
-    }
-    for name, value in expected.items():
-        if name != "scores":
-            if value.shape != found[name].shape:
-                raise ParityError(f"{point}: {name} is {found[name].shape}, not {value.shape}")
-            differences[name] = float(np.abs(value - found[name]).max())
-    for name, difference in differences.items():
-        if not difference <= SCORE_TOLERANCE:  # also catches NaN
-            raise ParityError(
-                f"{point}: {name} differs by {difference:.2e} from the torch model, "
-                f"more than {SCORE_TOLERANCE}"
-            )
-    state = [v for name, v in differences.items() if name.startswith("present")]
-    return differences["scores"], max(state, default=0.0)
+    ordered = torch.from_numpy(all_scores).topk(items.shape[1]).values.numpy()
+    return max(
+        float(np.abs(scores - all_scores[rows, items - 1]).max()),
+        float(np.abs(scores - ordered).max()),
+    )
 
 
-def _check_append(
-    session: onnxruntime.InferenceSession,
-    model: Model,
-    table: Tensor,
-    random: np.random.Generator,
-) -> float:
+def _check_append(graphs: Graphs, history: NDArray[np.int64], k: int) -> float:
     """Check that a history with events appended one by one equals the same history at once."""
-    total = min(APPENDED_TO + APPENDED, model.config.max_length)
+    total = history.shape[1]
     first = max(1, total - APPENDED)
-    history = random.integers(1, len(table), (2, total))
-    k = min(TOP, len(table) - 1)
-    empty = [s.numpy() for s in flatten(model.empty_state(2))]
-    at_once = run(session, model, history, empty, k)
-    now = run(session, model, history[:, :first], empty, k)
+    starts = np.zeros(len(history), dtype=np.int64)
+    at_once = graphs.rank(Events(history), k, pool=k)
+    state: State = graphs.encode(Events(history[:, :first]))[1]
+    now = at_once
     for place in range(first, total):
-        state = [now[name] for name in state_names(model, "present")]
-        now = run(session, model, history[:, place : place + 1], state, k)
-    difference = float(np.abs(at_once["scores"] - now["scores"]).max())
-    if not difference <= SCORE_TOLERANCE:
+        events = Events(history[:, place : place + 1], starts=starts + place, past=state)
+        now = graphs.rank(events, k, pool=k, keep=True)
+        state = now.state
+    difference = float(np.abs(at_once.scores - now.scores).max())
+    if not difference <= SCORE_TOLERANCE["fp32"]:
         raise ParityError(
             f"{first} events and {total - first} appended ones differ by {difference:.2e} "
-            f"from {total} at once, more than {SCORE_TOLERANCE}"
+            f"from {total} at once, more than {SCORE_TOLERANCE['fp32']}"
         )
     return difference

@@ -6,20 +6,23 @@ from ranklet.errors import (
     DataError,
     InputError,
     ParityError,
+    PrecisionError,
     ProviderError,
     RankletError,
     RunError,
 )
-from ranklet.ranker import Ranker, Ranking
+from ranklet.ranker import Eligible, Ranker, Ranking
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BundleError",
     "DataError",
+    "Eligible",
     "InputError",
     "Manifest",
     "ParityError",
+    "PrecisionError",
     "ProviderError",
     "Ranker",
     "Ranking",

@@ -1,7 +1,9 @@
 """A bundle on disk: a plain folder with all that a ranking needs, and nothing that runs code.
 
     manifest.json        what the others are: sizes, digests, graph contract, origin, figures
-    model.onnx           the graph, with the item table inside
+    model.onnx           the graph: history and state in, best items out
+    encoder.onnx         its first half: history and state in, user vectors out
+    model.onnx.data      the tables of both; mapped, not read
     items.npy            int64 ids in index order, or
     items.utf8 + items.offsets.npy      text ids: one blob, and where each id ends in it
     titles.utf8 + titles.offsets.npy    what to show a person, optional
@@ -18,24 +20,32 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.errors import BundleError
 from ranklet.files import atomic_write, sha256
-from ranklet.vocabulary import Vocabulary
+from ranklet.vocabulary import Texts, Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-GRAPH = "model.onnx"
+GRAPH, ENCODER, DATA = "model.onnx", "encoder.onnx", "model.onnx.data"
 MAX_MANIFEST_BYTES = 1 << 20
+CHUNK = 64  # items; the table of a graph is padded to a multiple
+NEVER = -3e38  # below every score, and still a finite number
+# Files above this many bytes are hashed by ``ranklet verify`` only: to read a table of gigabytes
+# would cost what mapping it saves.
+HASHED_UP_TO = 1 << 28
 FILE_NAMES = frozenset(
     {
         GRAPH,
+        ENCODER,
+        DATA,
         "items.npy",
         "items.utf8",
         "items.offsets.npy",
@@ -46,6 +56,8 @@ FILE_NAMES = frozenset(
         "README.md",
     }
 )
+TEXTS_IN_MEMORY = 1 << 17  # ids or titles; more are searched where they lie
+Precision = Literal["fp32", "fp16", "int8"]
 # numpy reads the header of an array as Python source, so a damaged one fails in many ways.
 NPY_ERRORS = (OSError, ValueError, EOFError, OverflowError, SyntaxError, TokenError)
 
@@ -61,12 +73,24 @@ class TensorContract:
 
 @dataclass(frozen=True)
 class Table:
-    """Where the fp32 rows of the item table lie in a file, so that they can be mapped."""
+    """Where the rows of the item table lie in a file, so that they can be mapped.
+
+    A score is the product of a user vector and a row.
+    """
 
     file: str
     offset: int  # bytes
     rows: int  # items + 1; row 0 is padding
     columns: int
+    type: Literal["<f2", "<f4"] = "<f4"  # as numpy writes it
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far 8-bit scores can be off: what a row and a user vector lose when they are rounded."""
+
+    row_error: float  # largest |row - rounded row|, Euclidean
+    row_norm: float  # largest |rounded row|
 
 
 @dataclass(frozen=True)
@@ -86,15 +110,18 @@ class Manifest:
     id_type: Literal["int64", "string"]
     max_length: int
     width: int
-    precision: Literal["fp32"]
+    precision: Precision
     opset: int
     inputs: list[TensorContract]
     outputs: list[TensorContract]
     table: Table
+    rounding: Rounding | None  # of int8
+    rotary_base: float | None  # of the positions that keys of a state are rotated by
     training: dict[str, Any]  # all settings of the run
     data: dict[str, Any]  # digest and counts of the events
     quality: dict[str, Any]  # what ``ranklet evaluate`` found; may be empty
     parity: dict[str, Any]  # how far the graph is from the torch model
+    gate: dict[str, Any]  # what the precision costs in ranking quality
     versions: dict[str, str]
     files: dict[str, File]
 
@@ -104,13 +131,16 @@ class Manifest:
         atomic_write(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
     @classmethod
-    def read(cls, folder: Path, *, check_digests: bool = True) -> "Manifest":
+    def read(
+        cls, folder: Path, *, check_digests: bool = True, hash_up_to: int = HASHED_UP_TO
+    ) -> "Manifest":
         """Read and check the manifest of a bundle, and that its files are what it says.
 
         Args:
             folder: The bundle.
-            check_digests: Hash every file; without it only names and sizes are compared, and a
+            check_digests: Hash the files; without it only names and sizes are compared, and a
                 flipped bit in the weights gives wrong answers without a word.
+            hash_up_to: Files of more bytes are not hashed.
 
         Raises:
             BundleError: Something is missing, damaged, unknown or of a newer format.
@@ -118,7 +148,8 @@ class Manifest:
         manifest = cls._parse(folder, check_digest=check_digests)
         for name, expected in manifest.files.items():
             try:
-                _check_file(folder / name, expected, check_digests=check_digests)
+                is_hashed = check_digests and expected.size <= hash_up_to
+                _check_file(folder / name, expected, check_digest=is_hashed)
             except OSError as error:
                 raise BundleError(f"{folder / name} can't be read: {error}") from error
         return manifest
@@ -136,16 +167,19 @@ class Manifest:
             raise BundleError(f"{path} is damaged: {error}") from error
         if not isinstance(document, dict) or not isinstance(document.get("format"), int):
             raise BundleError(f"{path} is not the manifest of a bundle: it has no format number")
-        if document["format"] > FORMAT:
+        if document["format"] != FORMAT:
+            todo = "upgrade ranklet" if document["format"] > FORMAT else "export the run again"
             raise BundleError(
                 f"{folder} has bundle format {document['format']} and this version reads "
-                f"{FORMAT}: upgrade ranklet"
+                f"{FORMAT}: {todo}"
             )
         expected, found = document.pop("digest", None), _digest(document)
         try:
             document["inputs"] = [_build(TensorContract, value) for value in document["inputs"]]
             document["outputs"] = [_build(TensorContract, value) for value in document["outputs"]]
             document["table"] = _build(Table, document["table"])
+            if document["rounding"] is not None:
+                document["rounding"] = _build(Rounding, document["rounding"])
             document["files"] = {k: _build(File, v) for k, v in document["files"].items()}
             manifest: Manifest = _build(cls, document)
             manifest._check()
@@ -161,16 +195,30 @@ class Manifest:
         for name in ("format", "items", "max_length", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}")
-        if self.id_type not in ("int64", "string") or self.precision != "fp32":
+        if self.id_type not in ("int64", "string") or self.precision not in get_args(Precision):
             raise ValueError(f"id_type {self.id_type!r}, precision {self.precision!r}")
+        if (self.rounding is None) != (self.precision != "int8"):
+            raise ValueError(f"precision {self.precision}, rounding {self.rounding}")
+        if self.rotary_base is not None and type(self.rotary_base) is not float:
+            raise ValueError(f"rotary_base {self.rotary_base!r}")
+        self._check_files()
+        self._check_table()
+
+    def _check_files(self) -> None:
         if unknown := set(self.files) - FILE_NAMES:
             raise ValueError(f"unknown files {sorted(unknown)}")
         id_files = {"items.npy"} if self.id_type == "int64" else {"items.utf8", "items.offsets.npy"}
         if "titles.utf8" in self.files:
             id_files.add("titles.offsets.npy")
-        if missing := {GRAPH, "popularity.npy", "golden.json", *id_files} - set(self.files):
+        files = {GRAPH, ENCODER, DATA, "popularity.npy", "golden.json", *id_files}
+        if missing := files - set(self.files):
             raise ValueError(f"no entry for {sorted(missing)}")
-        end = self.table.offset + 4 * self.table.rows * self.table.columns
+
+    def _check_table(self) -> None:
+        if self.table.type != ("<f2" if self.precision == "fp16" else "<f4"):
+            raise ValueError(f"the item table holds {self.table.type!r} for {self.precision}")
+        size = np.dtype(self.table.type).itemsize
+        end = self.table.offset + size * self.table.rows * self.table.columns
         if self.table.file not in self.files or end > self.files[self.table.file].size:
             raise ValueError("the item table lies outside its file")
         if self.table.offset < 0 or self.table.rows != self.items + 1:
@@ -211,7 +259,7 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     return Vocabulary(numbers)
 
 
-def read_titles(folder: Path, manifest: Manifest) -> list[str] | None:
+def read_titles(folder: Path, manifest: Manifest) -> Sequence[str] | None:
     """Read the titles of a bundle, None if it has none."""
     if "titles.utf8" not in manifest.files:
         return None
@@ -226,11 +274,11 @@ def read_popularity(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
     return shares
 
 
-def map_table(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
+def map_table(folder: Path, manifest: Manifest) -> NDArray[np.floating]:
     """Map the item table, (items + 1, width): nothing is read before a row is used."""
     table = manifest.table
     shape = (table.rows, table.columns)
-    return np.memmap(folder / table.file, "<f4", "r", offset=table.offset, shape=shape)
+    return np.memmap(folder / table.file, table.type, "r", offset=table.offset, shape=shape)
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:  # noqa: ANN401 (one builder for all)
@@ -241,7 +289,7 @@ def _build(kind: type[Any], values: dict[str, Any]) -> Any:  # noqa: ANN401 (one
     if missing := names - set(values):
         raise ValueError(f"missing keys {sorted(missing)} in {kind.__name__}")
     for f in fields(kind):
-        plain = {"int": int, "str": str, "dict": dict, "list": list}.get(
+        plain = {"int": int, "float": float, "str": str, "dict": dict, "list": list}.get(
             getattr(f.type, "__name__", str(f.type)).split("[")[0]
         )
         value = values[f.name]
@@ -262,7 +310,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _check_file(path: Path, expected: File, *, check_digests: bool) -> None:
+def _check_file(path: Path, expected: File, *, check_digest: bool) -> None:
     if not path.is_file():
         raise BundleError(f"{path} is missing: copy the whole bundle again")
     if path.stat().st_size != expected.size:
@@ -270,7 +318,7 @@ def _check_file(path: Path, expected: File, *, check_digests: bool) -> None:
             f"{path} has {path.stat().st_size} bytes, the manifest says {expected.size}: "
             "copy the whole bundle again"
         )
-    if check_digests and sha256(path) != expected.sha256:
+    if check_digest and sha256(path) != expected.sha256:
         raise BundleError(f"{path} is not what the manifest says (SHA-256): copy it again")
 
 
@@ -281,15 +329,17 @@ def _write_texts(folder: Path, name: str, texts: Sequence[str]) -> None:
     np.save(folder / f"{name}.offsets.npy", ends)
 
 
-def _read_texts(folder: Path, name: str, count: int) -> list[str]:
-    ends = _read_array(folder / f"{name}.offsets.npy", "<i8", count).tolist()
+def _read_texts(folder: Path, name: str, count: int) -> Sequence[str]:
+    """Read texts; many stay on disk, mapped."""
+    ends = _read_array(folder / f"{name}.offsets.npy", "<i8", count)
     path = folder / f"{name}.utf8"
-    blob = path.read_bytes()
-    if ends[-1] != len(blob) or any(a > b for a, b in zip([0, *ends], ends, strict=False)):
+    if ends[0] < 0 or ends[-1] != path.stat().st_size or (ends[1:] < ends[:-1]).any():
         raise BundleError(f"{path} and its offsets do not fit together")
+    if count > TEXTS_IN_MEMORY:
+        return Texts(np.memmap(path, np.uint8, "r").data, ends.data)
+    blob, places = path.read_bytes(), [0, *ends.tolist()]
     try:
-        starts = [0, *ends[:-1]]
-        return [blob[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+        return [blob[a:b].decode() for a, b in pairwise(places)]
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not UTF-8: {error}") from error
 

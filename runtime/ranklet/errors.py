@@ -7,6 +7,7 @@ RankletError
 │   └── DataError    an event log or an item file is not usable
 ├── RunError         a training run is missing, damaged, or does not match what was asked
 └── ParityError      an exported graph does not answer like the model it was exported from
+    └── PrecisionError   its precision costs more ranking quality than was allowed
 
 Each class carries the exit status that the command line ends with.
 """
@@ -50,3 +51,7 @@ class ParityError(RankletError):
     """An exported graph gives other answers than the model that it was exported from."""
 
     exit_code = 7
+
+
+class PrecisionError(ParityError):
+    """The precision of a bundle costs more ranking quality than was allowed."""

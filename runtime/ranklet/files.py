@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ def _sync(path: Path) -> None:
 
 def _aside(path: Path) -> Path:
     """Return an unused name in the same folder, so that a rename stays on one file system."""
+    import secrets  # only writers need it
+
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 

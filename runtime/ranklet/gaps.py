@@ -20,3 +20,8 @@ def gap_buckets(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
 def buckets_before(times: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the bucket of the gap before each event of one history, UNKNOWN for the first."""
     return np.concatenate([np.full(min(1, len(times)), UNKNOWN), gap_buckets(np.diff(times))])
+
+
+def bucket_until(now: int, last: int) -> int:
+    """Return the bucket of the gap from the last event to now, exact for any int64."""
+    return int(gap_buckets(np.array([min(now - last, 2**63 - 1)], dtype=np.int64))[0])

@@ -8,7 +8,6 @@ import importlib.util
 import logging
 import sys
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -94,6 +93,8 @@ def _load(graph: Path, providers: list[str], threads: int) -> "InferenceSession"
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors reach the caller as exceptions
+    # Threads wait actively for work while a run lasts, and sleep between runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         # Without enable_fallback=0 a failed load prints to stdout, which breaks --json.
         return onnxruntime.InferenceSession(
@@ -120,6 +121,8 @@ def _cuda_is_missing(available: list[str], active: list[str] | None = None) -> s
 
 
 def _is_installed(distribution: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version  # 3 MB that few need
+
     try:
         return bool(version(distribution))
     except PackageNotFoundError:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ranklet import BundleError, Manifest, Ranker
-from ranklet import ranker as ranker_module
+from ranklet import graph as graph_module
 from ranklet.bundle import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -31,10 +31,12 @@ from ranklet.vocabulary import Vocabulary
 
 FILES = [
     "README.md",
+    "encoder.onnx",
     "golden.json",
     "items.offsets.npy",
     "items.utf8",
     "model.onnx",
+    "model.onnx.data",
     "popularity.npy",
     "titles.offsets.npy",
     "titles.utf8",
@@ -49,7 +51,7 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     def reach(*arguments: object) -> None:
         raise AssertionError("onnxruntime was given a bundle that should have been refused")
 
-    monkeypatch.setattr(ranker_module, "create_session", reach)
+    monkeypatch.setattr(graph_module, "create_session", reach)
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -102,7 +104,7 @@ def test_a_flipped_bit_is_refused(bundle: Path, name: str) -> None:
 
 
 def test_without_digests_a_flipped_bit_is_not_seen(bundle: Path) -> None:
-    (bundle / "model.onnx").write_bytes(flip((bundle / "model.onnx").read_bytes(), 100_000))
+    (bundle / "model.onnx").write_bytes(flip((bundle / "model.onnx").read_bytes(), 10_000))
     assert Manifest.read(bundle, check_digests=False).items == 60
 
 
@@ -220,7 +222,7 @@ DAMAGED = {
     "format as text": (b'{"format": "1"}', "it has no format number"),
     "format as float": (b'{"format": 1.0}', "it has no format number"),
     "format NaN": (b'{"format": NaN}', "it has no format number"),
-    "only a format": (b'{"format": 1}', "does not follow the bundle format: no 'inputs'"),
+    "only a format": (b'{"format": 2}', "does not follow the bundle format: no 'inputs'"),
 }
 
 
@@ -238,10 +240,21 @@ def test_a_huge_manifest_is_not_read(bundle: Path) -> None:
         Ranker.load(bundle)
 
 
-@pytest.mark.parametrize("number", [2, 3, 10**6])
-def test_a_newer_format_asks_for_an_upgrade(bundle: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "todo"),
+    [
+        (True, "export the run again"),
+        (-1, "export the run again"),
+        (0, "export the run again"),
+        (1, "export the run again"),
+        (3, "upgrade ranklet"),
+        (10**6, "upgrade ranklet"),
+    ],
+)
+def test_another_format_says_what_to_do(bundle: Path, number: int, todo: str) -> None:
     edit(bundle, lambda document: document.update(format=number, new_key=1))
-    with pytest.raises(BundleError, match=f"bundle format {number} and this version reads 1: up"):
+    message = f"bundle format {number} and this version reads 2: {todo}"
+    with pytest.raises(BundleError, match=message):
         Ranker.load(bundle)
 
 
@@ -255,6 +268,7 @@ def test_a_missing_key_is_named(bundle: Path, key: str) -> None:
 UNKNOWN_KEYS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "Manifest": lambda document: document,
     "Table": lambda document: document["table"],
+    "Rounding": lambda document: document["rounding"],
     "File": lambda document: document["files"]["model.onnx"],
     "TensorContract": lambda document: document["inputs"][0],
 }
@@ -268,9 +282,6 @@ def test_an_unknown_key_is_named(bundle: Path, kind: str) -> None:
 
 
 WRONG_VALUES: dict[str, tuple[str, Any, str]] = {
-    "format true": ("format", True, "Manifest.format is True"),
-    "format 0": ("format", 0, "format is 0"),
-    "format -1": ("format", -1, "format is -1"),
     "items as text": ("items", "60", "Manifest.items is '60'"),
     "items as float": ("items", 60.0, "Manifest.items is 60.0"),
     "items true": ("items", True, "Manifest.items is True"),
@@ -285,17 +296,23 @@ WRONG_VALUES: dict[str, tuple[str, Any, str]] = {
     "id type": ("id_type", "uuid", "id_type 'uuid'"),
     "id type as list": ("id_type", ["string"], r"id_type \['string'\]"),
     "other ids": ("id_type", "int64", r"no entry for \['items.npy'\]"),
-    "precision": ("precision", "fp16", "precision 'fp16'"),
+    "precision": ("precision", "int4", "precision 'int4'"),
+    "precision null": ("precision", None, "precision None"),
+    "rounding of fp32": ("precision", "fp32", r"precision fp32, rounding Rounding\(row_error="),
+    "int8 without rounding": ("rounding", None, "precision int8, rounding None"),
+    "rounding as list": ("rounding", [1.0, 2.0], "unknown keys"),
+    "rounding as text": ("rounding", {"row_error": "0", "row_norm": 1.0}, "row_error is '0'"),
+    "rotary base as text": ("rotary_base", "1000", "rotary_base '1000'"),
     "inputs null": ("inputs", None, "NoneType"),
     "inputs as text": ("inputs", "history", "unknown keys"),
     "inputs as object": ("inputs", {"name": "k"}, "unknown keys"),
     "input without a type": ("inputs", [{"name": "k", "shape": []}], r"missing keys \['type'\]"),
     "input shape": ("inputs", [{"name": "k", "type": "x", "shape": 1}], "shape is 1"),
     "table null": ("table", None, "NoneType"),
-    "table as list": ("table", ["file", "offset", "rows", "columns"], "list indices"),
+    "table as list": ("table", [*Table.__dataclass_fields__], "list indices"),
     "training as list": ("training", [], r"Manifest.training is \[\]"),
     "versions null": ("versions", None, "Manifest.versions is None"),
-    "no files": ("files", {}, r"no entry for \['golden.json'"),
+    "no files": ("files", {}, r"no entry for \['encoder.onnx', 'golden.json'"),
     "files as list": ("files", [], "'list' object has no attribute 'items'"),
     "file null": ("files", {"model.onnx": None}, "NoneType"),
     "file size": ("files", {"model.onnx": {"size": "1", "sha256": ""}}, "File.size is '1'"),
@@ -313,8 +330,11 @@ WRONG_TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "negative offset": ({"offset": -4}, "the item table has 61 rows|outside"),
     "offset past the end": ({"offset": 10**9}, "the item table lies outside its file"),
     "other file": ({"file": "popularity.npy"}, "the item table lies outside its file"),
-    "unlisted file": ({"file": "model.onnx.data"}, "the item table lies outside its file"),
+    "unlisted file": ({"file": "items.npy"}, "the item table lies outside its file"),
     "path": ({"file": "../model.onnx"}, "the item table lies outside its file"),
+    "half precision": ({"type": "<f2"}, "the item table holds '<f2' for int8"),
+    "foreign bytes": ({"type": ">f4"}, "the item table holds '>f4' for int8"),
+    "integers": ({"type": "<i4"}, "the item table holds '<i4'"),
     "rows": ({"rows": 60}, "the item table has 60 rows for 60 items"),
     "negative columns": ({"columns": -16}, "the item table is -16 wide"),
     "product overflows": ({"columns": 2**63}, "the item table lies outside its file"),
@@ -329,7 +349,7 @@ def test_a_wrong_table_is_refused(bundle: Path, values: dict[str, Any], message:
 
 
 def test_a_table_may_end_with_its_file_and_not_later(bundle: Path) -> None:
-    last = (bundle / "model.onnx").stat().st_size - 61 * 16 * 4
+    last = (bundle / "model.onnx.data").stat().st_size - 61 * 16 * 4
     edit(bundle, lambda document: document["table"].update(offset=last))
     assert Manifest.read(bundle, check_digests=False).table.offset == last
     edit(bundle, lambda document: document["table"].update(offset=last + 1))
@@ -359,7 +379,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "max_length": lambda document: document.update(max_length=10),
     "quality": lambda document: document["quality"].update(ndcg=1.0),
     "no digest": lambda document: document.pop("digest"),
-    "table": lambda document: document["table"].update(offset=document["table"]["offset"] - 64),
+    "table": lambda document: document["table"].update(offset=document["table"]["offset"] + 64),
 }
 
 
@@ -378,7 +398,7 @@ def test_a_manifest_of_another_layout_is_read(bundle: Path) -> None:
 
 
 def test_a_manifest_reads_as_it_was_written(bundle: Path) -> None:
-    table = Table("model.onnx", 0, 61, 16)
+    table = Table("model.onnx.data", 0, 61, 16)
     manifest = Manifest(
         **{
             **vars(Manifest.read(bundle)),
@@ -413,7 +433,7 @@ def test_another_graph_than_the_manifest_says_is_refused(
     part: str,
     change: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(ranker_module, "create_session", create_session)
+    monkeypatch.setattr(graph_module, "create_session", create_session)
     manifest = Manifest.read(bundle)
     tensors = getattr(manifest, part)
     changed = [TensorContract(**{**vars(tensors[0]), **change}), *tensors[1:]]
@@ -455,8 +475,8 @@ def test_the_table_is_mapped_row_by_row(tiny_bundle: Path) -> None:
     table = map_table(tiny_bundle, manifest)
     assert table.shape == (61, 16)
     assert not table[0].any()
-    # The rows of a sequence model have length 1.
-    assert np.abs(np.linalg.norm(table[1:], axis=1) - 1).max() < 1e-6
+    # The rows of a sequence model have length 1, and are stored times the root of the width.
+    assert np.abs(np.linalg.norm(table[1:], axis=1) - 4).max() < 1e-5
 
 
 ENDS = np.arange(1, 61, dtype="<i8") * 3

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranklet.gaps import BUCKETS, UNKNOWN, buckets_before, gap_buckets
+from ranklet.gaps import BUCKETS, UNKNOWN, bucket_until, buckets_before, gap_buckets
 
 
 @pytest.mark.parametrize("power", range(46))
@@ -28,3 +28,12 @@ def test_only_the_first_event_has_no_gap(times: list[int]) -> None:
     assert len(found) == len(times)
     assert found.tolist()[:1] == [UNKNOWN][: len(times)]
     assert all(bucket > UNKNOWN for bucket in found[1:])
+
+
+@given(st.integers(-(2**62), 2**62), st.integers(0, 2**62))
+def test_a_question_has_the_bucket_of_its_gap(last: int, gap: int) -> None:
+    assert bucket_until(last + gap, last) == gap_buckets(np.array([gap]))[0]
+
+
+def test_a_gap_beyond_int64_is_the_longest() -> None:
+    assert bucket_until(2**63 - 1, -(2**63)) == BUCKETS - 1

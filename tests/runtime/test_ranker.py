@@ -12,13 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ranklet import InputError, ProviderError, Ranker, Ranking
+from ranklet import InputError, Ranker, Ranking
 from ranklet.bundle import read_popularity
-from ranklet.ranker import MAX_BATCH, empty_state
+from ranklet.graph import Events
+from ranklet.ranker import MAX_BATCH, NOTHING, Request
 
-# A batch of another shape sums in another order. Scores reach 14, where float32 has steps of 1e-6.
-SCORE_TOLERANCE = 1e-4
-
+SameOrder = Callable[[Ranking, Ranking], None]
 same_ranker = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 ragged_batches = st.lists(
     st.lists(st.integers(0, 59), min_size=1, max_size=30), min_size=1, max_size=12
@@ -29,9 +28,7 @@ def user_vector(ranker: Ranker, history: list[Any]) -> NDArray[np.float32]:
     """Return what the graph makes of a history that is neither padded nor batched."""
     indices = ranker.vocabulary.index(history)
     indices = indices[indices > 0][-ranker.manifest.max_length :][None]
-    state = empty_state(ranker.manifest, 1)
-    inputs = {"history": indices, "k": np.array(1), **state}
-    user: NDArray[np.float32] = ranker._session.run(["user"], inputs)[0][0]
+    user: NDArray[np.float32] = ranker.graphs.encode(Events(indices))[0][0]
     return user
 
 
@@ -46,20 +43,6 @@ def by_score(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.lexsort((np.arange(len(scores)), -scores))
 
 
-def assert_same_order(
-    found: Ranking, expected: Ranking, tolerance: float = SCORE_TOLERANCE
-) -> None:
-    """Items may change places only where their scores differ by less than the tolerance."""
-    assert len(found.items) == len(expected.items)
-    difference = np.abs(found.scores - expected.scores).max(initial=0)
-    assert difference <= tolerance, f"scores differ by {difference}"
-    expected_score = dict(zip(expected.items, expected.scores.tolist(), strict=True))
-    last = expected.scores[-1] if len(expected.scores) else 0
-    moved = [expected_score.get(item, last) for item in found.items]
-    difference = np.abs(np.array(moved) - expected.scores).max(initial=0)
-    assert difference <= 2 * tolerance, f"an item moved over a gap of {difference}"
-
-
 def assert_equal(found: Ranking, expected: Ranking) -> None:
     assert found.items == expected.items
     assert found.scores.tolist() == expected.scores.tolist()
@@ -71,13 +54,13 @@ def assert_equal(found: Ranking, expected: Ranking) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 7, 20, 33])
 def test_items_are_those_with_the_highest_products_of_user_and_row(
-    tiny_ranker: Ranker, ids: list[str], length: int
+    any_ranker: Ranker, ids: list[str], length: int, same_order: SameOrder
 ) -> None:
     history = (ids * 2)[5 : 5 + length]
-    scores = all_scores(tiny_ranker, history)
+    scores = all_scores(any_ranker, history)
     best = by_score(scores)
     expected = Ranking([ids[i] for i in best], scores[best].astype(np.float32), 0, cold=False)
-    assert_same_order(tiny_ranker.rank(history, k=60), expected)
+    same_order(any_ranker.rank(history, k=60), expected)
 
 
 def test_scores_fall(tiny_ranker: Ranker, ids: list[str]) -> None:
@@ -113,13 +96,17 @@ def test_ties_of_candidates_go_to_the_lower_index(
 
 
 @pytest.mark.parametrize("width", [7, 16, 64, 100])
-def test_candidates_with_equal_rows_have_equal_scores(tiny_ranker: Ranker, width: int) -> None:
+def test_candidates_with_equal_rows_have_equal_scores(
+    tiny_ranker: Ranker, ids: list[str], width: int
+) -> None:
     ranker, random = copy.copy(tiny_ranker), np.random.default_rng(0)
     ranker._table = np.tile(random.normal(size=width).astype(np.float32), (61, 1))
     user = random.normal(size=width).astype(np.float32)
     for count in range(2, 61):  # BLAS takes the last few rows another way
-        items, scores = ranker._rank_candidates(user, np.arange(1, 1 + count)[::-1])
-        assert (items.tolist(), len(set(scores.tolist()))) == ([*range(1, 1 + count)], 1)
+        candidates = np.arange(1, 1 + count)[::-1]
+        request = Request(NOTHING, NOTHING, 0, 0, NOTHING, candidates)
+        found = ranker.rank_some(user, request, 60, None)
+        assert (found.items, len(set(found.scores.tolist()))) == (ids[:count], 1)
 
 
 def test_ties_in_a_batch_go_to_the_lower_index(tied_ranker: Ranker, ids: list[str]) -> None:
@@ -136,12 +123,12 @@ def test_repeated_events_count(tiny_ranker: Ranker, ids: list[str]) -> None:
 
 
 def test_a_history_of_one_item_many_times_equals_the_reference(
-    tiny_ranker: Ranker, ids: list[str]
+    tiny_ranker: Ranker, ids: list[str], same_order: SameOrder
 ) -> None:
     scores = all_scores(tiny_ranker, [ids[3]] * 17)
     best = by_score(scores)
     expected = Ranking([ids[i] for i in best], scores[best].astype(np.float32), 0, cold=False)
-    assert_same_order(tiny_ranker.rank([ids[3]] * 17, k=60), expected)
+    same_order(tiny_ranker.rank([ids[3]] * 17, k=60), expected)
 
 
 # Length
@@ -168,32 +155,34 @@ def test_unknown_ids_take_no_place_of_the_maximum(tiny_ranker: Ranker, ids: list
 @same_ranker
 @given(batch=ragged_batches)
 def test_a_row_alone_and_in_any_batch_gets_the_same_order(
-    tiny_ranker: Ranker, ids: list[str], batch: list[list[int]]
+    tiny_ranker: Ranker, ids: list[str], batch: list[list[int]], same_order: SameOrder
 ) -> None:
     histories = [[ids[place] for place in row] for row in batch]
     together = tiny_ranker.rank_batch(histories, k=60)
     for found, history in zip(together, histories, strict=True):
-        assert_same_order(found, tiny_ranker.rank(history, k=60))
+        same_order(found, tiny_ranker.rank(history, k=60))
 
 
 @same_ranker
 @given(batch=ragged_batches)
 def test_a_batch_equals_the_reference(
-    tiny_ranker: Ranker, ids: list[str], batch: list[list[int]]
+    tiny_ranker: Ranker, ids: list[str], batch: list[list[int]], same_order: SameOrder
 ) -> None:
     histories = [[ids[place] for place in row] for row in batch]
     for found, history in zip(tiny_ranker.rank_batch(histories, k=7), histories, strict=True):
         scores = all_scores(tiny_ranker, history)
         best = by_score(scores)[:7]
         expected = Ranking([ids[i] for i in best], scores[best].astype(np.float32), 0, cold=False)
-        assert_same_order(found, expected)
+        same_order(found, expected)
 
 
-def test_a_batch_larger_than_one_run_keeps_its_order(tiny_ranker: Ranker, ids: list[str]) -> None:
+def test_a_batch_larger_than_one_run_keeps_its_order(
+    tiny_ranker: Ranker, ids: list[str], same_order: SameOrder
+) -> None:
     histories = [[ids[place % 60]] * (1 + place % 25) for place in range(2 * MAX_BATCH + 3)]
     found = tiny_ranker.rank_batch(histories, k=60)
     for place in (0, 1, MAX_BATCH - 1, MAX_BATCH, 2 * MAX_BATCH + 2):
-        assert_same_order(found[place], tiny_ranker.rank(histories[place], k=60))
+        same_order(found[place], tiny_ranker.rank(histories[place], k=60))
 
 
 def test_cold_and_warm_rows_keep_their_places(tiny_ranker: Ranker, ids: list[str]) -> None:
@@ -206,10 +195,10 @@ def test_a_batch_of_nothing_is_nothing(tiny_ranker: Ranker, histories: Any) -> N
     assert tiny_ranker.rank_batch(histories) == []
 
 
-def test_the_rows_of_a_matrix_are_histories(number_ranker: Ranker) -> None:
+def test_the_rows_of_a_matrix_are_histories(number_ranker: Ranker, same_order: SameOrder) -> None:
     matrix = np.array([[-30, 0, 3], [6, 9, 147]], dtype=np.int32)
     for found, history in zip(number_ranker.rank_batch(matrix, k=60), matrix.tolist(), strict=True):
-        assert_same_order(found, number_ranker.rank(history, k=60))
+        same_order(found, number_ranker.rank(history, k=60))
 
 
 def test_the_rows_of_a_matrix_are_candidates(number_ranker: Ranker) -> None:
@@ -223,14 +212,14 @@ def test_the_rows_of_a_matrix_are_exclusions(number_ranker: Ranker) -> None:
 
 
 def test_rows_of_a_batch_may_have_candidates_and_exclusions_or_not(
-    tiny_ranker: Ranker, ids: list[str]
+    tiny_ranker: Ranker, ids: list[str], same_order: SameOrder
 ) -> None:
     histories = [ids[:3], ids[:2], ids[:3], []]
     found = tiny_ranker.rank_batch(
         histories, k=60, candidates=[None, ids[:9], [], None], exclude=[ids[:5], ids[:4], None, ids]
     )
-    assert_same_order(found[0], tiny_ranker.rank(ids[:3], k=60, exclude=ids[:5]))
-    assert_same_order(found[1], tiny_ranker.rank(ids[:2], k=60, candidates=ids[4:9]))
+    same_order(found[0], tiny_ranker.rank(ids[:3], k=60, exclude=ids[:5]))
+    same_order(found[1], tiny_ranker.rank(ids[:2], k=60, candidates=ids[4:9]))
     assert found[2].items == found[3].items == []
 
 
@@ -318,278 +307,3 @@ def test_scores_are_never_nan(tiny_ranker: Ranker, ids: list[str], batch: list[l
     names = [*ids, *(f"unknown {place}" for place in range(6))]
     found = tiny_ranker.rank_batch([[names[place] for place in row] for row in batch], k=60)
     assert all(np.isfinite(ranking.scores).all() for ranking in found)
-
-
-# Unknown ids
-
-
-def test_unknown_ids_are_counted(tiny_ranker: Ranker, ids: list[str]) -> None:
-    assert tiny_ranker.rank(["x", ids[0], "y", "x"]).unknown == 3
-
-
-def test_unknown_ids_change_nothing(tiny_ranker: Ranker, ids: list[str]) -> None:
-    found = tiny_ranker.rank(["x", ids[0], "y", ids[1], "z"], k=60)
-    expected = tiny_ranker.rank(ids[:2], k=60)
-    assert (found.items, found.scores.tolist()) == (expected.items, expected.scores.tolist())
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (list, r"history\[1\] is 'nowhere', which the catalogue does not have"),
-        (iter, r"history\[1\] is 'nowhere', which the catalogue does not have"),
-        (np.array, r"history\[1\] is 'nowhere', which the catalogue does not have"),
-    ],
-    ids=["list", "iterator", "array"],
-)
-def test_an_unknown_item_is_named_in_the_error(
-    tiny_ranker: Ranker, ids: list[str], make: Callable[[list[str]], Any], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        tiny_ranker.rank(make([ids[0], "nowhere"]), unknown="error")
-
-
-def test_an_unknown_candidate_is_named_in_the_error(tiny_ranker: Ranker, ids: list[str]) -> None:
-    with pytest.raises(InputError, match=r"candidates\[1\] is 'nowhere', which the catalogue"):
-        tiny_ranker.rank(ids[:1], candidates=[ids[0], "nowhere"], unknown="error")
-
-
-def test_an_unknown_item_of_a_batch_is_named_with_its_row(
-    tiny_ranker: Ranker, ids: list[str]
-) -> None:
-    with pytest.raises(InputError, match=r"histories\[2\]\[1\] is 'nowhere'"):
-        tiny_ranker.rank_batch([ids[:1], [], [ids[0], "nowhere"]], unknown="error")
-
-
-@pytest.mark.parametrize("argument", ["candidates", "exclude"])
-def test_a_wrong_value_in_a_row_of_a_batch_is_named_with_its_row(
-    tiny_ranker: Ranker, ids: list[str], argument: str
-) -> None:
-    options: dict[str, Any] = {argument: [None, [ids[0], None]]}
-    with pytest.raises(InputError, match=rf"{argument}\[1\]\[1\] is None \(NoneType\)"):
-        tiny_ranker.rank_batch([ids[:1], ids[:1]], **options)
-
-
-@pytest.mark.parametrize("argument", ["candidates", "exclude"])
-def test_a_wrong_value_in_a_list_is_named(
-    tiny_ranker: Ranker, ids: list[str], argument: str
-) -> None:
-    options: dict[str, Any] = {argument: [ids[0], 5]}
-    with pytest.raises(InputError, match=rf"^{argument}\[1\] is 5 \(int\)"):
-        tiny_ranker.rank(ids[:1], **options)
-
-
-def test_what_to_do_with_unknown_ids_is_one_of_two(tiny_ranker: Ranker) -> None:
-    with pytest.raises(InputError, match="unknown must be 'skip' or 'error', got 'raise'"):
-        tiny_ranker.rank([], unknown="raise")  # type: ignore[arg-type]
-
-
-# Candidates and exclusions
-
-
-@same_ranker
-@given(
-    history=st.lists(st.integers(0, 59), min_size=1, max_size=30),
-    candidates=st.lists(st.integers(0, 70), max_size=40),
-    excluded=st.lists(st.integers(0, 70), max_size=20),
-    exclude_seen=st.booleans(),
-    k=st.integers(1, 70),
-)
-def test_candidates_and_exclusions_equal_filtering_the_full_ranking(
-    tiny_ranker: Ranker,
-    ids: list[str],
-    history: list[int],
-    candidates: list[int],
-    excluded: list[int],
-    exclude_seen: bool,
-    k: int,
-) -> None:
-    names = [*ids, *(f"unknown {place}" for place in range(11))]
-    seen = [names[place] for place in history]
-    wanted, unwanted = [names[i] for i in candidates], [names[i] for i in excluded]
-    full = tiny_ranker.rank(seen, k=60)
-    gone = {*unwanted, *(seen if exclude_seen else [])}
-    for chosen in (None, wanted):
-        found = tiny_ranker.rank(
-            seen, k=k, candidates=chosen, exclude=unwanted, exclude_seen=exclude_seen
-        )
-        kept = [
-            place
-            for place, item in enumerate(full.items)
-            if item not in gone and (chosen is None or item in chosen)
-        ][:k]
-        items = [str(full.items[place]) for place in kept]
-        assert_same_order(found, Ranking(items, full.scores[kept], 0, cold=False))
-
-
-def test_repeated_candidates_come_once(tiny_ranker: Ranker, ids: list[str]) -> None:
-    found = tiny_ranker.rank(ids[:2], candidates=[ids[4], ids[5], ids[4], ids[4]])
-    assert sorted(map(str, found.items)) == sorted(ids[4:6])
-
-
-def test_unknown_candidates_are_dropped(tiny_ranker: Ranker, ids: list[str]) -> None:
-    assert tiny_ranker.rank(ids[:2], candidates=["nowhere", ids[4], "else"]).items == [ids[4]]
-
-
-@pytest.mark.parametrize("history", ["known", "cold"])
-@pytest.mark.parametrize("candidates", [[], ["nowhere"], np.array([])], ids=str)
-def test_no_candidates_give_an_empty_ranking(
-    tiny_ranker: Ranker, ids: list[str], history: str, candidates: Any
-) -> None:
-    found = tiny_ranker.rank(ids[:2] if history == "known" else [], candidates=candidates)
-    assert (found.items, found.scores.shape) == ([], (0,))
-
-
-@pytest.mark.parametrize("history", ["known", "cold"])
-def test_all_excluded_gives_an_empty_ranking(
-    tiny_ranker: Ranker, ids: list[str], history: str
-) -> None:
-    found = tiny_ranker.rank(ids[:2] if history == "known" else [], exclude=ids)
-    assert (found.items, found.scores.shape) == ([], (0,))
-
-
-def test_no_candidates_of_an_integer_catalogue_give_an_empty_ranking(
-    number_ranker: Ranker,
-) -> None:
-    assert number_ranker.rank([0], candidates=[]).items == []
-
-
-def test_candidates_that_were_all_seen_give_an_empty_ranking(
-    tiny_ranker: Ranker, ids: list[str]
-) -> None:
-    assert tiny_ranker.rank(ids[:5], candidates=ids[:3], exclude_seen=True).items == []
-
-
-def test_seen_items_beyond_the_maximum_are_excluded_too(
-    tiny_ranker: Ranker, ids: list[str]
-) -> None:
-    found = tiny_ranker.rank(ids[:50], k=60, exclude_seen=True)
-    assert sorted(map(str, found.items)) == sorted(ids[50:])
-
-
-def test_unknown_exclusions_are_ignored(tiny_ranker: Ranker, ids: list[str]) -> None:
-    found = tiny_ranker.rank(ids[:2], exclude=["nowhere"], unknown="error")
-    assert_equal(found, tiny_ranker.rank(ids[:2]))
-
-
-def test_a_million_candidates_are_ranked(tiny_ranker: Ranker, ids: list[str]) -> None:
-    candidates = ids * (10**6 // 60)
-    assert_same_order(
-        tiny_ranker.rank(ids[:2], k=60, candidates=candidates), tiny_ranker.rank(ids[:2], k=60)
-    )
-
-
-def test_inputs_are_never_changed(number_ranker: Ranker) -> None:
-    history, candidates, exclude = [0, 3, 999], [3, 3, 6, 998], np.array([6, 0], dtype=">i4")
-    arguments = (history, candidates, exclude)
-    before = copy.deepcopy(arguments)
-    number_ranker.rank(history, candidates=candidates, exclude=exclude, exclude_seen=True)
-    number_ranker.rank_batch([history], candidates=[candidates], exclude=[exclude])
-    assert [list(argument) for argument in arguments] == [list(argument) for argument in before]
-
-
-# k
-
-NO_K = {
-    "zero": (0, "k must be at least 1, got 0"),
-    "negative": (-1, "k must be at least 1, got -1"),
-    "numpy zero": (np.int64(0), "k must be at least 1, got 0"),
-    "True": (True, "k must be a positive integer, got True"),
-    "numpy True": (np.bool_(True), "k must be a positive integer, got True"),
-    "None": (None, "k must be a positive integer, got None"),
-    "text": ("5", "k must be a positive integer, got '5'"),
-    "float": (3.0, r"k must be a positive integer, got 3\.0"),
-    "NaN": (float("nan"), "k must be a positive integer, got nan"),
-    "list": ([5], r"k must be a positive integer, got \[5\]"),
-    "array": (np.array([5, 6]), r"k must be a positive integer, got array"),
-    "very negative": (-(2**62), "k must be at least 1, got -4611686018427387904"),
-    "thousands of digits": (-(10**5000), "k must be at least 1, got "),
-}
-
-
-@pytest.mark.parametrize("history", ["known", "cold"])
-@pytest.mark.parametrize(("k", "message"), NO_K.values(), ids=NO_K)
-def test_k_that_is_no_positive_integer_is_refused(
-    tiny_ranker: Ranker, ids: list[str], history: str, k: Any, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        tiny_ranker.rank(ids[:2] if history == "known" else [], k=k)
-
-
-@pytest.mark.parametrize("k", [0, None, True])
-def test_k_is_checked_for_a_batch_of_nothing(tiny_ranker: Ranker, k: Any) -> None:
-    with pytest.raises(InputError, match="k must be"):
-        tiny_ranker.rank_batch([], k=k)
-
-
-@pytest.mark.parametrize("k", [np.int64(3), np.uint8(3), np.array(3)], ids=lambda k: type(k))
-def test_numpy_integers_are_good_for_k(tiny_ranker: Ranker, ids: list[str], k: Any) -> None:
-    assert len(tiny_ranker.rank(ids[:2], k=k).items) == 3
-
-
-@pytest.mark.parametrize(
-    "k", [60, 61, 2**31, 2**32 + 3, 2**62, 2**64, 10**5000], ids=lambda k: f"{k.bit_length()} bits"
-)
-@pytest.mark.parametrize("options", ["none", "candidates", "exclude"])
-@pytest.mark.parametrize("history", ["known", "cold"])
-def test_k_beyond_the_catalogue_gives_all_there_is(
-    tiny_ranker: Ranker, ids: list[str], k: int, options: str, history: str
-) -> None:
-    arguments: dict[str, Any] = {
-        "none": {},
-        "candidates": {"candidates": ids},
-        "exclude": {"exclude": ["nowhere"]},
-    }[options]
-    found = tiny_ranker.rank(ids[:2] if history == "known" else [], k=k, **arguments)
-    assert sorted(map(str, found.items)) == sorted(ids)
-
-
-@pytest.mark.parametrize("k", [1, 2, 30, 59])
-def test_a_smaller_k_gives_the_start_of_the_ranking(
-    tiny_ranker: Ranker, ids: list[str], k: int
-) -> None:
-    assert tiny_ranker.rank(ids[:9], k=k).items == tiny_ranker.rank(ids[:9], k=60).items[:k]
-
-
-# The rest
-
-
-def test_an_error_of_onnxruntime_is_named(
-    tiny_bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ranker = Ranker.load(tiny_bundle, provider="cpu")
-
-    class Broken:
-        def run(self, names: list[str], inputs: dict[str, Any]) -> None:
-            raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(ranker, "_session", Broken())
-    with pytest.raises(ProviderError, match="onnxruntime failed on cpu: out of memory"):
-        ranker.rank(ids[:2])
-
-
-def test_the_length_is_the_number_of_items(tiny_ranker: Ranker) -> None:
-    assert len(tiny_ranker) == 60
-
-
-def test_a_ranker_says_what_it_is(tiny_ranker: Ranker, tiny_bundle: Path) -> None:
-    expected = f"Ranker({str(tiny_bundle)!r}, items=60, provider='cpu')"
-    assert repr(tiny_ranker) == expected
-
-
-def test_rankings_can_be_compared_without_an_error(tiny_ranker: Ranker, ids: list[str]) -> None:
-    found = tiny_ranker.rank(ids[:2])
-    assert found in [tiny_ranker.rank(ids[:3]), found]
-
-
-def test_a_title_stands_for_its_item(tiny_ranker: Ranker, ids: list[str]) -> None:
-    assert tiny_ranker.find(tiny_ranker.titles([ids[7]])[0].upper()) == [ids[7]]
-
-
-def test_an_unknown_item_has_its_id_for_a_title(tiny_ranker: Ranker) -> None:
-    assert tiny_ranker.titles(["nowhere"]) == ["nowhere"]
-
-
-@pytest.mark.parametrize("number", [-1, 1, 61, 2**31, 2**62, -(2**63)])
-def test_an_integer_that_is_no_id_is_unknown(number_ranker: Ranker, number: int) -> None:
-    assert number_ranker.rank([number]).unknown == 1

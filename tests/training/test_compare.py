@@ -751,7 +751,10 @@ def folder(world: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compare_prints_a_table_of_two_runs(tiny_run: Run, other_run: Run, folder: Path) -> None:
     result = call(tiny_run.path, other_run.path, folder / "events.parquet")
     assert result.exit_code == 0, result.output
-    assert "A = tiny, B = other; 10,000 bootstrap samples of users, paired, seed 0" in result.stdout
+    assert (
+        f"A = {tiny_run.path.name}, B = other; 10,000 bootstrap samples of users, paired, seed 0"
+        in result.stdout
+    )
     lines = result.stdout.splitlines()
     assert sum(line.endswith((" yes", " no")) for line in lines) == 9
     assert "significant at 5 % after Holm's correction over 9 metrics" in lines[-1]
@@ -762,7 +765,7 @@ def test_compare_prints_the_document_that_the_library_returns(
     tiny_run: Run, other_run: Run, folder: Path, models: ModelComparison
 ) -> None:
     result = call(tiny_run.path, other_run.path, folder / "events.parquet", "--json")
-    expected = asdict(replace(models, a="tiny", b="other"))
+    expected = asdict(replace(models, a=tiny_run.path.name, b="other"))
     assert json.loads(result.stdout) == expected
 
 
@@ -771,10 +774,11 @@ def test_compare_takes_a_run_and_a_bundle_of_one_name(
 ) -> None:
     plot = tmp_path / "forest.png"
     options = ["--on", "validation", "--resamples", 1000, "--seed", 4, "--plot", plot, "--json"]
-    result = call(tiny_run.path, tiny_bundle, folder / "events.parquet", *options)
+    run = shutil.copytree(tiny_run.path, tmp_path / tiny_bundle.name)
+    result = call(run, tiny_bundle, folder / "events.parquet", *options)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert (found["a"], found["b"]) == (str(tiny_run.path), str(tiny_bundle))
+    assert (found["a"], found["b"]) == (str(run), str(tiny_bundle))
     assert (found["resamples"], found["seed"]) == (1000, 4)
     assert {row["p"] for row in found["rows"]} == {1.0}
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -786,7 +790,7 @@ def test_other_events_than_those_of_training_are_noted(
 ) -> None:
     result = call(tiny_run.path, other_run.path, folder / "fewer.parquet")
     assert result.exit_code == 0, result.output
-    for name in ("tiny", "other"):
+    for name in (tiny_run.path.name, "other"):
         assert f"these are not the events that {name} was trained on" in result.stderr
 
 

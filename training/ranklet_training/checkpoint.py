@@ -5,6 +5,7 @@
     metrics.jsonl       one line an epoch
     last.safetensors    weights, optimizer state and progress; what --resume reads
     best.safetensors    weights of the best validation NDCG@10
+    questions.safetensors   held-out histories and what came next, for the export's ranking gate
     evaluation.json     written by ``ranklet evaluate``
 
 Weights are safetensors, the rest JSON and parquet: nothing here runs code when it is opened.
@@ -18,8 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import safetensors
+import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -48,6 +52,14 @@ class Progress:
     loss_sum: float = 0.0  # of this epoch, over its targets
     targets_seen: int = 0  # in this epoch
     done: bool = False
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Histories that nobody trained on, as item indices, and the items that came next."""
+
+    histories: list[NDArray[np.int64]]  # none is empty
+    targets: NDArray[np.int64] | None  # None: nobody knows
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,24 @@ class Run:
         weights, _ = read_tensors(self.path / "best.safetensors")
         load_weights(model, weights, self.path / "best.safetensors")
         return model.eval().requires_grad_(False)
+
+    def read_questions(self) -> Questions | None:
+        """Return held-out questions, None if the run keeps none (it is older than they are)."""
+        path = self.path / "questions.safetensors"
+        if not path.exists():
+            return None
+        tensors, _ = read_tensors(path)
+        items, ends = tensors["items"].numpy(), tensors["ends"].numpy()
+        return Questions(np.split(items, ends[:-1]), tensors["targets"].numpy())
+
+    def write_questions(self, questions: Questions) -> None:
+        """Keep held-out questions beside the run."""
+        assert questions.targets is not None
+        ends = np.cumsum([len(history) for history in questions.histories])
+        items = np.concatenate(questions.histories)
+        arrays = {"items": items, "ends": ends, "targets": questions.targets}
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        write_tensors(self.path / "questions.safetensors", tensors, {})
 
 
 def write_run(run: Run) -> None:

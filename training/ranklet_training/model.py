@@ -282,7 +282,7 @@ class SequenceModel(nn.Module):
         since, until = gaps or (None, None)
         x = self.dropout(self.embed(history, table, since))  # (B, T, D)
         positions = torch.arange(history.shape[1], device=history.device)[None]
-        for place, block in enumerate(self._blocks(), 1):
+        for place, block in enumerate(self.each_block(), 1):
             normed = block.attention_norm(x)
             key, value = block.keys_values(normed)
             if until is not None and place == len(self.blocks):
@@ -328,7 +328,7 @@ class SequenceModel(nn.Module):
         seen_before = torch.ones_like(past[0][0][:, 0, :, 0], dtype=torch.bool)  # (B, P)
         may_attend = torch.cat([seen_before, is_event], dim=1)[:, None, None]  # (B, 1, 1, P + T)
         present: list[KeyValue] = []
-        for block, state in zip(self._blocks(), past, strict=True):
+        for block, state in zip(self.each_block(), past, strict=True):
             is_last = len(present) == len(past) - 1
             normed = block.attention_norm(x)
             key, value = block.keys_values(normed)
@@ -370,7 +370,7 @@ class SequenceModel(nn.Module):
         shape = (batch, self.config.heads, 0, self.config.width // self.config.heads)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in self.blocks]
 
-    def _blocks(self) -> Iterator[Block]:
+    def each_block(self) -> Iterator[Block]:
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block

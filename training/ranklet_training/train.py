@@ -27,6 +27,7 @@ from ranklet.gaps import UNKNOWN
 from ranklet_training.checkpoint import (
     Model,
     Progress,
+    Questions,
     Run,
     load_checkpoint,
     read_run,
@@ -49,6 +50,7 @@ from ranklet_training.split import Split
 
 # Share of the rows that train without their gaps, so that a bundle also ranks without times.
 UNTOLD = 0.1
+HELD_OUT = 10_000  # validation questions that a run keeps
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -124,7 +126,21 @@ def start_run(
     path.mkdir(parents=True, exist_ok=True)
     run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
     write_run(run)
+    if questions := _held_out(split, config.model.max_length):
+        run.write_questions(questions)
     return run
+
+
+def _held_out(split: Split, length: int) -> Questions | None:
+    """Return some validation questions, the latest ``length`` known events of each."""
+    cases = split.validation
+    rows = np.random.default_rng(0).permutation(len(cases))[:HELD_OUT]
+    histories = [cases.histories[row] for row in rows]
+    histories = [history[history > 0][-length:] for history in histories]
+    known = [place for place, history in enumerate(histories) if len(history)]
+    if not known:
+        return None
+    return Questions([histories[place] for place in known], cases.targets[rows[known]])
 
 
 def reopen_run(path: Path, events: Events, config: RunConfig | None = None) -> Run:

@@ -10,7 +10,7 @@ try:
 except ModuleNotFoundError as missing:
     raise ImportError("the command line needs click: pip install click") from missing
 
-from ranklet.cli import bundles, comparing, quality, ranking, training, tuning  # noqa: F401
+from ranklet.cli import benching, bundles, comparing, quality, ranking, training, tuning  # noqa: F401
 from ranklet.cli.common import cli
 
 __all__ = ["cli"]

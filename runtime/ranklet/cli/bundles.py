@@ -11,38 +11,65 @@ from ranklet.cli.quality import format_evaluation
 
 
 @cli.command()
-@click.argument("run", type=FOLDER)
-@click.argument("bundle", type=PATH)
+@click.argument("paths", type=PATH, nargs=-1, required=True, metavar="[RUN] BUNDLE")
+@click.option(
+    "--random",
+    "shape",
+    metavar="items=N,width=N,...",
+    help="No run but random weights of this shape, to size hardware.",
+)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32"]),
-    default="fp32",
+    type=click.Choice(["auto", "int8", "fp16", "fp32"]),
+    default="auto",
     show_default=True,
-    help="Of the weights.",
+    help="Of the scores that choose from the catalogue; auto is int8 if ranking stays as good.",
 )
+@click.option(
+    "--allow-drop",
+    default=0.005,
+    show_default=True,
+    help="By which share NDCG@10 may be lower than in fp32.",
+)
+@click.option("--compact", is_flag=True, help="A smaller bundle whose encoder is slower.")
 @click.option("--opset", default=23, show_default=True, help="ONNX operator set, 18 to 23.")
 @click.option("--replace", is_flag=True, help="Put it in the place of an existing bundle.")
 @json_option
-def export(
-    run: Path, bundle: Path, precision: str, opset: int, replace: bool, as_json: bool
-) -> None:
+def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
     """Export the best weights of a RUN as a BUNDLE, after checking that both answer alike.
 
-    Example: ranklet export run bundle
+    \b
+    Examples:
+      ranklet export run bundle
+      ranklet export --random items=12000,width=64,blocks=2,heads=1,length=200 bundle
     """
-    from ranklet_export.export import export_bundle
+    from ranklet_export.export import Settings, export_bundle, export_random
 
+    if len(paths) != (2 if shape is None else 1):
+        raise click.UsageError("pass a RUN and a BUNDLE, or --random and a BUNDLE")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it speaks of torchvision
-    report = export_bundle(run, bundle, opset=opset, replace=replace)
+    how = Settings(**settings)
+    bundle = paths[-1]
+    if shape is None:
+        report = export_bundle(paths[0], bundle, how)
+    else:
+        report = export_random(shape, bundle, how)
     if as_json:
         return print_json(report)
     parity = report.parity
     click.echo(
         f"{bundle}: {report.bytes / 1e6:.2f} MB, opset {report.opset}, {report.nodes} nodes, "
-        f"{precision}, {report.seconds:.1f} s\nparity at {len(parity.points)} points: scores "
-        f"differ by at most {parity.max_score_difference:.1e}\nnext: ranklet verify {bundle}; "
-        f"ranklet rank {bundle} --history ..."
+        f"{report.precision}, {report.seconds:.1f} s\n"
+        f"parity at {len(parity.points)} points: scores differ by at most "
+        f"{parity.max_score_difference:.1e}"
     )
+    if report.gate:
+        click.echo(
+            f"{report.precision} on {report.gate['questions']:,} held-out histories: "
+            f"{report.gate['overlap']:.2%} of the best 10 of fp32, NDCG@10 lower by "
+            f"{report.gate['drop']:.2%}"
+        )
+    click.echo(f"next: ranklet verify {bundle}; ranklet rank {bundle} --history ...")
     return None
 
 

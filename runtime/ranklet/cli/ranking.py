@@ -1,4 +1,4 @@
-"""The commands that rank with a bundle and time it."""
+"""The command that ranks with a bundle."""
 
 import sys
 import time
@@ -12,7 +12,6 @@ from ranklet.cli.common import (
     FILE,
     FOLDER,
     PATH,
-    Numbers,
     cli,
     json_option,
     note,
@@ -116,57 +115,6 @@ def rank(
         f"{milliseconds:.3f} ms on {ranker.provider}, {threads} thread(s), {len(ranker):,} items; "
         f"{ranking.unknown} unknown ids{cold}"
     )
-
-
-@cli.command()
-@click.argument("bundle", type=FOLDER)
-@session_options
-@click.option("--batch", "batches", type=Numbers(), default="1", show_default=True)
-@click.option("--length", "lengths", type=Numbers(), help="Events.  [default: 10,50,200]")
-@click.option("--thread-sweep", type=Numbers(), help="Several thread counts instead of one.")
-@click.option("-k", default=10, show_default=True, help="How many items to return.")
-@click.option("--runs", default=200, show_default=True, help="Timed calls each, at least 100.")
-@click.option("--plot", "plot_path", type=PATH, help="Draw latency against length, a .png file.")
-@json_option
-def bench(
-    bundle: Path,
-    provider: Any,
-    threads: int,
-    batches: tuple[int, ...],
-    lengths: tuple[int, ...] | None,
-    thread_sweep: tuple[int, ...] | None,
-    k: int,
-    runs: int,
-    plot_path: Path | None,
-    as_json: bool,
-) -> None:
-    """Time rankings of a BUNDLE on this machine: percentiles, throughput, load, memory.
-
-    Example: ranklet bench models/ml-100k --batch 1,32 --length 10,50
-    """
-    from ranklet.bench import benchmark, format_table, plot
-    from ranklet.plots import check_plot
-
-    if plot_path is not None:
-        check_plot(plot_path)  # before minutes of timing, not after them
-
-    report = benchmark(
-        bundle,
-        provider=provider,
-        batches=batches,
-        lengths=lengths,
-        threads=thread_sweep or (threads,),
-        k=k,
-        runs=runs,
-        on_progress=note,
-    )
-    if plot_path is not None:
-        plot(report, plot_path)
-        note(f"wrote {plot_path}")
-    if as_json:
-        return print_json(report.to_dict())
-    click.echo(format_table(report))
-    return None
 
 
 def _read_times(text: str) -> list[int]:

@@ -1,0 +1,106 @@
+"""The gate of a precision: what its rounding costs in ranking quality, on held-out histories."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ranklet.errors import PrecisionError
+from ranklet.ranker import Ranker
+from ranklet_training.checkpoint import Model, Questions
+from ranklet_training.metrics import hit_rate, ndcg
+from ranklet_training.sequences import pad
+
+TOP = 10
+BATCH = 256
+FEWEST, MOST_SCORES = 64, 1 << 25  # questions, and scores of all together: some seconds
+
+
+def check_ranking(
+    ranker: Ranker,
+    model: Model,
+    table: Tensor,
+    questions: Questions,
+    allow_drop: float,
+    most_scores: int = MOST_SCORES,
+) -> dict[str, Any]:
+    """Compare a bundle with its torch model in full precision, seen items left out.
+
+    Args:
+        ranker: Of the bundle.
+        model: In evaluation mode.
+        table: What ``model.table()`` returned.
+        questions: Histories and, where somebody held them out, the items that came next.
+        allow_drop: By which share NDCG@10 may be lower.
+        most_scores: Ask fewer questions where all together would take more scores.
+
+    Returns:
+        ``questions``, ``overlap`` (share of the model's 10 best that the bundle has, too),
+        ``same`` (share of questions with the same 10 items), ``proven`` (share of
+        ``Ranking.exact``) and, with targets, NDCG@10 and HR@10 of both.
+
+    Raises:
+        PrecisionError: NDCG@10 drops by more; without targets, the overlap does.
+    """
+    count = min(len(questions.histories), max(FEWEST, most_scores // len(table)))
+    histories, k = questions.histories[:count], min(TOP, len(ranker))
+    expected, found = np.zeros((2, count, k), dtype=np.int64)
+    shared, proven = np.zeros(count), 0
+    for begin in range(0, count, BATCH):
+        part = histories[begin : begin + BATCH]
+        ids = [ranker.vocabulary.ids(row) for row in part]
+        rankings = ranker.rank_batch(ids, k=k, exclude_seen=True)
+        scored = zip(part, rankings, _users(model, table, part), strict=True)
+        for row, (history, ranking, user) in enumerate(scored, begin):
+            scores = table @ user
+            scores[0] = -torch.inf
+            scores[history] = -torch.inf
+            values, items = scores.topk(k)
+            items, values = items[values > -torch.inf], values[values > -torch.inf]
+            expected[row, : len(items)] = items.numpy()
+            found[row, : len(ranking.items)] = ranker.vocabulary.index(ranking.items)
+            # An item that scores as the last of the best is one of them, whichever is shown.
+            is_best = scores[found[row, : len(items)]] >= values[-1:]
+            shared[row] = is_best.float().mean().item() if len(items) else 1.0
+            proven += ranking.exact
+    figures: dict[str, Any] = {
+        "questions": count,
+        "overlap": float(shared.mean()),
+        "same": float((shared == 1).mean()),
+        "proven": proven / count,
+    }
+    drop = 1 - figures["overlap"]
+    if questions.targets is not None:
+        targets = questions.targets[:count]
+        for name, items_shown in (("fp32", expected), (ranker.manifest.precision, found)):
+            ranks = _ranks(items_shown, targets)
+            figures[name] = {"NDCG@10": ndcg(ranks, TOP), "HR@10": hit_rate(ranks, TOP)}
+        before = figures["fp32"]["NDCG@10"]
+        drop = 1 - figures[ranker.manifest.precision]["NDCG@10"] / before if before else 0.0
+    figures["drop"] = drop
+    if drop > allow_drop:
+        what = "the best 10" if questions.targets is None else "NDCG@10"
+        raise PrecisionError(
+            f"{ranker.manifest.precision} loses {drop:.2%} of {what} on {count} held-out "
+            f"histories, more than {allow_drop:.2%}: choose --precision fp32, or "
+            f"--allow-drop {math.ceil(drop * 1e4) / 1e4:.4f}"
+        )
+    return figures
+
+
+def _users(model: Model, table: Tensor, histories: list[NDArray[np.int64]]) -> Tensor:
+    """Return the users of some histories by plain torch, (B, D); times are unknown."""
+    padded = torch.from_numpy(pad(histories, model.config.max_length))
+    gaps = (torch.zeros_like(padded), torch.zeros_like(padded[:, 0]))
+    told = gaps if model.config.time_gaps else None
+    with torch.no_grad():
+        return model.serve(padded, model.empty_state(len(histories)), table, told)[0]
+
+
+def _ranks(items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rank of each target among the items shown, one more than those where it is not."""
+    is_right = items == targets[:, None]
+    return np.where(is_right.any(axis=1), is_right.argmax(axis=1) + 1, TOP + 1)

@@ -1,0 +1,133 @@
+"""One request alone: where its time goes, and what one more event costs on a kept state."""
+
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ranklet.bench.bundles import random_histories
+from ranklet.bench.cases import (
+    REQUESTS,
+    SETTLE,
+    Blocks,
+    block_medians,
+    milliseconds,
+    run_graph,
+    session_inputs,
+)
+from ranklet.bench.report import Append, Setting, Stages
+from ranklet.graph import Arrays
+from ranklet.ranker import Ranker
+from ranklet.vocabulary import Ids
+
+PARTS = ("rank", "lookup", "graph", "ids", "encode")
+APART = REQUESTS // 3  # requests between those that one pass takes
+
+
+class _Request(NamedTuple):
+    history: Ids
+    inputs: Arrays  # of model.onnx
+
+
+@dataclass
+class StageTimer:
+    """A whole request, then the parts of another one, so that the caches are as in a request."""
+
+    setting: Setting
+    ranker: Ranker
+    seed: int
+    times: dict[str, Blocks] = field(default_factory=lambda: {name: [] for name in PARTS})
+
+    def __post_init__(self) -> None:
+        """Draw the requests."""
+        length, k = self.setting.length, self.setting.k
+        rows = random_histories(self.ranker, REQUESTS, length, self.seed)
+        self.requests = [_Request(row, next(session_inputs(self.ranker, [row], k))) for row in rows]
+
+    def time_block(self, begin: int, count: int) -> None:
+        """Time some requests, those of number ``begin`` and on."""
+        passes = [self._time_parts(begin + number) for number in range(SETTLE + count)]
+        for name, times in zip(PARTS, zip(*passes[SETTLE:], strict=True), strict=True):
+            self.times[name].append(list(times))
+
+    def _time_parts(self, number: int) -> list[int]:
+        """Return nanoseconds of the whole request and of its parts."""
+        graphs, vocabulary, clock = self.ranker.graphs, self.ranker.vocabulary, time.perf_counter_ns
+        whole, parts, encoded = (
+            self.requests[(number + place * APART) % REQUESTS] for place in range(3)
+        )
+        names = [tensor.name for tensor in graphs.encoder.get_inputs()]
+        encoder_inputs = {name: encoded.inputs[name] for name in names}
+        marks = [clock()]
+        self.ranker.rank(whole.history, k=self.setting.k)
+        marks.append(clock())
+        vocabulary.index(parts.history)
+        marks.append(clock())
+        items, *_ = run_graph(graphs.session, graphs.answers, parts.inputs)
+        marks.append(clock())
+        vocabulary.ids(items[0])
+        marks.append(clock())
+        run_graph(graphs.encoder, ["user"], encoder_inputs)
+        marks.append(clock())
+        return np.diff(marks).tolist()
+
+    def stages(self) -> Stages:
+        """Return what was found."""
+        p50 = {name: float(np.median(milliseconds(self.times[name]))) for name in PARTS}
+        return Stages(
+            **vars(self.setting),
+            rank_ms=p50["rank"],
+            lookup_ms=p50["lookup"],
+            encode_ms=p50["encode"],
+            score_ms=p50["graph"] - p50["encode"],
+            ids_ms=p50["ids"],
+            python_ms=p50["rank"] - p50["lookup"] - p50["graph"] - p50["ids"],
+        )
+
+
+@dataclass
+class AppendTimer:
+    """One more event of a user whose state is kept, beside the whole history ranked again."""
+
+    setting: Setting
+    ranker: Ranker
+    seed: int
+    times: Blocks = field(default_factory=list)
+    rank_times: Blocks = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Draw a history and encode it, and draw what may come next."""
+        (self.history,) = random_histories(self.ranker, 1, self.setting.length, self.seed)
+        (self.events,) = random_histories(self.ranker, 1, REQUESTS, self.seed + 1)
+        user = self.ranker.user(self.history)
+        user.rank(self.setting.k)
+        self.saved = user.save()
+
+    def time_block(self, begin: int, count: int) -> None:
+        """Time some events, those of number ``begin`` and on, each the first after the history."""
+        pairs = [self._time_pair(begin + number) for number in range(SETTLE + count)]
+        appended, ranked = zip(*pairs[SETTLE:], strict=True)
+        self.times.append(list(appended))
+        self.rank_times.append(list(ranked))
+
+    def _time_pair(self, number: int) -> tuple[int, int]:
+        """Return nanoseconds of the event and of the whole history with it."""
+        user, k = self.ranker.user().load(self.saved), self.setting.k
+        event = self.events[number % REQUESTS]
+        whole = [*self.history, event]
+        start = time.perf_counter_ns()
+        user.append(event)
+        user.rank(k)
+        middle = time.perf_counter_ns()
+        self.ranker.rank(whole, k=k)
+        return middle - start, time.perf_counter_ns() - middle
+
+    def append(self) -> Append:
+        """Return what was found."""
+        return Append(
+            **vars(self.setting),
+            append_p50_ms=float(np.median(milliseconds(self.times))),
+            rank_p50_ms=float(np.median(milliseconds(self.rank_times))),
+            blocks_ms=block_medians(self.times),
+        )

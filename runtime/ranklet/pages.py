@@ -1,0 +1,58 @@
+"""Memory pages of large tables on Linux: huge ones for what is scanned, few for what is looked up.
+
+* onnxruntime packs the table that it scans into pages of 4 KiB. To look these up halves the speed
+  of the scan; pages of 2 MiB give it back (10M items, 1 thread: 58 ms, then 35 ms).
+* Of the mapped file every row that is looked up brings what the page cache holds around it, up to
+  2 MiB: the resident set grows by memory that nobody asked for. The kernel may take it back, but
+  does so only when it is short of memory.
+
+Both are advice to the kernel: no result depends on them, and where it does not know them (no Linux,
+or one older than 6.1) things stay as they were.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+
+DONT_NEED, COLLAPSE = 4, 25  # of madvise(2)
+LARGE = 1 << 24  # bytes; smaller regions gain nothing
+
+Region = tuple[int, int]  # address, bytes
+
+
+def use_huge_pages() -> None:
+    """Put all large memory of this process into huge pages: a copy of it, once."""
+    for region in regions(""):
+        advise(region, COLLAPSE)
+
+
+def forget_pages(mapped: list[Region]) -> None:
+    """Drop mapped files from the resident set; they stay in the page cache.
+
+    Only for mappings that nobody writes to.
+    """
+    for region in mapped:
+        advise(region, DONT_NEED)
+
+
+def regions(path: str) -> list[Region]:
+    """Return the large parts of a mapped file; with no path, large memory that is no file's."""
+    if sys.platform != "linux":
+        return []
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        addresses, _, _, _, _, *name = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if end - start >= LARGE and "".join(name) == path:
+            found.append((start, end - start))
+    return found
+
+
+def advise(region: Region, advice: int) -> None:
+    """Call madvise(2); a kernel that does not know the advice refuses, and nothing is lost."""
+    start, size = region
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)

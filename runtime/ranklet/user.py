@@ -1,0 +1,400 @@
+"""Users whose state is kept: one more event costs one event, not the whole history again.
+
+* A state is what the blocks keep of each event, its keys and values. Up to ``max_length`` events
+  a user ranks as ``Ranker.rank`` with the whole history.
+* Beyond, the window rolls: in every block an event attends to the ``max_length`` latest events,
+  itself included, and positions go on. What left the window still shows in the values of those that
+  saw it, so answers differ from ``Ranker.rank`` with the latest events; they are no worse
+  (docs/performance.md).
+* Events are encoded when a ranking asks for them, so that appending alone costs next to nothing.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.bundle import DATA, ENCODER
+from ranklet.errors import InputError
+from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
+from ranklet.graph import Events, Floats, State
+from ranklet.ranker import (
+    NOTHING,
+    ORDER_ALONE,
+    Eligible,
+    Ranker,
+    Ranking,
+    Request,
+    Times,
+    batches,
+    check_k,
+    pool_of,
+)
+from ranklet.vocabulary import Ids, ItemId, show, whole_numbers
+
+MAGIC = b"ranklet user 1\n"
+DIGEST_BYTES = 32
+
+
+class User:
+    """The state of one user, made by ``Ranker.user``; not for two threads at once."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        """Use ``Ranker.user``."""
+        self._ranker = ranker
+        self._graphs = ranker.graphs
+        self._window = ranker.manifest.max_length
+        self._history: list[int] = []  # known events, all of them
+        self._since: list[int] = []  # bucket before each of them
+        self._encoded = 0  # how many of them were encoded
+        self._state: list[Floats] = list(ranker.graphs.empty_state(1))
+        self._position = 0  # of the next event
+        self._last_time: int | None = None
+        self.unknown = 0  # ids that the catalogue does not have
+
+    def __len__(self) -> int:
+        """Return the number of known events."""
+        return len(self._history)
+
+    def append(self, item: ItemId, *, time: int | None = None) -> None:
+        """Add an event.
+
+        Args:
+            item: Its item id; one that the catalogue lacks is counted and skipped.
+            time: When it happened, see ``Ranker.rank``.
+
+        Raises:
+            InputError: A value can't be used.
+        """
+        self.extend([item], times=None if time is None else [time])
+
+    def extend(self, items: Ids, *, times: Times | None = None, name: str = "history") -> None:
+        """Add events, oldest first, see ``append``; ``name`` is what an error calls them."""
+        indices = self._ranker.vocabulary.index(items, name)
+        is_known = indices > 0
+        known = indices[is_known].tolist()
+        since = [UNKNOWN] * len(known)
+        if times is not None:
+            instants = self._check_times(times, len(indices))[is_known]
+            if len(instants):
+                before = [] if self._last_time is None else [self._last_time]
+                gaps = buckets_before(np.concatenate([np.array(before, np.int64), instants]))
+                since = gaps[len(before) :].tolist()
+                self._last_time = int(instants[-1])
+        elif known:
+            self._last_time = None
+        self.unknown += len(indices) - len(known)
+        self._history += known
+        self._since += since
+
+    def rank(
+        self,
+        k: int = 10,
+        *,
+        now: int | None = None,
+        candidates: Ids | None = None,
+        exclude: Ids | None = None,
+        exclude_seen: bool = False,
+        eligible: Eligible | None = None,
+    ) -> Ranking:
+        """Rank items for what this user did so far, see ``Ranker.rank``.
+
+        Raises:
+            InputError: A value can't be used.
+        """
+        if type(k) is not int or k < 1:
+            k = check_k(k)
+        is_plain = now is None and candidates is None and exclude is None and eligible is None
+        if is_plain and not exclude_seen and (ranking := self._rank_plain(k)) is not None:
+            return ranking
+        ranker = self._ranker
+        if eligible is not None:
+            ranker.check_eligible(eligible)
+        request = self.request(now, candidates, exclude, exclude_seen)
+        available = ranker.available(request, eligible)
+        if not available or not self._history:
+            return ranker.popular(request, k, eligible)
+        events, position = self.prepare(request.until)
+        if request.candidates is not None:
+            users, state = self._graphs.encode(events)
+            self.keep(state, position)
+            return ranker.rank_some(users[0], request, k, eligible)
+        pool = min(pool_of(k), available)
+        best = ranker.best([request], events, min(k, pool), pool, eligible, keep=True)
+        self.keep(best.state, position)
+        return ranker.name(best, 0, request.unknown)
+
+    def _rank_plain(self, k: int) -> Ranking | None:
+        """Answer after one new event, in less time in Python; None if this is another case."""
+        graphs, state, pool = self._graphs, self._state, pool_of(k)
+        is_one = self._encoded and len(self._history) == self._encoded + 1
+        if not is_one or not state or not graphs.has_plain or pool >= len(self._ranker):
+            return None
+        if self._position >= graphs.positions:
+            return None
+        if self._size == self._window:
+            state = [part[:, :, 1:] for part in state]
+        event = np.array(self._history[-1:], dtype=np.int64)
+        best = graphs.rank_plain(event, k, pool, past=state, start=self._position)
+        self._state, self._position = list(best.state), self._position + 1
+        self._encoded += 1
+        return self._ranker.name(best, 0, self.unknown)
+
+    def save(self) -> bytes:
+        """Return all that is kept, so that a process can park its users; see ``load``."""
+        header = {
+            "bundle": self._fingerprint(),
+            "encoded": self._encoded,
+            "position": self._position,
+            "last_time": self._last_time,
+            "unknown": self.unknown,
+            "shapes": [part.shape for part in self._state],
+            "events": len(self._history),
+        }
+        numbers = np.array([self._history, self._since], dtype="<i8")
+        parts = [numbers, *(np.ascontiguousarray(part, dtype="<f4") for part in self._state)]
+        text = json.dumps(header).encode()
+        body = MAGIC + len(text).to_bytes(4, "little") + text
+        body += b"".join(part.tobytes() for part in parts)
+        return body + hashlib.sha256(body).digest()
+
+    def load(self, data: bytes) -> "User":
+        """Take the place of a user that was saved; return this object.
+
+        Raises:
+            InputError: These are not the bytes of a user, they are damaged, or they belong to
+                another bundle. This user stays as it was.
+        """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InputError(f"a saved user is bytes, got {show(data)}")
+        data = bytes(data)
+        body, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+        if not data.startswith(MAGIC):
+            raise InputError(f"these {len(data)} bytes are not a saved user")
+        if hashlib.sha256(body).digest() != digest:
+            raise InputError(f"the saved user is damaged (SHA-256 of {len(data)} bytes)")
+        start = len(MAGIC) + 4
+        end = start + int.from_bytes(body[len(MAGIC) : start], "little")
+        header = json.loads(body[start:end])
+        if header["bundle"] != self._fingerprint():
+            raise InputError("the saved user belongs to another bundle: start it again")
+        events = header["events"]
+        numbers = np.frombuffer(body, "<i8", 2 * events, end).reshape(2, events)
+        place, state = end + numbers.nbytes, []
+        for shape in header["shapes"]:
+            part = np.frombuffer(body, "<f4", math.prod(shape), place).reshape(shape)
+            state.append(part.astype(np.float32))
+            place += part.nbytes
+        self._history, self._since = numbers.tolist()
+        self._encoded, self._position = header["encoded"], header["position"]
+        self._last_time, self.unknown = header["last_time"], header["unknown"]
+        self._state = state
+        return self
+
+    # What Users needs, too.
+
+    def request(
+        self, now: int | None, candidates: Ids | None, exclude: Ids | None, exclude_seen: bool
+    ) -> Request:
+        """Check what a ranking is asked for."""
+        seen = self._history if exclude_seen else []
+        excluded, wanted = self._ranker.filters(seen, exclude, candidates)
+        until = UNKNOWN
+        if now is not None:
+            until = self._until(now)
+        history = np.array(self._history[-1:], dtype=np.int64)  # only whether it is empty counts
+        return Request(history, NOTHING, until, self.unknown, excluded, wanted)
+
+    def _until(self, now: int) -> int:
+        """Return the bucket of the gap from the last event to now."""
+        if not self._ranker.uses_times:
+            raise InputError(ORDER_ALONE)
+        asked = int(whole_numbers([now], "now")[0])
+        if not self._history:
+            return UNKNOWN
+        if self._last_time is None:
+            raise InputError("now was given without the time of the last event: it counts from it")
+        if asked < self._last_time:
+            raise InputError(f"now is {asked}, before the last event, {self._last_time}")
+        return bucket_until(asked, self._last_time)
+
+    def prepare(self, until: int) -> tuple[Events, int]:
+        """Return the events to encode for a ranking, and the position after them.
+
+        They fit into the window; what comes before is encoded here, event by event where the
+        window rolls. Where nothing is new, the last event is encoded again.
+        """
+        if not self._state:  # a model without blocks sees the last event alone
+            return self._events(len(self._history) - 1, None, until), 0
+        new = len(self._history) - self._encoded
+        if not self._encoded and new > self._window:  # as Ranker.rank: the latest count
+            self._encoded, new = len(self._history) - self._window, self._window
+        if not new:
+            self._encoded -= 1
+            self._position -= 1
+            self._state = [part[:, :, :-1] for part in self._state]
+        while (new := len(self._history) - self._encoded) > 1 and self._size + new > self._window:
+            count = max(1, min(new - 1, self._window - self._size))
+            events = self._events(self._encoded, count, UNKNOWN)
+            self.keep(self._graphs.encode(events)[1], self._position + count)
+        return self._events(self._encoded, None, until), self._position + new
+
+    def keep(self, state: State, position: int) -> None:
+        """Take over the state after a run."""
+        self._encoded += position - self._position if self._state else 0
+        self._state, self._position = list(state), position
+
+    @property
+    def _size(self) -> int:
+        return int(self._state[0].shape[2])
+
+    def _events(self, first: int, count: int | None, until: int) -> Events:
+        """Return events as input of a graph, with the part of the past that they may see."""
+        last = None if count is None else first + count
+        history = np.array([self._history[first:last]], dtype=np.int64)
+        since = np.array([self._since[first:last]], dtype=np.int64)
+        room = self._window - history.shape[1]
+        if self._state and self._size > room:
+            start = self._size - room
+            self._state = [part[:, :, start:] for part in self._state]
+        self._rebase(history.shape[1])
+        starts = np.array([self._position], dtype=np.int64)
+        told = np.array([until], dtype=np.int64)
+        return Events(history, starts=starts, since=since, until=told, past=self._state)
+
+    def _rebase(self, new: int) -> None:
+        """Count positions from the first kept key, before they leave the table of the graph.
+
+        Only differences of rotary positions matter, so keys are turned back by the same angle.
+        """
+        base = self._ranker.manifest.rotary_base
+        if not self._state or self._position + new <= self._graphs.positions:
+            return
+        shift, self._position = self._position - self._size, self._size
+        if base is None:
+            return
+        half = self._state[0].shape[3] // 2
+        angles = -shift * base ** (-np.arange(half) / half)
+        cos, sin = np.cos(angles), np.sin(angles)
+        for place in range(0, len(self._state), 2):
+            first, second = np.split(self._state[place].astype(np.float64), 2, axis=3)
+            turned = [first * cos - second * sin, second * cos + first * sin]
+            self._state[place] = np.concatenate(turned, axis=3).astype(np.float32)
+
+    def _check_times(self, times: Times, events: int) -> NDArray[np.int64]:
+        if not self._ranker.uses_times:
+            raise InputError(ORDER_ALONE)
+        instants = whole_numbers(times, "times")
+        if len(instants) != events:
+            raise InputError(f"times has {len(instants)} times for {events} events")
+        before = [] if self._last_time is None else [self._last_time]
+        ordered = np.array([*before, *instants.tolist()], dtype=np.int64)
+        if (ordered[1:] < ordered[:-1]).any():
+            raise InputError(f"times falls: {show(ordered.tolist())}; pass events oldest first")
+        return instants
+
+    def _fingerprint(self) -> str:
+        files = self._ranker.manifest.files
+        return files[ENCODER].sha256 + files[DATA].sha256
+
+
+class Users:
+    """The states of many users, made by ``Ranker.users``; not for two threads at once."""
+
+    def __init__(self, users: Sequence[User], ranker: Ranker) -> None:
+        """Use ``Ranker.users``."""
+        self._users, self._ranker = list(users), ranker
+
+    def __len__(self) -> int:
+        """Return the number of users."""
+        return len(self._users)
+
+    def __getitem__(self, place: int) -> User:
+        """Return one user, to append to, rank for or save."""
+        return self._users[place]
+
+    def append(
+        self, items: Sequence[ItemId | None], *, times: Sequence[int | None] | None = None
+    ) -> None:
+        """Add an event of each user, None for those who did nothing, see ``User.append``.
+
+        Raises:
+            InputError: A value can't be used, or the lists differ in length.
+        """
+        told = [None] * len(items) if times is None else times
+        if not len(items) == len(told) == len(self._users):
+            raise InputError(f"{len(items)} items, {len(told)} times, {len(self._users)} users")
+        for user, item, time in zip(self._users, items, told, strict=True):
+            if item is not None:
+                user.append(item, time=time)
+
+    def rank(
+        self,
+        k: int = 10,
+        *,
+        exclude_seen: bool = False,
+        eligible: Eligible | None = None,
+    ) -> list[Ranking]:
+        """Rank for every user, those with equally many kept events in one run of the graph."""
+        k, ranker = check_k(k), self._ranker
+        if eligible is not None:
+            ranker.check_eligible(eligible)
+        answers: dict[int, Ranking] = {}
+        groups: dict[tuple[int, int], list[_Question]] = {}
+        for row, user in enumerate(self._users):
+            request = user.request(None, None, None, exclude_seen)
+            available = ranker.available(request, eligible)
+            if not available or not len(user):
+                answers[row] = ranker.popular(request, k, eligible)
+                continue
+            events, position = user.prepare(UNKNOWN)
+            question = _Question(row, request, events, position)
+            left = min(available, pool_of(k))  # a smaller pool needs a run of its own
+            groups.setdefault((question.past, left), []).append(question)
+        for (past, left), questions in groups.items():
+            for part in batches(questions, len(ranker)):
+                requests = [q.request for q in part]
+                best = ranker.best(requests, _stack(part), min(k, left), left, eligible, keep=True)
+                for place, q in enumerate(part):
+                    total = past + q.events.history.shape[1]  # the rest is padding
+                    state = [t[place : place + 1, :, :total].copy() for t in best.state]
+                    self._users[q.row].keep(state, q.position)
+                    answers[q.row] = ranker.name(best, place, q.request.unknown)
+        return [answers[row] for row in range(len(self._users))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What one of many users needs to be ranked."""
+
+    row: int
+    request: Request
+    events: Events
+    position: int  # after these events
+
+    @property
+    def past(self) -> int:
+        """Return how many events are kept of those before."""
+        return self.events.past[0].shape[2] if self.events.past else 0
+
+
+def _stack(questions: Sequence[_Question]) -> Events:
+    """Return the events of users whose pasts are equally long as one batch."""
+    events = [q.events for q in questions]
+    counts = np.array([e.history.shape[1] for e in events])
+    padded = np.zeros((2, len(events), counts.max()), dtype=np.int64)
+    padded[1] = UNKNOWN
+    for row, e in enumerate(events):
+        padded[:, row, : counts[row]] = [e.history[0], e.since[0]]
+    return Events(
+        padded[0],
+        counts,
+        starts=np.concatenate([e.starts for e in events]),
+        since=padded[1],
+        until=np.concatenate([e.until for e in events]),
+        past=[np.concatenate(parts) for parts in zip(*(e.past for e in events), strict=True)],
+    )

@@ -1,0 +1,135 @@
+"""Graphs of models with random weights, and graphs that somebody damaged."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from ranklet.bundle import DATA, FORMAT, GRAPH, Manifest, Precision, TensorContract, describe_files
+from ranklet.graph import Graphs
+from ranklet_export.graph import export_graphs
+from ranklet_export.parity import ParityReport, check_parity
+from ranklet_training.checkpoint import Model
+from ranklet_training.model import ModelConfig, SequenceModel
+from ranklet_training.seed import SeedModel
+
+ITEMS = 40
+
+
+def _make_model(items: int = ITEMS, **settings: Any) -> Model:
+    """Return a model with random weights that are large enough for every part to matter."""
+    defaults = {"width": 16, "heads": 2, "feed_forward": 2, "max_length": 64}
+    config = ModelConfig(**{**defaults, **settings})
+    torch.manual_seed(1)
+    model: Model
+    if config.kind == "seed":
+        model = SeedModel(config, items, users=4)
+    else:
+        model = SequenceModel(config, items)
+    model.init_weights()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "items" not in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Model]:
+    return _make_model
+
+
+class Written(NamedTuple):
+    """A model and the folder of its graphs."""
+
+    model: Model
+    folder: Path
+    manifest: Manifest
+
+    def load(self) -> Graphs:
+        return Graphs(self.folder, self.manifest, "cpu", 1)
+
+    def check(self) -> ParityReport:
+        """Let the graphs pass the gate."""
+        return check_parity(self.load(), self.manifest, self.model, self.model.table())
+
+    def copy_to(self, folder: Path) -> "Written":
+        return self._replace(folder=Path(shutil.copytree(self.folder, folder)))
+
+
+@pytest.fixture(scope="session")
+def write_graphs() -> Callable[..., Written]:
+    return _write_graphs
+
+
+def _write_graphs(
+    model: Model, folder: Path, precision: Precision = "fp32", opset: int = 23, **options: bool
+) -> Written:
+    folder.mkdir(exist_ok=True)
+    written = export_graphs(model, folder, opset, precision, **options)
+    session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
+    inputs, outputs = (
+        [TensorContract(t.name, t.type, list(t.shape)) for t in tensors]
+        for tensors in (session.get_inputs(), session.get_outputs())
+    )
+    config = model.config
+    manifest = Manifest(
+        format=FORMAT,
+        items=len(model.table()) - 1,
+        id_type="string",
+        max_length=config.max_length,
+        width=config.width,
+        precision=precision,
+        opset=opset,
+        inputs=inputs,
+        outputs=outputs,
+        table=written.table,
+        rounding=written.rounding,
+        rotary_base=config.rotary_base if config.kind == "sequence" else None,
+        **{name: {} for name in ("training", "data", "quality", "parity", "gate")},
+        versions={},
+        files=describe_files(folder),
+    )
+    return Written(model, folder, manifest)
+
+
+@pytest.fixture(scope="session")
+def two_block_graphs(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A model of 64 events that nobody trained, int8."""
+    return _write_graphs(_make_model(), tmp_path_factory.mktemp("graphs") / "two-blocks", "int8")
+
+
+Change = Callable[[NDArray[Any]], None]
+
+
+@pytest.fixture(scope="session")
+def damage() -> Callable[[Path, str, Change], None]:
+    """Change a tensor of a graph where it lies: in the graph, or in the file of the tables."""
+    return _damage
+
+
+def _damage(graph: Path, name: str, change: Change) -> None:
+    model = onnx.load(graph, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        values = numpy_helper.to_array(tensor).copy()
+        change(values)
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
+        graph.write_bytes(model.SerializeToString())
+        return
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    assert place["location"] == DATA
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape = tuple(tensor.dims)
+    offset = int(place["offset"])
+    values = np.memmap(graph.with_name(DATA), kind, "r+", offset=offset, shape=shape)
+    change(values)
+    values.flush()

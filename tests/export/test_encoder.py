@@ -1,0 +1,167 @@
+"""The encoder as it is served equals the model as it was trained, in torch and as a graph."""
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ranklet.gaps import BUCKETS
+from ranklet_export.encoder import Encoder
+from ranklet_export.graph import flatten
+from ranklet_export.parity import SCORE_TOLERANCE
+from ranklet_training.checkpoint import Model
+
+USER_TOLERANCE = 2e-5  # of vectors that are 14 long, or 4 for dot products
+ITEMS = 40
+
+SHAPES: list[dict[str, Any]] = [
+    {"block": block, "activation": activation, "scoring": scoring, "heads": heads, "blocks": blocks}
+    for block, activation, scoring, heads, blocks in product(
+        ("pre-norm", "gated"), ("gelu", "swiglu"), ("cosine", "dot"), (1, 2), (0, 1, 2, 3)
+    )
+]
+SHAPES += [{"time_gaps": True, "heads": h, "blocks": b} for h in (1, 2) for b in (1, 2)]
+SHAPES += [{"kind": "seed", "heads": 1}]
+
+
+def name_of(settings: dict[str, Any]) -> str:
+    return "-".join(f"{key}={value}" for key, value in settings.items())
+
+
+def gaps_of(model: Model, history: Tensor) -> tuple[Tensor, Tensor] | None:
+    if not model.config.time_gaps:
+        return None
+    random = np.random.default_rng(1)
+    since = random.integers(0, BUCKETS, history.shape)
+    return torch.from_numpy(since), torch.from_numpy(random.integers(0, BUCKETS, len(history)))
+
+
+def encode(
+    encoder: Encoder, history: Tensor, gaps: tuple[Tensor, Tensor] | None, past: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Serve rows that are padded on the right, all with the same past."""
+    batch, length = history.shape
+    kept = past[0].shape[2] if past else 0
+    last = (history > 0).sum(dim=1, keepdim=True) - 1
+    may_attend = torch.cat([torch.ones(batch, kept, dtype=torch.bool), history > 0], dim=1)
+    user, *state = encoder(
+        history,
+        (kept + torch.arange(length)).expand(batch, -1),
+        last[:, :, None],
+        kept + last,
+        may_attend[:, None, None],
+        *(gaps or ()),
+        *past,
+    )
+    return user[:, 0], state
+
+
+def scale_of(model: Model) -> float:
+    """Rows of a sequence model are stored times this, users divided by it."""
+    return float(model.config.width**0.5) if model.config.kind == "sequence" else 1.0
+
+
+@pytest.mark.parametrize("with_rows", [True, False], ids=["rows", "compact"])
+@pytest.mark.parametrize("settings", SHAPES, ids=name_of)
+def test_the_encoder_serves_what_the_model_serves(
+    settings: dict[str, Any], with_rows: bool, make_model: Callable[..., Model]
+) -> None:
+    model = make_model(**settings)
+    encoder = Encoder(model, onnx_nodes=False, with_rows=with_rows).eval()
+    history = torch.from_numpy(np.random.default_rng(0).integers(1, ITEMS + 1, (3, 11)))
+    history[1, 4:], history[2, 1:] = 0, 0
+    gaps, table = gaps_of(model, history), model.table()
+    expected, _ = model.serve(history, model.empty_state(3), table, gaps)
+    found, _ = encode(encoder, history, gaps, flatten(model.empty_state(3)))
+    difference = (found * scale_of(model) - expected).abs().max()
+    assert difference < USER_TOLERANCE, f"users differ by {difference:.1e}"
+    difference = (encoder.table / scale_of(model) - table).abs().max()
+    assert difference < 1e-6, f"rows differ by {difference:.1e}"
+
+
+@pytest.mark.parametrize("with_rows", [True, False], ids=["rows", "compact"])
+@pytest.mark.parametrize("settings", SHAPES, ids=name_of)
+def test_the_state_of_the_encoder_stands_for_the_events_before(
+    settings: dict[str, Any], with_rows: bool, make_model: Callable[..., Model]
+) -> None:
+    model = make_model(**settings)
+    encoder = Encoder(model, onnx_nodes=False, with_rows=with_rows).eval()
+    history = torch.from_numpy(np.random.default_rng(0).integers(1, ITEMS + 1, (2, 11)))
+    gaps = gaps_of(model, history)
+    expected, _ = model.serve(history, model.empty_state(2), model.table(), gaps)
+    state = flatten(model.empty_state(2))
+    found = torch.zeros(2, model.config.width)
+    for part in (slice(0, 6), slice(6, 7), slice(7, 11)):
+        told = None if gaps is None else (gaps[0][:, part], gaps[1])
+        found, state = encode(encoder, history[:, part], told, state)
+    difference = (found * scale_of(model) - expected).abs().max()
+    assert difference < USER_TOLERANCE, f"users differ by {difference:.1e}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({}, 3),
+        ({"block": "gated"}, 4),
+        ({"blocks": 0}, 0),
+        ({"time_gaps": True}, 0),
+        ({"kind": "seed", "heads": 1}, 0),
+    ],
+    ids=["pre-norm", "gated", "zero-block", "time gaps", "seed"],
+)
+def test_rows_hold_query_key_value_and_gate_where_these_depend_on_the_item_alone(
+    settings: dict[str, Any], parts: int, make_model: Callable[..., Model]
+) -> None:
+    rows = Encoder(make_model(**settings), onnx_nodes=False, with_rows=True).rows
+    if parts == 0:
+        assert rows is None
+    else:
+        assert rows is not None
+        assert rows.shape == (ITEMS + 1, parts * 16)
+
+
+def test_a_model_is_not_changed_by_its_layout(make_model: Callable[..., Model]) -> None:
+    model = make_model(heads=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Encoder(model, onnx_nodes=False, with_rows=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_every_shape_of_model_passes_the_gate(any_model: Any) -> None:
+    manifest = any_model.ranker.manifest
+    assert len(manifest.parity["points"]) >= 4
+    assert manifest.parity["max_score_difference"] <= SCORE_TOLERANCE[manifest.precision]
+
+
+# Without nodes for attention, rotation and norms.
+OLD: dict[str, tuple[dict[str, Any], int, str, bool]] = {
+    "swiglu, dot, one head": (
+        {"activation": "swiglu", "scoring": "dot", "heads": 1},
+        *(18, "fp32", False),
+    ),
+    "gated, two heads": ({"block": "gated", "blocks": 1}, 18, "int8", True),
+    "times": ({"time_gaps": True, "heads": 1, "blocks": 1}, 20, "fp16", False),
+    "short seed": ({"kind": "seed", "heads": 1, "max_length": 3}, 18, "fp32", False),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "opset", "precision", "compact"), OLD.values(), ids=OLD.keys()
+)
+def test_graphs_of_older_opsets_pass_the_gate(
+    settings: dict[str, Any],
+    opset: int,
+    precision: Any,
+    compact: bool,
+    make_model: Callable[..., Model],
+    write_graphs: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    written = write_graphs(make_model(**settings), tmp_path, precision, opset, compact=compact)
+    assert written.check().max_score_difference <= SCORE_TOLERANCE[precision]

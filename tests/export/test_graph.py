@@ -1,0 +1,198 @@
+"""A graph answers like its model in plain onnxruntime, whatever the batch, length and past."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ranklet import Ranker
+from ranklet.files import sha256
+from ranklet_training.checkpoint import Run
+
+Ask = Callable[..., dict[str, NDArray[Any]]]
+SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6
+FILES = ["encoder.onnx", "model.onnx", "model.onnx.data"]
+
+
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    """Load a graph as a stranger to ranklet would."""
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_bundle: Path) -> onnxruntime.InferenceSession:
+    return session_of(tiny_bundle / "model.onnx")
+
+
+def test_batch_length_and_past_are_symbols_and_nothing_else_is(
+    graph: onnxruntime.InferenceSession,
+) -> None:
+    shapes = {i.name: i.shape for i in graph.get_inputs()}
+    state = ["batch", 2, "past", 8]  # heads, width of a head
+    names = {f"past_{part}_{block}" for part in ("key", "value") for block in (0, 1)}
+    assert shapes == {
+        "history": ["batch", "length"],
+        "positions": ["batch", "length"],
+        "last": ["batch", 1, 1],
+        "last_position": ["batch", 1],
+        "may_attend": ["batch", 1, 1, "total"],
+        **dict.fromkeys(names, state),
+        "k": [1],
+        "exclude": ["batch", "excluded"],
+        "bias": [64],
+        "pool": [1],
+    }
+
+
+def test_outputs_come_in_the_order_of_the_contract(graph: onnxruntime.InferenceSession) -> None:
+    present = [f"present_{part}_{block}" for block in (0, 1) for part in ("key", "value")]
+    expected = ["user", *present, "items", "scores", "pool_scores"]
+    assert [o.name for o in graph.get_outputs()] == expected
+
+
+def test_the_encoder_takes_and_gives_what_is_before_the_catalogue(tiny_bundle: Path) -> None:
+    graphs = [session_of(tiny_bundle / name) for name in ("encoder.onnx", "model.onnx")]
+    (encoder, whole) = ([t.name for t in graph.get_inputs()] for graph in graphs)
+    assert [*encoder, "k", "exclude", "bias", "pool"] == whole
+    (encoder, whole) = ([t.name for t in graph.get_outputs()] for graph in graphs)
+    assert [*encoder, "items", "scores", "pool_scores"] == whole
+
+
+@pytest.mark.parametrize("length", [1, 2, 6, 20])
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_the_graph_ranks_as_the_torch_model(
+    batch: int, length: int, graph: onnxruntime.InferenceSession, tiny_run: Run, ask: Ask
+) -> None:
+    model = tiny_run.load_model()
+    history = np.random.default_rng(length).integers(1, 61, (batch, length))
+    found = ask(graph, history, k=60)
+    with torch.no_grad():
+        table = model.table()
+        user, _ = model.serve(torch.from_numpy(history), model.empty_state(batch), table)
+    scores = (user @ table.T).numpy()
+    in_order = np.take_along_axis(scores, found["items"], axis=1)
+    assert np.abs(in_order - found["scores"]).max() < SCORE_TOLERANCE
+    assert np.diff(in_order, axis=1).max() < SCORE_TOLERANCE
+    assert (np.sort(found["items"], axis=1) == np.arange(1, 61)).all()
+
+
+def test_padding_changes_no_answer(graph: onnxruntime.InferenceSession, ask: Ask) -> None:
+    history = np.random.default_rng(0).integers(1, 61, (2, 8))
+    padded = np.pad(history, [(0, 0), (0, 7)])
+    np.testing.assert_array_equal(ask(graph, history)["items"], ask(graph, padded)["items"])
+
+
+def test_the_state_of_padding_comes_after_that_of_events(
+    graph: onnxruntime.InferenceSession, ask: Ask
+) -> None:
+    history = np.random.default_rng(0).integers(1, 61, (2, 8))
+    found, padded = ask(graph, history), ask(graph, np.pad(history, [(0, 0), (0, 7)]))
+    for name in (name for name in found if name.startswith("present")):
+        difference = np.abs(padded[name][:, :, :8] - found[name]).max()
+        assert difference < SCORE_TOLERANCE, name
+
+
+def test_excluded_items_are_in_no_answer(graph: onnxruntime.InferenceSession, ask: Ask) -> None:
+    history = np.random.default_rng(4).integers(1, 61, (3, 5))
+    full = ask(graph, history, k=60)["items"]
+    exclude = np.concatenate([full[:, :40:2], np.zeros((3, 3), dtype=np.int64)], axis=1)
+    found = ask(graph, history, k=40, pool=40, exclude=exclude)["items"]
+    for row, everything, gone in zip(found, full, exclude, strict=True):
+        assert row.tolist() == [item for item in everything if item not in gone]
+
+
+@pytest.mark.parametrize("appended", [1, 10])
+def test_events_appended_one_by_one_equal_one_long_history(
+    appended: int, graph: onnxruntime.InferenceSession, ask: Ask
+) -> None:
+    history = np.random.default_rng(1).integers(1, 61, (3, 20))
+    at_once, now = ask(graph, history), ask(graph, history[:, : 20 - appended])
+    for place in range(20 - appended, 20):
+        now = ask(graph, history[:, place : place + 1], now)
+    np.testing.assert_array_equal(now["items"], at_once["items"])
+    for name in ("scores", "user", "present_key_1", "present_value_1"):
+        assert np.abs(now[name] - at_once[name]).max() < SCORE_TOLERANCE, name
+
+
+def test_fifty_events_and_ten_appended_ones_equal_sixty(two_block_graphs: Any, ask: Ask) -> None:
+    session = session_of(two_block_graphs.folder / "model.onnx")
+    history = np.random.default_rng(2).integers(1, 41, (2, 60))
+    at_once, now = ask(session, history, items=40), ask(session, history[:, :50], items=40)
+    for place in range(50, 60):
+        now = ask(session, history[:, place : place + 1], now, items=40)
+    np.testing.assert_array_equal(now["items"], at_once["items"])
+    assert np.abs(now["scores"] - at_once["scores"]).max() < SCORE_TOLERANCE
+
+
+def test_the_unfused_graph_gives_the_ranking_of_the_fused_one(
+    two_block_graphs: Any, write_graphs: Callable[..., Any], tmp_path: Path, ask: Ask
+) -> None:
+    write_graphs(two_block_graphs.model, tmp_path, "fp32", opset=20)
+    graphs = [folder / "model.onnx" for folder in (two_block_graphs.folder, tmp_path)]
+    operators = {node.op_type for node in onnx.load(graphs[1]).graph.node}
+    assert not operators & {"Attention", "RotaryEmbedding", "RMSNormalization"}
+    history = np.random.default_rng(3).integers(1, 41, (4, 30))
+    fused, unfused = (ask(session_of(graph), history, items=40) for graph in graphs)
+    np.testing.assert_array_equal(fused["items"], unfused["items"])
+    assert np.abs(fused["scores"] - unfused["scores"]).max() < SCORE_TOLERANCE
+
+
+def test_attention_is_one_node_a_block(two_block_graphs: Any) -> None:
+    graph = onnx.load(two_block_graphs.folder / "model.onnx", load_external_data=False).graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("Attention") == 2
+    assert operators.count("RotaryEmbedding") == 4
+    assert "Softmax" not in operators
+
+
+def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
+    wanted = {"encoder.onnx": {"table", "rows"}, "model.onnx": {"table", "rows"}}
+    if any_ranker.manifest.precision == "int8":
+        wanted["model.onnx"] |= {"codes", "scales"}
+    for name, tables in wanted.items():
+        weights = onnx.load(any_ranker._folder / name, load_external_data=False).graph.initializer
+        kept = {i.name.removesuffix("_fp16") for i in weights if i.external_data}
+        assert kept >= tables
+        assert max(i.dims[0] for i in weights if i.dims and not i.external_data) < 60
+
+
+def test_both_graphs_refer_to_the_same_bytes(tiny_bundle: Path) -> None:
+    encoder, whole = (
+        {
+            tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+            for tensor in onnx.load(tiny_bundle / name, load_external_data=False).graph.initializer
+            if tensor.external_data
+        }
+        for name in ("encoder.onnx", "model.onnx")
+    )
+    assert encoder == {name: whole[name] for name in encoder}
+
+
+def test_a_compact_bundle_has_no_rows(any_model: Any) -> None:
+    config = any_model.model.config
+    graph = onnx.load(any_model.ranker._folder / "model.onnx", load_external_data=False).graph
+    has_rows = any(tensor.name.startswith("rows") for tensor in graph.initializer)
+    can_have = config.kind == "sequence" and config.blocks > 0 and not config.time_gaps
+    assert has_rows == (can_have and not any_model.settings.compact)
+
+
+def test_exporting_twice_gives_the_same_bytes(
+    two_block_graphs: Any, write_graphs: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_graphs(two_block_graphs.model, tmp_path, "int8")
+    for name in FILES:
+        assert sha256(tmp_path / name) == sha256(two_block_graphs.folder / name), name
+
+
+@pytest.mark.parametrize("trace", [b"site-packages", b".py", b"/tmp", b"/home", b"File "])
+@pytest.mark.parametrize("name", ["encoder.onnx", "model.onnx"])
+def test_no_local_path_or_stack_trace_is_in_a_graph(
+    trace: bytes, name: str, tiny_bundle: Path
+) -> None:
+    assert trace not in (tiny_bundle / name).read_bytes()

@@ -1,0 +1,278 @@
+"""Rounding stays within its bounds, and the selection is that of a full sort."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ranklet import Ranking
+from ranklet.bundle import CHUNK, NEVER, Precision, Rounding
+from ranklet.graph import Best
+from ranklet.ranker import _Margin
+from ranklet_export import head
+from ranklet_export.head import Codes, add_head, quantize
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+ROWS, WIDTH = 7 * CHUNK, 16
+ITEMS = ROWS - 5  # rows from here on are padding
+FP32 = 1e-5  # relative error of sums in fp32
+TINY = 1e-18  # squares of less vanish
+slow = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+# Rounding
+
+
+def tables(width: int) -> st.SearchStrategy[Floats]:
+    shapes = st.tuples(st.integers(1, 9), st.just(width))
+    return arrays(np.float32, shapes, elements=st.floats(-1e4, 1e4, width=32))
+
+
+def restore(codes: Codes, table: Floats) -> NDArray[np.float64]:
+    """Return what the codes stand for, in float64 and in the shape of the table."""
+    whole = (codes.codes.astype(np.float64) - 128) * codes.scales[..., None]
+    flat = whole.reshape(len(whole), -1)
+    assert not flat[len(table) :].any()
+    assert not flat[:, table.shape[1] :].any()
+    return flat[: len(table), : table.shape[1]]
+
+
+@pytest.mark.parametrize("width", [1, 8, 16, 17, 64, 300])
+@slow
+@given(data=st.data())
+def test_a_component_is_off_by_half_a_step_at_most(width: int, data: st.DataObject) -> None:
+    table = data.draw(tables(width))
+    codes = quantize(table, CHUNK)
+    steps = np.repeat(codes.scales[: len(table)], codes.codes.shape[2], axis=1)[:, :width]
+    largest = np.abs(table).max(axis=1, keepdims=True)
+    if width <= 256:
+        is_zero = largest < 1e-35  # beyond what a score can tell
+        assert (is_zero | (np.abs(steps * 127 - largest) <= 1e-6 * largest)).all()
+    error = np.abs(restore(codes, table) - table)
+    assert (error <= steps * (0.5 + 1e-5)).all(), f"off by {(error / steps).max()} steps"
+
+
+@pytest.mark.parametrize("width", [1, 16, 300])
+@slow
+@given(data=st.data())
+def test_what_a_row_loses_is_below_the_bounds(width: int, data: st.DataObject) -> None:
+    table = data.draw(tables(width))
+    codes = quantize(table, CHUNK)
+    restored = restore(codes, table)
+    lost = np.linalg.norm(restored - table, axis=1).max()
+    norm = np.linalg.norm(restored, axis=1).max()
+    assert lost <= codes.row_error * (1 + FP32) + FP32 * norm + TINY
+    assert norm <= codes.row_norm * (1 + FP32) + TINY
+
+
+@pytest.mark.parametrize("width", [1, 16, 40, 300])
+def test_zeros_stay_zeros(width: int) -> None:
+    table = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
+    table[0] = table[7] = 0
+    table[3, ::2] = 0
+    codes = quantize(table, CHUNK)
+    restored = restore(codes, table)
+    assert (restored[table == 0] == 0).all()
+    assert (codes.codes[[0, 7]] == 128).all()
+    assert (codes.codes[20:] == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "shape"),
+    [(1, (1, 16)), (16, (1, 16)), (17, (1, 32)), (64, (1, 64)), (256, (1, 256)), (257, (2, 256))],
+    ids=lambda value: str(value),
+)
+def test_blocks_are_powers_of_two_that_hold_the_width(width: int, shape: tuple[int, int]) -> None:
+    codes = quantize(np.ones((3, width), dtype=np.float32), CHUNK)
+    assert codes.codes.shape == (CHUNK, *shape)
+    assert codes.scales.shape == (CHUNK, shape[0])
+
+
+def test_a_large_table_is_rounded_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
+    whole = quantize(table, 256)
+    monkeypatch.setattr(head, "ROWS_AT_ONCE", 64)
+    parts = quantize(table, 256)
+    assert (parts.codes == whole.codes).all()
+    assert (parts.scales == whole.scales).all()
+    assert (parts.row_error, parts.row_norm) == (whole.row_error, whole.row_norm)
+
+
+# Selection
+
+
+def make_session(table: Floats, precision: Precision) -> onnxruntime.InferenceSession:
+    """Return a graph that takes users and picks from the rows of a table."""
+    encoder = [helper.make_node("Identity", ["x"], ["user_row"])]
+    encoder += [helper.make_node("Squeeze", ["user_row", "axis"], ["user"])]
+    graph = helper.make_graph(
+        encoder,
+        "head",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, WIDTH])],
+        [],
+        [numpy_helper.from_array(np.array([1]), "axis"), numpy_helper.from_array(table, "table")],
+    )
+    if precision == "int8":
+        codes = quantize(table, len(table))
+        for name, values in (("codes", codes.codes), ("scales", codes.scales)):
+            graph.initializer.append(numpy_helper.from_array(values, name))
+    add_head(graph, len(table), precision)
+    domains = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=domains)
+    model.ir_version = 10
+    onnx.checker.check_model(model)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+@pytest.fixture(params=[True, False], ids=["two levels", "one level"])
+def head_of(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Floats, Precision], onnxruntime.InferenceSession]:
+    monkeypatch.setattr(head, "TWO_LEVELS_FROM", 1 if request.param else ROWS + 1)
+    return make_session
+
+
+def ask(
+    session: onnxruntime.InferenceSession,
+    users: Floats,
+    k: int,
+    pool: int,
+    bias: Floats,
+    exclude: Ints,
+) -> dict[str, NDArray[Any]]:
+    inputs = {"x": users[:, None], "k": np.array([k]), "pool": np.array([pool])}
+    inputs |= {"bias": bias, "exclude": exclude}
+    names = [output.name for output in session.get_outputs()]
+    wanted = [tensor.name for tensor in session.get_inputs()]
+    found = session.run(None, {name: inputs[name] for name in wanted})
+    return dict(zip(names, found, strict=True))
+
+
+def sort_fully(scores: NDArray[Any], k: int) -> tuple[Ints, NDArray[Any]]:
+    """Return the k best places of each row, ties by place, and their scores."""
+    places = np.stack([np.lexsort((np.arange(len(row)), -row)) for row in scores])[:, :k]
+    return places, np.take_along_axis(scores, places, axis=1)
+
+
+USERS = np.eye(WIDTH, dtype=np.float32)[:3] * np.array([[1], [-1], [2]], dtype=np.float32)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def draw(seed: int, levels: int) -> tuple[Floats, Floats, Ints, int]:
+    """Return a table of whole numbers, a bias, items to exclude and how many are left to rank.
+
+    Users are one-hot, so that scores are exact and many of them tied.
+    """
+    random = np.random.default_rng(seed)
+    table = random.integers(-levels, levels + 1, (ROWS, WIDTH)).astype(np.float32)
+    table[0] = table[ITEMS:] = 0
+    bias = np.where(random.random(ROWS) < 0.3, np.float32(NEVER), np.float32(0))
+    bias[0] = bias[ITEMS:] = NEVER
+    allowed, count = np.flatnonzero(bias == 0), int(random.integers(1, 60))
+    exclude = np.stack([random.permutation(allowed)[:count] for _ in USERS])
+    repeated = np.concatenate([exclude, exclude[:, :3], np.zeros((3, 2), dtype=np.int64)], axis=1)
+    return table, bias, repeated, len(allowed) - count
+
+
+@slow
+@given(seed=seeds, levels=st.sampled_from([1, 3, 100]), share=st.floats(0, 1))
+def test_fp32_picks_what_a_full_sort_picks(
+    head_of: Any, seed: int, levels: int, share: float
+) -> None:
+    table, bias, exclude, available = draw(seed, levels)
+    k = max(1, round(share * available))
+    scores = USERS @ table.T + bias
+    np.put_along_axis(scores, exclude, np.float32(NEVER), axis=1)
+    found = ask(head_of(table, "fp32"), USERS, k, 0, bias, exclude)
+    items, expected = sort_fully(scores, k)
+    np.testing.assert_array_equal(found["items"], items)
+    np.testing.assert_array_equal(found["scores"], expected)
+
+
+@slow
+@given(seed=seeds, levels=st.sampled_from([1, 3, 127]), share=st.floats(0, 1))
+def test_int8_with_a_pool_of_all_items_picks_what_a_full_sort_picks(
+    head_of: Any, seed: int, levels: int, share: float
+) -> None:
+    table, bias, exclude, available = draw(seed, levels)
+    k = max(1, round(share * available))
+    scores = USERS @ table.T + bias
+    np.put_along_axis(scores, exclude, np.float32(NEVER), axis=1)
+    found = ask(head_of(table, "int8"), USERS, k, available, bias, exclude)
+    items, expected = sort_fully(scores, k)
+    np.testing.assert_array_equal(found["items"], items)
+    np.testing.assert_array_equal(found["scores"], expected)
+
+
+@slow
+@given(seed=seeds, share=st.floats(0, 1))
+def test_no_8_bit_score_outside_the_pool_is_above_its_last(
+    head_of: Any, seed: int, share: float
+) -> None:
+    table, bias, exclude, available = draw(seed, 100)
+    pool = max(1, round(share * available))
+    session = head_of(table, "int8")
+    found = ask(session, USERS, pool, pool, bias, exclude)
+    everything = ask(session, USERS, available, available, bias, exclude)
+    assert (np.diff(found["pool_scores"], axis=1) <= 0).all()
+    rounded = USERS @ restore(quantize(table, ROWS), table).T
+    tolerance = 1e-3 * np.abs(rounded).max()  # users are rounded, too
+    for row, last in enumerate(found["pool_scores"][:, -1]):
+        outside = np.setdiff1d(everything["items"][row], found["items"][row])
+        assert (rounded[row, found["items"][row]] >= last - tolerance).all()
+        assert (rounded[row, outside] <= last + tolerance).all()
+
+
+@pytest.mark.parametrize("k", [1, 63, 64, 65, 300])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_equal_rows_are_ranked_by_index(head_of: Any, precision: Precision, k: int) -> None:
+    random = np.random.default_rng(k)
+    table = np.tile(random.normal(size=(5, WIDTH)).astype(np.float32), (ROWS // 5 + 1, 1))[:ROWS]
+    users = random.normal(size=(4, WIDTH)).astype(np.float32)
+    nothing = np.zeros((4, 1), dtype=np.int64)
+    bias = np.zeros(ROWS, dtype=np.float32)
+    bias[0] = NEVER
+    found = ask(head_of(table, precision), users, k, min(2 * k, ROWS - 1), bias, nothing)
+    scores = (users @ table[:5].T)[:, np.arange(ROWS) % 5]
+    scores[:, 0] = NEVER
+    np.testing.assert_array_equal(found["items"], sort_fully(scores, k)[0])
+
+
+# What proves that the pool was large enough
+
+# (user, rows): of the pool of two, the first row is the best; the third row is better, but its
+# 8-bit score is below both, since the parts of its score lie just below half a step.
+ADVERSARIES = {
+    "rows": ([1.0] * 16, [[131.0] + [0.0] * 15, [127.5] + [0.0] * 15, [127.0] + [0.49] * 15]),
+    "users": ([127.0] + [0.49] * 15, [[103.0] + [0.0] * 15, [101.0] + [0.0] * 15, [100.0] * 16]),
+}
+
+
+@pytest.mark.parametrize(("user", "rows"), ADVERSARIES.values(), ids=ADVERSARIES.keys())
+def test_a_better_row_that_rounds_badly_is_not_ruled_out(
+    user: list[float], rows: list[list[float]]
+) -> None:
+    table = np.zeros((CHUNK, WIDTH), dtype=np.float32)
+    table[1:4], users = rows, np.array([user], dtype=np.float32)
+    bias = np.full(CHUNK, NEVER, dtype=np.float32)
+    bias[1:4] = 0
+    session, nothing = make_session(table, "int8"), np.zeros((1, 1), dtype=np.int64)
+    codes = quantize(table, CHUNK)
+    assert ask(session, users, 1, 3, bias, nothing)["items"] == 3
+    found = ask(session, users, 1, 2, bias, nothing)
+    assert found["items"] == 1
+    best = Best(found["items"], found["scores"], users, found["pool_scores"])
+    margin = _Margin(best, 0, Rounding(codes.row_error, codes.row_norm))
+    assert not Ranking(["x"], found["scores"][0], 0, cold=False, _margin=margin).exact

@@ -1,0 +1,72 @@
+"""Advice on memory pages changes no answer, and is harmless where nobody takes it."""
+
+import mmap
+import sys
+from pathlib import Path
+
+import pytest
+
+from ranklet import Ranker, pages
+from ranklet import graph as graph_module
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+
+
+@pytest.fixture
+def large_file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights with spaces.data"
+    path.write_bytes(bytes(range(256)) * (pages.LARGE // 256 + 1))
+    return path
+
+
+@on_linux
+def test_a_mapped_file_is_found_by_its_name(large_file: Path) -> None:
+    assert pages.regions(str(large_file)) == []
+    with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        ((_, size),) = pages.regions(str(large_file))
+        assert len(data) <= size < len(data) + mmap.PAGESIZE
+    assert pages.regions(str(large_file)) == []
+
+
+@on_linux
+def test_forgotten_pages_are_read_again(large_file: Path) -> None:
+    with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        before = data[:]
+        pages.forget_pages(pages.regions(str(large_file)))
+        assert data[:] == before
+
+
+def test_advice_that_nobody_takes_is_harmless() -> None:
+    pages.advise((mmap.PAGESIZE, mmap.PAGESIZE), 12345)
+    pages.forget_pages([])
+
+
+def test_other_systems_have_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert pages.regions("") == []
+
+
+@on_linux
+@pytest.mark.parametrize("lookups", [0, 100], ids=["always", "now and then"])
+def test_a_table_treated_as_huge_gives_the_same_rankings(
+    lookups: int,
+    tiny_bundle: Path,
+    tiny_ranker: Ranker,
+    ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graph_module, "LARGE_DATA", 0)
+    monkeypatch.setattr(graph_module, "HUGE_DATA", 0)
+    monkeypatch.setattr(graph_module, "MOST_LOOKUPS", lookups)
+    monkeypatch.setattr(pages, "use_huge_pages", lambda: None)
+    monkeypatch.setattr(pages, "LARGE", 0)
+    ranker = Ranker.load(tiny_bundle, provider="cpu")
+    user, expected = ranker.user(), tiny_ranker.user()
+    for count in range(1, 31):
+        assert ranker.rank(ids[:count]).items == tiny_ranker.rank(ids[:count]).items
+        user.append(ids[count])
+        expected.append(ids[count])
+        assert user.rank().items == expected.rank().items
+    assert ranker.rank(ids[:3], candidates=ids[9:]).items == (
+        tiny_ranker.rank(ids[:3], candidates=ids[9:]).items
+    )
