@@ -48,20 +48,20 @@ class Texts(Sequence[str]):
         except UnicodeDecodeError as error:
             raise BundleError(f"text {places} of the catalogue is not UTF-8: {error}") from error
 
-    def get(self, text: Any, default: int) -> int:  # noqa: ANN401 (as dict.get)
-        """Return the index of a text, counted from 1, as ``dict.get``."""
+    def get(self, text: Any) -> int | None:  # noqa: ANN401 (as dict.get)
+        """Return the index of a text, counted from 1; None if it is not there."""
         index = self._found.get(text)
         if index is not None:
             return index
         if not isinstance(text, str):
-            return default
+            return None
         try:
             wanted = text.encode()
         except UnicodeEncodeError:
-            return default
+            return None
         place = bisect_left(range(len(self)), wanted, key=self._raw)
         if place == len(self) or self._raw(place) != wanted:
-            return default
+            return None
         if len(self._found) >= REMEMBERED:
             self._found = {}
         self._found[text] = place + 1
@@ -153,15 +153,16 @@ class Vocabulary:
 
     def _index_texts(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
         ids = ids if isinstance(ids, list) else ids.tolist()
-        find = self._index_of.get
+        found: list[int | None]
         try:
-            found = [find(item, 0) for item in ids]
+            found = list(map(self._index_of.get, ids))
         except TypeError:  # an unhashable id, named below
-            found = [0] * len(ids)
-        if 0 in found:  # rare, so the slow questions are asked only here
+            found = [None] * len(ids)
+        if None in found:  # rare, so the slow questions are asked only here
             for place, (item, index) in enumerate(zip(ids, found, strict=True)):
-                if index == 0:
+                if index is None:
                     _check_text(item, f"{name}[{place}]")
+            found = [index or 0 for index in found]
         return np.array(found, dtype=np.int64)
 
     def _index_numbers(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Bundles of random weights are like the one that is timed; the least bytes are what graphs hold."""
+"""Bundles of random weights are like the one that is timed; least bytes are those of its graphs."""
 
 import math
 import os
@@ -13,10 +13,7 @@ import onnx
 import pytest
 
 from ranklet import InputError, Manifest, Ranker, RankletError
-from ranklet.bench import (
-    benchmark,
-    format_table,
-)
+from ranklet.bench import benchmark, format_table
 from ranklet.bench.bundles import check_export, cold_start, make_random, random_shape
 from ranklet.bench.limit import last_cache, least_bytes
 from ranklet.bundle import DATA, ENCODER, GRAPH, File, Precision, Table

@@ -44,7 +44,7 @@ def test_every_id_is_found_and_no_other(ids: list[str], others: list[str]) -> No
     index_of = {text: place for place, text in enumerate(ids, 1)}
     texts = texts_of(ids)
     for text in [*ids, *others, *ids]:
-        assert texts.get(text, 0) == index_of.get(text, 0)
+        assert texts.get(text) == index_of.get(text)
 
 
 @given(ids=sorted_ids)
@@ -63,7 +63,7 @@ def test_what_is_remembered_does_not_grow_without_end(monkeypatch: pytest.Monkey
     ids = [f"{number:03}" for number in range(100)]
     texts = texts_of(ids)
     for _ in range(2):
-        assert [texts.get(text, 0) for text in ids] == list(range(1, 101))
+        assert [texts.get(text) for text in ids] == list(range(1, 101))
         assert len(texts._found) <= 5
 
 

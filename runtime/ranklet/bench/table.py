@@ -147,7 +147,7 @@ def _comparison(found: Comparison | None) -> list[str]:
         f"compared with {found.path} of ranklet {found.ranklet}, ms",
         *(f"warning: {warning}" for warning in found.warnings),
         *_align(rows, left=2),
-        f"no difference: not surely more than {100 * SAME:.0f} %, by which runs of one bundle differ",
+        f"no difference: not surely more than {100 * SAME:.0f} %, by which runs differ",
         *(f"new here: {case}" for case in found.only_new),
         *(f"not timed here: {case}" for case in found.only_old),
     ]
