@@ -204,10 +204,12 @@ def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, 
     for peer in peers:
         asked = peer["arguments"]
         if asked["events"].split("/")[0] == data:
+            epochs = f"{len(peer['training']['epochs'])} epochs in {asked['minutes']:.0f} min"
             lines.append(
                 f"| RecTools {PEERS[asked['model']]} (width {asked['width']}, {asked['blocks']} "
-                f"blocks, L {asked['length']}) | 1 | {peer['test']['NDCG@10']:.4f} "
-                f"| {peer['test']['HR@10']:.4f} | | {peer['training']['seconds']:.0f} |"
+                f"blocks, L {asked['length']}; {epochs}, its budget) | 1 "
+                f"| {peer['test']['NDCG@10']:.4f} | {peer['test']['HR@10']:.4f} | "
+                f"| {peer['training']['seconds']:.0f} |"
             )
     evaluated = next(r for r in results if r["data"] == data)["evaluate"]
     for baseline in evaluated["rows"][1:]:
