@@ -30,7 +30,7 @@ pipeline: .venv/.dev
 	$(BIN)/ranklet export $(BUILD)/ml-100k models/ml-100k --replace
 	$(BIN)/ranklet evaluate models/ml-100k $(BUILD)/data/events.parquet --beside $(BUILD)/zero-block --beside $(BUILD)/seed
 	$(BIN)/ranklet verify models/ml-100k
-	$(BIN)/ranklet bench models/ml-100k --batch 1,32 --thread-sweep 1,2 --plot $(BUILD)/latency.png
+	$(BIN)/ranklet bench models/ml-100k --batch 1,32 --threads 1,2 --plot $(BUILD)/latency.png
 
 # The shipped bundle of ml-1m; DATA as below.
 ml-1m: .venv/.dev

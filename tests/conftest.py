@@ -1,6 +1,7 @@
 """What tests of several rooms share: a small world, a run trained on it, and its bundle."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +24,11 @@ from ranklet_training.presets import RunConfig, configure
 from ranklet_training.simulator import Simulation, simulate
 from ranklet_training.split import Split, split_events
 from ranklet_training.train import start_run, train
+
+try:
+    import fcntl
+except ImportError:  # Windows: every test process builds its own
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,13 +74,15 @@ def tiny_config() -> RunConfig:
 def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Build a folder once for all test processes: the first that asks builds, the others wait."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ and fcntl else base
 
     def build(name: str, make: Callable[[Path], object]) -> Path:
-        path = shared / name
+        path, half = shared / name, shared / f"{name}.half"
         with lock(shared / f"{name}.lock"):
             if not path.exists():
-                make(path)
+                shutil.rmtree(half, ignore_errors=True)
+                make(half)
+                half.rename(path)
         return path
 
     return build
@@ -82,9 +90,9 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    fcntl = pytest.importorskip("fcntl", reason="test processes share folders by flock")
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -121,9 +129,14 @@ PRECISIONS: list[Precision] = ["fp32", "fp16", "int8"]
 
 @pytest.fixture(scope="session", params=PRECISIONS)
 def any_ranker(
-    request: pytest.FixtureRequest, tiny_run: Run, build_once: Callable[..., Path]
+    request: pytest.FixtureRequest,
+    tiny_run: Run,
+    tiny_bundle: Path,
+    build_once: Callable[..., Path],
 ) -> Ranker:
     """The tiny bundle in every precision."""
+    if request.param == "int8":
+        return Ranker.load(tiny_bundle, provider="cpu")
     settings = Settings(precision=request.param, allow_drop=0.05)  # of 150 questions
     bundle = build_once(
         f"tiny-{request.param}", lambda path: export_bundle(tiny_run.path, path, settings)
@@ -164,20 +177,31 @@ def write_random_run(path: Path, items: int, settings: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="session")
-def exported(build_once: Callable[..., Path]) -> Callable[..., Exported]:
-    """Make a bundle of random weights, once: ``exported(Settings(...), items=60, width=16)``.
+def random_run(build_once: Callable[..., Path]) -> Callable[..., Run]:
+    """Make a run of random weights, once: ``random_run(items=60, width=16)``."""
+
+    def make(items: int = 60, **settings: Any) -> Run:
+        name = f"run-{items}-" + "-".join(map(str, settings.items()))
+        return read_run(build_once(name, lambda path: write_random_run(path, items, settings)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(
+    random_run: Callable[..., Run], build_once: Callable[..., Path]
+) -> Callable[..., Exported]:
+    """Make a bundle of random weights, once: ``exported(Settings(...), width=16)``.
 
     Tests must not write into it.
     """
     made: dict[str, Exported] = {}
 
-    def make(how: Settings = FP32, items: int = 60, **settings: Any) -> Exported:
-        name = f"random-{items}-" + "-".join(map(str, settings.items()))
-        key = f"{name}-{'-'.join(map(str, asdict(how).values()))}"
+    def make(how: Settings = FP32, **settings: Any) -> Exported:
+        key = "-".join(map(str, [*asdict(how).values(), *settings.items()]))
         if key not in made:
-            path = build_once(f"run-{name}", lambda run: write_random_run(run, items, settings))
-            bundle = build_once(key, lambda bundle: export_bundle(path, bundle, how))
-            run = read_run(path)
+            run = random_run(**settings)
+            bundle = build_once(key, lambda path: export_bundle(run.path, path, how))
             made[key] = Exported(run, run.load_model(), Ranker.load(bundle, provider="cpu"), how)
         return made[key]
 

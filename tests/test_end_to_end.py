@@ -121,8 +121,8 @@ def test_run_and_bundle_agree_to_four_digits(
     split = split_events(events.frame, config.train.split)
     run = start_run(tmp_path / "run", config, events, split, world.items)
     model = train(run, split, show_progress=False).model
-    # A time split also tries an older opset; in a world of 60 items int8 loses nothing.
-    how = Settings(opset=20, precision="fp32") if kind == "time" else Settings()
+    # The small one also tries an older opset; in a world of 60 items int8 loses nothing.
+    how = Settings(opset=20, precision="fp32") if preset == "small" else Settings()
     export_bundle(run.path, tmp_path / "bundle", how)
     ranker = Ranker.load(tmp_path / "bundle", provider="cpu")
     table = evaluate({"run": model, "bundle": ranker}, split)

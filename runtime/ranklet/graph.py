@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet import pages
 from ranklet.bundle import CHUNK, DATA, ENCODER, GRAPH, NEVER, Manifest, TensorContract
 from ranklet.errors import BundleError, ProviderError
 from ranklet.gaps import UNKNOWN
@@ -60,6 +61,8 @@ class Graphs:
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: int) -> None:
         """Load model.onnx, see ``Ranker.load``."""
+        is_large = manifest.files[DATA].size >= LARGE_DATA
+        before = pages.regions("") if is_large else []
         self.session, self.provider = create_session(folder / GRAPH, provider, threads)
         _check_contract(self.session, manifest, folder)
         self._folder, self._threads = folder, threads
@@ -73,7 +76,11 @@ class Graphs:
         self.answers = ["items", "scores", *(["user", "pool_scores"] if self.is_rounded else [])]
         self._mapped: list[tuple[int, int]] = []  # what a lookup brings into memory
         self._lookups = 0
-        self._advise_pages(folder / DATA, manifest.files[DATA].size)
+        if is_large and self.provider == "cpu":
+            pages.use_huge_pages(before)
+        if self.provider == "cpu" and manifest.files[DATA].size >= HUGE_DATA:
+            self._mapped = pages.regions(str((folder / DATA).resolve()))
+            pages.forget_pages(self._mapped)
         self._answers_and_state = self.answers + self._presents
         # The inputs of one user are views of these.
         longest = 2 * max(manifest.max_length, SHORTEST_EXPORT)
@@ -235,23 +242,10 @@ class Graphs:
         may_attend[:, 0, 0, kept:] = steps < counts[:, None]
         inputs["may_attend"] = may_attend
 
-    def _advise_pages(self, data: Path, size: int) -> None:
-        """Ask for pages that fit large tables, see ``ranklet.pages``."""
-        if size < LARGE_DATA or self.provider != "cpu":
-            return
-        from ranklet import pages
-
-        pages.use_huge_pages()
-        if size >= HUGE_DATA:
-            self._mapped = pages.regions(str(data.resolve()))
-            pages.forget_pages(self._mapped)
-
     def _count_lookups(self, rows: int) -> None:
         """Forget the pages of a huge table before they become many."""
         self._lookups += rows
         if self._lookups > MOST_LOOKUPS:
-            from ranklet import pages
-
             pages.forget_pages(self._mapped)
             self._lookups = 0
 

@@ -10,7 +10,6 @@ Both are advice to the kernel: no result depends on them, and where it does not 
 or one older than 6.1) things stay as they were.
 """
 
-import ctypes
 import sys
 from pathlib import Path
 
@@ -20,10 +19,20 @@ LARGE = 1 << 24  # bytes; smaller regions gain nothing
 Region = tuple[int, int]  # address, bytes
 
 
-def use_huge_pages() -> None:
-    """Put all large memory of this process into huge pages: a copy of it, once."""
-    for region in regions(""):
-        advise(region, COLLAPSE)
+def use_huge_pages(before: list[Region]) -> None:
+    """Put large memory that was allocated since ``regions("")`` gave ``before`` into huge pages."""
+    for start, size in regions(""):
+        at, end = start, start + size
+        for old, old_size in sorted(before):  # old memory may lie inside: regions grow together
+            if at < old + old_size and old < end:
+                _collapse(at, old)
+                at = old + old_size
+        _collapse(at, end)
+
+
+def _collapse(start: int, end: int) -> None:
+    if end - start >= LARGE:
+        advise((start, end - start), COLLAPSE)
 
 
 def forget_pages(mapped: list[Region]) -> None:
@@ -54,5 +63,7 @@ def regions(path: str) -> list[Region]:
 
 def advise(region: Region, advice: int) -> None:
     """Call madvise(2); a kernel that does not know the advice refuses, and nothing is lost."""
+    import ctypes  # for large tables alone
+
     start, size = region
     ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)

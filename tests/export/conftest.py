@@ -1,5 +1,6 @@
 """Graphs of models with random weights, and graphs that somebody damaged."""
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,9 +103,27 @@ def _write_graphs(
 
 
 @pytest.fixture(scope="session")
-def two_block_graphs(tmp_path_factory: pytest.TempPathFactory) -> Written:
+def two_block_graphs(build_once: Callable[..., Path]) -> Written:
     """A model of 64 events that nobody trained, int8."""
-    return _write_graphs(_make_model(), tmp_path_factory.mktemp("graphs") / "two-blocks", "int8")
+    return _write_once(build_once, "two-block-graphs", 23)
+
+
+@pytest.fixture(scope="session")
+def old_graphs(build_once: Callable[..., Path]) -> Written:
+    """The same model without nodes for attention, rotation and norms."""
+    return _write_once(build_once, "old-graphs", 20)
+
+
+def _write_once(build_once: Callable[..., Path], name: str, opset: int) -> Written:
+    """Let all test processes share the graphs; the manifest lies beside them."""
+
+    def make(path: Path) -> None:
+        written = _write_graphs(_make_model(), path, "int8", opset)
+        (path / "manifest.pickle").write_bytes(pickle.dumps(written.manifest))
+
+    folder = build_once(name, make)
+    manifest: Manifest = pickle.loads((folder / "manifest.pickle").read_bytes())
+    return Written(_make_model(), folder, manifest)
 
 
 Change = Callable[[NDArray[Any]], None]

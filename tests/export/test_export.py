@@ -15,7 +15,7 @@ import torch
 from ranklet import Manifest, Ranker
 from ranklet.bundle import map_table
 from ranklet.errors import BundleError, InputError, ParityError, RunError
-from ranklet_export import export
+from ranklet_export import export, head
 from ranklet_export.export import Settings, export_bundle
 from ranklet_export.graph import WrittenGraphs
 from ranklet_training.checkpoint import Model, Questions, Run, read_run, write_run, write_tensors
@@ -83,6 +83,26 @@ def test_popularity_is_the_share_of_training_events(tiny_bundle: Path, tiny_run:
     counts = tiny_run.catalogue["training_events"].to_numpy()
     found = np.load(tiny_bundle / "popularity.npy")
     np.testing.assert_allclose(found, counts / counts.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_bundle_that_picks_in_two_levels_ranks_as_its_model(
+    precision: Any, random_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "TWO_LEVELS_FROM", 1)
+    run = random_run(items=300, blocks=1, heads=1)
+    export_bundle(run.path, tmp_path / "bundle", Settings(precision=precision))
+    ranker, model = Ranker.load(tmp_path / "bundle", provider="cpu"), run.load_model()
+    histories = np.random.default_rng(0).integers(1, 301, (20, 7))
+    table = model.table()
+    user, _ = model.serve(torch.from_numpy(histories), model.empty_state(20), table)
+    for history, scores in zip(histories, user @ table.T, strict=True):
+        scores[0] = scores[history] = -torch.inf
+        found = ranker.rank(ranker.vocabulary.ids(history), k=290, exclude_seen=True)
+        expected = scores.sort(descending=True).values[:290].numpy()
+        assert np.abs(found.scores - expected).max() < SCORE_TOLERANCE
+        places = ranker.vocabulary.index(found.items)
+        assert np.abs(scores[places].numpy() - expected).max() < SCORE_TOLERANCE
 
 
 # Held-out questions, which the gate asks.

@@ -10,6 +10,7 @@ from ranklet import Ranker
 from ranklet.cli import cli
 from ranklet.errors import BundleError, InputError
 from ranklet.verify import verify
+from ranklet_export import export
 from ranklet_export.export import Settings, export_random
 
 SHAPE = "items=12,width=16,blocks=1,heads=1,length=9,feed_forward=1"
@@ -79,18 +80,34 @@ def test_an_existing_folder_is_refused_before_anything_is_made(tmp_path: Path) -
         export_random(SHAPE, tmp_path)
 
 
-def test_the_command_line_makes_one(tmp_path: Path) -> None:
-    arguments = ["export", "--random", SHAPE, str(tmp_path / "bundle")]
-    options = ["--precision", "fp32", "--compact", "--opset", "20", "--json"]
-    result = CliRunner().invoke(cli, [*arguments, *options])
+def test_the_command_line_makes_the_same_one(bundle: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["export", "--random", SHAPE, str(tmp_path / "b"), "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert (report["precision"], report["opset"], report["gate"]) == ("fp32", 20, {})
-    assert report["bytes"] == sum(p.stat().st_size for p in (tmp_path / "bundle").iterdir())
-    ranked = CliRunner().invoke(
-        cli, ["rank", str(tmp_path / "bundle"), "--history", "1,2", "--json"]
-    )
+    assert report["bytes"] == sum(path.stat().st_size for path in (tmp_path / "b").iterdir())
+    first, again = (Ranker.load(path, provider="cpu").manifest for path in (bundle, tmp_path / "b"))
+    assert (report["precision"], report["opset"]) == (first.precision, first.opset)
+    for name in ("model.onnx", "encoder.onnx", "model.onnx.data", "golden.json"):
+        assert first.files[name] == again.files[name]
+    ranked = CliRunner().invoke(cli, ["rank", str(tmp_path / "b"), "--history", "1,2", "--json"])
     assert len(json.loads(ranked.stdout)["items"]) == 10
+
+
+def test_the_command_line_hands_its_options_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def remember(*arguments: object) -> None:
+        asked.append(arguments)
+        raise InputError("enough")
+
+    monkeypatch.setattr(export, "export_random", remember)
+    options = ["--precision", "fp16", "--compact", "--opset", "20", "--allow-drop", "0.1"]
+    arguments = ["export", "--random", SHAPE, str(tmp_path), *options, "--replace"]
+    assert CliRunner().invoke(cli, arguments).exit_code == 4
+    settings = Settings(20, "fp16", compact=True, allow_drop=0.1, replace=True)
+    assert asked == [(SHAPE, tmp_path, settings)]
 
 
 @pytest.mark.parametrize(
@@ -108,12 +125,3 @@ def test_the_command_line_names_a_wrong_shape(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["export", "--random", "items=x", str(tmp_path / "bundle")])
     assert result.exit_code == 4
     assert "got 'items=x'" in result.stderr
-
-
-def test_the_same_shape_gives_the_same_weights(bundle: Path, tmp_path: Path) -> None:
-    export_random(SHAPE, tmp_path / "again", Settings())
-    digests = [
-        Ranker.load(path, provider="cpu").manifest.files for path in (bundle, tmp_path / "again")
-    ]
-    for name in ("model.onnx", "encoder.onnx", "model.onnx.data", "golden.json"):
-        assert digests[0][name] == digests[1][name]

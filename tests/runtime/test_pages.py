@@ -41,6 +41,33 @@ def test_advice_that_nobody_takes_is_harmless() -> None:
     pages.forget_pages([])
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([], [(0, 40)], [(0, 40)]),
+        ([(0, 40)], [(0, 40)], []),
+        ([(0, 40)], [(0, 90)], [(40, 50)]),
+        ([(50, 40)], [(0, 90)], [(0, 50)]),
+        ([(30, 20)], [(0, 100)], [(0, 30), (50, 50)]),
+        ([(30, 20), (10, 5)], [(0, 100)], [(0, 10), (15, 15), (50, 50)]),
+        ([(200, 50)], [(0, 30), (200, 50), (300, 60)], [(0, 30), (300, 60)]),
+    ],
+    ids=["new", "old", "grown up", "grown down", "around", "between", "others"],
+)
+def test_only_new_memory_is_put_into_huge_pages(
+    before: list[pages.Region],
+    after: list[pages.Region],
+    expected: list[pages.Region],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    advised: list[pages.Region] = []
+    monkeypatch.setattr(pages, "LARGE", 5)
+    monkeypatch.setattr(pages, "regions", lambda path: after)
+    monkeypatch.setattr(pages, "advise", lambda region, advice: advised.append(region))
+    pages.use_huge_pages(before)
+    assert advised == expected
+
+
 def test_other_systems_have_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert pages.regions("") == []
@@ -58,7 +85,7 @@ def test_a_table_treated_as_huge_gives_the_same_rankings(
     monkeypatch.setattr(graph_module, "LARGE_DATA", 0)
     monkeypatch.setattr(graph_module, "HUGE_DATA", 0)
     monkeypatch.setattr(graph_module, "MOST_LOOKUPS", lookups)
-    monkeypatch.setattr(pages, "use_huge_pages", lambda: None)
+    monkeypatch.setattr(pages, "use_huge_pages", lambda before: None)
     monkeypatch.setattr(pages, "LARGE", 0)
     ranker = Ranker.load(tiny_bundle, provider="cpu")
     user, expected = ranker.user(), tiny_ranker.user()

@@ -19,9 +19,9 @@ SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6
 
 
 @pytest.fixture(scope="module")
-def clustered_run(exported: Callable[..., Any], build_once: Callable[..., Path]) -> Run:
+def clustered_run(random_run: Callable[..., Run], build_once: Callable[..., Path]) -> Run:
     """A run whose items lie in six clusters: inside of one, 8-bit scores can't tell who is best."""
-    source: Run = exported(items=ITEMS, blocks=1, heads=1).run
+    source = random_run(ITEMS, blocks=1, heads=1)
 
     def make(path: Path) -> None:
         path.mkdir()

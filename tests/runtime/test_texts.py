@@ -95,6 +95,13 @@ def test_titles_of_a_large_catalogue_are_found(
     assert mapped.find(text) == tiny_ranker.find(text) == [ids[7]]
 
 
+def test_bytes_that_are_no_text_are_named_when_they_are_shown() -> None:
+    texts = Texts(memoryview(b"a\xff"), np.array([1, 2]).data)
+    assert texts[0] == "a"
+    with pytest.raises(BundleError, match="text 1 of the catalogue is not UTF-8"):
+        Vocabulary(texts).ids(np.array([1, 2]))
+
+
 @pytest.mark.parametrize("shift", [1, -1], ids=["past the end", "short of the end"])
 def test_wrong_ends_of_a_large_catalogue_are_refused(
     shift: int, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

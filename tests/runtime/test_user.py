@@ -166,6 +166,37 @@ def test_ranking_again_changes_nothing(any_model: Any) -> None:
             assert_same(ranker, often.rank(k), expected, f"{len(once)} events")
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_any_sequence_of_calls_ranks_as_the_window(any_model: Any, seed: int) -> None:
+    ranker, random = any_model.ranker, np.random.default_rng(seed)
+    users, history, begin = ranker.users([[]]), np.zeros(0, dtype=np.int64), 0
+    has_ranked = False
+    for _ in range(60):
+        new = draw(int(random.choice([0, 1, 1, 1, 2, 5, 17])), seed=int(random.integers(10**6)))
+        users[0].extend(names(ranker, new))
+        history = np.concatenate([history, new])
+        how = random.choice(["nothing", "alone", "alone", "batch", "candidates", "filters", "park"])
+        if how == "park":
+            users[0].load(users[0].save())
+        if how in ("nothing", "park") or not len(history):
+            continue
+        if not has_ranked:
+            begin, has_ranked = max(0, len(history) - ranker.manifest.max_length), True
+        expected = rolling_scores(any_model.model, history[begin:])[-1]
+        k, some = int(random.choice([1, 10, ITEMS])), names(ranker, np.unique(draw(40, seed)))
+        when = f"{how}, {len(history)} events"
+        if how in ("alone", "batch"):
+            found = users[0].rank(k) if how == "alone" else users.rank(k)[0]
+            assert_scores(ranker, found, expected, when)
+            continue
+        options: dict[str, Any] = {"candidates": some} if how == "candidates" else {"exclude": some}
+        found = users[0].rank(ITEMS, **options)
+        shown = ranker.vocabulary.index(found.items) - 1
+        assert (how == "candidates") == (set(found.items) == set(some))
+        difference = np.abs(found.scores - expected[shown]).max(initial=0)
+        assert difference <= TOLERANCE[ranker.manifest.precision], when
+
+
 def test_an_answer_depends_on_the_order_of_events(any_model: Any) -> None:
     ranker, history = any_model.ranker, names(any_model.ranker, draw(12, seed=4))
     found, other = (ranker.user(events).rank(ITEMS) for events in (history, history[::-1]))
