@@ -257,11 +257,13 @@ def _ask(
     k: int = 10,
     pool: int | None = None,
     exclude: NDArray[np.int64] | None = None,
+    hidden: float = -1e30,
 ) -> Outputs:
     """Run a graph of so many items; ``before`` is what it gave for the events before."""
     (batch, length), is_event = history.shape, history > 0
     past = before["present_key_0"].shape[2] if before else 0
     last = is_event.sum(axis=1, keepdims=True) - 1  # (B, 1)
+    is_later = np.arange(past + length) > past + np.arange(length)[:, None]
     bias = np.zeros(-(-(items + 1) // 64) * 64, dtype=np.float32)
     bias[0] = bias[items + 1 :] = NEVER
     inputs: Outputs = {
@@ -270,6 +272,7 @@ def _ask(
         "last": last[:, :, None],
         "last_position": past + last,
         "may_attend": np.pad(is_event, [(0, 0), (past, 0)], constant_values=True)[:, None, None],
+        "causal_mask": np.where(is_later, np.float32(hidden), np.float32(0))[None, None],
         "k": np.array([k]),
         "pool": np.array([pool or items]),
         "exclude": np.zeros((batch, 1), dtype=np.int64) if exclude is None else exclude,

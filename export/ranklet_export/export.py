@@ -311,6 +311,7 @@ def _manifest(
         table=graphs.table,
         rounding=graphs.rounding,
         rotary_base=config.rotary_base if config.kind == "sequence" else None,
+        hidden_score=graphs.hidden_score,
         training=source.training,
         data=source.data,
         quality=source.quality,

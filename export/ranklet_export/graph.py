@@ -50,6 +50,7 @@ class WrittenGraphs:
     nodes: int  # of model.onnx
     table: Table
     rounding: Rounding | None  # of int8
+    hidden_score: float | None  # of the causal mask, if the graphs take one
 
 
 def export_graphs(
@@ -102,7 +103,7 @@ def export_graphs(
         (folder / name).write_bytes(graph.SerializeToString())
         onnx.checker.check_model(folder / name)
     written = Table(DATA, place, items, width, kind)
-    return WrittenGraphs(len(whole.graph.node), written, rounding)
+    return WrittenGraphs(len(whole.graph.node), written, rounding, encoder.hidden_score)
 
 
 def flatten(state: list[KeyValue]) -> list[Tensor]:
@@ -134,6 +135,7 @@ def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.Model
     history = torch.ones(TRACED_BATCH, TRACED_LENGTH, dtype=torch.int64)
     one = history[:, :1]
     may_attend = torch.ones(TRACED_BATCH, 1, 1, TRACED_PAST + TRACED_LENGTH, dtype=torch.bool)
+    causal_mask = torch.zeros(1, 1, TRACED_LENGTH, TRACED_PAST + TRACED_LENGTH)
     gaps = [history.clone(), history[:, 0].clone()][: len(gap_names(model))]  # no input twice
     shapes: dict[str, object] = {
         "history": {0: batch, 1: length},
@@ -141,6 +143,7 @@ def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.Model
         "last": {0: batch},
         "last_position": {0: batch},
         "may_attend": {0: batch, 3: torch.export.Dim.DYNAMIC},
+        "causal_mask": {2: length, 3: torch.export.Dim.DYNAMIC},
     }
     others = (
         *({0: batch, 1: length}, {0: batch})[: len(gaps)],
@@ -162,6 +165,7 @@ def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.Model
                 one[:, :, None].clone(),
                 one.clone(),
                 may_attend,
+                causal_mask,
                 *gaps,
                 *state,
             ),
@@ -235,6 +239,7 @@ def _describe(model: onnx.ModelProto, source: Model) -> None:
         "last": ["batch", 1, 1],
         "last_position": ["batch", 1],
         "may_attend": ["batch", 1, 1, "total"],
+        "causal_mask": [1, 1, "length", "total"],
         "until": ["batch"],
         "user": ["batch", source.config.width],
         **{

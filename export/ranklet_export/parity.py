@@ -112,6 +112,7 @@ def check_contract(manifest: Manifest, model: Model) -> None:
         "last": ["batch", 1, 1],
         **({"last_position": ["batch", 1]} if is_sequence else {}),
         **({"may_attend": ["batch", 1, 1, "total"]} if states else {}),
+        **({"causal_mask": [1, 1, "length", "total"]} if manifest.hidden_score else {}),
         **dict(zip(gap_names(model), (batch_length, ["batch"]), strict=False)),
         **past,
         "k": [1],

@@ -32,7 +32,7 @@ from ranklet.errors import BundleError
 from ranklet.files import atomic_write, sha256
 from ranklet.vocabulary import Texts, Vocabulary
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 GRAPH, ENCODER, DATA = "model.onnx", "encoder.onnx", "model.onnx.data"
 MAX_MANIFEST_BYTES = 1 << 20
@@ -117,6 +117,7 @@ class Manifest:
     table: Table
     rounding: Rounding | None  # of int8
     rotary_base: float | None  # of the positions that keys of a state are rotated by
+    hidden_score: float | None  # what the causal mask adds to scores of later events
     training: dict[str, Any]  # all settings of the run
     data: dict[str, Any]  # digest and counts of the events
     quality: dict[str, Any]  # what ``ranklet evaluate`` found; may be empty
@@ -201,6 +202,9 @@ class Manifest:
             raise ValueError(f"precision {self.precision}, rounding {self.rounding}")
         if self.rotary_base is not None and type(self.rotary_base) is not float:
             raise ValueError(f"rotary_base {self.rotary_base!r}")
+        hidden = self.hidden_score
+        if hidden is not None and not (type(hidden) is float and hidden < 0):
+            raise ValueError(f"hidden_score {hidden!r}")
         self._check_files()
         self._check_table()
 

@@ -87,6 +87,8 @@ class Graphs:
         self.positions = longest  # that the graph knows
         self._steps = np.arange(longest, dtype=np.int64)[None]
         self._may_attend = np.ones((1, 1, 1, longest), dtype=np.bool_)
+        hidden = manifest.hidden_score
+        self._causal_mask = None if hidden is None else _causal_mask(longest, hidden)
         self.bias = np.zeros(-(-(manifest.items + 1) // CHUNK) * CHUNK, dtype=np.float32)
         self.bias[0] = self.bias[manifest.items + 1 :] = NEVER
         self._nothing = np.zeros((1, 1), dtype=np.int64)
@@ -151,6 +153,9 @@ class Graphs:
         inputs["last"] = steps[:, length - 1 : length, None]
         inputs["last_position"] = steps[:, end - 1 : end]
         inputs["may_attend"] = self._may_attend[..., : kept + length]
+        if self._causal_mask is not None:
+            middle = self.positions
+            inputs["causal_mask"] = self._causal_mask[..., :length, middle - kept : middle + length]
         inputs["k"] = np.array([k])
         if self.is_rounded:
             inputs["pool"] = np.array([pool])
@@ -221,6 +226,9 @@ class Graphs:
             inputs["may_attend"] = self._may_attend[..., : kept + length]
         else:
             self._place_batch(inputs, events, kept)
+        if self._causal_mask is not None:
+            middle = self.positions
+            inputs["causal_mask"] = self._causal_mask[..., :length, middle - kept : middle + length]
         for name in self._unused:
             del inputs[name]
         if self.uses_times:
@@ -269,3 +277,14 @@ def _check_contract(session: "InferenceSession", manifest: Manifest, folder: Pat
     ]
     if found != [manifest.inputs, manifest.outputs]:
         raise BundleError(f"the graph of {folder} does not take and give what the manifest says")
+
+
+def _causal_mask(longest: int, hidden: float) -> Floats:
+    """Return a view (1, 1, L, 2 L): row t is 0 up to column L + t, and ``hidden`` from there on.
+
+    Where P events are kept, columns from L - P on are the mask of what comes after them.
+    """
+    ramp = np.full(3 * longest, hidden, dtype=np.float32)
+    ramp[: 2 * longest + 1] = 0
+    step, shape = ramp.itemsize, (1, 1, longest, 2 * longest)
+    return np.lib.stride_tricks.as_strided(ramp[longest:], shape, (0, 0, -step, step))

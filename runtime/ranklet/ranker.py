@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 # One run of the graph holds at most this many scores (64 MiB), however many histories come.
 MAX_SCORES = 1 << 24
-MAX_BATCH = 256
+# What 64 histories of 50 events need stays in the caches: a tenth faster than 256.
+MAX_BATCH = 64
 ORDER_ALONE = "this bundle does not use times: its model was trained on order alone"
 WARM_UP = 3  # requests
 

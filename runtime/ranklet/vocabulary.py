@@ -153,17 +153,12 @@ class Vocabulary:
 
     def _index_texts(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
         ids = ids if isinstance(ids, list) else ids.tolist()
-        found: list[int | None]
         try:
-            found = list(map(self._index_of.get, ids))
-        except TypeError:  # an unhashable id, named below
-            found = [None] * len(ids)
-        if None in found:  # rare, so the slow questions are asked only here
-            for place, (item, index) in enumerate(zip(ids, found, strict=True)):
-                if index is None:
-                    _check_text(item, f"{name}[{place}]")
-            found = [index or 0 for index in found]
-        return np.array(found, dtype=np.int64)
+            return np.fromiter(map(self._index_of.get, ids), np.int64, len(ids))
+        except TypeError:  # an id that is unknown or can't be one: slow questions are asked here
+            for place, item in enumerate(ids):
+                _check_text(item, f"{name}[{place}]")
+        return np.array([self._index_of.get(item) or 0 for item in ids], dtype=np.int64)
 
     def _index_numbers(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
         values = _numbers(ids, name) if isinstance(ids, list) else ids

@@ -95,6 +95,7 @@ def _write_graphs(
         table=written.table,
         rounding=written.rounding,
         rotary_base=config.rotary_base if config.kind == "sequence" else None,
+        hidden_score=written.hidden_score,
         **{name: {} for name in ("training", "data", "quality", "parity", "gate")},
         versions={},
         files=describe_files(folder),

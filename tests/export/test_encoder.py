@@ -1,5 +1,6 @@
 """The encoder as it is served equals the model as it was trained, in torch and as a graph."""
 
+import math
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ from ranklet.gaps import BUCKETS
 from ranklet_export.encoder import Encoder
 from ranklet_export.graph import flatten
 from ranklet_export.parity import SCORE_TOLERANCE
+from ranklet_training.attention import rotary
 from ranklet_training.checkpoint import Model
 
 USER_TOLERANCE = 2e-5  # of vectors that are 14 long, or 4 for dot products
@@ -49,12 +51,14 @@ def encode(
     kept = past[0].shape[2] if past else 0
     last = (history > 0).sum(dim=1, keepdim=True) - 1
     may_attend = torch.cat([torch.ones(batch, kept, dtype=torch.bool), history > 0], dim=1)
+    is_later = torch.arange(kept + length) > kept + torch.arange(length)[:, None]
     user, *state = encoder(
         history,
         (kept + torch.arange(length)).expand(batch, -1),
         last[:, :, None],
         kept + last,
         may_attend[:, None, None],
+        (is_later * (encoder.hidden_score or 0.0))[None, None],
         *(gaps or ()),
         *past,
     )
@@ -123,6 +127,55 @@ def test_rows_hold_query_key_value_and_gate_where_these_depend_on_the_item_alone
     else:
         assert rows is not None
         assert rows.shape == (ITEMS + 1, parts * 16)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+def test_a_later_event_weighs_less_than_float32_can_tell(
+    spread: float, heads: int, make_model: Callable[..., Model]
+) -> None:
+    model = make_model(heads=heads)
+    block = next(iter(model.each_block()))
+    block.query.weight.mul_(spread)
+    encoder = Encoder(model, onnx_nodes=False, with_rows=True)
+    assert encoder.hidden_score is not None
+    normed = block.attention_norm(encoder.table)
+    query, key = (
+        block.split_heads(part[None])[0].double()  # (H, N, d)
+        for part in (block.query(normed), block.key_value(normed).chunk(2, dim=-1)[0])
+    )
+    itself = (query * key).sum(dim=-1)
+    gap = -math.inf
+    for steps in range(12):  # between the two events
+        positions = torch.full((1, key.shape[1]), steps)
+        turned = rotary(key[None], model.cos, model.sin, positions)[0]
+        gap = max(gap, float((query @ turned.mT - itself[..., None]).max()))
+    gap /= key.shape[-1] ** 0.5
+    assert gap > 0
+    assert math.exp(encoder.hidden_score + gap) < torch.finfo(torch.float32).eps
+    assert encoder.hidden_score >= -70
+
+
+@pytest.mark.parametrize("settings", [{}, {"heads": 1}], ids=name_of)
+def test_a_model_whose_scores_spread_too_far_is_causal_without_a_mask(
+    settings: dict[str, Any], make_model: Callable[..., Model]
+) -> None:
+    model = make_model(**settings)
+    next(iter(model.each_block())).query.weight.mul_(300)
+    encoder = Encoder(model, onnx_nodes=False, with_rows=True).eval()
+    assert encoder.hidden_score is None
+    history = torch.from_numpy(np.random.default_rng(0).integers(1, ITEMS + 1, (2, 11)))
+    expected, _ = model.serve(history, model.empty_state(2), model.table(), None)
+    found, _ = encode(encoder, history, None, flatten(model.empty_state(2)))
+    assert (found * scale_of(model) - expected).abs().max() < USER_TOLERANCE
+
+
+@pytest.mark.parametrize("settings", [{"blocks": 1}, {"blocks": 0}, {"time_gaps": True}])
+def test_the_mask_is_for_a_first_block_that_knows_the_item_alone_and_is_not_the_last(
+    settings: dict[str, Any], make_model: Callable[..., Model]
+) -> None:
+    encoder = Encoder(make_model(**settings), onnx_nodes=False, with_rows=True)
+    assert encoder.hidden_score is None
 
 
 def test_a_model_is_not_changed_by_its_layout(make_model: Callable[..., Model]) -> None:

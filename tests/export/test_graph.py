@@ -42,6 +42,7 @@ def test_batch_length_and_past_are_symbols_and_nothing_else_is(
         "last": ["batch", 1, 1],
         "last_position": ["batch", 1],
         "may_attend": ["batch", 1, 1, "total"],
+        "causal_mask": [1, 1, "length", "total"],
         **dict.fromkeys(names, state),
         "k": [1],
         "exclude": ["batch", "excluded"],

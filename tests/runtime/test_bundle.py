@@ -222,7 +222,7 @@ DAMAGED = {
     "format as text": (b'{"format": "1"}', "it has no format number"),
     "format as float": (b'{"format": 1.0}', "it has no format number"),
     "format NaN": (b'{"format": NaN}', "it has no format number"),
-    "only a format": (b'{"format": 2}', "does not follow the bundle format: no 'inputs'"),
+    "only a format": (b'{"format": 3}', "does not follow the bundle format: no 'inputs'"),
 }
 
 
@@ -247,13 +247,14 @@ def test_a_huge_manifest_is_not_read(bundle: Path) -> None:
         (-1, "export the run again"),
         (0, "export the run again"),
         (1, "export the run again"),
-        (3, "upgrade ranklet"),
+        (2, "export the run again"),
+        (4, "upgrade ranklet"),
         (10**6, "upgrade ranklet"),
     ],
 )
 def test_another_format_says_what_to_do(bundle: Path, number: int, todo: str) -> None:
     edit(bundle, lambda document: document.update(format=number, new_key=1))
-    message = f"bundle format {number} and this version reads 2: {todo}"
+    message = f"bundle format {number} and this version reads 3: {todo}"
     with pytest.raises(BundleError, match=message):
         Ranker.load(bundle)
 
@@ -303,6 +304,9 @@ WRONG_VALUES: dict[str, tuple[str, Any, str]] = {
     "rounding as list": ("rounding", [1.0, 2.0], "unknown keys"),
     "rounding as text": ("rounding", {"row_error": "0", "row_norm": 1.0}, "row_error is '0'"),
     "rotary base as text": ("rotary_base", "1000", "rotary_base '1000'"),
+    "hidden score as text": ("hidden_score", "-20", "hidden_score '-20'"),
+    "hidden score above 0": ("hidden_score", 1.0, "hidden_score 1.0"),
+    "hidden score NaN": ("hidden_score", float("nan"), "hidden_score nan"),
     "inputs null": ("inputs", None, "NoneType"),
     "inputs as text": ("inputs", "history", "unknown keys"),
     "inputs as object": ("inputs", {"name": "k"}, "unknown keys"),
