@@ -4,6 +4,7 @@ Inputs of one user are views of arrays that were made at load: a request makes n
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,9 +62,11 @@ class Graphs:
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: int) -> None:
         """Load model.onnx, see ``Ranker.load``."""
-        is_large = manifest.files[DATA].size >= LARGE_DATA
+        data = str((folder / DATA).resolve())
+        is_large, is_huge = (manifest.files[DATA].size >= size for size in (LARGE_DATA, HUGE_DATA))
         before = pages.regions("") if is_large else []
-        self.session, self.provider = create_session(folder / GRAPH, provider, threads)
+        with pages.kept_out(data) if is_huge else nullcontext():
+            self.session, self.provider = create_session(folder / GRAPH, provider, threads)
         _check_contract(self.session, manifest, folder)
         self._folder, self._threads = folder, threads
         self.is_rounded = manifest.precision == "int8"
@@ -78,8 +81,8 @@ class Graphs:
         self._lookups = 0
         if is_large and self.provider == "cpu":
             pages.use_huge_pages(before)
-        if self.provider == "cpu" and manifest.files[DATA].size >= HUGE_DATA:
-            self._mapped = pages.regions(str((folder / DATA).resolve()))
+        if is_huge and self.provider == "cpu":
+            self._mapped = pages.regions(data)
             pages.forget_pages(self._mapped)
         self._answers_and_state = self.answers + self._presents
         # The inputs of one user are views of these.

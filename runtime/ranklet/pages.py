@@ -2,6 +2,8 @@
 
 * onnxruntime packs the table that it scans into pages of 4 KiB. To look these up halves the speed
   of the scan; pages of 2 MiB give it back (10M items, 1 thread: 58 ms, then 35 ms).
+* While it packs, the mapped table is resident beside its copy (10M items: a peak of 1.5 GB), unless
+  what was read is dropped in the meantime (0.9 GB).
 * Of the mapped file every row that is looked up brings what the page cache holds around it, up to
   2 MiB: the resident set grows by memory that nobody asked for. The kernel may take it back, but
   does so only when it is short of memory.
@@ -11,10 +13,14 @@ or one older than 6.1) things stay as they were.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 DONT_NEED, COLLAPSE = 4, 25  # of madvise(2)
 LARGE = 1 << 24  # bytes; smaller regions gain nothing
+FORGET_EVERY = 0.02  # seconds, in which up to 100 MB are read
 
 Region = tuple[int, int]  # address, bytes
 
@@ -42,6 +48,27 @@ def forget_pages(mapped: list[Region]) -> None:
     """
     for region in mapped:
         advise(region, DONT_NEED)
+
+
+@contextmanager
+def kept_out(path: str) -> Iterator[None]:
+    """Forget a file again and again while this thread is busy reading its mapping, outside Python.
+
+    Only for mappings that nobody writes to.
+    """
+    is_read = Event()
+
+    def forget() -> None:
+        while not is_read.wait(FORGET_EVERY):
+            forget_pages(regions(path))
+
+    thread = Thread(target=forget, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_read.set()
+        thread.join()
 
 
 def regions(path: str) -> list[Region]:

@@ -1,7 +1,9 @@
 """Advice on memory pages changes no answer, and is harmless where nobody takes it."""
 
 import mmap
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,26 @@ def test_forgotten_pages_are_read_again(large_file: Path) -> None:
         before = data[:]
         pages.forget_pages(pages.regions(str(large_file)))
         assert data[:] == before
+
+
+@on_linux
+def test_a_file_that_is_kept_out_does_not_stay_resident(large_file: Path) -> None:
+    with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        before = data[:]
+        assert resident_bytes(large_file) >= len(data)
+        with pages.kept_out(str(large_file)):
+            deadline = time.monotonic() + 10
+            while resident_bytes(large_file) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert resident_bytes(large_file) == 0
+        assert data[:] == before
+        assert resident_bytes(large_file) >= len(data)
+
+
+def resident_bytes(path: Path) -> int:
+    """Return how much of a mapped file is resident."""
+    _, _, rest = Path("/proc/self/smaps").read_text().partition(str(path))
+    return 1024 * int(re.search(r"^Rss: +(\d+) kB$", rest, re.MULTILINE)[1])  # type: ignore[index]
 
 
 def test_advice_that_nobody_takes_is_harmless() -> None:
