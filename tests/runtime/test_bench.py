@@ -238,12 +238,13 @@ def test_the_bare_session_gets_what_a_ranking_gives_it(
     calls: list[tuple[list[str], dict[str, Any]]] = []
 
     class Recorder:
-        def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
+        def run(self, outputs: list[str], inputs: dict[str, Any], _: object = None) -> list[Any]:
             calls.append((outputs, inputs))
             return session.run(outputs, inputs)
 
     session = ranker.graphs.session
     monkeypatch.setattr(ranker.graphs, "session", Recorder())
+    monkeypatch.setattr(ranker.graphs, "_run_plain", Recorder().run)
     case.rank(0)
     public, calls = calls, []
     case.run_session(0)
