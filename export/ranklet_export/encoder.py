@@ -6,7 +6,8 @@ waits:
 * What of the first block depends on an item alone (queries, keys, values, gate) is computed once,
   at export, and looked up beside the item's row.
 * With one head, the output layer of attention is part of the values: weights that add up to 1
-  carry its bias, too. That saves a product and an addition a block.
+  carry its bias, too. That saves a product and an addition a block. In the last block, which asks
+  for one event, values are what enters that layer, and only their sum goes through it.
 * Rows are stored times sqrt(D), as they enter the first block, and users are divided by it.
 * Positions, the place of the last event and the masks are inputs: to numpy they are views, to a
   graph a dozen nodes, and each node costs half a microsecond.
@@ -80,9 +81,15 @@ class Encoder(nn.Module):
         table, rows = model.table().detach() * scale, None
         if isinstance(model, SequenceModel):
             blocks = list(model.each_block())
-            self.values = nn.ModuleList(map(served_key_value, blocks))
             knows_item_alone = bool(blocks) and not model.config.time_gaps
-            if with_rows and knows_item_alone:
+            has_rows = with_rows and knows_item_alone
+            layers = list(map(served_key_value, blocks))
+            self.keys_values = nn.ModuleList(map(KeysValues, layers))
+            self.after = nn.ModuleList(nn.Identity() for _ in blocks)
+            if self.heads == 1 and len(blocks) > has_rows:
+                key, self.after[-1] = halves(layers[-1])
+                self.keys_values[-1] = LateValues(key)
+            if has_rows:
                 rows = torch.cat(self._item_parts(blocks[0], table), dim=-1).contiguous()
             if len(blocks) > 1 and knows_item_alone:
                 self.hidden_score = hidden_score(blocks[0], table)
@@ -149,7 +156,7 @@ class Encoder(nn.Module):
                     x, query, *gate = (self._take(part, last) for part in (x, query, *gate))
             else:
                 normed = block.attention_norm(x)
-                key, value = self.values[place](normed).chunk(2, dim=-1)
+                key, value = self.keys_values[place](normed)
                 if is_last:
                     x, normed = self._take(x, last), self._take(normed, last)  # (B, 1, D)
                     if gaps is not None:
@@ -165,7 +172,7 @@ class Encoder(nn.Module):
                 may_attend if is_last else mask,
             )
             present += now
-            x = self._merge(block, x, attended, gate)
+            x = self._merge(block, x, self.after[place](attended), gate)
         if not present:
             x = self._take(x, last)
         return self._user(model.norm(x)), present
@@ -173,7 +180,7 @@ class Encoder(nn.Module):
     def _item_parts(self, block: Block, x: Tensor) -> list[Tensor]:
         """Return query, key, value and gate of rows of the item table, each (N, D)."""
         normed = block.attention_norm(x)
-        key, value = self.values[0](normed).chunk(2, dim=-1)
+        key, value = self.keys_values[0](normed)
         return [block.query(normed), key, value, *gates(block, x)]
 
     def _merge(self, block: Block, x: Tensor, attended: Tensor, gate: list[Tensor]) -> Tensor:
@@ -290,6 +297,41 @@ def served_key_value(block: Block) -> nn.Linear:
 def gates(block: Block, x: Tensor) -> list[Tensor]:
     """Return what a gated block multiplies its attention by, nothing for another."""
     return [] if block.attention_gate is None else [block.attention_gate(x).sigmoid()]
+
+
+class KeysValues(nn.Module):
+    """Keys and values of events, each (B, T, D), from one layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Split what the layer makes."""
+        key, value = self.layer(normed).chunk(2, dim=-1)
+        return key, value
+
+
+class LateValues(nn.Module):
+    """Keys from a layer, and values that go through theirs when they are summed up."""
+
+    def __init__(self, key: nn.Linear) -> None:
+        super().__init__()
+        self.key = key
+
+    def forward(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys, and values as they are."""
+        return self.key(normed), normed
+
+
+def halves(layer: nn.Linear) -> list[nn.Linear]:
+    """Return two layers that make the first and the second half of what a layer makes."""
+    made = []
+    for weight, bias in zip(layer.weight.chunk(2), layer.bias.chunk(2), strict=True):
+        made.append(nn.Linear(*weight.T.shape))
+        made[-1].load_state_dict({"weight": weight, "bias": bias})
+        made[-1].requires_grad_(requires_grad=False)
+    return made
 
 
 def hidden_score(block: Block, table: Tensor) -> float | None:
