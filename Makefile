@@ -36,7 +36,7 @@ pipeline: .venv/.dev
 ml-1m: .venv/.dev
 	$(BIN)/ranklet train $(DATA)/ml-1m/interactions.parquet --items $(DATA)/ml-1m/items.parquet --out build/ml-1m
 	$(BIN)/ranklet evaluate build/ml-1m $(DATA)/ml-1m/interactions.parquet
-	$(BIN)/ranklet export build/ml-1m models/ml-1m --replace
+	$(BIN)/ranklet export build/ml-1m models/ml-1m --compact --replace
 	$(BIN)/ranklet verify models/ml-1m
 
 # Train and judge everything in docs/quality.md (hours; goes on where it was stopped). DATA holds a
