@@ -13,7 +13,7 @@ waits:
   graph a dozen nodes, and each node costs half a microsecond.
 * What the first block may not see has a low score instead of the lowest there is: the exponential
   of the lowest is a denormal number on its way to 0, which takes a processor ten times as long
-  (causal attention over 200 events: 202 us, so 90). See ``hidden_score``.
+  (causal attention over 200 events: 202 us, and 90 without). See ``hidden_score``.
 * From opset 23 on one node adds three tensors, and one normalises. SkipLayerNormalization would do
   more at once, but onnxruntime 1.32 runs it on one lane of the CPU: docs/log.md.
 """

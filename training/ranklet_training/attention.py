@@ -36,7 +36,8 @@ def attention(
         key: (B, H, S, d_k), for the events of ``history``; ``past`` comes before them.
         value: (B, H, S, d_k).
         past: Keys and values of earlier events, each (B, H, P, d_k); P may be 0.
-        may_attend: Boolean (B, 1, T, P + S), True where a query may look at a key.
+        may_attend: (B, 1, T, P + S); boolean, True where a query may look at a key, or a float that
+            is added to its score.
         is_causal: Query t looks at the past and at keys 0 to t only.
         onnx_node: Write one ONNX Attention node instead of its parts (only while exporting).
 
