@@ -1,10 +1,13 @@
 """Time ranklet and what others would use instead: same machine, same run, in turn.
 
-    python benchmarks/peers/latency.py [--cases 50,200] [--threads 1,2] [--runs 300] [--json OUT]
+    python benchmarks/peers/latency.py [--cases 50,200] [--threads 1,2] [--warm MS] [--json OUT]
 
 * What competes is in contenders.py. Each contender is a process that answers the same random
   histories, and ranklet is there in each of SHAPES, with random weights.
 * Ten calls of each in turn, in an order drawn anew every round; fewer where a call takes long.
+* A turn of ten short calls finds its caches taken by the others, as in a program that ranks now and
+  then. With ``--warm`` calls that are not timed go before them, as in a program that does nothing
+  else.
 * A ratio is the peer's p50 over ranklet's within a round, and then the median over rounds: noise of
   a shared machine that lasts longer than a round hits both sides. On a busy machine the longer call
   is interrupted more often, so that its ratio is too high: the table says when that happened.
@@ -23,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import cycle
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -155,9 +159,9 @@ class Contender:
         self.rounds.clear()
         self.interrupted = 0
 
-    def take_turn(self) -> list[float]:
-        """Time a block of calls."""
-        self.connection.send(self.calls)
+    def take_turn(self, warm: float = 0.0) -> list[float]:
+        """Time a block of calls, after calls that go on for so many milliseconds."""
+        self.connection.send((self.calls, warm))
         times, interrupted = self._receive()
         self.rounds.append(times)
         self.interrupted += interrupted
@@ -193,15 +197,21 @@ def _serve(connection: Connection, build: Callable[[Work], Calls], work: Work) -
     number = 0
     while True:
         try:
-            count: int = connection.recv()
+            count, warm = connection.recv()
         except EOFError:
             return
         settle = min(SETTLE, count)
         places = range(number, number + settle + count)
         requests = [calls.prepare(histories[place % REQUESTS]) for place in places]
+        others = [calls.prepare(history) for history in histories] if warm else []
         number, times, switches = places.stop, [], []
         gc.collect()
         gc.disable()
+        warm_until = time.perf_counter() + warm / 1e3
+        for request in cycle(others):
+            calls.answer(request)
+            if time.perf_counter() >= warm_until:
+                break
         for request in requests:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             start = time.perf_counter()
@@ -212,7 +222,7 @@ def _serve(connection: Connection, build: Callable[[Work], Calls], work: Work) -
         connection.send((times[settle:], sum(map(bool, switches[settle:]))))
 
 
-def run_case(key: str, works: Sequence[Work], runs: int, seconds: float) -> Result:
+def run_case(key: str, works: Sequence[Work], runs: int, seconds: float, warm: float) -> Result:
     """Let the contenders of a case take turns.
 
     Args:
@@ -220,6 +230,7 @@ def run_case(key: str, works: Sequence[Work], runs: int, seconds: float) -> Resu
         works: What to do, for each of ``SHAPES``.
         runs: Timed calls of a contender, if all its turns are of ten.
         seconds: After so long no new round starts, but for the first few.
+        warm: Milliseconds of a turn before what is timed.
     """
     case = CASES[key]
     contenders: list[Contender] = []
@@ -235,7 +246,7 @@ def run_case(key: str, works: Sequence[Work], runs: int, seconds: float) -> Resu
         if number >= LEAST_ROUNDS and time.monotonic() - begin > seconds:
             break
         for contender in order.sample(contenders, len(contenders)):
-            contender.take_turn()
+            contender.take_turn(warm)
     for contender in contenders:
         contender.close()
     rows = [_row(c.name, c.work.shape, c.note, c.rounds, c.interrupted) for c in contenders]
@@ -406,6 +417,7 @@ def _git(*arguments: str) -> str:
 @click.option("--cases", default=",".join(CASES), show_default=True, help="Separated by commas.")
 @click.option("--threads", default="1,2", show_default=True, help="Alike on all sides.")
 @click.option("--runs", default=300, show_default=True, help="Timed calls of a contender.")
+@click.option("--warm", default=0.0, show_default=True, help="ms of a turn before timed calls.")
 @click.option("--seconds", default=120.0, show_default=True, help="The most that a case is timed.")
 @click.option("--precision", default="int8", show_default=True, help="Of ranklet's bundles.")
 @click.option("--bundles", type=click.Path(path_type=Path), help="Keep the bundles in this folder.")
@@ -415,6 +427,7 @@ def main(
     cases: str,
     threads: str,
     runs: int,
+    warm: float,
     seconds: float,
     precision: str,
     bundles: Path | None,
@@ -439,10 +452,13 @@ def main(
                 sizes = (case.items, case.events, case.batch)
                 works.append(Work(*sizes, count, folder, bundle, shape))
             is_start = key == "start"
-            found.append(run_start(works) if is_start else run_case(key, works, runs, seconds))
+            found.append(
+                run_start(works) if is_start else run_case(key, works, runs, seconds, warm)
+            )
             click.echo(format_table({"cases": found[-1:]}), err=True)
     result = {
         "command": f"latency.py --cases {cases} --threads {threads} --runs {runs} "
+        f"--warm {warm:g} "
         f"--seconds {seconds:g} --precision {precision}",
         "machine": describe_machine(),
         "versions": {name: version(name) for name in PACKAGES},
