@@ -124,6 +124,10 @@ class Vocabulary:
             )
         return indices
 
+    def find(self, item: object) -> int | None:
+        """Return the index of a text; None where only ``index`` can tell."""
+        return self._index_of.get(item) if isinstance(item, str) and self.is_text else None
+
     def ids(self, indices: NDArray[np.int64]) -> list[str] | list[int]:
         """Return the ids that belong to indices between 1 and the number of items."""
         if self.is_text:
