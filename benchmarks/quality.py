@@ -207,7 +207,7 @@ def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, 
             epochs = f"{len(peer['training']['epochs'])} epochs in {asked['minutes']:.0f} min"
             lines.append(
                 f"| RecTools {PEERS[asked['model']]} (width {asked['width']}, {asked['blocks']} "
-                f"blocks, L {asked['length']}; {epochs}, its budget) | 1 "
+                f"blocks, L {asked['length']}; {epochs}, its budget, {peer['cpu']}) | 1 "
                 f"| {peer['test']['NDCG@10']:.4f} | {peer['test']['HR@10']:.4f} | "
                 f"| {peer['training']['seconds']:.0f} |"
             )

@@ -83,6 +83,21 @@ def test_texts_are_found_in_any_container(ids: Any) -> None:
     assert TEXTS.index(ids).tolist() == [3, 0, 2]
 
 
+@pytest.mark.parametrize(("item", "index"), [("7", 2), (np.str_("a"), 3), ("\u00e9", 4)])
+def test_one_text_is_found_alone(item: str, index: int) -> None:
+    assert TEXTS.find(item) == index
+
+
+@pytest.mark.parametrize("item", ["8", "", "\ud800", 7, None, [], ["7"], b"7"])
+def test_what_is_no_text_of_the_catalogue_is_left_to_the_way_of_many(item: Any) -> None:
+    assert TEXTS.find(item) is None
+
+
+def test_numbers_are_left_to_the_way_of_many() -> None:
+    assert NUMBERS.find(7) is None
+    assert NUMBERS.find("7") is None
+
+
 def test_a_memory_mapped_array_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.array([200, 3, 1]))
     mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")
