@@ -35,7 +35,8 @@ pipeline: .venv/.dev
 # The shipped bundle of ml-1m; DATA as below.
 ml-1m: .venv/.dev
 	$(BIN)/ranklet train $(DATA)/ml-1m/interactions.parquet --items $(DATA)/ml-1m/items.parquet --out build/ml-1m
-	$(BIN)/ranklet evaluate build/ml-1m $(DATA)/ml-1m/interactions.parquet
+	$(BIN)/ranklet train $(DATA)/ml-1m/interactions.parquet --out build/zero-block --preset zero-block
+	$(BIN)/ranklet evaluate build/ml-1m $(DATA)/ml-1m/interactions.parquet --beside build/zero-block
 	$(BIN)/ranklet export build/ml-1m models/ml-1m --compact --replace
 	$(BIN)/ranklet verify models/ml-1m
 

@@ -149,7 +149,7 @@ def traced(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(model: Model, folder: Path, *_: object, **__: object) -> WrittenGraphs:
         for name in ("model.onnx", "encoder.onnx", "model.onnx.data"):
             shutil.copy(tiny_bundle / name, folder)
-        return WrittenGraphs(49, manifest.table, manifest.rounding)
+        return WrittenGraphs(49, manifest.table, manifest.rounding, manifest.hidden_score)
 
     monkeypatch.setattr(export, "export_graphs", copy)
 

@@ -147,18 +147,23 @@ def test_a_smaller_k_gives_the_start_of_the_ranking(
 # The rest
 
 
+def break_sessions(patch: pytest.MonkeyPatch, ranker: Ranker) -> None:
+    class Broken:
+        def run(self, names: list[str], inputs: dict[str, Any], _: object = None) -> None:
+            raise RuntimeError("out of memory")
+
+    for name in ("session", "encoder"):
+        patch.setattr(ranker.graphs, name, Broken())
+    patch.setattr(ranker.graphs, "_run_plain", Broken().run)
+
+
 @pytest.mark.parametrize("asked", ["rank", "rank_batch", "candidates", "user", "users"])
 def test_an_error_of_onnxruntime_is_named(
     tiny_bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     ranker = Ranker.load(tiny_bundle, provider="cpu")
 
-    class Broken:
-        def run(self, names: list[str], inputs: dict[str, Any]) -> None:
-            raise RuntimeError("out of memory")
-
-    for name in ("session", "encoder"):
-        monkeypatch.setattr(ranker.graphs, name, Broken())
+    break_sessions(monkeypatch, ranker)
     calls: dict[str, Callable[[], object]] = {
         "rank": lambda: ranker.rank(ids[:2]),
         "rank_batch": lambda: ranker.rank_batch([ids[:2], ids[:1]]),
@@ -179,12 +184,8 @@ def test_a_user_outlives_an_error_of_onnxruntime(
         ranked.rank()
         ranked.extend(ids[30:34])
 
-    class Broken:
-        def run(self, names: list[str], inputs: dict[str, Any]) -> None:
-            raise RuntimeError("out of memory")
-
     with monkeypatch.context() as patch:
-        patch.setattr(ranker.graphs, "session", Broken())
+        break_sessions(patch, ranker)
         for _ in range(2):
             with pytest.raises(ProviderError, match="out of memory"):
                 user.rank()
