@@ -257,7 +257,6 @@ def _ask(
     k: int = 10,
     pool: int | None = None,
     exclude: NDArray[np.int64] | None = None,
-    hidden: float = -1e30,
 ) -> Outputs:
     """Run a graph of so many items; ``before`` is what it gave for the events before."""
     (batch, length), is_event = history.shape, history > 0
@@ -272,7 +271,7 @@ def _ask(
         "last": last[:, :, None],
         "last_position": past + last,
         "may_attend": np.pad(is_event, [(0, 0), (past, 0)], constant_values=True)[:, None, None],
-        "causal_mask": np.where(is_later, np.float32(hidden), np.float32(0))[None, None],
+        "causal_mask": np.where(is_later, np.float32(-1e30), np.float32(0))[None, None],
         "k": np.array([k]),
         "pool": np.array([pool or items]),
         "exclude": np.zeros((batch, 1), dtype=np.int64) if exclude is None else exclude,

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from ranklet import Ranker
-from ranklet.batch import rank_file
 from ranklet.cli import cli
+from ranklet.cli.batch import rank_file
 from ranklet.errors import InputError, RunError
 from ranklet.gaps import UNKNOWN, gap_buckets
 from ranklet_export.export import export_bundle

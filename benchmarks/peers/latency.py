@@ -458,8 +458,7 @@ def main(
             click.echo(format_table({"cases": found[-1:]}), err=True)
     result = {
         "command": f"latency.py --cases {cases} --threads {threads} --runs {runs} "
-        f"--warm {warm:g} "
-        f"--seconds {seconds:g} --precision {precision}",
+        f"--warm {warm:g} --seconds {seconds:g} --precision {precision}",
         "machine": describe_machine(),
         "versions": {name: version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "--short", "HEAD")

@@ -159,8 +159,7 @@ class Graphs:
         inputs["last_position"] = steps[:, end - 1 : end]
         inputs["may_attend"] = self._may_attend[..., : kept + length]
         if self._causal_mask is not None:
-            middle = self.positions
-            inputs["causal_mask"] = self._causal_mask[..., :length, middle - kept : middle + length]
+            inputs["causal_mask"] = self._mask_after(kept, length)
         inputs["k"] = np.array([k])
         if self.is_rounded:
             inputs["pool"] = np.array([pool])
@@ -232,8 +231,7 @@ class Graphs:
         else:
             self._place_batch(inputs, events, kept)
         if self._causal_mask is not None:
-            middle = self.positions
-            inputs["causal_mask"] = self._causal_mask[..., :length, middle - kept : middle + length]
+            inputs["causal_mask"] = self._mask_after(kept, length)
         for name in self._unused:
             del inputs[name]
         if self.uses_times:
@@ -254,6 +252,12 @@ class Graphs:
         may_attend = np.ones((batch, 1, 1, kept + length), dtype=np.bool_)
         may_attend[:, 0, 0, kept:] = steps < counts[:, None]
         inputs["may_attend"] = may_attend
+
+    def _mask_after(self, kept: int, length: int) -> Floats:
+        """Return the causal mask of new events, (1, 1, T, P + T)."""
+        assert self._causal_mask is not None
+        middle = self.positions
+        return self._causal_mask[..., :length, middle - kept : middle + length]
 
     def _count_lookups(self, rows: int) -> None:
         """Forget the pages of a huge table before they become many."""

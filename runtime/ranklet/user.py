@@ -73,7 +73,7 @@ class User:
         index = self._ranker.vocabulary.find(item) if time is None else None
         if index is None:
             self.extend([item], times=None if time is None else [time])
-        else:  # the same in a fifth of its time
+        else:  # the same without arrays
             self._history.append(index)
             self._since.append(UNKNOWN)
             self._last_time = None

@@ -138,7 +138,7 @@ def _rank_file(
     ranker: Ranker, source: Path, output: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Rank a file of histories; an output file appears whole or not at all."""
-    from ranklet.batch import rank_file
+    from ranklet.cli.batch import rank_file
     from ranklet.files import atomic_file
 
     if as_json and output is None:
