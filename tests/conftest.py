@@ -124,7 +124,7 @@ def tiny_ranker(tiny_bundle: Path) -> Ranker:
     return Ranker.load(tiny_bundle, provider="cpu")
 
 
-PRECISIONS: list[Precision] = ["fp32", "fp16", "int8"]
+PRECISIONS: list[Precision] = ["fp32", "fp16", "int8", "int4"]
 
 
 @pytest.fixture(scope="session", params=PRECISIONS)

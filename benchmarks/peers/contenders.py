@@ -96,14 +96,29 @@ def _first_ids(histories: Ints) -> list[str]:
     return ids
 
 
-def replay(work: Work) -> Calls:
-    """RePlay's compiled SASRec, which gives all scores, and topk."""
+def replay(work: Work, precision: str | None = None) -> Calls:
+    """RePlay's compiled SASRec, which gives all scores, and topk.
+
+    RePlay leaves the precision to OpenVINO, which takes bfloat16 where the processor multiplies
+    matrices of it.
+    """
+    import openvino
     import torch
     from replay.data import FeatureHint, FeatureType
     from replay.data.nn import TensorFeatureInfo, TensorSchema
     from replay.models.nn.sequential import SasRec
     from replay.models.nn.sequential.compiled import SasRecCompiled
 
+    if precision is not None:
+
+        class Core(openvino.Core):  # type: ignore[misc]  # no types
+            """What RePlay compiles with."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.set_property("CPU", {"INFERENCE_PRECISION_HINT": precision})
+
+        openvino.Core = Core
     torch.set_num_threads(work.threads)
     feature = TensorFeatureInfo(
         "item_id",
@@ -130,9 +145,9 @@ def replay(work: Work) -> Calls:
         return {"feature_tensor": {"item_id": ids}, "padding_mask": mask}
 
     layer = net._model.sasrec_layers.forward_layers[0].conv1
-    precision = compiled._model.get_property("INFERENCE_PRECISION_HINT").to_string()
+    runs_in = compiled._model.get_property("INFERENCE_PRECISION_HINT").to_string()
     shape = shape_note(net.hparams["head_count"], layer.out_channels // WIDTH)
-    note = f"{shape}, pads to {work.padded}, {precision}"
+    note = f"{shape}, pads to {work.padded}, {runs_in}"
     return Calls(prepare, lambda request: torch.topk(compiled.predict(request), K).indices, note)
 
 
@@ -340,11 +355,17 @@ def numpy_scores(work: Work) -> Calls:
     return Calls(prepare, answer, "scoring alone, fp32")
 
 
+def replay_f32(work: Work) -> Calls:
+    """The same in the precision of ranklet's scores."""
+    return replay(work, "f32")
+
+
 RANKLET, REPLAY, RECTOOLS = "ranklet", "RePlay SasRecCompiled + topk", "RecTools recommend"
 EAGER = "torch eager"
 BUILDERS: dict[str, Callable[[Work], Calls]] = {
     RANKLET: ranklet_rank,
     REPLAY: replay,
+    "RePlay, in float32": replay_f32,
     RECTOOLS: rectools_recommend,
     "RecTools, its tensors alone": rectools_core,
     EAGER: torch_eager,

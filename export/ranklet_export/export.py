@@ -100,7 +100,8 @@ class Settings:
         if self.opset not in OPSETS:
             raise InputError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
         if self.precision not in ("auto", *get_args(Precision)):
-            raise InputError(f"precision must be auto, fp32, fp16 or int8, got {self.precision!r}")
+            names = ", ".join(get_args(Precision))
+            raise InputError(f"precision must be auto or one of {names}, got {self.precision!r}")
         if not 0 <= self.allow_drop <= 1:
             raise InputError(f"allow_drop must be from 0 to 1, got {self.allow_drop}")
 

@@ -2,7 +2,7 @@
 
     encoder.onnx     history and state in, user vectors and state out
     model.onnx       the same, then the best items of the catalogue
-    model.onnx.data  weights of both: item table, rows of the first block, 8-bit codes; mapped
+    model.onnx.data  weights of both: item table, rows of the first block, codes; mapped
 
 Batch, length, past, k and the number of excluded items are dynamic. One graph serves a cold history
 (an empty past) and a single new event (a past of any length).
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from ranklet.bundle import CHUNK, DATA, ENCODER, GRAPH, Precision, Rounding, Table
+from ranklet.bundle import CHUNK, CODE_BITS, DATA, ENCODER, GRAPH, Precision, Rounding, Table
 from ranklet_export.encoder import Encoder
 from ranklet_export.head import add_head, quantize
 from ranklet_training.attention import KeyValue
@@ -49,7 +49,7 @@ class WrittenGraphs:
 
     nodes: int  # of model.onnx
     table: Table
-    rounding: Rounding | None  # of int8
+    rounding: Rounding | None  # of codes
     hidden_score: float | None  # of the causal mask, if the graphs take one
 
 
@@ -86,8 +86,8 @@ def export_graphs(
         for tensor in traced.graph.initializer:
             if len(tensor.raw_data) >= SMALLEST_STORED and tensor.name not in names:
                 stored.append(_store(file, tensor.name, numpy_helper.to_array(tensor)))
-        if precision == "int8":
-            quantized = quantize(table, padded)
+        if bits := CODE_BITS.get(precision):
+            quantized = quantize(table, padded, bits)
             codes.append(_store(file, "codes", quantized.codes))
             codes.append(_store(file, "scales", quantized.scales))
             rounding = Rounding(quantized.row_error, quantized.row_norm)

@@ -1,9 +1,10 @@
 """The part of a graph that scores the catalogue and picks the best: user vectors in, items out.
 
 * fp32 and fp16: one Gemm on the item table as it lies.
-* int8: one MatMulNBits on codes of 8 bits, one scale an item; the ``pool`` best by these scores are
-  scored again with the fp32 rows, of which nothing else is read. ``pool_scores`` are their 8-bit
-  scores, falling: what is outside the pool has none that is better than the last.
+* int8 and int4: one MatMulNBits on codes of 8 or 4 bits, one scale an item; the ``pool`` best by
+  these scores are scored again with the fp32 rows, of which nothing else is read. ``pool_scores``
+  are their scores by codes, falling: what is outside the pool has none that is better than the
+  last.
 * Large catalogues are picked from in two levels: the best of every chunk of 64 items, then the
   items of the best chunks. The k best items lie in the k chunks with the best maxima, so nothing is
   lost. Chunks keep the order of the items, so that ties go to the lower index.
@@ -18,12 +19,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ranklet.bundle import CHUNK, NEVER, Precision
+from ranklet.bundle import CHUNK, CODE_BITS, NEVER, Precision
 
 # Below, one TopK over all scores costs no more than two levels and has 11 nodes less (12k: 54 us
 # each; 100k: 276 us and 227 us).
 TWO_LEVELS_FROM = 16_384
-ZERO = 128  # the code of 0
+# Of 4 bits, a step that reaches the largest component is not the one that loses least.
+SHARES_OF_LARGEST = np.linspace(1, 0.75, 6, dtype=np.float32)
 SMALLEST_STEP = np.finfo(np.float32).tiny  # below, a division would be inexact
 ROWS_AT_ONCE = 1 << 18
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # what MatMulNBits takes; powers of 2
@@ -31,27 +33,31 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # what MatMulNBits takes; powers of 2
 
 @dataclass(frozen=True)
 class Codes:
-    """An item table in 8 bits: row = scale * (code - 128), a scale for each block of columns."""
+    """An item table in few bits: row = scale * (code - zero), a scale for each block of columns.
 
-    codes: NDArray[np.uint8]  # (rows, blocks, block)
+    The code of 0 is 2^(bits - 1); of two codes of 4 bits in a byte the first is the lower half.
+    """
+
+    codes: NDArray[np.uint8]  # (rows, blocks, block * bits / 8)
     scales: NDArray[np.float32]  # (rows, blocks)
     row_error: float  # largest |row - its codes| (Euclidean)
     row_norm: float  # largest |codes|
 
 
-def quantize(table: NDArray[np.float32], rows: int) -> Codes:
-    """Round every row to 8 bits, symmetrically; a row of zeros keeps zeros.
+def quantize(table: NDArray[np.float32], rows: int, bits: int = 8) -> Codes:
+    """Round every row to 8 or 4 bits, symmetrically; a row of zeros keeps zeros.
 
     Rows of up to 256 columns have one scale. Wider ones have one for each 256.
 
     Args:
         table: (items + 1, D).
         rows: Of the codes; those that the table lacks are zeros.
+        bits: Of a code.
     """
-    width = table.shape[1]
+    width, zero = table.shape[1], 1 << (bits - 1)
     block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 1 << (width - 1).bit_length()))
     blocks = -(-width // block)
-    codes = np.full((rows, blocks, block), ZERO, dtype=np.uint8)
+    codes = np.full((rows, blocks, block), zero, dtype=np.uint8)
     scales = np.ones((rows, blocks), dtype=np.float32)
     error = norm = 0.0
     for begin in range(0, len(table), ROWS_AT_ONCE):
@@ -59,15 +65,38 @@ def quantize(table: NDArray[np.float32], rows: int) -> Codes:
         padded = np.zeros((len(part), blocks * block), dtype=np.float32)
         padded[:, :width] = part
         padded = padded.reshape(len(part), blocks, block)
-        steps = np.abs(padded).max(axis=2) / 127
-        steps[steps < SMALLEST_STEP] = 1  # nothing but zeros, as far as a score can tell
-        rounded = np.rint(padded / steps[..., None])
+        steps = _steps(padded, bits)
+        rounded = _round(padded, steps, bits)
         restored = rounded * steps[..., None]
         error = max(error, np.square(restored - padded).sum(axis=(1, 2)).max())
         norm = max(norm, np.square(restored).sum(axis=(1, 2)).max())
-        codes[begin : begin + len(part)] = rounded + ZERO
+        codes[begin : begin + len(part)] = rounded + zero
         scales[begin : begin + len(part)] = steps
+    if bits == 4:
+        codes = codes[..., ::2] | codes[..., 1::2] << 4
     return Codes(codes, scales, float(error) ** 0.5, float(norm) ** 0.5)
+
+
+def _steps(padded: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Return the step of each block that loses least (Euclidean), (rows, blocks)."""
+    largest: NDArray[np.float32] = np.abs(padded).max(axis=2) / ((1 << (bits - 1)) - 1)
+    largest[largest < SMALLEST_STEP] = 1  # nothing but zeros, as far as a score can tell
+    if bits == 8:
+        return largest
+    best, least = largest, np.full_like(largest, np.inf)
+    for share in SHARES_OF_LARGEST:
+        steps = largest * share
+        lost = np.square(_round(padded, steps, bits) * steps[..., None] - padded).sum(axis=2)
+        best, least = np.where(lost < least, steps, best), np.minimum(lost, least)
+    return best
+
+
+def _round(
+    padded: NDArray[np.float32], steps: NDArray[np.float32], bits: int
+) -> NDArray[np.float32]:
+    half = 1 << (bits - 1)
+    rounded: NDArray[np.float32] = np.rint(padded / steps[..., None])
+    return np.clip(rounded, -half, half - 1, out=rounded)
 
 
 def add_head(graph: onnx.GraphProto, rows: int, precision: Precision) -> None:
@@ -75,16 +104,17 @@ def add_head(graph: onnx.GraphProto, rows: int, precision: Precision) -> None:
 
     Args:
         graph: With ``user_row`` (B, 1, D), ``user`` (B, D) and the initializer ``table``; for int8
-            also ``codes`` and ``scales``.
+            and int4 also ``codes`` and ``scales``.
         rows: Of the table, a multiple of ``CHUNK``.
-        precision: ``"int8"`` scores with the codes and has the input ``pool``, the output
-            ``pool_scores``.
+        precision: ``"int8"`` and ``"int4"`` score with the codes and have the input ``pool``, the
+            output ``pool_scores``.
     """
     head = _Head(graph)
     head.input("k", TensorProto.INT64, [1])
     head.input("exclude", TensorProto.INT64, ["batch", "excluded"])
     head.input("bias", TensorProto.FLOAT, [rows])
-    if precision != "int8":
+    bits = CODE_BITS.get(precision)
+    if bits is None:
         scores = head.exclude(head.node("Gemm", ["user", "table", "bias"], transB=1))
         head.pick(scores, rows, "k", ["scores", "items"])
     else:
@@ -97,8 +127,8 @@ def add_head(graph: onnx.GraphProto, rows: int, precision: Precision) -> None:
             domain="com.microsoft",
             K=columns,
             N=rows,
-            bits=8,
-            block_size=codes.dims[2],
+            bits=bits,
+            block_size=codes.dims[2] * 8 // bits,
             accuracy_level=4,
         )
         head.pick(head.exclude(rounded), rows, "pool", ["pool_scores", "pool_items"])
@@ -111,7 +141,7 @@ def add_head(graph: onnx.GraphProto, rows: int, precision: Precision) -> None:
         head.node("GatherElements", [ordered, places], "items", axis=1)
     head.output("items", TensorProto.INT64, ["batch", "k"])
     head.output("scores", TensorProto.FLOAT, ["batch", "k"])
-    if precision == "int8":
+    if bits is not None:
         head.output("pool_scores", TensorProto.FLOAT, ["batch", "pool"])
 
 

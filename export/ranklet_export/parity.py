@@ -13,19 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ranklet.bundle import Manifest, Precision
+from ranklet.bundle import CODE_BITS, Manifest, Precision
 from ranklet.errors import ParityError
 from ranklet.gaps import BUCKETS
-from ranklet.graph import NONE, Best, Events, Graphs, State
+from ranklet.graph import NONE, POOLS, Best, Events, Graphs, State
 from ranklet_export.graph import flatten, gap_names, state_names
 from ranklet_training.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
 # reach about 14, where 1 unit in the last place is 1e-6. A hundred of these are still no fault.
-# int8 gives fp32 scores, too; fp16 rounds tables to one part in 2048.
-SCORE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "int8": 1e-4, "fp16": 3e-2}
+# int8 and int4 give fp32 scores, too; fp16 rounds tables to one part in 2048.
+SCORE_TOLERANCE: dict[Precision, float] = {
+    "fp32": 1e-4,
+    "int8": 1e-4,
+    "int4": 1e-4,
+    "fp16": 3e-2,
+}
 TOP = 10
-LARGEST_POOL = 1 << 16  # of 8-bit scores: with it the best items are never left out
+LARGEST_POOL = 1 << 16  # of scores by codes: with it the best items are never left out
 APPENDED_TO, APPENDED = 50, 10
 
 
@@ -77,7 +82,8 @@ def check_parity(
         since = random.integers(0, BUCKETS, history.shape)
         point = _Point(history, past, since, random.integers(0, BUCKETS, batch))
         # The first point ranks all items: a fault in one row of the table may never reach a top.
-        k = min(LARGEST_POOL // 2 if not points else TOP, len(table) - 1)
+        most = LARGEST_POOL // (2 * POOLS[manifest.precision][0])
+        k = min(TOP if points else most, len(table) - 1)
         difference = max(difference, _compare(graphs, model, table, point, k, manifest.precision))
         points.append(str(point))
     if flatten(model.empty_state(1)):
@@ -103,7 +109,7 @@ def check_contract(manifest: Manifest, model: Model) -> None:
         for prefix, axis in (("past", "past"), ("present", "total"))
     )
     batch_length = ["batch", "length"]
-    rounded = manifest.precision == "int8"
+    rounded = manifest.precision in CODE_BITS
     bias = next((tensor.shape for tensor in manifest.inputs if tensor.name == "bias"), [])
     is_sequence = model.config.kind == "sequence" and bool(states)
     inputs = {

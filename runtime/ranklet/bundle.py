@@ -57,7 +57,9 @@ FILE_NAMES = frozenset(
     }
 )
 TEXTS_IN_MEMORY = 1 << 17  # ids or titles; more are searched where they lie
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+# Bits of the codes that choose from the catalogue, for the precisions that have codes.
+CODE_BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
 # numpy reads the header of an array as Python source, so a damaged one fails in many ways.
 NPY_ERRORS = (OSError, ValueError, EOFError, OverflowError, SyntaxError, TokenError)
 
@@ -87,7 +89,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far 8-bit scores can be off: what a row and a user vector lose when they are rounded."""
+    """How far scores by codes can be off: what a row loses, and how long a rounded one is."""
 
     row_error: float  # largest |row - rounded row|, Euclidean
     row_norm: float  # largest |rounded row|
@@ -115,7 +117,7 @@ class Manifest:
     inputs: list[TensorContract]
     outputs: list[TensorContract]
     table: Table
-    rounding: Rounding | None  # of int8
+    rounding: Rounding | None  # of codes
     rotary_base: float | None  # of the positions that keys of a state are rotated by
     hidden_score: float | None  # what the causal mask adds to scores of later events
     training: dict[str, Any]  # all settings of the run
@@ -198,7 +200,7 @@ class Manifest:
                 raise ValueError(f"{name} is {getattr(self, name)}")
         if self.id_type not in ("int64", "string") or self.precision not in get_args(Precision):
             raise ValueError(f"id_type {self.id_type!r}, precision {self.precision!r}")
-        if (self.rounding is None) != (self.precision != "int8"):
+        if (self.rounding is None) != (self.precision not in CODE_BITS):
             raise ValueError(f"precision {self.precision}, rounding {self.rounding}")
         if self.rotary_base is not None and type(self.rotary_base) is not float:
             raise ValueError(f"rotary_base {self.rotary_base!r}")

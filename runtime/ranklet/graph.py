@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet import pages
-from ranklet.bundle import CHUNK, DATA, ENCODER, GRAPH, NEVER, Manifest, TensorContract
+from ranklet.bundle import (
+    CHUNK,
+    CODE_BITS,
+    DATA,
+    ENCODER,
+    GRAPH,
+    NEVER,
+    Manifest,
+    Precision,
+    TensorContract,
+)
 from ranklet.errors import BundleError, ProviderError
 from ranklet.gaps import UNKNOWN
 from ranklet.provider import ORT_ERRORS, Provider, create_session
@@ -29,8 +39,13 @@ NONE: Indices = np.zeros(0, dtype=np.int64)
 
 # A graph takes this many events even if the model keeps fewer, as in ranklet_training.model.
 SHORTEST_EXPORT = 16
-# The pool of 8-bit scores that are scored again: twice k, and at least this many.
-SMALLEST_POOL = 32
+# Of the best by codes so many are scored again: so many times k, and at least so many.
+POOLS: dict[Precision, tuple[int, int]] = {
+    "fp32": (1, 1),
+    "fp16": (1, 1),
+    "int8": (2, 32),
+    "int4": (4, 128),
+}
 # Bytes of weights from which on memory pages matter, and from which on lookups could fill memory;
 # after so many looked-up rows (each maps up to 2 MiB) they are forgotten.
 LARGE_DATA, HUGE_DATA, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
@@ -52,8 +67,8 @@ class Best(NamedTuple):
 
     items: Indices  # (B, k)
     scores: Floats  # (B, k)
-    users: Floats | None = None  # (B, D), of int8
-    pool_scores: Floats | None = None  # 8-bit scores that were looked at again, (B, pool), of int8
+    users: Floats | None = None  # (B, D), of codes
+    pool_scores: Floats | None = None  # by codes, of what was scored again, (B, pool)
     state: State = ()  # with these events; empty if nobody asked to keep it
 
 
@@ -69,7 +84,8 @@ class Graphs:
             self.session, self.provider = create_session(folder / GRAPH, provider, threads)
         _check_contract(self.session, manifest, folder)
         self._folder, self._threads = folder, threads
-        self.is_rounded = manifest.precision == "int8"
+        self.is_rounded = manifest.precision in CODE_BITS
+        self._times, self.smallest_pool = POOLS[manifest.precision]
         names = [tensor.name for tensor in manifest.inputs]
         self.uses_times = "since" in names
         self._unused = {"positions", "last", "last_position", "may_attend"} - set(names)
@@ -108,6 +124,10 @@ class Graphs:
         """Return the session of encoder.onnx."""
         return create_session(self._folder / ENCODER, self.provider, self._threads)[0]
 
+    def pool_of(self, k: int) -> int:
+        """Return how many of the best by codes are scored again."""
+        return max(self._times * k, self.smallest_pool)
+
     def rank(
         self,
         events: Events,
@@ -123,7 +143,7 @@ class Graphs:
         Args:
             events: What is new.
             k: From 1 to the number of items that may be ranked.
-            pool: How many of the best 8-bit scores are scored again, from k to that number.
+            pool: How many of the best by codes are scored again, from k to that number.
             exclude: Items that may not be ranked, (B, X), 0 where a row has fewer.
             bias: Added to every score, (rows,); None: ``self.bias``.
             keep: Return the state with these events, too.
@@ -268,7 +288,9 @@ class Graphs:
 
     def _run(self, session: "InferenceSession", names: list[str], inputs: Arrays) -> list[Any]:
         if self._mapped:
-            self._count_lookups(inputs["history"].size + len(inputs["history"]) * SMALLEST_POOL)
+            self._count_lookups(
+                inputs["history"].size + len(inputs["history"]) * self.smallest_pool
+            )
         try:
             return session.run(names, inputs)  # type: ignore[no-any-return]
         except ORT_ERRORS as error:

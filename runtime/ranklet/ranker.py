@@ -26,7 +26,7 @@ from ranklet.bundle import (
 )
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
-from ranklet.graph import SMALLEST_POOL, Best, Events, Graphs
+from ranklet.graph import Best, Events, Graphs
 from ranklet.provider import Provider
 from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show, whole_numbers
 
@@ -67,14 +67,14 @@ class Ranking:
     def exact(self) -> bool:
         """Return whether 32-bit scores are proven to give these items.
 
-        Always true, but for an int8 bundle where an item outside the pool that was scored again
-        may be as good as the last one here.
+        Always true, but for an int8 or int4 bundle where an item outside the pool that was scored
+        again may be as good as the last one here.
         """
         return self._margin is None or self._margin.is_safe()
 
 
 class _Margin(NamedTuple):
-    """What proves that 8-bit scores left no better item out of one row of answers."""
+    """What proves that scores by codes left no better item out of one row of answers."""
 
     best: Best
     row: int
@@ -236,7 +236,7 @@ class Ranker:
         available = len(self.vocabulary) if eligible is None else eligible.count
         if exclude_seen:
             available -= len(known)  # or more, where items repeat
-        pool = pool_of(k)
+        pool = self.graphs.pool_of(k)
         if not len(known) or pool >= available or not self.graphs.has_plain:
             return None
         bias = None if eligible is None else self.check_eligible(eligible).bias
@@ -456,7 +456,7 @@ class Ranker:
                 answers[row] = self.popular(request, k, eligible)
             else:
                 # Where little is left, the pool is smaller: a run of its own.
-                left = min(available, pool_of(k))
+                left = min(available, self.graphs.pool_of(k))
                 groups.setdefault((request.candidates is not None, left), []).append(row)
         for (has_candidates, left), rows in groups.items():
             rows.sort(key=lambda row: len(requests[row].history))  # so that little is padded
@@ -510,7 +510,7 @@ class Ranker:
             bias=None if eligible is None else eligible.bias,
             keep=keep,
         )
-        if pool < pool_of(k):  # it holds all that is left
+        if pool < self.graphs.pool_of(k):  # it holds all that is left
             best = best._replace(pool_scores=None)
         return best
 
@@ -572,11 +572,6 @@ class Ranker:
         items = first[~np.isin(first, request.excluded)][:k]
         cold = not len(request.history)
         return Ranking(self.vocabulary.ids(items), shares[items], request.unknown, cold=cold)
-
-
-def pool_of(k: int) -> int:
-    """Return how many of the best 8-bit scores are scored again."""
-    return 2 * k if 2 * k > SMALLEST_POOL else SMALLEST_POOL
 
 
 def batches(rows: list[T], items: int) -> Iterator[list[T]]:

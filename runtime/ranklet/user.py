@@ -32,7 +32,6 @@ from ranklet.ranker import (
     Times,
     batches,
     check_k,
-    pool_of,
 )
 from ranklet.vocabulary import Ids, ItemId, show, whole_numbers
 
@@ -129,14 +128,14 @@ class User:
             users, state = self._graphs.encode(events)
             self.keep(state, position)
             return ranker.rank_some(users[0], request, k, eligible)
-        pool = min(pool_of(k), available)
+        pool = min(self._graphs.pool_of(k), available)
         best = ranker.best([request], events, min(k, pool), pool, eligible, keep=True)
         self.keep(best.state, position)
         return ranker.name(best, 0, request.unknown)
 
     def _rank_plain(self, k: int) -> Ranking | None:
         """Answer after one new event, in less time in Python; None if this is another case."""
-        graphs, state, pool = self._graphs, self._state, pool_of(k)
+        graphs, state, pool = self._graphs, self._state, self._graphs.pool_of(k)
         is_one = self._encoded and len(self._history) == self._encoded + 1
         if not is_one or not state or not graphs.has_plain or pool >= len(self._ranker):
             return None
@@ -359,7 +358,7 @@ class Users:
                 continue
             events, position = user.prepare(UNKNOWN)
             question = _Question(row, request, events, position)
-            left = min(available, pool_of(k))  # a smaller pool needs a run of its own
+            left = min(available, ranker.graphs.pool_of(k))  # a smaller pool needs a run of its own
             groups.setdefault((question.past, left), []).append(question)
         for (past, left), questions in groups.items():
             for part in batches(questions, len(ranker)):

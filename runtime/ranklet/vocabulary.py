@@ -159,10 +159,17 @@ class Vocabulary:
         ids = ids if isinstance(ids, list) else ids.tolist()
         try:
             return np.fromiter(map(self._index_of.get, ids), np.int64, len(ids))
-        except TypeError:  # an id that is unknown or can't be one: slow questions are asked here
-            for place, item in enumerate(ids):
-                _check_text(item, f"{name}[{place}]")
-        return np.array([self._index_of.get(item) or 0 for item in ids], dtype=np.int64)
+        except TypeError:  # an id that is unknown or can't be one
+            return self._index_each(ids, name)
+
+    def _index_each(self, ids: list[Any], name: str) -> NDArray[np.int64]:
+        try:
+            found = [self._index_of.get(item) or 0 for item in ids]
+        except TypeError:  # what has no hash is no text, and named below
+            found = [0] * len(ids)
+        for place in [place for place, index in enumerate(found) if not index]:
+            _check_text(ids[place], f"{name}[{place}]")
+        return np.array(found, dtype=np.int64)
 
     def _index_numbers(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
         values = _numbers(ids, name) if isinstance(ids, list) else ids

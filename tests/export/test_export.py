@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ranklet import Manifest, Ranker
-from ranklet.bundle import map_table
+from ranklet.bundle import CODE_BITS, map_table
 from ranklet.errors import BundleError, InputError, ParityError, RunError
 from ranklet_export import export, head
 from ranklet_export.export import Settings, export_bundle
@@ -74,7 +74,7 @@ def test_the_manifest_says_what_was_exported(tiny_bundle: Path, tiny_run: Run) -
 def test_the_manifest_says_how_precise_it_is(any_ranker: Ranker) -> None:
     manifest = any_ranker.manifest
     assert manifest.table.type == ("<f2" if manifest.precision == "fp16" else "<f4")
-    assert (manifest.rounding is not None) == (manifest.precision == "int8")
+    assert (manifest.rounding is not None) == (manifest.precision in CODE_BITS)
     figures = {"questions", "overlap", "same", "proven", "fp32", manifest.precision, "drop"}
     assert set(manifest.gate) == (set() if manifest.precision == "fp32" else figures)
 
@@ -215,7 +215,10 @@ def test_a_bundle_is_replaced_on_request(tiny_run: Run, tiny_bundle: Path, tmp_p
 WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "opset 17": ({"opset": 17}, "opset must be from 18 to 23, got 17"),
     "opset 24": ({"opset": 24}, "opset must be from 18 to 23, got 24"),
-    "precision": ({"precision": "int4"}, "precision must be auto, .* or int8, got 'int4'"),
+    "precision": (
+        {"precision": "int2"},
+        "precision must be auto or one of fp32, .*, int4, got 'int2'",
+    ),
     "negative drop": ({"allow_drop": -0.1}, "allow_drop must be from 0 to 1, got -0.1"),
     "large drop": ({"allow_drop": 1.5}, "allow_drop must be from 0 to 1, got 1.5"),
     "drop NaN": ({"allow_drop": float("nan")}, "allow_drop must be from 0 to 1, got nan"),

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ranklet import Ranker
+from ranklet.bundle import CODE_BITS
 from ranklet.files import sha256
 from ranklet_training.checkpoint import Run
 
@@ -153,7 +154,7 @@ def test_attention_is_one_node_a_block(two_block_graphs: Any) -> None:
 
 def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
     wanted = {"encoder.onnx": {"table", "rows"}, "model.onnx": {"table", "rows"}}
-    if any_ranker.manifest.precision == "int8":
+    if any_ranker.manifest.precision in CODE_BITS:
         wanted["model.onnx"] |= {"codes", "scales"}
     for name, tables in wanted.items():
         weights = onnx.load(any_ranker._folder / name, load_external_data=False).graph.initializer

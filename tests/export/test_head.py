@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ranklet import Ranking
-from ranklet.bundle import CHUNK, NEVER, Precision, Rounding
+from ranklet.bundle import CHUNK, CODE_BITS, NEVER, Precision, Rounding
 from ranklet.graph import Best
 from ranklet.ranker import _Margin
 from ranklet_export import head
@@ -25,6 +25,7 @@ Floats = NDArray[np.float32]
 ROWS, WIDTH = 7 * CHUNK, 16
 ITEMS = ROWS - 5  # rows from here on are padding
 FP32 = 1e-5  # relative error of sums in fp32
+BITS = [*CODE_BITS.values()]
 TINY = 1e-18  # squares of less vanish
 slow = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -38,9 +39,13 @@ def tables(width: int) -> st.SearchStrategy[Floats]:
     return arrays(np.float32, shapes, elements=st.floats(-1e4, 1e4, width=32))
 
 
-def restore(codes: Codes, table: Floats) -> NDArray[np.float64]:
+def restore(codes: Codes, table: Floats, bits: int = 8) -> NDArray[np.float64]:
     """Return what the codes stand for, in float64 and in the shape of the table."""
-    whole = (codes.codes.astype(np.float64) - 128) * codes.scales[..., None]
+    numbers = codes.codes
+    if bits == 4:
+        pairs = np.stack([numbers & 15, numbers >> 4], axis=-1)
+        numbers = pairs.reshape(*codes.scales.shape, -1)
+    whole = (numbers.astype(np.float64) - 2 ** (bits - 1)) * codes.scales[..., None]
     flat = whole.reshape(len(whole), -1)
     assert not flat[len(table) :].any()
     assert not flat[:, table.shape[1] :].any()
@@ -62,29 +67,44 @@ def test_a_component_is_off_by_half_a_step_at_most(width: int, data: st.DataObje
     assert (error <= steps * (0.5 + 1e-5)).all(), f"off by {(error / steps).max()} steps"
 
 
+@pytest.mark.parametrize("width", [1, 16, 64])
+@slow
+@given(data=st.data())
+def test_steps_of_4_bits_lose_least_of_those_tried(width: int, data: st.DataObject) -> None:
+    table = data.draw(tables(width))
+    lost = np.square(restore(quantize(table, CHUNK, 4), table, 4) - table).sum(axis=1)
+    for row, found in zip(table.astype(np.float64), lost, strict=True):
+        for share in (1, 0.95, 0.9, 0.85, 0.8, 0.75):
+            step = max(np.abs(row).max() / 7 * share, 1e-30)
+            restored = np.clip(np.rint(row / step), -8, 7) * step
+            assert found <= np.square(restored - row).sum() * (1 + 1e-3) + 1e-5
+
+
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("width", [1, 16, 300])
 @slow
 @given(data=st.data())
-def test_what_a_row_loses_is_below_the_bounds(width: int, data: st.DataObject) -> None:
+def test_what_a_row_loses_is_below_the_bounds(width: int, bits: int, data: st.DataObject) -> None:
     table = data.draw(tables(width))
-    codes = quantize(table, CHUNK)
-    restored = restore(codes, table)
+    codes = quantize(table, CHUNK, bits)
+    restored = restore(codes, table, bits)
     lost = np.linalg.norm(restored - table, axis=1).max()
     norm = np.linalg.norm(restored, axis=1).max()
     assert lost <= codes.row_error * (1 + FP32) + FP32 * norm + TINY
     assert norm <= codes.row_norm * (1 + FP32) + TINY
 
 
+@pytest.mark.parametrize(("bits", "zeros"), [(8, 128), (4, 0x88)])
 @pytest.mark.parametrize("width", [1, 16, 40, 300])
-def test_zeros_stay_zeros(width: int) -> None:
+def test_zeros_stay_zeros(width: int, bits: int, zeros: int) -> None:
     table = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
     table[0] = table[7] = 0
     table[3, ::2] = 0
-    codes = quantize(table, CHUNK)
-    restored = restore(codes, table)
+    codes = quantize(table, CHUNK, bits)
+    restored = restore(codes, table, bits)
     assert (restored[table == 0] == 0).all()
-    assert (codes.codes[[0, 7]] == 128).all()
-    assert (codes.codes[20:] == 128).all()
+    assert (codes.codes[[0, 7]] == zeros).all()
+    assert (codes.codes[20:] == zeros).all()
 
 
 @pytest.mark.parametrize(
@@ -93,16 +113,20 @@ def test_zeros_stay_zeros(width: int) -> None:
     ids=lambda value: str(value),
 )
 def test_blocks_are_powers_of_two_that_hold_the_width(width: int, shape: tuple[int, int]) -> None:
-    codes = quantize(np.ones((3, width), dtype=np.float32), CHUNK)
-    assert codes.codes.shape == (CHUNK, *shape)
-    assert codes.scales.shape == (CHUNK, shape[0])
+    for bits in BITS:
+        codes = quantize(np.ones((3, width), dtype=np.float32), CHUNK, bits)
+        assert codes.codes.shape == (CHUNK, shape[0], shape[1] * bits // 8)
+        assert codes.scales.shape == (CHUNK, shape[0])
 
 
-def test_a_large_table_is_rounded_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bits", BITS)
+def test_a_large_table_is_rounded_in_parts_as_in_one(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
-    whole = quantize(table, 256)
+    whole = quantize(table, 256, bits)
     monkeypatch.setattr(head, "ROWS_AT_ONCE", 64)
-    parts = quantize(table, 256)
+    parts = quantize(table, 256, bits)
     assert (parts.codes == whole.codes).all()
     assert (parts.scales == whole.scales).all()
     assert (parts.row_error, parts.row_norm) == (whole.row_error, whole.row_norm)
@@ -122,8 +146,8 @@ def make_session(table: Floats, precision: Precision) -> onnxruntime.InferenceSe
         [],
         [numpy_helper.from_array(np.array([1]), "axis"), numpy_helper.from_array(table, "table")],
     )
-    if precision == "int8":
-        codes = quantize(table, len(table))
+    if bits := CODE_BITS.get(precision):
+        codes = quantize(table, len(table), bits)
         for name, values in (("codes", codes.codes), ("scales", codes.scales)):
             graph.initializer.append(numpy_helper.from_array(values, name))
     add_head(graph, len(table), precision)
@@ -201,33 +225,35 @@ def test_fp32_picks_what_a_full_sort_picks(
     np.testing.assert_array_equal(found["scores"], expected)
 
 
+@pytest.mark.parametrize("precision", CODE_BITS)
 @slow
 @given(seed=seeds, levels=st.sampled_from([1, 3, 127]), share=st.floats(0, 1))
-def test_int8_with_a_pool_of_all_items_picks_what_a_full_sort_picks(
-    head_of: Any, seed: int, levels: int, share: float
+def test_codes_with_a_pool_of_all_items_pick_what_a_full_sort_picks(
+    head_of: Any, precision: Precision, seed: int, levels: int, share: float
 ) -> None:
     table, bias, exclude, available = draw(seed, levels)
     k = max(1, round(share * available))
     scores = USERS @ table.T + bias
     np.put_along_axis(scores, exclude, np.float32(NEVER), axis=1)
-    found = ask(head_of(table, "int8"), USERS, k, available, bias, exclude)
+    found = ask(head_of(table, precision), USERS, k, available, bias, exclude)
     items, expected = sort_fully(scores, k)
     np.testing.assert_array_equal(found["items"], items)
     np.testing.assert_array_equal(found["scores"], expected)
 
 
+@pytest.mark.parametrize(("precision", "bits"), CODE_BITS.items())
 @slow
 @given(seed=seeds, share=st.floats(0, 1))
-def test_no_8_bit_score_outside_the_pool_is_above_its_last(
-    head_of: Any, seed: int, share: float
+def test_no_score_by_codes_outside_the_pool_is_above_its_last(
+    head_of: Any, precision: Precision, bits: int, seed: int, share: float
 ) -> None:
     table, bias, exclude, available = draw(seed, 100)
     pool = max(1, round(share * available))
-    session = head_of(table, "int8")
+    session = head_of(table, precision)
     found = ask(session, USERS, pool, pool, bias, exclude)
     everything = ask(session, USERS, available, available, bias, exclude)
     assert (np.diff(found["pool_scores"], axis=1) <= 0).all()
-    rounded = USERS @ restore(quantize(table, ROWS), table).T
+    rounded = USERS @ restore(quantize(table, ROWS, bits), table, bits).T
     tolerance = 1e-3 * np.abs(rounded).max()  # users are rounded, too
     for row, last in enumerate(found["pool_scores"][:, -1]):
         outside = np.setdiff1d(everything["items"][row], found["items"][row])
@@ -236,10 +262,13 @@ def test_no_8_bit_score_outside_the_pool_is_above_its_last(
 
 
 @pytest.mark.parametrize("k", [1, 63, 64, 65, 300])
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_equal_rows_are_ranked_by_index(head_of: Any, precision: Precision, k: int) -> None:
     random = np.random.default_rng(k)
-    table = np.tile(random.normal(size=(5, WIDTH)).astype(np.float32), (ROWS // 5 + 1, 1))[:ROWS]
+    # Codes of 4 bits hold them exactly, so that a pool that ends among equal rows holds the best.
+    kinds = random.integers(-7, 8, (5, WIDTH)).astype(np.float32)
+    kinds[:, 0] = 7
+    table = np.tile(kinds, (ROWS // 5 + 1, 1))[:ROWS]
     users = random.normal(size=(4, WIDTH)).astype(np.float32)
     nothing = np.zeros((4, 1), dtype=np.int64)
     bias = np.zeros(ROWS, dtype=np.float32)

@@ -72,7 +72,7 @@ def tied_run(tiny_run: Run, build_once: Callable[..., Path]) -> Run:
     return replace(tiny_run, path=build_once("tied-run", make), config=config)
 
 
-@pytest.fixture(scope="session", params=["fp32", "int8"])
+@pytest.fixture(scope="session", params=["fp32", "int8", "int4"])
 def tied_ranker(
     request: pytest.FixtureRequest, tied_run: Run, build_once: Callable[..., Path]
 ) -> Ranker:

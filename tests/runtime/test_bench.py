@@ -196,8 +196,8 @@ def test_default_lengths_end_at_the_maximum_of_the_bundle(tiny_bundle: Path) -> 
         ({"catalogues": (0,)}, "catalogue must be an integer of at least 1, got 0"),
         ({"precisions": ("int8",)}, "precision is of random bundles: pass catalogue, too"),
         (
-            {"catalogues": (9,), "precisions": ("int4",)},
-            "precision must be fp32, fp16 or int8, got 'int4'",
+            {"catalogues": (9,), "precisions": ("int2",)},
+            "precision must be fp32, fp16, int8 or int4, got 'int2'",
         ),
         ({"loads": (50, 100)}, "load must be below 100 percent, .* got 100"),
         ({"runs": 99}, "runs must be an integer of at least 100, got 99"),

@@ -16,7 +16,7 @@ from ranklet import InputError, Manifest, Ranker, RankletError
 from ranklet.bench import benchmark, format_table
 from ranklet.bench.bundles import check_export, cold_start, make_random, random_shape
 from ranklet.bench.limit import last_cache, least_bytes
-from ranklet.bundle import DATA, ENCODER, GRAPH, File, Precision, Table
+from ranklet.bundle import CODE_BITS, DATA, ENCODER, GRAPH, File, Precision, Table
 from ranklet_export.export import Settings
 
 RUNS = 100
@@ -98,6 +98,7 @@ def test_without_the_export_extra_a_catalogue_says_what_to_install(
     ("precision", "type", "stored", "read"),
     [
         ("int8", "<f4", 128 * (4 * 32 + 32 + 4), 128 * (32 + 4)),  # table, codes and scales
+        ("int4", "<f4", 128 * (4 * 32 + 16 + 4), 128 * (16 + 4)),
         ("fp16", "<f2", 128 * 2 * 32, 128 * 4 * 32),
         ("fp32", "<f4", 128 * 4 * 32, 128 * 4 * 32),
     ],
@@ -121,17 +122,18 @@ def test_the_least_bytes_are_what_is_scored_bias_and_encoder(
     ("settings", "model"),
     [
         (Settings(precision="int8"), {"width": 64, "heads": 1}),
+        (Settings(precision="int4"), {"width": 128, "heads": 2}),
         (Settings(precision="fp16"), {"width": 64, "heads": 2, "block": "gated"}),
         (Settings(precision="fp32", compact=True), {"width": 64, "heads": 1}),
     ],
-    ids=["int8", "gated fp16", "compact fp32"],
+    ids=["int8", "int4", "gated fp16", "compact fp32"],
 )
 def test_the_least_bytes_are_those_of_the_graphs(
     exported: Callable[..., Any], settings: Settings, model: dict[str, Any]
 ) -> None:
     ranker = exported(settings, items=1000, **model).ranker
     graph = onnx.load(ranker.graphs._folder / GRAPH, load_external_data=False).graph
-    looked_up = {"rows", "rows_fp16", *(["table"] if settings.precision == "int8" else [])}
+    looked_up = {"rows", "rows_fp16", *(["table"] if settings.precision in CODE_BITS else [])}
     arrays = [i for i in graph.initializer if i.name not in looked_up]
     sizes = [4 if i.data_type == onnx.TensorProto.FLOAT16 else i.data_type for i in arrays]
     numbers = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.UINT8: 1, onnx.TensorProto.INT64: 8}

@@ -297,7 +297,7 @@ WRONG_VALUES: dict[str, tuple[str, Any, str]] = {
     "id type": ("id_type", "uuid", "id_type 'uuid'"),
     "id type as list": ("id_type", ["string"], r"id_type \['string'\]"),
     "other ids": ("id_type", "int64", r"no entry for \['items.npy'\]"),
-    "precision": ("precision", "int4", "precision 'int4'"),
+    "precision": ("precision", "int2", "precision 'int2'"),
     "precision null": ("precision", None, "precision None"),
     "rounding of fp32": ("precision", "fp32", r"precision fp32, rounding Rounding\(row_error="),
     "int8 without rounding": ("rounding", None, "precision int8, rounding None"),

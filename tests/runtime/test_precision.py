@@ -1,4 +1,4 @@
-"""8-bit scores choose, 32-bit scores decide, and what is called exact is."""
+"""Codes choose, 32-bit scores decide, and what is called exact is."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ranklet import Ranker
-from ranklet import ranker as ranker_module
+from ranklet.bundle import CODE_BITS
 from ranklet_export.export import Settings, export_bundle
 from ranklet_training.checkpoint import Model, Run, read_run, read_tensors, write_run, write_tensors
 
@@ -20,7 +20,7 @@ SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6
 
 @pytest.fixture(scope="module")
 def clustered_run(random_run: Callable[..., Run], build_once: Callable[..., Path]) -> Run:
-    """A run whose items lie in six clusters: inside of one, 8-bit scores can't tell who is best."""
+    """A run whose items lie in six clusters: inside of one, codes can't tell who is best."""
     source = random_run(ITEMS, blocks=1, heads=1)
 
     def make(path: Path) -> None:
@@ -35,10 +35,15 @@ def clustered_run(random_run: Callable[..., Run], build_once: Callable[..., Path
     return read_run(build_once("clustered-run", make))
 
 
-@pytest.fixture(scope="module")
-def clustered(clustered_run: Run, build_once: Callable[..., Path]) -> Ranker:
-    settings = Settings(precision="int8", allow_drop=1)
-    bundle = build_once("clustered", lambda path: export_bundle(clustered_run.path, path, settings))
+@pytest.fixture(scope="module", params=CODE_BITS)
+def clustered(
+    request: pytest.FixtureRequest, clustered_run: Run, build_once: Callable[..., Path]
+) -> Ranker:
+    settings = Settings(precision=request.param, allow_drop=1)
+    bundle = build_once(
+        f"clustered-{request.param}",
+        lambda path: export_bundle(clustered_run.path, path, settings),
+    )
     return Ranker.load(bundle, provider="cpu")
 
 
@@ -74,7 +79,7 @@ def test_what_is_called_exact_has_the_best_items(
     scores: NDArray[np.float32],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ranker_module, "SMALLEST_POOL", smallest)
+    monkeypatch.setattr(clustered.graphs, "smallest_pool", smallest)
     histories = [clustered.vocabulary.ids(row) for row in HISTORIES]
     if together:
         found = clustered.rank_batch(histories, k=k)
@@ -88,7 +93,7 @@ def test_what_is_called_exact_has_the_best_items(
 def test_a_small_pool_is_sometimes_wrong_and_sometimes_exact(
     clustered: Ranker, scores: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranker_module, "SMALLEST_POOL", 1)
+    monkeypatch.setattr(clustered.graphs, "smallest_pool", 1)
     histories = [clustered.vocabulary.ids(row) for row in HISTORIES]
     wrong = [
         loss_of(clustered, ranking.items, expected) > SCORE_TOLERANCE
@@ -115,7 +120,7 @@ def test_a_pool_of_all_items_gives_the_order_of_fp32(
 def test_scores_are_those_of_fp32_whatever_was_chosen(
     clustered: Ranker, scores: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranker_module, "SMALLEST_POOL", 1)
+    monkeypatch.setattr(clustered.graphs, "smallest_pool", 1)
     for row, expected in zip(HISTORIES, scores, strict=True):
         ranking = clustered.rank(clustered.vocabulary.ids(row), k=5)
         places = clustered.vocabulary.index(ranking.items) - 1
@@ -126,7 +131,7 @@ def test_scores_are_those_of_fp32_whatever_was_chosen(
 def test_other_precisions_and_candidates_are_always_exact(
     any_ranker: Ranker, ids: list[str], k: int
 ) -> None:
-    if any_ranker.manifest.precision != "int8":
+    if any_ranker.manifest.precision not in CODE_BITS:
         assert any_ranker.rank(ids[:5], k=k).exact
         assert any_ranker.user(ids[:5]).rank(k).exact
     assert any_ranker.rank(ids[:5], k=k, candidates=ids[3:40]).exact

@@ -17,7 +17,7 @@ from ranklet_training.seed import SeedModel
 
 ITEMS = 60
 # Scores reach 14, where float32 has steps of 1e-6; half precision rounds rows to 1 in 2048.
-TOLERANCE = {"fp32": 1e-4, "int8": 1e-4, "fp16": 3e-2}
+TOLERANCE = {"fp32": 1e-4, "int8": 1e-4, "int4": 1e-4, "fp16": 3e-2}
 Indices = NDArray[np.int64]
 HOUR = 3600
 
@@ -39,7 +39,7 @@ def assert_scores(ranker: Ranker, found: Ranking, expected: NDArray[np.float64],
     assert (np.diff(found.scores) <= 0).all()
     assert len(set(shown.tolist())) == len(shown)
     left_out = np.delete(expected, shown).max(initial=-np.inf)
-    # An int8 bundle says where its choice of a few items is proven.
+    # A bundle of codes says where its choice of a few items is proven.
     if found.exact:
         assert left_out <= found.scores[-1] + tolerance, f"{when}: a better item was left out"
 

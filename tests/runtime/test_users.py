@@ -13,7 +13,12 @@ from ranklet import ranker as ranker_module
 from ranklet.user import User
 
 ITEMS = 60
-TOLERANCE = {"fp32": 1e-4, "int8": 1e-4, "fp16": 1e-4}  # of the same bundle, in another batch
+TOLERANCE = {
+    "fp32": 1e-4,
+    "int8": 1e-4,
+    "int4": 1e-4,
+    "fp16": 1e-4,
+}  # of the same bundle, in another batch
 HOUR = 3600
 LENGTHS = [0, 1, 3, 12, 13, 40, 2, 12, 0, 11]
 

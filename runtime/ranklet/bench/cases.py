@@ -14,7 +14,7 @@ from ranklet.bench.report import Measurement, Setting
 from ranklet.errors import ProviderError
 from ranklet.graph import Arrays, Events
 from ranklet.provider import ORT_ERRORS
-from ranklet.ranker import Ranker, batches, pool_of
+from ranklet.ranker import Ranker, batches
 from ranklet.vocabulary import Ids
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def block_medians(blocks: Blocks) -> list[float]:
 
 def session_inputs(ranker: Ranker, histories: list[Ids], k: int) -> Iterator[Arrays]:
     """Yield what the graph gets for histories of one length, run by run, as in ``Ranker``."""
-    pool = min(pool_of(k), len(ranker))
+    pool = min(ranker.graphs.pool_of(k), len(ranker))
     for part in batches(histories, len(ranker)):
         indices = np.stack([ranker.vocabulary.index(history) for history in part])
         yield ranker.graphs.rank_inputs(Events(indices), min(k, pool), pool=pool)

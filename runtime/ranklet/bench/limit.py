@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.bench.report import Bandwidth
-from ranklet.bundle import CHUNK, DATA, ENCODER, Manifest
+from ranklet.bundle import CHUNK, CODE_BITS, DATA, ENCODER, Manifest
 
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 USUAL_CACHE = 32 << 20  # bytes, where the system does not say
@@ -25,18 +25,19 @@ def least_bytes(manifest: Manifest) -> int:
     """Return how many bytes a call reads at least, for a batch of any size once.
 
     They are all weights (fp16 is fp32 in memory) and the bias of every item, but for what is looked
-    up row by row: the first block's rows, and of int8, which scores 8-bit codes, the item table.
+    up row by row: the first block's rows, and of precisions that score codes, the item table.
     """
     table = manifest.table
     padded = -(-table.rows // CHUNK) * CHUNK
     data, table_bytes = manifest.files[DATA].size, padded * table.columns * _item_size(manifest)
     total = data + manifest.files[ENCODER].size + 4 * padded
-    if manifest.precision == "int8":
+    bits = CODE_BITS.get(manifest.precision, 0)
+    if bits:
         total -= table_bytes
     elif manifest.precision == "fp16":
         total += table_bytes
     rows_bytes = _rows_bytes(manifest)
-    codes_bytes = padded * table.columns if manifest.precision == "int8" else 0
+    codes_bytes = padded * table.columns * bits // 8
     # Not all bundles have these rows. With a few hundred items other weights may seem to be them.
     has_rows = data >= table_bytes + codes_bytes + rows_bytes
     return total - rows_bytes if has_rows else total

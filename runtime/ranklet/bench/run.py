@@ -222,7 +222,7 @@ def _check_catalogues(
     catalogues: Sequence[int], precisions: Sequence[str]
 ) -> list[tuple[int, str | None]]:
     if strange := [kind for kind in precisions if kind not in get_args(Precision)]:
-        raise InputError(f"precision must be fp32, fp16 or int8, got {show(strange[0])}")
+        raise InputError(f"precision must be fp32, fp16, int8 or int4, got {show(strange[0])}")
     if not catalogues:
         if precisions:
             raise InputError("precision is of random bundles: pass catalogue, too")

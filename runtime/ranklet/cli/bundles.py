@@ -20,7 +20,7 @@ from ranklet.cli.quality import format_evaluation
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "int8", "fp16", "fp32"]),
+    type=click.Choice(["auto", "int8", "int4", "fp16", "fp32"]),
     default="auto",
     show_default=True,
     help="Of the scores that choose from the catalogue; auto is int8 if ranking stays as good.",
