@@ -28,6 +28,8 @@ TWO_LEVELS_FROM = 16_384
 SHARES_OF_LARGEST = np.linspace(1, 0.75, 6, dtype=np.float32)
 SMALLEST_STEP = np.finfo(np.float32).tiny  # below, a division would be inexact
 ROWS_AT_ONCE = 1 << 18
+# A row that begins at a multiple of these is summed up in one order, wherever it lies.
+LANES = 4
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # what MatMulNBits takes; powers of 2
 
 
@@ -136,6 +138,9 @@ def add_head(graph: onnx.GraphProto, rows: int, precision: Precision) -> None:
         ordered, _ = head.nodes("TopK", ["pool_items", "pool"], ["ordered", "order"], largest=0)
         # Not a product of matrices: that may round equal rows differently by their place.
         products = head.node("Mul", [head.node("Gather", ["table", ordered]), "user_row"])
+        if columns % LANES:
+            padding = head.numbers([0, 0, 0, 0, 0, -columns % LANES])
+            products = head.node("Pad", [products, padding])
         exact = head.node("ReduceSum", [products, head.numbers([2])], keepdims=0)  # (B, pool)
         _, places = head.nodes("TopK", [exact, "k"], ["scores", "best_places"])
         head.node("GatherElements", [ordered, places], "items", axis=1)

@@ -142,7 +142,7 @@ def make_session(table: Floats, precision: Precision) -> onnxruntime.InferenceSe
     graph = helper.make_graph(
         encoder,
         "head",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, WIDTH])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, table.shape[1]])],
         [],
         [numpy_helper.from_array(np.array([1]), "axis"), numpy_helper.from_array(table, "table")],
     )
@@ -261,15 +261,18 @@ def test_no_score_by_codes_outside_the_pool_is_above_its_last(
         assert (rounded[row, outside] <= last + tolerance).all()
 
 
+@pytest.mark.parametrize("width", [16, 17, 50])
 @pytest.mark.parametrize("k", [1, 63, 64, 65, 300])
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_equal_rows_are_ranked_by_index(head_of: Any, precision: Precision, k: int) -> None:
+def test_equal_rows_are_ranked_by_index(
+    head_of: Any, precision: Precision, k: int, width: int
+) -> None:
     random = np.random.default_rng(k)
     # Codes of 4 bits hold them exactly, so that a pool that ends among equal rows holds the best.
-    kinds = random.integers(-7, 8, (5, WIDTH)).astype(np.float32)
+    kinds = random.integers(-7, 8, (5, width)).astype(np.float32)
     kinds[:, 0] = 7
     table = np.tile(kinds, (ROWS // 5 + 1, 1))[:ROWS]
-    users = random.normal(size=(4, WIDTH)).astype(np.float32)
+    users = random.normal(size=(4, width)).astype(np.float32)
     nothing = np.zeros((4, 1), dtype=np.int64)
     bias = np.zeros(ROWS, dtype=np.float32)
     bias[0] = NEVER
