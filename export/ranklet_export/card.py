@@ -35,6 +35,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         "",
         *_quality(manifest),
         "",
+        *([manifest.gate_text + ".", ""] if manifest.gate else []),
         "## Latency",
         "",
         *_latency(manifest, ranker),

@@ -32,7 +32,8 @@ from ranklet_training.model import Block, Gaps, SequenceModel
 from ranklet_training.seed import SeedModel
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
-# A hidden event weighs at most exp(-17) = 4e-8 of one that is seen: less than float32 can tell.
+# All hidden events together weigh at most exp(-17) = 4e-8 of one that is seen: less than float32
+# can tell.
 HIDDEN_BELOW = 17
 # From exp(-87) on exponentials are denormal; scores of trained models spread over some 15.
 LOWEST_SCORE = -70
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
             if has_rows:
                 rows = torch.cat(self._item_parts(blocks[0], table), dim=-1).contiguous()
             if len(blocks) > 1 and knows_item_alone:
-                self.hidden_score = hidden_score(blocks[0], table)
+                self.hidden_score = hidden_score(blocks[0], table, model.config.max_length)
             temperature = model.config.temperature if model.config.scoring == "cosine" else 1.0
             shrink = torch.full((model.config.width,), 1 / scale / temperature)
             self.register_buffer("shrink", shrink)
@@ -334,16 +335,19 @@ def halves(layer: nn.Linear) -> list[nn.Linear]:
     return made
 
 
-def hidden_score(block: Block, table: Tensor) -> float | None:
+def hidden_score(block: Block, table: Tensor, events: int) -> float | None:
     """Return what hides a later event from the first block, if such a number is high enough.
 
     An event always sees itself, so a later one weighs at most exp(``hidden_score`` + gap) of what
-    it sees, where the gap is between the two scores. Rotation keeps lengths, and turns an event and
-    itself alike: score(i, j) - score(i, i) <= (|q_i| max |k| - <q_i, k_i>) / sqrt(d).
+    it sees, where the gap is between the two scores, and fewer than ``events`` are later. Rotation
+    keeps lengths, and turns an event and itself alike:
+    score(i, j) - score(i, i) <= (|q_i| max |k| - <q_i, k_i>) / sqrt(d). What hidden events add is
+    their weight times their values, which are taken to be as large as those of the others.
 
     Args:
         block: The first one.
         table: What enters it, all items, (items + 1, D).
+        events: Of a history at most, padding included.
     """
 
     def parts(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,5 +362,5 @@ def hidden_score(block: Block, table: Tensor) -> float | None:
     for query, key in map(parts, chunks):
         gaps = query.norm(dim=-1) * longest - (query * key).sum(dim=-1)
         gap = max(gap, float(gaps.max()) / query.shape[-1] ** 0.5)
-    score = -math.ceil(gap + HIDDEN_BELOW)
+    score = -math.ceil(gap + HIDDEN_BELOW + math.log(events))
     return float(score) if score >= LOWEST_SCORE else None

@@ -82,9 +82,10 @@ def check_ranking(
         drop = 1 - figures[ranker.manifest.precision]["NDCG@10"] / before if before else 0.0
     figures["drop"] = drop
     if drop > allow_drop:
-        what = "the best 10" if questions.targets is None else "NDCG@10"
+        has_targets = questions.targets is not None
+        what, kind = ("NDCG@10", "held-out") if has_targets else ("the best 10", "drawn")
         raise PrecisionError(
-            f"{ranker.manifest.precision} loses {drop:.2%} of {what} on {count} held-out "
+            f"{ranker.manifest.precision} loses {drop:.2%} of {what} on {count} {kind} "
             f"histories, more than {allow_drop:.2%}: choose --precision fp32, or "
             f"--allow-drop {math.ceil(drop * 1e4) / 1e4:.4f}"
         )

@@ -37,7 +37,8 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # what MatMulNBits takes; powers of 2
 class Codes:
     """An item table in few bits: row = scale * (code - zero), a scale for each block of columns.
 
-    The code of 0 is 2^(bits - 1); of two codes of 4 bits in a byte the first is the lower half.
+    The scale of zeros is 0: products with codes are sums that cancel, up to their rounding. The
+    code of 0 is 2^(bits - 1); of two codes of 4 bits in a byte the first is the lower half.
     """
 
     codes: NDArray[np.uint8]  # (rows, blocks, block * bits / 8)
@@ -60,7 +61,7 @@ def quantize(table: NDArray[np.float32], rows: int, bits: int = 8) -> Codes:
     block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 1 << (width - 1).bit_length()))
     blocks = -(-width // block)
     codes = np.full((rows, blocks, block), zero, dtype=np.uint8)
-    scales = np.ones((rows, blocks), dtype=np.float32)
+    scales = np.zeros((rows, blocks), dtype=np.float32)
     error = norm = 0.0
     for begin in range(0, len(table), ROWS_AT_ONCE):
         part = table[begin : begin + ROWS_AT_ONCE]
@@ -73,7 +74,7 @@ def quantize(table: NDArray[np.float32], rows: int, bits: int = 8) -> Codes:
         error = max(error, np.square(restored - padded).sum(axis=(1, 2)).max())
         norm = max(norm, np.square(restored).sum(axis=(1, 2)).max())
         codes[begin : begin + len(part)] = rounded + zero
-        scales[begin : begin + len(part)] = steps
+        scales[begin : begin + len(part)] = np.where(rounded.any(axis=2), steps, 0)
     if bits == 4:
         codes = codes[..., ::2] | codes[..., 1::2] << 4
     return Codes(codes, scales, float(error) ** 0.5, float(norm) ** 0.5)

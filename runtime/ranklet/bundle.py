@@ -128,6 +128,20 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, File]
 
+    @property
+    def gate_text(self) -> str:
+        """Say what the precision costs; nothing where it passed no gate."""
+        gate = self.gate
+        if not gate:
+            return ""
+        has_targets = "fp32" in gate
+        drop = f", NDCG@10 lower by {gate['drop']:.2%}" if has_targets else ""
+        return (
+            f"{self.precision} on {gate['questions']:,} {'held-out' if has_targets else 'drawn'} "
+            f"histories: {gate['overlap']:.2%} of the best 10 of fp32, "
+            f"{gate['proven']:.2%} of answers proven{drop}"
+        )
+
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, with its own digest beside what this object holds."""
         document = {**asdict(self), "digest": _digest(asdict(self))}

@@ -19,7 +19,9 @@ def gap_buckets(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def buckets_before(times: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the bucket of the gap before each event of one history, UNKNOWN for the first."""
-    return np.concatenate([np.full(min(1, len(times)), UNKNOWN), gap_buckets(np.diff(times))])
+    # A difference beyond int64 wraps in it, and is right in uint64.
+    gaps = np.minimum(np.diff(times).astype(np.uint64), 2**63 - 1).astype(np.int64)
+    return np.concatenate([np.full(min(1, len(times)), UNKNOWN), gap_buckets(gaps)])
 
 
 def bucket_until(now: int, last: int) -> int:

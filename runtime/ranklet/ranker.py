@@ -7,7 +7,7 @@
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -61,7 +61,7 @@ class Ranking:
     scores: NDArray[np.float32]
     unknown: int
     cold: bool
-    _margin: "_Margin | None" = None
+    _margin: "_Margin | None" = field(default=None, repr=False)
 
     @property
     def exact(self) -> bool:
@@ -76,8 +76,9 @@ class Ranking:
 class _Margin(NamedTuple):
     """What proves that scores by codes left no better item out of one row of answers."""
 
-    best: Best
-    row: int
+    user: NDArray[np.float32]  # its own: what it came with holds a batch and its states
+    last: float  # score of the last item
+    floor: float  # by codes, the last score of the pool
     rounding: Rounding
 
     def is_safe(self) -> bool:
@@ -86,14 +87,12 @@ class _Margin(NamedTuple):
         A score is off by |u| |e - e'| + |u - u'| |e'| at most (Cauchy and Schwarz), for the rounded
         e' and u'; a component of u' is off by half a step of max |u| / 127.
         """
-        assert self.best.users is not None
-        assert self.best.pool_scores is not None
-        user, floor = self.best.users[self.row], float(self.best.pool_scores[self.row, -1])
+        user, floor = self.user, self.floor
         user_error = len(user) ** 0.5 * float(np.abs(user).max()) / 254
         norm = float(np.linalg.norm(user))
         error = norm * self.rounding.row_error + user_error * self.rounding.row_norm
         # Sums of fp32 products are off, too: far less than a ten thousandth.
-        return bool(self.best.scores[self.row, -1] > floor + error + 1e-4 * (1 + abs(floor)))
+        return bool(self.last > floor + error + 1e-4 * (1 + abs(floor)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,13 +232,13 @@ class Ranker:
         request touches costs a microsecond or more.
         """
         known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
-        available = len(self.vocabulary) if eligible is None else eligible.count
+        available = len(self) if eligible is None else self.check_eligible(eligible).count
         if exclude_seen:
             available -= len(known)  # or more, where items repeat
         pool = self.graphs.pool_of(k)
         if not len(known) or pool >= available or not self.graphs.has_plain:
             return None
-        bias = None if eligible is None else self.check_eligible(eligible).bias
+        bias = None if eligible is None else eligible.bias
         seen = known if exclude_seen else None
         best = self.graphs.rank_plain(known[-self._max_length :], k, pool, seen, bias)
         return self.name(best, 0, len(indices) - len(known))
@@ -429,7 +428,7 @@ class Ranker:
             raise InputError(
                 f"{place} has {len(instants)} times for {len(indices)} events: pass one for each"
             )
-        falls = np.flatnonzero(np.diff(instants) < 0)
+        falls = np.flatnonzero(instants[1:] < instants[:-1])
         if len(falls):
             at = int(falls[0])
             raise InputError(
@@ -471,6 +470,9 @@ class Ranker:
 
     def check_eligible(self, eligible: Eligible) -> Eligible:
         """Return it, if this ranker made it."""
+        if not isinstance(eligible, Eligible):
+            kind = type(eligible).__name__
+            raise InputError(f"eligible is a {kind}; pass what Ranker.eligible(ids) returns")
         if eligible.graphs is not self.graphs:
             raise InputError("eligible was made by another ranker: make it with this one")
         return eligible
@@ -518,7 +520,9 @@ class Ranker:
         """Turn one row of what the graph gave into a ranking."""
         margin = None
         if self._rounding is not None and best.pool_scores is not None:
-            margin = _Margin(best, row, self._rounding)
+            assert best.users is not None
+            last, floor = best.scores.item(row, -1), best.pool_scores.item(row, -1)
+            margin = _Margin(best.users[row].copy(), last, floor, self._rounding)
         ids = self.vocabulary.ids(best.items[row])
         return Ranking(ids, best.scores[row], unknown, False, margin)
 

@@ -202,6 +202,11 @@ class User:
 
     # What Users needs, too.
 
+    def forget(self, events: int, last_time: int | None, unknown: int) -> None:
+        """Go back to so many events, all that were encoded among them."""
+        del self._history[events:], self._since[events:]
+        self._last_time, self.unknown = last_time, unknown
+
     def request(
         self, now: int | None, candidates: Ids | None, exclude: Ids | None, exclude_seen: bool
     ) -> Request:
@@ -328,14 +333,20 @@ class Users:
         """Add an event of each user, None for those who did nothing, see ``User.append``.
 
         Raises:
-            InputError: A value can't be used, or the lists differ in length.
+            InputError: A value can't be used, or the lists differ in length; no event was added.
         """
         told = [None] * len(items) if times is None else times
         if not len(items) == len(told) == len(self._users):
             raise InputError(f"{len(items)} items, {len(told)} times, {len(self._users)} users")
-        for user, item, time in zip(self._users, items, told, strict=True):
-            if item is not None:
-                user.append(item, time=time)
+        before = [(len(user), user._last_time, user.unknown) for user in self._users]
+        try:
+            for user, item, time in zip(self._users, items, told, strict=True):
+                if item is not None:
+                    user.append(item, time=time)
+        except InputError:
+            for user, counts in zip(self._users, before, strict=True):
+                user.forget(*counts)
+            raise
 
     def rank(
         self,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ranklet.gaps import BUCKETS
-from ranklet_export.encoder import Encoder
+from ranklet_export.encoder import Encoder, hidden_score
 from ranklet_export.graph import flatten
 from ranklet_export.parity import SCORE_TOLERANCE
 from ranklet_training.attention import rotary
@@ -176,6 +176,17 @@ def test_the_mask_is_for_a_first_block_that_knows_the_item_alone_and_is_not_the_
 ) -> None:
     encoder = Encoder(make_model(**settings), onnx_nodes=False, with_rows=True)
     assert encoder.hidden_score is None
+
+
+def test_the_more_events_may_be_hidden_the_lower_is_their_score(
+    make_model: Callable[..., Model],
+) -> None:
+    model = make_model(heads=1)
+    block, table = next(iter(model.each_block())), model.table() * model.config.width**0.5
+    one, many = (hidden_score(block, table, events) for events in (1, 1000))
+    assert one is not None
+    assert many is not None
+    assert one - many in (6, 7)  # the logarithm of 1000 is 6.9
 
 
 def test_a_model_is_not_changed_by_its_layout(make_model: Callable[..., Model]) -> None:

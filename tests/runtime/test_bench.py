@@ -194,7 +194,7 @@ def test_default_lengths_end_at_the_maximum_of_the_bundle(tiny_bundle: Path) -> 
         ({"threads": (True,)}, "threads must be an integer of at least 1, got True"),
         ({"ks": (0,)}, "k must be an integer of at least 1, got 0"),
         ({"catalogues": (0,)}, "catalogue must be an integer of at least 1, got 0"),
-        ({"precisions": ("int8",)}, "precision is of random bundles: pass catalogue, too"),
+        ({"precisions": ("int8",)}, "precision is of random bundles: pass --catalogue, too"),
         (
             {"catalogues": (9,), "precisions": ("int2",)},
             "precision must be fp32, fp16, int8 or int4, got 'int2'",

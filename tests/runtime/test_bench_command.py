@@ -70,7 +70,7 @@ def test_a_report_that_cannot_be_read_ends_before_anything_is_timed(
 def test_a_precision_without_a_catalogue_is_refused(tiny_bundle: Path) -> None:
     result = call(tiny_bundle, "--precision", "int8,fp32")
     assert result.exit_code == 4
-    assert "pass catalogue, too" in result.stderr
+    assert "pass --catalogue, too" in result.stderr
 
 
 def test_help_has_every_option_in_a_section() -> None:

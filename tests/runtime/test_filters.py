@@ -1,6 +1,7 @@
 """What may be ranked: candidates, exclusions, and what is eligible for many requests."""
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -278,3 +279,16 @@ def test_a_request_does_not_change_what_is_eligible(
     tiny_ranker.rank(ids[:3], k=60, eligible=half, exclude=ids[:20], exclude_seen=True)
     tiny_ranker.rank_batch([ids[:3], ids[5:30]], k=60, eligible=half, exclude_seen=True)
     assert tiny_ranker.rank(ids[:3], k=60, eligible=half).items == before.items
+
+
+@pytest.mark.parametrize("wrong", [["1"], {"1"}, "1", 3], ids=repr)
+def test_ids_are_no_eligible_part(tiny_ranker: Ranker, ids: list[str], wrong: Any) -> None:
+    message = f"eligible is a {type(wrong).__name__}; pass what Ranker.eligible"
+    for call in (
+        lambda: tiny_ranker.rank(ids[:3], eligible=wrong),
+        lambda: tiny_ranker.rank_batch([ids[:3]], eligible=wrong),
+        lambda: tiny_ranker.user(ids[:3]).rank(eligible=wrong),
+        lambda: tiny_ranker.users([ids[:3]]).rank(eligible=wrong),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            call()

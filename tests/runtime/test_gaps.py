@@ -37,3 +37,8 @@ def test_a_question_has_the_bucket_of_its_gap(last: int, gap: int) -> None:
 
 def test_a_gap_beyond_int64_is_the_longest() -> None:
     assert bucket_until(2**63 - 1, -(2**63)) == BUCKETS - 1
+
+
+def test_gaps_beyond_int64_are_long() -> None:
+    times = np.array([-(2**62) - 5, 2**62 + 5, 2**62 + 6])
+    assert buckets_before(times).tolist() == [UNKNOWN, BUCKETS - 1, 2]

@@ -159,3 +159,14 @@ def test_all_precisions_give_nearly_one_ranking(
         found = np.empty(60)
         found[any_ranker.vocabulary.index(ranking.items) - 1] = ranking.scores
         assert np.abs(found - scores).max() <= tolerance
+
+
+def test_an_answer_keeps_no_batch_and_no_state(tiny_ranker: Ranker, ids: list[str]) -> None:
+    users = tiny_ranker.users([ids[:40]] * 30)
+    users.append(ids[:30])
+    for ranking in (users.rank()[0], users[0].rank(), *tiny_ranker.rank_batch([ids[:9]] * 2)):
+        user, last, floor, _ = ranking._margin or pytest.fail("nothing to prove")
+        assert (user.base, user.shape) == (None, (tiny_ranker.manifest.width,))
+        assert isinstance(last, float)
+        assert isinstance(floor, float)
+        assert "_margin" not in repr(ranking)

@@ -246,3 +246,25 @@ def test_a_user_of_another_bundle_is_refused(
     ):
         user.load(saved)
     assert user.save() == before
+
+
+@pytest.mark.parametrize("wrong", [["x"], 7, None], ids=["list", "number", "late time"])
+def test_what_can_not_be_appended_for_one_is_appended_for_nobody(
+    wrong: Any, exported: Callable[..., Any]
+) -> None:
+    ranker = exported(time_gaps=True).ranker
+    history = draw(ranker, 4)
+    users, alone = ranker.users([history[:3], history]), ranker.user(history[:3])
+    before = users[0].save()
+    events = [history[3], history[0]]
+    times = None
+    if wrong is None:
+        users.append(events, times=[5, 5])
+        before, times = users[0].save(), [6, 4]
+        alone.append(history[3], time=5)
+    else:
+        events[1] = wrong
+    with pytest.raises(InputError):
+        users.append(events, times=times)
+    assert users[0].save() == before
+    assert_same(users[0].rank(ITEMS), alone.rank(ITEMS))

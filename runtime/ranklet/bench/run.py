@@ -225,7 +225,7 @@ def _check_catalogues(
         raise InputError(f"precision must be fp32, fp16, int8 or int4, got {show(strange[0])}")
     if not catalogues:
         if precisions:
-            raise InputError("precision is of random bundles: pass catalogue, too")
+            raise InputError("precision is of random bundles: pass --catalogue, too")
         return []
     sizes = _check_all("catalogue", catalogues)
     check_export()

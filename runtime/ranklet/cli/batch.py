@@ -36,7 +36,8 @@ def rank_file(
     Args:
         ranker: A loaded bundle.
         source: ``.jsonl``, ``.csv``, ``.csv.gz`` or ``.parquet``.
-        output: Gets one JSON line for each history: user_id, items, scores, unknown, cold.
+        output: Gets one JSON line for each history: user_id, items, scores, unknown, cold,
+            exact.
         k: As in ``Ranker.rank``.
         exclude_seen: As in ``Ranker.rank``.
         unknown: As in ``Ranker.rank``.
@@ -71,6 +72,7 @@ def rank_file(
                 "scores": [round(float(score), 6) for score in ranking.scores],
                 "unknown": ranking.unknown,
                 "cold": ranking.cold,
+                "exact": ranking.exact,
             }
             output.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         total += len(block)

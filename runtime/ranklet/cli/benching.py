@@ -80,7 +80,7 @@ class NumbersOrNone(Numbers):
     "--precision",
     "precisions",
     metavar="P,P,...",
-    help="Of these: fp32, fp16, int8, int4.  [default: that of BUNDLE]",
+    help="Of --catalogue's bundles: fp32, fp16, int8, int4.  [default: that of BUNDLE]",
 )
 @click.option(
     "--provider",

@@ -43,6 +43,7 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
       ranklet export run bundle
       ranklet export --random items=12000,width=64,blocks=2,heads=1,length=200 bundle
     """
+    from ranklet.bundle import Manifest
     from ranklet_export.export import Settings, export_bundle, export_random
 
     if len(paths) != (2 if shape is None else 1):
@@ -63,12 +64,8 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
         f"parity at {len(parity.points)} points: scores differ by at most "
         f"{parity.max_score_difference:.1e}"
     )
-    if report.gate:
-        click.echo(
-            f"{report.precision} on {report.gate['questions']:,} held-out histories: "
-            f"{report.gate['overlap']:.2%} of the best 10 of fp32, NDCG@10 lower by "
-            f"{report.gate['drop']:.2%}"
-        )
+    if cost := Manifest.read(bundle, check_digests=False).gate_text:
+        click.echo(cost)
     click.echo(f"next: ranklet verify {bundle}; ranklet rank {bundle} --history ...")
     return None
 
@@ -120,6 +117,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for title, tensors in (("takes", manifest.inputs), ("gives", manifest.outputs)):
         lines += [f"{title:8} {t.name} {t.type} {t.shape}" for t in tensors]
     lines += [f"file     {n} {f.size:,} bytes {f.sha256[:16]}" for n, f in manifest.files.items()]
+    if manifest.gate:
+        lines += ["", manifest.gate_text]
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]
     click.echo("\n".join(lines))

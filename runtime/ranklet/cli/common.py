@@ -56,7 +56,8 @@ class Commands(click.Group):
             _stop(str(error), error.exit_code)
         except ModuleNotFoundError as error:
             package = (error.name or "").split(".")[0]
-            extra = EXTRAS.get(package, "train")
+            needs_export = ctx.invoked_subcommand == "export"
+            extra = "export" if needs_export else EXTRAS.get(package, "train")
             _stop(f"{package} is not installed: pip install 'ranklet[{extra}]'", 1)
         except KeyboardInterrupt:
             _stop("interrupted", 130)

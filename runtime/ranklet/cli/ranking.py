@@ -100,6 +100,7 @@ def rank(
                 "scores": scores,
                 "unknown": ranking.unknown,
                 "cold": ranking.cold,
+                "exact": ranking.exact,
                 "provider": ranker.provider,
                 "milliseconds": round(milliseconds, 4),
             }
@@ -110,10 +111,11 @@ def rank(
     rows = zip(ranking.items, titles, scores, strict=True)
     for place, (item, title, score) in enumerate(rows, 1):
         click.echo(f"{place:3}  {score:8.4f}  {title}" + (f"  ({item})" if title != item else ""))
+    exact = "" if ranking.exact else ", not proven to be those of fp32"
     cold = ", no known event: these are popular" if ranking.cold else ""
     click.echo(
         f"{milliseconds:.3f} ms on {ranker.provider}, {threads} thread(s), {len(ranker):,} items; "
-        f"{ranking.unknown} unknown ids{cold}"
+        f"{ranking.unknown} unknown ids{cold}{exact}"
     )
 
 
