@@ -85,7 +85,7 @@ class Graphs:
         _check_contract(self.session, manifest, folder)
         self._folder, self._threads = folder, threads
         self.is_rounded = manifest.precision in CODE_BITS
-        self._times, self.smallest_pool = POOLS[manifest.precision]
+        self._pool_times, self.smallest_pool = POOLS[manifest.precision]
         names = [tensor.name for tensor in manifest.inputs]
         self.uses_times = "since" in names
         self._unused = {"positions", "last", "last_position", "may_attend"} - set(names)
@@ -126,7 +126,7 @@ class Graphs:
 
     def pool_of(self, k: int) -> int:
         """Return how many of the best by codes are scored again."""
-        return max(self._times * k, self.smallest_pool)
+        return max(self._pool_times * k, self.smallest_pool)
 
     def rank(
         self,
