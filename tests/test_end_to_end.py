@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ranklet import Ranker
+from ranklet import Manifest, Ranker
 from ranklet.bundle import map_table
 from ranklet.verify import verify
 from ranklet_export.export import Settings, export_bundle
@@ -36,21 +36,24 @@ def session(shipped_bundle: Path) -> onnxruntime.InferenceSession:
 def test_batch_length_and_past_are_symbolic(session: onnxruntime.InferenceSession) -> None:
     shapes = {i.name: i.shape for i in session.get_inputs()}
     assert shapes["history"] == ["batch", "length"]
-    for name in ("past_key_0", "past_value_0", "past_key_1", "past_value_1"):
-        assert shapes[name] == ["batch", 1, "past", 64]
+    assert shapes["past_key_0"] == shapes["past_value_0"] == ["batch", 1, "past", 64]
+    assert shapes["past_events"] == ["batch", "past", 64]
 
 
 def test_fifty_events_and_ten_appended_ones_equal_sixty(
-    session: onnxruntime.InferenceSession, ask: Any
+    session: onnxruntime.InferenceSession, shipped_bundle: Path, ask: Any
 ) -> None:
+    graph = session, Manifest.read(shipped_bundle).masks
     history = np.random.default_rng(0).integers(1, 1683, (3, 60))
-    at_once = ask(session, history, items=1682)
-    now = ask(session, history[:, :50], items=1682)
+    at_once = ask(graph, history, items=1682)
+    now = ask(graph, history[:, :50], items=1682)
     for place in range(50, 60):
-        now = ask(session, history[:, place : place + 1], now, items=1682)
+        now = ask(graph, history[:, place : place + 1], now, items=1682)
     np.testing.assert_array_equal(now["items"], at_once["items"])
     np.testing.assert_allclose(now["scores"], at_once["scores"], atol=SCORE_TOLERANCE)
-    np.testing.assert_allclose(now["present_key_1"], at_once["present_key_1"], atol=SCORE_TOLERANCE)
+    np.testing.assert_allclose(
+        now["present_events"], at_once["present_events"], atol=SCORE_TOLERANCE
+    )
 
 
 def test_the_item_table_is_in_the_bundle_once(shipped_bundle: Path, tiny_bundle: Path) -> None:
@@ -66,7 +69,7 @@ def test_plain_onnxruntime_and_the_ranker_give_one_ranking(
 ) -> None:
     ranker = Ranker.load(shipped_bundle, provider="cpu")
     indices = ranker.vocabulary.index(["50", "181", "172"])
-    plain = ask(session, indices[None], items=1682)
+    plain = ask((session, ranker.manifest.masks), indices[None], items=1682)
     assert ranker.rank(["50", "181", "172"]).items == ranker.vocabulary.ids(plain["items"][0])
 
 

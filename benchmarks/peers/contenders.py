@@ -3,7 +3,8 @@
 * Libraries are imported where they are used: each contender has a process of its own.
 * Weights are random (RecTools': after one step), width 64, 2 blocks. Peers keep their own heads and
   feed-forward width; torch and plain onnxruntime run ranklet's model.
-* Ids become tensors in ``prepare``, which is not timed; ranklet maps them while it is.
+* Ids become tensors in ``prepare``, which is not timed; ranklet maps them while it is. Its rows
+  "item indices in and out" do what the peers do: no ids, no checks, the graph and what feeds it.
 """
 
 from collections.abc import Callable
@@ -88,6 +89,47 @@ def ranklet_append(work: Work) -> Calls:
         return items
 
     note = f"{shape_note(*work.shape)}, {ranker.manifest.precision}"
+    return Calls(prepare, answer, note)
+
+
+def ranklet_indices(work: Work) -> Calls:
+    """Item indices in and out, as the peers: what ``rank`` runs below its checks and ids."""
+    from ranklet import Ranker
+    from ranklet.graph import Events
+    from ranklet.ranker import batches
+
+    ranker = Ranker.load(work.bundle, provider="cpu", threads=work.threads)
+    graphs, pool = ranker.graphs, ranker.graphs.pool_of(K)
+    note = f"{shape_note(*work.shape)}, {ranker.manifest.precision}"
+    if work.batch == 1:
+        return Calls(
+            lambda histories: histories[0], lambda ids: graphs.rank_plain(ids, K, pool).items, note
+        )
+
+    def answer(histories: Ints) -> Ints:
+        parts = batches(list(histories), work.items)
+        best = [graphs.rank(Events(np.stack(part)), K, pool=pool) for part in parts]
+        return np.concatenate([found.items for found in best])
+
+    return Calls(lambda histories: histories, answer, note)
+
+
+def ranklet_append_index(work: Work) -> Calls:
+    """The same after one more event, given the state of those before, which rolls."""
+    from ranklet import Ranker
+    from ranklet.graph import Events
+
+    ranker = Ranker.load(work.bundle, provider="cpu", threads=work.threads)
+    graphs, pool = ranker.graphs, ranker.graphs.pool_of(K)
+    note = f"{shape_note(*work.shape)}, {ranker.manifest.precision}"
+
+    def prepare(histories: Ints) -> tuple[Ints, Any]:
+        state = graphs.encode(Events(histories))[1]
+        return histories[0, :1], [part[..., 1:, :] for part in state]
+
+    def answer(request: tuple[Ints, Any]) -> Ints:
+        return graphs.rank_plain(request[0], K, pool, past=request[1], start=work.events).items
+
     return Calls(prepare, answer, note)
 
 
@@ -246,11 +288,10 @@ def _own_model(work: Work) -> Untyped:
 def _own_top(work: Work) -> Callable[[Any], Any]:
     """Return what ranks tensors of indices as the export does."""
     model = _own_model(work)
-    table, state = model.table(), model.empty_state(work.batch)
+    table = model.table()
 
     def top(ids: Untyped) -> Untyped:
-        users, _ = model.serve(ids, state, table)
-        return (users @ table[1:].T).topk(K).indices + 1
+        return (model.serve(ids, table) @ table[1:].T).topk(K).indices + 1
 
     return top
 
@@ -360,10 +401,12 @@ def replay_f32(work: Work) -> Calls:
     return replay(work, "f32")
 
 
-RANKLET, REPLAY, RECTOOLS = "ranklet", "RePlay SasRecCompiled + topk", "RecTools recommend"
+RANKLET, INDICES = "ranklet", "ranklet, item indices in and out"
+REPLAY, RECTOOLS = "RePlay SasRecCompiled + topk", "RecTools recommend"
 EAGER = "torch eager"
 BUILDERS: dict[str, Callable[[Work], Calls]] = {
     RANKLET: ranklet_rank,
+    INDICES: ranklet_indices,
     REPLAY: replay,
     "RePlay, in float32": replay_f32,
     RECTOOLS: rectools_recommend,
@@ -375,5 +418,5 @@ BUILDERS: dict[str, Callable[[Work], Calls]] = {
     "numpy, matmul and argpartition": numpy_scores,
 }
 SCORERS = ("faiss IndexFlatIP", "numpy, matmul and argpartition")
-SEQUENCE = tuple(name for name in BUILDERS if name not in (RANKLET, *SCORERS))
-OWN = (RANKLET, EAGER, "torch.compile", "onnxruntime, naive export")  # in ranklet's shape
+SEQUENCE = tuple(name for name in BUILDERS if name not in (RANKLET, INDICES, *SCORERS))
+OWN = (RANKLET, INDICES, EAGER, "torch.compile", "onnxruntime, naive export")  # in ranklet's shape

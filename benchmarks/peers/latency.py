@@ -38,6 +38,7 @@ from contenders import (
     BLOCKS,
     BUILDERS,
     EAGER,
+    INDICES,
     LENGTH,
     OWN,
     RANKLET,
@@ -50,6 +51,8 @@ from contenders import (
     K,
     Work,
     ranklet_append,
+    ranklet_append_index,
+    ranklet_indices,
     ranklet_rank,
     replay,
     shape_note,
@@ -68,6 +71,9 @@ REQUESTS = 16  # different ones, so that no single history stays in the caches
 PACKAGES = ("ranklet", "onnxruntime", "torch", "replay-rec", "openvino", "rectools", "faiss-cpu")
 FILE = click.Path(path_type=Path, dir_okay=False)
 
+# Where a row's ratios to ours are kept.
+OVER = {RANKLET: "over_ranklet", INDICES: "over_indices"}
+
 Result = dict[str, Any]
 
 
@@ -80,14 +86,15 @@ class Case:
     events: int = 50
     batch: int = 1
     peers: tuple[str, ...] = SEQUENCE
-    ours: Callable[[Work], Calls] = ranklet_rank
+    ours: tuple[Callable[[Work], Calls], ...] = (ranklet_rank, ranklet_indices)
 
 
+APPENDING = (ranklet_append, ranklet_append_index)
 CASES = {
     "10": Case("12k items, 10 events", events=10),
     "50": Case("12k items, 50 events"),
     "200": Case("12k items, 200 events", events=200),
-    "append": Case("12k items, one more event on 200", events=200, ours=ranklet_append),
+    "append": Case("12k items, one more event on 200", events=200, ours=APPENDING),
     "100k": Case("100k items, 50 events", items=100_000),
     "1M": Case("1M items, 50 events", items=1_000_000),
     "batch": Case("12k items, 50 events, batch 256", batch=256),
@@ -234,8 +241,9 @@ def run_case(key: str, works: Sequence[Work], runs: int, seconds: float, warm: f
     """
     case = CASES[key]
     contenders: list[Contender] = []
-    for name in (RANKLET, *case.peers):
-        build = case.ours if name == RANKLET else BUILDERS[name]
+    builders = BUILDERS | dict(zip((RANKLET, INDICES), case.ours, strict=True))
+    for name in (RANKLET, INDICES, *case.peers):
+        build = builders[name]
         for work in works if name in OWN else works[:1]:
             click.echo(f"{case.title}: starting {name}", err=True)
             contenders.append(Contender(name, build, work))
@@ -313,10 +321,12 @@ def _row(
 
 def _case_result(key: str, threads: int, rows: list[Result]) -> Result:
     """Add what each peer takes over ranklet; ranklet's own model compares within its shape."""
-    ours = [row for row in rows if row["name"] == RANKLET]
-    for row in rows:
-        rivals = [mine for mine in ours if row["shape"] in ("", mine["shape"]) and mine is not row]
-        row["over_ranklet"] = {mine["shape"]: _ratio(row, mine) for mine in rivals}
+    for name, key in OVER.items():
+        ours = [row for row in rows if row["name"] == name]
+        for row in rows:
+            rivals = [mine for mine in ours if row["shape"] in ("", mine["shape"])]
+            is_peer = row["name"] not in OVER
+            row[key] = {mine["shape"]: _ratio(row, mine) for mine in rivals if is_peer}
     return {"case": key, "threads": threads, "rows": rows}
 
 
@@ -334,7 +344,8 @@ def format_table(result: Result) -> str:
     """Return a result as Markdown, a table for each case and number of threads."""
     shapes = [shape_text(shape) for shape in SHAPES]
     header = ["", "p50 ms", "p95 ms", "users/s", "calls"]
-    header += [*(f"over ranklet, {shape}" for shape in shapes), "asked of ranklet"]
+    header += [f"over ranklet, {shape}" for shape in shapes]
+    header += [*(f"over its indices, {shape}" for shape in shapes), "asked of ranklet"]
     lines = []
     for found in result["cases"]:
         case, threads = CASES[found["case"]], found["threads"]
@@ -348,7 +359,8 @@ def format_table(result: Result) -> str:
             cells = [f"{row['name']} ({row['note']})", f"{row['p50_ms']:.3f}"]
             cells += [f"{row['p95_ms']:.3f}", f"{1e3 * case.batch / row['p50_ms']:,.0f}"]
             cells += [str(row["calls"])]
-            cells += [_ratio_text(row["over_ranklet"].get(shape), target) for shape in shapes]
+            for key in OVER.values():
+                cells += [_ratio_text(row[key].get(shape), target) for shape in shapes]
             lines.append(_line([*cells, asked]))
         share = statistics.median(row["interrupted"] / row["calls"] for row in found["rows"])
         if share >= BUSY:

@@ -6,11 +6,13 @@ waits:
 * What of the first block depends on an item alone (queries, keys, values, gate) is computed once,
   at export, and looked up beside the item's row.
 * With one head, the output layer of attention is part of the values: weights that add up to 1
-  carry its bias, too. That saves a product and an addition a block. In the last block, which asks
-  for one event, values are what enters that layer, and only their sum goes through it.
+  carry its bias, too. That saves a product and an addition a block.
+* The last block asks for one event alone, so its layers go to that side: the query has been through
+  the layer of the keys, and what is summed up goes through that of the values. Keys and values are
+  then both what enters the block, and that is all that a state keeps of it.
 * Rows are stored times sqrt(D), as they enter the first block, and users are divided by it.
-* Positions, the place of the last event and the masks are inputs: to numpy they are views, to a
-  graph a dozen nodes, and each node costs half a microsecond.
+* Positions, the place of the last event and the masks (later events, bias, padding) are inputs: to
+  numpy they are views, to a graph a dozen nodes, and each node costs a microsecond.
 * What the first block may not see has a low score instead of the lowest there is: the exponential
   of the lowest is a denormal number on its way to 0, which takes a processor ten times as long
   (causal attention over 200 events: 202 us, and 90 without). See ``hidden_score``.
@@ -19,16 +21,18 @@ waits:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.onnx.ops import symbolic
 
-from ranklet_training.attention import KeyValue, attention, rotary
+from ranklet.bundle import NEVER, BlockMask
+from ranklet.positions import WAVES
+from ranklet_training.attention import attention, rotary
 from ranklet_training.checkpoint import Model
-from ranklet_training.model import Block, Gaps, SequenceModel
+from ranklet_training.model import Block, ModelConfig, SequenceModel
 from ranklet_training.seed import SeedModel
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -38,16 +42,7 @@ HIDDEN_BELOW = 17
 # From exp(-87) on exponentials are denormal; scores of trained models spread over some 15.
 LOWEST_SCORE = -70
 ROWS_AT_ONCE = 1 << 16
-
-
-class Places(NamedTuple):
-    """Where events are and what they see, see ``Encoder.forward``."""
-
-    positions: Tensor
-    last: Tensor
-    last_position: Tensor
-    may_attend: Tensor
-    causal_mask: Tensor
+NO_BIAS = [[0.0] * WAVES]
 
 
 class Encoder(nn.Module):
@@ -56,13 +51,11 @@ class Encoder(nn.Module):
     Attributes:
         table: What a history looks up and users are scored against, (items + 1, D).
         rows: What of the first block depends on the item alone, (items + 1, R), or None.
-        hidden_score: What ``causal_mask`` adds to the score of a later event, or None: the mask is
-            not used, and attention is causal by itself.
+        masks: What the runtime makes the mask of each block of.
     """
 
     table: Tensor
     rows: Tensor | None
-    hidden_score: float | None
     shrink: Tensor
 
     def __init__(self, model: Model, *, onnx_nodes: bool, with_rows: bool) -> None:
@@ -71,127 +64,111 @@ class Encoder(nn.Module):
         Args:
             model: In evaluation mode, without gradients.
             onnx_nodes: Write one ONNX node for each attention, rotation and norm of a user.
-            with_rows: Compute ``rows``; models that know time, and those without a block, have
-                none.
+            with_rows: Compute ``rows``; models that know time, and those with less than two blocks,
+                have none.
         """
         super().__init__()
         self.model, self.config, self.onnx_nodes = model, model.config, onnx_nodes
         self.heads = model.config.heads if isinstance(model, SequenceModel) else 1
-        self.hidden_score = None
+        self.masks: list[BlockMask] = []
         scale = model.config.width**0.5 if isinstance(model, SequenceModel) else 1.0
         table, rows = model.table().detach() * scale, None
         if isinstance(model, SequenceModel):
             blocks = list(model.each_block())
-            knows_item_alone = bool(blocks) and not model.config.time_gaps
-            has_rows = with_rows and knows_item_alone
-            layers = list(map(served_key_value, blocks))
-            self.keys_values = nn.ModuleList(map(KeysValues, layers))
-            self.after = nn.ModuleList(nn.Identity() for _ in blocks)
-            if self.heads == 1 and len(blocks) > has_rows:
-                key, self.after[-1] = halves(layers[-1])
-                self.keys_values[-1] = LateValues(key)
-            if has_rows:
-                rows = torch.cat(self._item_parts(blocks[0], table), dim=-1).contiguous()
-            if len(blocks) > 1 and knows_item_alone:
-                self.hidden_score = hidden_score(blocks[0], table, model.config.max_length)
+            knows_item_alone = len(blocks) > 1 and not model.config.time_gaps
+            self.keys_values = nn.ModuleList(map(served_key_value, blocks[:-1]))
+            if blocks:
+                self.final = FinalAttention(blocks[-1])
+            if with_rows and knows_item_alone:
+                rows = torch.cat(self._parts(0, blocks[0], table), dim=-1).contiguous()
+            for place, block in enumerate(blocks[:-1]):
+                hidden = None
+                if knows_item_alone and place == 0:
+                    hidden = hidden_score(block, table, model.config.max_length)
+                self.masks.append(BlockMask(hidden or NEVER, NO_BIAS, NO_BIAS))
+            if blocks:
+                self.masks.append(BlockMask(NEVER, *model.bias.waves().tolist()))
             temperature = model.config.temperature if model.config.scoring == "cosine" else 1.0
             shrink = torch.full((model.config.width,), 1 / scale / temperature)
             self.register_buffer("shrink", shrink)
+        else:
+            self.final = FinalAttention(model)
+            self.masks.append(BlockMask(NEVER, NO_BIAS, NO_BIAS))
         self.register_buffer("table", table.contiguous())
         self.register_buffer("rows", rows)
 
-    def forward(
-        self,
-        history: Tensor,
-        positions: Tensor,
-        last: Tensor,
-        last_position: Tensor,
-        may_attend: Tensor,
-        causal_mask: Tensor,
-        *others: Tensor,
-    ) -> tuple[Tensor, ...]:
+    def forward(self, history: Tensor, last: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Encode the events that are new.
 
         Args:
             history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
-            positions: Place of each event, counted from 0, int64 (B, T).
             last: Where each row's last event lies in the row, int64 (B, 1, 1).
-            last_position: Its position, int64 (B, 1).
-            may_attend: True for the past and for events, False for padding, (B, 1, 1, P + T).
-            causal_mask: 0 for the past and for events up to an event, ``hidden_score`` for later
-                ones, float32 (1, 1, T, P + T).
-            others: With ``time_gaps``, buckets before each event (B, T) and until the question
-                (B,); then keys and values of each block in turn, each (B, H, P, D / H).
+            others: With two blocks or more, the place of each event, counted from 0, int64 (B, T).
+                With ``time_gaps``, buckets before each event (B, T) and until the question (B,).
+                Then the mask of each block, added to its scores: (1, 1, T, P + T), and of the last
+                one (B, H, 1, P + T). Then the state: keys and values of each block but the last,
+                each (B, H, P, D / H), and what entered the last one, (B, P, D).
 
         Returns:
-            user (B, 1, D), then keys and values of each block, (B, H, P + T, D / H).
+            user (B, 1, D), then the state with these events.
         """
-        if isinstance(self.model, SeedModel):
-            user, present = self._serve_seed(self.model, history, last, may_attend, others)
-        else:
-            places = Places(positions, last, last_position, may_attend, causal_mask)
-            user, present = self._serve(self.model, history, places, others)
-        return (user, *present)
-
-    def _serve(
-        self,
-        model: SequenceModel,
-        history: Tensor,
-        places: Places,
-        others: tuple[Tensor, ...],
-    ) -> tuple[Tensor, list[Tensor]]:
-        positions, last, last_position, may_attend, causal_mask = places
-        gaps: Gaps | None = None
-        if self.config.time_gaps:
-            gaps, others = (others[0], others[1]), others[2:]
+        model = self.model
         x = functional.embedding(history, self.table)  # (B, T, D)
-        if gaps is not None:
-            x = x + model.since(gaps[0])
+        if isinstance(model, SeedModel):
+            mask, kept = others
+            x = x + model.users.weight.mean(dim=0)
+            attended, events = self._attend_last(self._take(x, last), x, kept, mask)
+            return self.final.output(attended), events
+        blocks, rest, until = list(model.each_block()), list(others), None
+        positions = rest.pop(0) if len(blocks) > 1 else history
+        if self.config.time_gaps:
+            x, until = x + model.since(rest.pop(0)), rest.pop(0)
+        masks, past = rest[: len(blocks)], rest[len(blocks) :]
         present: list[Tensor] = []
-        for place, block in enumerate(model.each_block()):
-            is_last = place == self.config.blocks - 1
+        for place, block in enumerate(blocks[:-1]):
             if place == 0 and self.rows is not None:
                 parts = functional.embedding(history, self.rows)  # (B, T, R)
                 query, key, value, *gate = torch.split(parts, self.config.width, dim=-1)
-                if is_last:
-                    x, query, *gate = (self._take(part, last) for part in (x, query, *gate))
             else:
-                normed = block.attention_norm(x)
-                key, value = self.keys_values[place](normed)
-                if is_last:
-                    x, normed = self._take(x, last), self._take(normed, last)  # (B, 1, D)
-                    if gaps is not None:
-                        x = x + model.until(gaps[1])[:, None]
-                        normed = block.attention_norm(x)
-                query, gate = block.query(normed), gates(block, x)
-            mask = causal_mask if place == 0 and self.hidden_score is not None else None
-            attended, *now = self._attend(
-                self._rotate(query, last_position if is_last else positions),
-                self._rotate(key, positions),
-                value,
-                (others[2 * place], others[2 * place + 1]),
-                may_attend if is_last else mask,
-            )
+                query, key, value, *gate = self._parts(place, block, x)
+            query, key = (self._rotate(part, positions) for part in (query, key))
+            before = past[2 * place : 2 * place + 2]
+            attended, *now = self._attend(query, key, value, before, masks[place])
             present += now
-            x = self._merge(block, x, self.after[place](attended), gate)
-        if not present:
-            x = self._take(x, last)
-        return self._user(model.norm(x)), present
+            x = self._merge(block, x, attended, block.output if self.heads > 1 else None, gate)
+        if not blocks:
+            return (self._user(model.norm(self._take(x, last))),)
+        final = blocks[-1]
+        normed = final.attention_norm(x)
+        asking, x = self._take(normed, last), self._take(x, last)  # (B, 1, D)
+        if until is not None:
+            x = x + model.until(until)[:, None]
+            asking = final.attention_norm(x)
+        attended, events = self._attend_last(asking, normed, past[-1], masks[-1])
+        x = self._merge(final, x, attended, self.final.output, gates(final, x))
+        return self._user(model.norm(x)), *present, events
 
-    def _item_parts(self, block: Block, x: Tensor) -> list[Tensor]:
-        """Return query, key, value and gate of rows of the item table, each (N, D)."""
+    def _parts(self, place: int, block: Block, x: Tensor) -> list[Tensor]:
+        """Return query, key, value and perhaps gate of events, (..., D) each."""
         normed = block.attention_norm(x)
-        key, value = self.keys_values[0](normed)
+        key, value = self.keys_values[place](normed).chunk(2, dim=-1)
         return [block.query(normed), key, value, *gates(block, x)]
 
-    def _merge(self, block: Block, x: Tensor, attended: Tensor, gate: list[Tensor]) -> Tensor:
-        """Add what attention gave and the feed-forward layer to the residual stream."""
-        output, (norm, first, activation, second) = block.output, block.feed_forward
+    def _merge(
+        self,
+        block: Block,
+        x: Tensor,
+        attended: Tensor,
+        output: nn.Linear | None,
+        gate: list[Tensor],
+    ) -> Tensor:
+        """Add what attention gave, through ``output``, and the feed-forward layer to x."""
+        norm, first, activation, second = block.feed_forward
         assert isinstance(second, nn.Linear)
-        if self.heads == 1:  # it has been through the output layer already
-            x = x + (gate[0] * attended if gate else attended)
-        elif gate:
-            x = x + gate[0] * output(attended)
+        if gate:
+            x = x + gate[0] * (attended if output is None else output(attended))
+        elif output is None:
+            x = x + attended
         else:
             x = self._add(x, attended @ output.weight.T, output.bias)
         hidden: Tensor = activation(first(norm(x)))
@@ -218,20 +195,6 @@ class Encoder(nn.Module):
             "RMSNormalization", [normed, scale], attributes, dtype=FLOAT, shape=shape, version=23
         )
 
-    def _serve_seed(
-        self,
-        model: SeedModel,
-        history: Tensor,
-        last: Tensor,
-        may_attend: Tensor,
-        past: tuple[Tensor, ...],
-    ) -> tuple[Tensor, list[Tensor]]:
-        x = functional.embedding(history, self.table) + model.users.weight.mean(dim=0)
-        key, value = model.key_value(x).chunk(2, dim=-1)
-        query = model.query(self._take(x, last))
-        attended, *present = self._attend(query, key, value, (past[0], past[1]), may_attend)
-        return model.output(attended), present
-
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         model = self.model
         assert isinstance(model, SequenceModel)
@@ -240,32 +203,41 @@ class Encoder(nn.Module):
                 x, model.cos, model.sin, positions, num_heads=self.heads
             )
             return rotated
-        return self._merge_heads(rotary(self._split_heads(x), model.cos, model.sin, positions))
+        return _merge_heads(rotary(_split_heads(x, self.heads), model.cos, model.sin, positions))
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, past: KeyValue, mask: Tensor | None
+        self, query: Tensor, key: Tensor, value: Tensor, past: list[Tensor], mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return attended values (B, T, D), and keys and values to keep; causal without a mask."""
-        is_causal = mask is None
+        """Return what new events (B, T, D) attend to, and all keys and values."""
         if self.onnx_nodes:
             attended, keys, values, _ = torch.onnx.ops.attention(
-                query,
-                key,
-                value,
-                mask,
-                *past,
-                is_causal=is_causal,
-                q_num_heads=self.heads,
-                kv_num_heads=self.heads,
+                query, key, value, mask, *past, q_num_heads=self.heads, kv_num_heads=self.heads
             )
             return attended, keys, values
-        attended, (keys, values) = attention(
-            *(self._split_heads(part) for part in (query, key, value)),
-            past=past,
-            may_attend=mask,
-            is_causal=is_causal,
-        )
-        return self._merge_heads(attended), keys, values
+        query, *new = (_split_heads(part, self.heads) for part in (query, key, value))
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(past, new, strict=True))
+        return _merge_heads(attention(query, keys, values, mask=mask)), keys, values
+
+    def _attend_last(
+        self, asking: Tensor, new: Tensor, past: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what one event (B, 1, D) attends to, (B, 1, H D), and all events (B, P + T, D)."""
+        events, query = torch.cat([past, new], dim=1), self.final.query(asking)
+        if self.onnx_nodes:
+            attended, _, _, _ = torch.onnx.ops.attention(
+                query,
+                events,
+                events,
+                mask,
+                q_num_heads=self.heads,
+                kv_num_heads=1,
+                scale=self.final.scale,
+            )
+            return attended, events
+        shared = events[:, None].expand(-1, self.heads, -1, -1)
+        query = _split_heads(query, self.heads)
+        attended = attention(query, shared, shared, mask=mask, scale=self.final.scale)
+        return _merge_heads(attended), events
 
     def _take(self, x: Tensor, last: Tensor) -> Tensor:
         """Return one event of each row, (B, 1, D)."""
@@ -276,11 +248,52 @@ class Encoder(nn.Module):
             "GatherND", [x, last], {"batch_dims": 1}, dtype=FLOAT, shape=shape, version=13
         )
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (B, H, T, D / H)
 
-    def _merge_heads(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2)  # (B, T, D)
+class FinalAttention(nn.Module):
+    """The layers around the attention of one event: keys and values are both what enters.
+
+    <W_q x + b, W_k y> is <W_k' (W_q x + b), y>, a sum of values is the value of the sum, and a bias
+    of the keys adds the same to all scores. A head then asks with D channels, not D / H.
+    """
+
+    def __init__(self, source: Block | SeedModel) -> None:
+        super().__init__()
+        heads = source.heads if isinstance(source, Block) else 1
+        width = source.query.in_features
+        self.scale = (width // heads) ** -0.5
+        self.query = nn.Linear(width, heads * width)
+        self.output = nn.Linear(heads * width, width)
+        query, key_value, output = (
+            [layer.weight.double(), layer.bias.double()]
+            for layer in (source.query, source.key_value, source.output)
+        )
+        key, value = key_value[0].chunk(2)
+        by_head = [rows.chunk(heads) for rows in (*query, key, value)]
+        columns = output[0].chunk(heads, dim=1)
+        with torch.no_grad():
+            asked = [(k.T @ q, k.T @ b) for q, b, k, _ in zip(*by_head, strict=True)]
+            self.query.weight.copy_(torch.cat([weight for weight, _ in asked]))
+            self.query.bias.copy_(torch.cat([bias for _, bias in asked]))
+            given = [o @ v for o, v in zip(columns, by_head[-1], strict=True)]
+            self.output.weight.copy_(torch.cat(given, dim=1))
+            self.output.bias.copy_(output[0] @ key_value[1].chunk(2)[1] + output[1])
+        self.requires_grad_(requires_grad=False)
+
+
+def state_shapes(config: ModelConfig, axis: str) -> dict[str, list[int | str]]:
+    """Return name and shape of what is kept of the events: of each block in turn."""
+    blocks = config.blocks if config.kind == "sequence" else 1
+    head: list[int | str] = ["batch", config.heads, axis, config.width // config.heads]
+    shapes = {f"{part}_{block}": head for block in range(blocks - 1) for part in ("key", "value")}
+    return {**shapes, "events": ["batch", axis, config.width]} if blocks else {}
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (B, H, T, D / H)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, T, D)
 
 
 def served_key_value(block: Block) -> nn.Linear:
@@ -298,41 +311,6 @@ def served_key_value(block: Block) -> nn.Linear:
 def gates(block: Block, x: Tensor) -> list[Tensor]:
     """Return what a gated block multiplies its attention by, nothing for another."""
     return [] if block.attention_gate is None else [block.attention_gate(x).sigmoid()]
-
-
-class KeysValues(nn.Module):
-    """Keys and values of events, each (B, T, D), from one layer."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Split what the layer makes."""
-        key, value = self.layer(normed).chunk(2, dim=-1)
-        return key, value
-
-
-class LateValues(nn.Module):
-    """Keys from a layer, and values that go through theirs when they are summed up."""
-
-    def __init__(self, key: nn.Linear) -> None:
-        super().__init__()
-        self.key = key
-
-    def forward(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys, and values as they are."""
-        return self.key(normed), normed
-
-
-def halves(layer: nn.Linear) -> list[nn.Linear]:
-    """Return two layers that make the first and the second half of what a layer makes."""
-    made = []
-    for weight, bias in zip(layer.weight.chunk(2), layer.bias.chunk(2), strict=True):
-        made.append(nn.Linear(*weight.T.shape))
-        made[-1].load_state_dict({"weight": weight, "bias": bias})
-        made[-1].requires_grad_(requires_grad=False)
-    return made
 
 
 def hidden_score(block: Block, table: Tensor, events: int) -> float | None:

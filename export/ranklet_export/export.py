@@ -273,9 +273,7 @@ def golden_answers(
         with torch.no_grad():
             rows = torch.from_numpy(history)[None]
             gaps = (torch.zeros_like(rows), torch.zeros_like(rows[:, 0]))  # unknown
-            user, _ = model.serve(
-                rows, model.empty_state(1), table, gaps if model.config.time_gaps else None
-            )
+            user = model.serve(rows, table, gaps if model.config.time_gaps else None)
             scores, items = (user @ table[1:].T)[0].topk(k)
         answers.append(
             {
@@ -311,8 +309,8 @@ def _manifest(
         outputs=[TensorContract(o.name, o.type, list(o.shape)) for o in session.get_outputs()],
         table=graphs.table,
         rounding=graphs.rounding,
-        rotary_base=config.rotary_base if config.kind == "sequence" else None,
-        hidden_score=graphs.hidden_score,
+        rotary_base=config.rotary_base if config.kind == "sequence" and config.blocks > 1 else None,
+        masks=graphs.masks,
         training=source.training,
         data=source.data,
         quality=source.quality,

@@ -98,7 +98,7 @@ def _users(model: Model, table: Tensor, histories: list[NDArray[np.int64]]) -> T
     gaps = (torch.zeros_like(padded), torch.zeros_like(padded[:, 0]))
     told = gaps if model.config.time_gaps else None
     with torch.no_grad():
-        return model.serve(padded, model.empty_state(len(histories)), table, told)[0]
+        return model.serve(padded, table, told)
 
 
 def _ranks(items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:

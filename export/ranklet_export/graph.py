@@ -2,7 +2,8 @@
 
     encoder.onnx     history and state in, user vectors and state out
     model.onnx       the same, then the best items of the catalogue
-    model.onnx.data  weights of both: item table, rows of the first block, codes; mapped
+    batch.onnx       the same for many users at once; int8 only
+    model.onnx.data  weights of all: item table, rows of the first block, codes; mapped
 
 Batch, length, past, k and the number of excluded items are dynamic. One graph serves a cold history
 (an empty past) and a single new event (a past of any length).
@@ -21,14 +22,23 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 
-from ranklet.bundle import CHUNK, CODE_BITS, DATA, ENCODER, GRAPH, Precision, Rounding, Table
-from ranklet_export.encoder import Encoder
-from ranklet_export.head import add_head, quantize
-from ranklet_training.attention import KeyValue
+from ranklet.bundle import (
+    BATCH,
+    CHUNK,
+    CODE_BITS,
+    DATA,
+    ENCODER,
+    GRAPH,
+    BlockMask,
+    Precision,
+    Rounding,
+    Table,
+)
+from ranklet.positions import known_positions
+from ranklet_export.encoder import Encoder, state_shapes
+from ranklet_export.head import add_head, can_batch, quantize
 from ranklet_training.checkpoint import Model
-from ranklet_training.model import SHORTEST_EXPORT
 
 OPSETS = range(18, 24)
 # From here on attention and rotary positions are one ONNX node each.
@@ -50,13 +60,13 @@ class WrittenGraphs:
     nodes: int  # of model.onnx
     table: Table
     rounding: Rounding | None  # of codes
-    hidden_score: float | None  # of the causal mask, if the graphs take one
+    masks: list[BlockMask]
 
 
 def export_graphs(
     model: Model, folder: Path, opset: int, precision: Precision = "fp32", *, compact: bool = False
 ) -> WrittenGraphs:
-    """Write both graphs and their tables.
+    """Write the graphs and their tables.
 
     Args:
         model: In evaluation mode, without gradients.
@@ -94,64 +104,62 @@ def export_graphs(
         file.flush()
         os.fsync(file.fileno())
     _refer(traced.graph, stored)
-    whole = onnx.ModelProto()
-    whole.CopyFrom(traced)
-    _refer(whole.graph, codes)
-    add_head(whole.graph, padded, precision)
-    for graph, name in ((traced, ENCODER), (whole, GRAPH)):
+    graphs = {ENCODER: traced, GRAPH: _with_head(traced, codes, padded, precision)}
+    if rounding is not None and can_batch(quantized):
+        graphs[BATCH] = _with_head(traced, codes, padded, precision, batched=True)
+    for name, graph in graphs.items():
         _describe(graph, model)
         (folder / name).write_bytes(graph.SerializeToString())
         onnx.checker.check_model(folder / name)
+    nodes = len(graphs[GRAPH].graph.node)
     written = Table(DATA, place, items, width, kind)
-    return WrittenGraphs(len(whole.graph.node), written, rounding, encoder.hidden_score)
+    return WrittenGraphs(nodes, written, rounding, encoder.masks)
 
 
-def flatten(state: list[KeyValue]) -> list[Tensor]:
-    """Return keys and values of each block, one after another."""
-    return [tensor for pair in state for tensor in pair]
+def state_contract(model: Model, prefix: str, axis: str) -> dict[str, list[int | str]]:
+    """Return the tensors of the state, in their order, and their axes."""
+    return {f"{prefix}_{k}": v for k, v in state_shapes(model.config, axis).items()}
 
 
-def state_names(model: Model, prefix: str) -> list[str]:
-    """Return the names of the state's tensors, in the order of ``flatten``."""
-    blocks = range(len(model.empty_state(1)))
-    return [f"{prefix}_{part}_{block}" for block in blocks for part in ("key", "value")]
-
-
-def gap_names(model: Model) -> list[str]:
-    """Return the names of the inputs that tell time."""
-    return ["since", "until"] if model.config.time_gaps else []
+def input_contract(model: Model) -> dict[str, list[int | str]]:
+    """Return what an encoder takes, in its order, and the axes."""
+    config = model.config
+    is_sequence = config.kind == "sequence"
+    blocks, heads = (config.blocks, config.heads) if is_sequence else (1, 1)
+    events: list[int | str] = ["batch", "length"]
+    return {
+        "history": events,
+        "last": ["batch", 1, 1],
+        **({"positions": events} if blocks > 1 else {}),
+        **({"since": events, "until": ["batch"]} if config.time_gaps else {}),
+        **{f"mask_{place}": [1, 1, "length", "total"] for place in range(blocks - 1)},
+        **({f"mask_{blocks - 1}": ["batch", heads, 1, "total"]} if blocks else {}),
+        **state_contract(model, "past", "past"),
+    }
 
 
 def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.ModelProto:
     """Return the encoder as a graph, with tables of a few rows."""
-    longest = max(model.config.max_length, SHORTEST_EXPORT)
-    batch = torch.export.Dim("batch", min=1)
-    length = torch.export.Dim("length", min=1, max=longest)
-    past = torch.export.Dim("past", min=0, max=longest)
-    state = [
-        tensor.new_zeros(TRACED_BATCH, tensor.shape[1], TRACED_PAST, tensor.shape[3])
-        for tensor in flatten(model.empty_state(1))
-    ]
-    history = torch.ones(TRACED_BATCH, TRACED_LENGTH, dtype=torch.int64)
-    one = history[:, :1]
-    may_attend = torch.ones(TRACED_BATCH, 1, 1, TRACED_PAST + TRACED_LENGTH, dtype=torch.bool)
-    causal_mask = torch.zeros(1, 1, TRACED_LENGTH, TRACED_PAST + TRACED_LENGTH)
-    gaps = [history.clone(), history[:, 0].clone()][: len(gap_names(model))]  # no input twice
-    shapes: dict[str, object] = {
-        "history": {0: batch, 1: length},
-        "positions": {0: batch, 1: length},
-        "last": {0: batch},
-        "last_position": {0: batch},
-        "may_attend": {0: batch, 3: torch.export.Dim.DYNAMIC},
-        "causal_mask": {2: length, 3: torch.export.Dim.DYNAMIC},
+    longest = known_positions(model.config.max_length) // 2
+    dims = {
+        "batch": torch.export.Dim("batch", min=1),
+        "length": torch.export.Dim("length", min=1, max=longest),
+        "past": torch.export.Dim("past", min=0, max=longest),
+        "total": torch.export.Dim.DYNAMIC,
     }
-    others = (
-        *({0: batch, 1: length}, {0: batch})[: len(gaps)],
-        *({0: batch, 2: past} for _ in state),
-    )
-    names = [*shapes, *gap_names(model), *state_names(model, "past")]
-    if others:
-        shapes["others"] = others
+    sizes = {"batch": TRACED_BATCH, "length": TRACED_LENGTH, "past": TRACED_PAST}
+    sizes["total"] = TRACED_PAST + TRACED_LENGTH
+    floats = ("mask_", "past_")
+    inputs = {
+        name: torch.zeros([sizes[a] if isinstance(a, str) else a for a in axes])
+        if name.startswith(floats)
+        else torch.zeros([sizes[a] if isinstance(a, str) else a for a in axes], dtype=torch.int64)
+        for name, axes in input_contract(model).items()
+    }
+    shapes = [
+        {i: dims[a] for i, a in enumerate(axes) if isinstance(a, str)}
+        for axes in input_contract(model).values()
+    ]
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter warns of its own internals, and that axes of one name share that name.
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -159,20 +167,11 @@ def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.Model
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         program = torch.onnx.export(
             encoder,
-            (
-                history,
-                history.clone(),
-                one[:, :, None].clone(),
-                one.clone(),
-                may_attend,
-                causal_mask,
-                *gaps,
-                *state,
-            ),
+            tuple(inputs.values()),
             dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=names,
-            output_names=["user_row", *state_names(model, "present")],
+            dynamic_shapes=(*shapes[:2], tuple(shapes[2:]))[: len(shapes)],
+            input_names=list(inputs),
+            output_names=["user_row", *state_contract(model, "present", "total")],
             opset_version=opset,
             verbose=False,
         )
@@ -184,6 +183,16 @@ def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.Model
     graph.node.append(helper.make_node("Squeeze", ["user_row", "axis_1"], ["user"], "user"))
     graph.output[0].name = "user"  # (B, D)
     return traced
+
+
+def _with_head(
+    encoder: onnx.ModelProto, codes: list[TensorProto], rows: int, precision: Precision, **how: bool
+) -> onnx.ModelProto:
+    whole = onnx.ModelProto()
+    whole.CopyFrom(encoder)
+    _refer(whole.graph, codes)
+    add_head(whole.graph, rows, precision, **how)
+    return whole
 
 
 def _store(file: BinaryIO, name: str, values: NDArray[Any], rows: int = 0) -> TensorProto:
@@ -233,20 +242,10 @@ def _describe(model: onnx.ModelProto, source: Model) -> None:
     used = {name for node in graph.node for name in node.input}
     for unused in [i for i in graph.input if i.name not in used]:
         graph.input.remove(unused)
-    shapes = [(s.shape[1], s.shape[3]) for s in flatten(source.empty_state(1))]
     axes: dict[str, list[int | str]] = {
-        **{name: ["batch", "length"] for name in ("history", "positions", "since")},
-        "last": ["batch", 1, 1],
-        "last_position": ["batch", 1],
-        "may_attend": ["batch", 1, 1, "total"],
-        "causal_mask": [1, 1, "length", "total"],
-        "until": ["batch"],
+        **input_contract(source),
         "user": ["batch", source.config.width],
-        **{
-            name: ["batch", heads, axis, width]
-            for prefix, axis in (("past", "past"), ("present", "total"))
-            for name, (heads, width) in zip(state_names(source, prefix), shapes, strict=True)
-        },
+        **state_contract(source, "present", "total"),
     }
     for tensor in (*graph.input, *graph.output):
         if tensor.name in axes:

@@ -16,8 +16,8 @@ from torch import Tensor
 from ranklet.bundle import CODE_BITS, Manifest, Precision
 from ranklet.errors import ParityError
 from ranklet.gaps import BUCKETS
-from ranklet.graph import NONE, POOLS, Best, Events, Graphs, State
-from ranklet_export.graph import flatten, gap_names, state_names
+from ranklet.graph import NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
+from ranklet_export.graph import input_contract, state_contract
 from ranklet_training.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
@@ -29,7 +29,7 @@ SCORE_TOLERANCE: dict[Precision, float] = {
     "int4": 1e-4,
     "fp16": 3e-2,
 }
-TOP = 10
+TOP, RANKING_ALL = 10, 2
 LARGEST_POOL = 1 << 16  # of scores by codes: with it the best items are never left out
 APPENDED_TO, APPENDED = 50, 10
 
@@ -82,12 +82,13 @@ def check_parity(
         history[1:][-1:, past + 1 :] = 0  # one event, and nothing but padding
         since = random.integers(0, BUCKETS, history.shape)
         point = _Point(history, past, since, random.integers(0, BUCKETS, batch))
-        # The first point ranks all items: a fault in one row of the table may never reach a top.
+        # The first points, one of them a batch, rank all items: a fault in one row of the table
+        # may never reach a top.
         most = LARGEST_POOL // (2 * POOLS[manifest.precision][0])
-        k = min(TOP if points else most, len(table) - 1)
+        k = min(most if len(points) < RANKING_ALL else TOP, len(table) - 1)
         difference = max(difference, _compare(graphs, model, table, point, k, manifest.precision))
         points.append(str(point))
-    if flatten(model.empty_state(1)):
+    if state_contract(model, "past", "past"):
         history = random.integers(1, len(table), (2, min(APPENDED_TO, model.config.max_length)))
         # With all in the pool, codes of nearly equal users choose alike.
         pool = min(LARGEST_POOL, len(table) - 1)
@@ -103,27 +104,10 @@ def check_contract(manifest: Manifest, model: Model) -> None:
     Raises:
         ParityError: The graph takes or gives something else.
     """
-    states = [(s.shape[1], s.shape[3]) for s in flatten(model.empty_state(1))]
-    past, present = (
-        {
-            name: ["batch", heads, axis, width]
-            for name, (heads, width) in zip(state_names(model, prefix), states, strict=True)
-        }
-        for prefix, axis in (("past", "past"), ("present", "total"))
-    )
-    batch_length = ["batch", "length"]
     rounded = manifest.precision in CODE_BITS
     bias = next((tensor.shape for tensor in manifest.inputs if tensor.name == "bias"), [])
-    is_sequence = model.config.kind == "sequence" and bool(states)
     inputs = {
-        "history": batch_length,
-        **({"positions": batch_length} if is_sequence else {}),
-        "last": ["batch", 1, 1],
-        **({"last_position": ["batch", 1]} if is_sequence else {}),
-        **({"may_attend": ["batch", 1, 1, "total"]} if states else {}),
-        **({"causal_mask": [1, 1, "length", "total"]} if manifest.hidden_score else {}),
-        **dict(zip(gap_names(model), (batch_length, ["batch"]), strict=False)),
-        **past,
+        **input_contract(model),
         "k": [1],
         "exclude": ["batch", "excluded"],
         "bias": bias,
@@ -131,7 +115,7 @@ def check_contract(manifest: Manifest, model: Model) -> None:
     }
     outputs = {
         "user": ["batch", model.config.width],
-        **present,
+        **state_contract(model, "present", "total"),
         "items": ["batch", "k"],
         "scores": ["batch", "k"],
         **({"pool_scores": ["batch", "pool"]} if rounded else {}),
@@ -150,8 +134,9 @@ def check_contract(manifest: Manifest, model: Model) -> None:
 def _points(model: Model) -> Iterator[tuple[int, int, int]]:
     """Yield (batch, length, past), none of them as traced, lengths 1 and maximum among them."""
     longest = model.config.max_length
-    yield from [(1, 1, 0), (1, longest, 0), (2, longest, 0), (5, min(12, longest), 0)]
-    if flatten(model.empty_state(1)):
+    yield from [(1, 1, 0), (SMALLEST_BATCH, min(5, longest), 0)]
+    yield from [(1, longest, 0), (2, longest, 0), (5, min(12, longest), 0)]
+    if state_contract(model, "past", "past"):
         yield from [(1, 1, longest - 1), (4, 1, 9), (2, min(5, longest), 11), (1, 2, 1)]
 
 
@@ -159,7 +144,7 @@ def _compare(
     graphs: Graphs, model: Model, table: Tensor, point: _Point, k: int, precision: Precision
 ) -> float:
     """Return the largest difference of scores and users; it is within the tolerance."""
-    told = bool(gap_names(model))
+    told = model.config.time_gaps
     expected_user, all_scores = _reference(model, table, point)
     past: State = ()
     if point.past:
@@ -202,9 +187,9 @@ def _reference(
     """Return users and all scores of items from 1 on, from plain torch and the whole history."""
     gaps = (torch.from_numpy(point.since), torch.from_numpy(point.until))
     history = torch.from_numpy(point.history)
-    told = gaps if gap_names(model) else None
+    told = gaps if model.config.time_gaps else None
     with torch.no_grad():
-        user, _ = model.serve(history, model.empty_state(len(history)), table, told)
+        user = model.serve(history, table, told)
         return user.numpy(), (user @ table[1:].T).numpy()
 
 

@@ -3,7 +3,8 @@
     manifest.json        what the others are: sizes, digests, graph contract, origin, figures
     model.onnx           the graph: history and state in, best items out
     encoder.onnx         its first half: history and state in, user vectors out
-    model.onnx.data      the tables of both; mapped, not read
+    batch.onnx           the same as model.onnx, laid out for many users at once; int8 only
+    model.onnx.data      the tables of all; mapped, not read
     items.npy            int64 ids in index order, or
     items.utf8 + items.offsets.npy      text ids: one blob, and where each id ends in it
     titles.utf8 + titles.offsets.npy    what to show a person, optional
@@ -30,11 +31,13 @@ from numpy.typing import NDArray
 
 from ranklet.errors import BundleError
 from ranklet.files import atomic_write, sha256
+from ranklet.positions import WAVES
 from ranklet.vocabulary import Texts, Vocabulary
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 GRAPH, ENCODER, DATA = "model.onnx", "encoder.onnx", "model.onnx.data"
+BATCH = "batch.onnx"  # of int8 bundles
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the table of a graph is padded to a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -45,6 +48,7 @@ FILE_NAMES = frozenset(
     {
         GRAPH,
         ENCODER,
+        BATCH,
         DATA,
         "items.npy",
         "items.utf8",
@@ -96,6 +100,15 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class BlockMask:
+    """What attention of a block adds to its scores; ``ranklet.positions`` makes a bias of it."""
+
+    hidden: float  # for later events, and for padding
+    cosines: list[list[float]]  # of each head, each wave
+    sines: list[list[float]]
+
+
+@dataclass(frozen=True)
 class File:
     """What a file of the bundle must be."""
 
@@ -118,8 +131,8 @@ class Manifest:
     outputs: list[TensorContract]
     table: Table
     rounding: Rounding | None  # of codes
-    rotary_base: float | None  # of the positions that keys of a state are rotated by
-    hidden_score: float | None  # what the causal mask adds to scores of later events
+    rotary_base: float | None  # of the positions that kept keys are turned by
+    masks: list[BlockMask]  # of each block
     training: dict[str, Any]  # all settings of the run
     data: dict[str, Any]  # digest and counts of the events
     quality: dict[str, Any]  # what ``ranklet evaluate`` found; may be empty
@@ -197,6 +210,7 @@ class Manifest:
             document["table"] = _build(Table, document["table"])
             if document["rounding"] is not None:
                 document["rounding"] = _build(Rounding, document["rounding"])
+            document["masks"] = [_build(BlockMask, value) for value in document["masks"]]
             document["files"] = {k: _build(File, v) for k, v in document["files"].items()}
             manifest: Manifest = _build(cls, document)
             manifest._check()
@@ -218,9 +232,13 @@ class Manifest:
             raise ValueError(f"precision {self.precision}, rounding {self.rounding}")
         if self.rotary_base is not None and type(self.rotary_base) is not float:
             raise ValueError(f"rotary_base {self.rotary_base!r}")
-        hidden = self.hidden_score
-        if hidden is not None and not (type(hidden) is float and hidden < 0):
-            raise ValueError(f"hidden_score {hidden!r}")
+        for place, mask in enumerate(self.masks):
+            if not (type(mask.hidden) is float and NEVER <= mask.hidden < 0):
+                raise ValueError(f"masks[{place}] hides with {mask.hidden!r}")
+            for waves in (mask.cosines, mask.sines):
+                array = np.array(waves, dtype=np.float64)  # ValueError for anything else
+                if array.shape != (len(mask.cosines), WAVES) or not np.isfinite(array).all():
+                    raise ValueError(f"masks[{place}] has waves of the shape {array.shape}")
         self._check_files()
         self._check_table()
 

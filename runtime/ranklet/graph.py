@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 
 from ranklet import pages
 from ranklet.bundle import (
+    BATCH,
     CHUNK,
     CODE_BITS,
     DATA,
     ENCODER,
     GRAPH,
     NEVER,
+    BlockMask,
     Manifest,
     Precision,
     TensorContract,
 )
 from ranklet.errors import BundleError, ProviderError
 from ranklet.gaps import UNKNOWN
+from ranklet.positions import known_positions, relative_bias
 from ranklet.provider import ORT_ERRORS, Provider, create_session
 
 if TYPE_CHECKING:
@@ -33,12 +36,11 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
-State = Sequence[Floats]  # keys and values of each block in turn, (B, H, P, D / H) each
+# Keys and values (B, H, P, D / H) of each block but the last; what entered that, (B, P, D).
+State = Sequence[Floats]
 Arrays = dict[str, NDArray[Any]]
 NONE: Indices = np.zeros(0, dtype=np.int64)
 
-# A graph takes this many events even if the model keeps fewer, as in ranklet_training.model.
-SHORTEST_EXPORT = 16
 # Of the best by codes so many are scored again: so many times k, and at least so many.
 POOLS: dict[Precision, tuple[int, int]] = {
     "fp32": (1, 1),
@@ -49,6 +51,10 @@ POOLS: dict[Precision, tuple[int, int]] = {
 # Bytes of weights from which on memory pages matter, and from which on lookups could fill memory;
 # after so many looked-up rows (each maps up to 2 MiB) they are forgotten.
 LARGE_DATA, HUGE_DATA, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
+# Bytes of the masks of one user that are kept, and of those of all lengths together.
+LARGEST_MASKS, KEPT_MASKS = 1 << 18, 1 << 23
+# From so many users on batch.onnx is faster (docs/log.md).
+SMALLEST_BATCH = 8
 
 
 class Events(NamedTuple):
@@ -73,7 +79,7 @@ class Best(NamedTuple):
 
 
 class Graphs:
-    """Both graphs of a bundle; the encoder is loaded when it is first asked for."""
+    """The graphs of a bundle; all but model.onnx are loaded when they are first asked for."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: int) -> None:
         """Load model.onnx, see ``Ranker.load``."""
@@ -82,13 +88,13 @@ class Graphs:
         before = pages.regions("") if is_large else []
         with pages.kept_out(data) if is_huge else nullcontext():
             self.session, self.provider = create_session(folder / GRAPH, provider, threads)
-        _check_contract(self.session, manifest, folder)
-        self._folder, self._threads = folder, threads
+        _check_contract(self.session, manifest, folder / GRAPH)
+        self._folder, self._manifest, self._threads = folder, manifest, threads
+        self._has_batch = BATCH in manifest.files and self.provider == "cpu"
         self.is_rounded = manifest.precision in CODE_BITS
         self._pool_times, self.smallest_pool = POOLS[manifest.precision]
         names = [tensor.name for tensor in manifest.inputs]
         self.uses_times = "since" in names
-        self._unused = {"positions", "last", "last_position", "may_attend"} - set(names)
         self._pasts = [t for t in manifest.inputs if t.name.startswith("past_")]
         self._past_names = [t.name for t in self._pasts]
         self._presents = [t.name for t in manifest.outputs if t.name.startswith("present_")]
@@ -102,12 +108,12 @@ class Graphs:
             pages.forget_pages(self._mapped)
         self._answers_and_state = self.answers + self._presents
         # The inputs of one user are views of these.
-        longest = 2 * max(manifest.max_length, SHORTEST_EXPORT)
-        self.positions = longest  # that the graph knows
-        self._steps = np.arange(longest, dtype=np.int64)[None]
-        self._may_attend = np.ones((1, 1, 1, longest), dtype=np.bool_)
-        hidden = manifest.hidden_score
-        self._causal_mask = None if hidden is None else _causal_mask(longest, hidden)
+        self.positions = known_positions(manifest.max_length)
+        self._uses_positions = "positions" in names
+        self._steps = np.arange(self.positions, dtype=np.int64)[None]
+        self._ramps = [_ramp(mask, self.positions) for mask in manifest.masks]
+        self._masks: dict[tuple[int, int], Arrays] = {}  # by past and length
+        self._mask_bytes = 0
         self.bias = np.zeros(-(-(manifest.items + 1) // CHUNK) * CHUNK, dtype=np.float32)
         self.bias[0] = self.bias[manifest.items + 1 :] = NEVER
         self._nothing = np.zeros((1, 1), dtype=np.int64)
@@ -117,12 +123,19 @@ class Graphs:
         self._plain |= {"exclude": self._nothing, "bias": self.bias}
         # InferenceSession.run first looks for every input in a list of all: a tenth of a request.
         self._run_plain = getattr(self.session, "_sess", self.session).run
-        self.has_plain = not self._unused and not self.uses_times and not self._mapped
+        self.has_plain = not self.uses_times and not self._mapped
 
     @cached_property
     def encoder(self) -> "InferenceSession":
         """Return the session of encoder.onnx."""
         return create_session(self._folder / ENCODER, self.provider, self._threads)[0]
+
+    @cached_property
+    def batch(self) -> "InferenceSession":
+        """Return the session of batch.onnx."""
+        session, _ = create_session(self._folder / BATCH, self.provider, self._threads)
+        _check_contract(session, self._manifest, self._folder / BATCH)
+        return session
 
     def pool_of(self, k: int) -> int:
         """Return how many of the best by codes are scored again."""
@@ -138,7 +151,7 @@ class Graphs:
         bias: Floats | None = None,
         keep: bool = False,
     ) -> Best:
-        """Run model.onnx.
+        """Run model.onnx, or batch.onnx for many users.
 
         Args:
             events: What is new.
@@ -150,7 +163,8 @@ class Graphs:
         """
         inputs = self.rank_inputs(events, k, pool=pool, exclude=exclude, bias=bias)
         names = self._answers_and_state if keep else self.answers
-        return self._best(self._run(self.session, names, inputs))
+        is_batch = self._has_batch and len(events.history) >= SMALLEST_BATCH
+        return self._best(self._run(self.batch if is_batch else self.session, names, inputs))
 
     def rank_plain(
         self,
@@ -168,18 +182,15 @@ class Graphs:
         returned where a past is given.
         """
         length, steps, names, kept = len(history), self._steps, self.answers, 0
-        end = start + length
         inputs = self._plain.copy()
         if past:
-            kept, names = past[0].shape[2], self._answers_and_state
+            kept, names = past[0].shape[-2], self._answers_and_state
             inputs.update(zip(self._past_names, past, strict=True))
+        inputs.update(self._masks_of_one(kept, length))
         inputs["history"] = history[None]
-        inputs["positions"] = steps[:, start:end]
         inputs["last"] = steps[:, length - 1 : length, None]
-        inputs["last_position"] = steps[:, end - 1 : end]
-        inputs["may_attend"] = self._may_attend[..., : kept + length]
-        if self._causal_mask is not None:
-            inputs["causal_mask"] = self._mask_after(kept, length)
+        if self._uses_positions:
+            inputs["positions"] = steps[:, start : start + length]
         inputs["k"] = np.array([k])
         if self.is_rounded:
             inputs["pool"] = np.array([pool])
@@ -228,7 +239,11 @@ class Graphs:
 
     def empty_state(self, batch: int) -> State:
         """Return the state of users without an event."""
-        shapes = [(batch, int(t.shape[1]), 0, int(t.shape[3])) for t in self._pasts]
+        sizes = {"batch": batch, "past": 0}
+        shapes = [
+            [sizes[axis] if isinstance(axis, str) else axis for axis in t.shape]
+            for t in self._pasts
+        ]
         return [np.zeros(shape, dtype=np.float32) for shape in shapes]
 
     def _inputs(self, events: Events) -> Arrays:
@@ -236,48 +251,59 @@ class Graphs:
         history = events.history
         batch, length = history.shape
         inputs: Arrays = {"history": history}
-        past = events.past or (self._nobody if batch == 1 else self.empty_state(batch))
-        kept = 0
-        if past:
-            kept = past[0].shape[2]
-            inputs.update(zip(self._past_names, past, strict=True))
-        if batch == 1 and not events.counts.size:
-            start = int(events.starts[0]) if events.starts.size else 0
-            end, steps = start + length, self._steps
-            inputs["positions"] = steps[:, start:end]
-            inputs["last"] = steps[:, length - 1 : length, None]
-            inputs["last_position"] = steps[:, end - 1 : end]
-            inputs["may_attend"] = self._may_attend[..., : kept + length]
-        else:
-            self._place_batch(inputs, events, kept)
-        if self._causal_mask is not None:
-            inputs["causal_mask"] = self._mask_after(kept, length)
-        for name in self._unused:
-            del inputs[name]
         if self.uses_times:
             unknown = np.full_like(history, UNKNOWN)
             inputs["since"] = events.since if events.since.size else unknown
             inputs["until"] = events.until if events.until.size else unknown[:, 0]
-        return inputs
-
-    def _place_batch(self, inputs: Arrays, events: Events, kept: int) -> None:
-        batch, length = events.history.shape
+        past = events.past or (self._nobody if batch == 1 else self.empty_state(batch))
+        kept = 0
+        if past:
+            kept = past[0].shape[-2]
+            inputs.update(zip(self._past_names, past, strict=True))
+        if self._uses_positions:
+            starts = events.starts if events.starts.size else np.zeros(batch, dtype=np.int64)
+            # Padding may lie beyond the table of positions.
+            places = np.minimum(starts[:, None] + np.arange(length), self.positions - 1)
+            inputs["positions"] = places
+        if batch == 1 and not events.counts.size:
+            inputs["last"] = self._steps[:, length - 1 : length, None]
+            return inputs | self._masks_of_one(kept, length)
         counts = events.counts if events.counts.size else np.full(batch, length)
-        starts = events.starts if events.starts.size else np.zeros_like(counts)
-        steps = np.arange(length)
-        # Padding may lie beyond the table of positions.
-        inputs["positions"] = np.minimum(starts[:, None] + steps, self.positions - 1)
         inputs["last"] = (counts - 1)[:, None, None]
-        inputs["last_position"] = (starts + counts - 1)[:, None]
-        may_attend = np.ones((batch, 1, 1, kept + length), dtype=np.bool_)
-        may_attend[:, 0, 0, kept:] = steps < counts[:, None]
-        inputs["may_attend"] = may_attend
+        return inputs | self._masks_of_batch(kept, length, counts)
 
-    def _mask_after(self, kept: int, length: int) -> Floats:
-        """Return the causal mask of new events, (1, 1, T, P + T)."""
-        assert self._causal_mask is not None
-        middle = self.positions
-        return self._causal_mask[..., :length, middle - kept : middle + length]
+    def _masks_of_one(self, kept: int, length: int) -> Arrays:
+        """Return the masks of one user's new events; small ones are kept for the next request."""
+        found = self._masks.get((kept, length))
+        if found is not None:
+            return found
+        last = len(self._ramps) - 1
+        found = {
+            f"mask_{place}": np.ascontiguousarray(
+                _causal_mask(ramp, kept, length) if place < last else _row(ramp, kept + length)
+            )
+            for place, ramp in enumerate(self._ramps)
+        }
+        size = sum(mask.nbytes for mask in found.values())
+        if size <= LARGEST_MASKS:
+            self._mask_bytes += size
+            if self._mask_bytes > KEPT_MASKS:
+                self._masks, self._mask_bytes = {}, size
+            self._masks[kept, length] = found
+        return found
+
+    def _masks_of_batch(self, kept: int, length: int, counts: Indices) -> Arrays:
+        """Return the masks of rows of so many events each, the rest is padding."""
+        masks: Arrays = {
+            f"mask_{place}": _causal_mask(ramp, kept, length)
+            for place, ramp in enumerate(self._ramps[:-1])
+        }
+        if self._ramps:
+            ramp = self._ramps[-1]
+            last = kept + counts[:, None] - 1
+            places = ramp.shape[1] // 2 - 1 + np.arange(kept + length) - last  # (B, P + T)
+            masks[f"mask_{len(masks)}"] = ramp[:, places].transpose(1, 0, 2)[:, :, None]
+        return masks
 
     def _count_lookups(self, rows: int) -> None:
         """Forget the pages of a huge table before they become many."""
@@ -300,22 +326,30 @@ class Graphs:
         return ProviderError(f"onnxruntime failed on {self.provider}: {error}")
 
 
-def _check_contract(session: "InferenceSession", manifest: Manifest, folder: Path) -> None:
-    """Compare what the graph takes and gives with what the manifest says."""
+def _check_contract(session: "InferenceSession", manifest: Manifest, path: Path) -> None:
+    """Compare what a graph takes and gives with what the manifest says."""
     found = [
         [TensorContract(t.name, t.type, list(t.shape)) for t in tensors]
         for tensors in (session.get_inputs(), session.get_outputs())
     ]
     if found != [manifest.inputs, manifest.outputs]:
-        raise BundleError(f"the graph of {folder} does not take and give what the manifest says")
+        raise BundleError(f"{path} does not take and give what the manifest says")
 
 
-def _causal_mask(longest: int, hidden: float) -> Floats:
-    """Return a view (1, 1, L, 2 L): row t is 0 up to column L + t, and ``hidden`` from there on.
+def _ramp(mask: BlockMask, longest: int) -> Floats:
+    """Return a bias from the farthest event on the left to the event itself, then what hides."""
+    bias = relative_bias(mask.cosines, mask.sines, longest)[:, ::-1]
+    return np.hstack([bias, np.full_like(bias, mask.hidden)])  # (H, 2 longest)
 
-    Where P events are kept, columns from L - P on are the mask of what comes after them.
-    """
-    ramp = np.full(3 * longest, hidden, dtype=np.float32)
-    ramp[: 2 * longest + 1] = 0
-    step, shape = ramp.itemsize, (1, 1, longest, 2 * longest)
-    return np.lib.stride_tricks.as_strided(ramp[longest:], shape, (0, 0, -step, step))
+
+def _row(ramp: Floats, total: int) -> Floats:
+    """Return the mask of the last of so many events, (1, H, 1, total)."""
+    middle = ramp.shape[1] // 2
+    return ramp[None, :, None, middle - total : middle]
+
+
+def _causal_mask(ramp: Floats, kept: int, length: int) -> Floats:
+    """Return the mask of new events after kept ones, (1, H, T, P + T): a view of the ramp."""
+    begin, step = ramp.shape[1] // 2 - 1 - kept, ramp.itemsize
+    shape, strides = (1, len(ramp), length, kept + length), (0, ramp.strides[0], -step, step)
+    return np.lib.stride_tricks.as_strided(ramp[:, begin:], shape, strides)

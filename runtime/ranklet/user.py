@@ -35,7 +35,7 @@ from ranklet.ranker import (
 )
 from ranklet.vocabulary import Ids, ItemId, show, whole_numbers
 
-MAGIC = b"ranklet user 1\n"
+MAGIC = b"ranklet user 2\n"
 DIGEST_BYTES = 32
 
 
@@ -123,14 +123,14 @@ class User:
         available = ranker.available(request, eligible)
         if not available or not self._history:
             return ranker.popular(request, k, eligible)
-        events, position = self.prepare(request.until)
+        events = self.prepare(request.until)
         if request.candidates is not None:
             users, state = self._graphs.encode(events)
-            self.keep(state, position)
+            self.keep(state)
             return ranker.rank_some(users[0], request, k, eligible)
         pool = min(self._graphs.pool_of(k), available)
         best = ranker.best([request], events, min(k, pool), pool, eligible, keep=True)
-        self.keep(best.state, position)
+        self.keep(best.state)
         return ranker.name(best, 0, request.unknown)
 
     def _rank_plain(self, k: int) -> Ranking | None:
@@ -142,11 +142,10 @@ class User:
         if self._position >= graphs.positions:
             return None
         if self._size == self._window:
-            state = [part[:, :, 1:] for part in state]
+            state = [part[..., 1:, :] for part in state]
         event = np.array(self._history[-1:], dtype=np.int64)
         best = graphs.rank_plain(event, k, pool, past=state, start=self._position)
-        self._state, self._position = list(best.state), self._position + 1
-        self._encoded += 1
+        self.keep(best.state)
         return self._ranker.name(best, 0, self.unknown)
 
     def save(self) -> bytes:
@@ -232,35 +231,36 @@ class User:
             raise InputError(f"now is {asked}, before the last event, {self._last_time}")
         return bucket_until(asked, self._last_time)
 
-    def prepare(self, until: int) -> tuple[Events, int]:
-        """Return the events to encode for a ranking, and the position after them.
+    def prepare(self, until: int) -> Events:
+        """Return the events to encode for a ranking.
 
         They fit into the window; what comes before is encoded here, event by event where the
         window rolls. Where nothing is new, the last event is encoded again.
         """
         if not self._state:  # a model without blocks sees the last event alone
-            return self._events(len(self._history) - 1, None, until), 0
+            return self._events(len(self._history) - 1, None, until)
         new = len(self._history) - self._encoded
         if not self._encoded and new > self._window:  # as Ranker.rank: the latest count
             self._encoded, new = len(self._history) - self._window, self._window
         if not new:
             self._encoded -= 1
             self._position -= 1
-            self._state = [part[:, :, :-1] for part in self._state]
+            self._state = [part[..., :-1, :] for part in self._state]
         while (new := len(self._history) - self._encoded) > 1 and self._size + new > self._window:
             count = max(1, min(new - 1, self._window - self._size))
             events = self._events(self._encoded, count, UNKNOWN)
-            self.keep(self._graphs.encode(events)[1], self._position + count)
-        return self._events(self._encoded, None, until), self._position + new
+            self.keep(self._graphs.encode(events)[1], count)
+        return self._events(self._encoded, None, until)
 
-    def keep(self, state: State, position: int) -> None:
-        """Take over the state after a run."""
-        self._encoded += position - self._position if self._state else 0
-        self._state, self._position = list(state), position
+    def keep(self, state: State, events: int | None = None) -> None:
+        """Take over the state after so many events, or after all."""
+        new = len(self._history) - self._encoded if events is None else events
+        self._encoded, self._position = self._encoded + new, self._position + new
+        self._state = list(state)
 
     @property
     def _size(self) -> int:
-        return int(self._state[0].shape[2])
+        return int(self._state[0].shape[-2])
 
     def _events(self, first: int, count: int | None, until: int) -> Events:
         """Return events as input of a graph, with the part of the past that they may see."""
@@ -270,7 +270,7 @@ class User:
         room = self._window - history.shape[1]
         if self._state and self._size > room:
             start = self._size - room
-            self._state = [part[:, :, start:] for part in self._state]
+            self._state = [part[..., start:, :] for part in self._state]
         self._rebase(history.shape[1])
         starts = np.array([self._position], dtype=np.int64)
         told = np.array([until], dtype=np.int64)
@@ -287,13 +287,13 @@ class User:
         shift, self._position = self._position - self._size, self._size
         if base is None:
             return
-        half = self._state[0].shape[3] // 2
+        half = self._state[0].shape[-1] // 2
         angles = -shift * base ** (-np.arange(half) / half)
         cos, sin = np.cos(angles), np.sin(angles)
-        for place in range(0, len(self._state), 2):
-            first, second = np.split(self._state[place].astype(np.float64), 2, axis=3)
+        for place in range(0, len(self._state) - 1, 2):  # keys; no block turns the last part
+            first, second = np.split(self._state[place].astype(np.float64), 2, axis=-1)
             turned = [first * cos - second * sin, second * cos + first * sin]
-            self._state[place] = np.concatenate(turned, axis=3).astype(np.float32)
+            self._state[place] = np.concatenate(turned, axis=-1).astype(np.float32)
 
     def _check_times(self, times: Times, events: int) -> NDArray[np.int64]:
         if not self._ranker.uses_times:
@@ -367,8 +367,7 @@ class Users:
             if not available or not len(user):
                 answers[row] = ranker.popular(request, k, eligible)
                 continue
-            events, position = user.prepare(UNKNOWN)
-            question = _Question(row, request, events, position)
+            question = _Question(row, request, user.prepare(UNKNOWN))
             left = min(available, ranker.graphs.pool_of(k))  # a smaller pool needs a run of its own
             groups.setdefault((question.past, left), []).append(question)
         for (past, left), questions in groups.items():
@@ -377,8 +376,8 @@ class Users:
                 best = ranker.best(requests, _stack(part), min(k, left), left, eligible, keep=True)
                 for place, q in enumerate(part):
                     total = past + q.events.history.shape[1]  # the rest is padding
-                    state = [t[place : place + 1, :, :total].copy() for t in best.state]
-                    self._users[q.row].keep(state, q.position)
+                    state = [t[place : place + 1, ..., :total, :].copy() for t in best.state]
+                    self._users[q.row].keep(state)
                     answers[q.row] = ranker.name(best, place, q.request.unknown)
         return [answers[row] for row in range(len(self._users))]
 
@@ -390,12 +389,11 @@ class _Question:
     row: int
     request: Request
     events: Events
-    position: int  # after these events
 
     @property
     def past(self) -> int:
         """Return how many events are kept of those before."""
-        return self.events.past[0].shape[2] if self.events.past else 0
+        return self.events.past[0].shape[-2] if self.events.past else 0
 
 
 def _stack(questions: Sequence[_Question]) -> Events:

@@ -94,8 +94,8 @@ def _write_graphs(
         outputs=outputs,
         table=written.table,
         rounding=written.rounding,
-        rotary_base=config.rotary_base if config.kind == "sequence" else None,
-        hidden_score=written.hidden_score,
+        rotary_base=config.rotary_base if config.kind == "sequence" and config.blocks > 1 else None,
+        masks=written.masks,
         **{name: {} for name in ("training", "data", "quality", "parity", "gate")},
         versions={},
         files=describe_files(folder),
@@ -111,7 +111,7 @@ def two_block_graphs(build_once: Callable[..., Path]) -> Written:
 
 @pytest.fixture(scope="session")
 def old_graphs(build_once: Callable[..., Path]) -> Written:
-    """The same model without nodes for attention, rotation and norms."""
+    """The same model without nodes for attention and norms."""
     return _write_once(build_once, "old-graphs", 20)
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ranklet.bundle import NEVER
 from ranklet.gaps import BUCKETS
-from ranklet_export.encoder import Encoder, hidden_score
-from ranklet_export.graph import flatten
+from ranklet_export.encoder import Encoder, hidden_score, state_shapes
 from ranklet_export.parity import SCORE_TOLERANCE
 from ranklet_training.attention import rotary
 from ranklet_training.checkpoint import Model
@@ -47,22 +47,31 @@ def encode(
     encoder: Encoder, history: Tensor, gaps: tuple[Tensor, Tensor] | None, past: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Serve rows that are padded on the right, all with the same past."""
-    batch, length = history.shape
-    kept = past[0].shape[2] if past else 0
-    last = (history > 0).sum(dim=1, keepdim=True) - 1
-    may_attend = torch.cat([torch.ones(batch, kept, dtype=torch.bool), history > 0], dim=1)
-    is_later = torch.arange(kept + length) > kept + torch.arange(length)[:, None]
-    user, *state = encoder(
-        history,
-        (kept + torch.arange(length)).expand(batch, -1),
-        last[:, :, None],
-        kept + last,
-        may_attend[:, None, None],
-        (is_later * (encoder.hidden_score or 0.0))[None, None],
-        *(gaps or ()),
-        *past,
-    )
+    length = history.shape[1]
+    kept = past[0].shape[-2] if past else 0
+    last = (history > 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
+    masks = []
+    for place, block in enumerate(encoder.masks, 1):
+        ages = kept + torch.arange(length)[:, None] - torch.arange(kept + length)
+        if place == len(encoder.masks):
+            ages = kept + last - torch.arange(kept + length)  # (B, P + T)
+        angles = ages[..., None] * 1000.0 ** (-torch.arange(8) / 8)
+        bias = angles.cos() @ torch.tensor(block.cosines).T
+        bias += angles.sin() @ torch.tensor(block.sines).T  # (..., P + T, H)
+        bias[ages < 0] = block.hidden
+        bias = bias.movedim(-1, 0)
+        is_last = place == len(encoder.masks)
+        masks.append(bias.transpose(0, 1)[:, :, None] if is_last else bias[None])
+    positions = [(kept + torch.arange(length)).expand(len(history), -1)]
+    places = positions if len(encoder.masks) > 1 else []
+    user, *state = encoder(history, last[:, :, None], *places, *(gaps or ()), *masks, *past)
     return user[:, 0], state
+
+
+def empty_state(model: Model, batch: int) -> list[Tensor]:
+    sizes = {"batch": batch, "past": 0}
+    shapes = state_shapes(model.config, "past").values()
+    return [torch.zeros([sizes.get(str(axis), axis) for axis in shape]) for shape in shapes]
 
 
 def scale_of(model: Model) -> float:
@@ -80,8 +89,8 @@ def test_the_encoder_serves_what_the_model_serves(
     history = torch.from_numpy(np.random.default_rng(0).integers(1, ITEMS + 1, (3, 11)))
     history[1, 4:], history[2, 1:] = 0, 0
     gaps, table = gaps_of(model, history), model.table()
-    expected, _ = model.serve(history, model.empty_state(3), table, gaps)
-    found, _ = encode(encoder, history, gaps, flatten(model.empty_state(3)))
+    expected = model.serve(history, table, gaps)
+    found, _ = encode(encoder, history, gaps, empty_state(model, 3))
     difference = (found * scale_of(model) - expected).abs().max()
     assert difference < USER_TOLERANCE, f"users differ by {difference:.1e}"
     difference = (encoder.table / scale_of(model) - table).abs().max()
@@ -97,8 +106,8 @@ def test_the_state_of_the_encoder_stands_for_the_events_before(
     encoder = Encoder(model, onnx_nodes=False, with_rows=with_rows).eval()
     history = torch.from_numpy(np.random.default_rng(0).integers(1, ITEMS + 1, (2, 11)))
     gaps = gaps_of(model, history)
-    expected, _ = model.serve(history, model.empty_state(2), model.table(), gaps)
-    state = flatten(model.empty_state(2))
+    expected = model.serve(history, model.table(), gaps)
+    state = empty_state(model, 2)
     found = torch.zeros(2, model.config.width)
     for part in (slice(0, 6), slice(6, 7), slice(7, 11)):
         told = None if gaps is None else (gaps[0][:, part], gaps[1])
@@ -113,10 +122,11 @@ def test_the_state_of_the_encoder_stands_for_the_events_before(
         ({}, 3),
         ({"block": "gated"}, 4),
         ({"blocks": 0}, 0),
+        ({"blocks": 1}, 0),
         ({"time_gaps": True}, 0),
         ({"kind": "seed", "heads": 1}, 0),
     ],
-    ids=["pre-norm", "gated", "zero-block", "time gaps", "seed"],
+    ids=["pre-norm", "gated", "zero-block", "one block", "time gaps", "seed"],
 )
 def test_rows_hold_query_key_value_and_gate_where_these_depend_on_the_item_alone(
     settings: dict[str, Any], parts: int, make_model: Callable[..., Model]
@@ -138,7 +148,7 @@ def test_a_later_event_weighs_less_than_float32_can_tell(
     block = next(iter(model.each_block()))
     block.query.weight.mul_(spread)
     encoder = Encoder(model, onnx_nodes=False, with_rows=True)
-    assert encoder.hidden_score is not None
+    hidden = encoder.masks[0].hidden
     normed = block.attention_norm(encoder.table)
     query, key = (
         block.split_heads(part[None])[0].double()  # (H, N, d)
@@ -152,31 +162,31 @@ def test_a_later_event_weighs_less_than_float32_can_tell(
         gap = max(gap, float((query @ turned.mT - itself[..., None]).max()))
     gap /= key.shape[-1] ** 0.5
     assert gap > 0
-    together = model.config.max_length * math.exp(encoder.hidden_score + gap)
+    together = model.config.max_length * math.exp(hidden + gap)
     assert together < torch.finfo(torch.float32).eps
-    assert encoder.hidden_score >= -70
+    assert hidden >= -70
 
 
 @pytest.mark.parametrize("settings", [{}, {"heads": 1}], ids=name_of)
-def test_a_model_whose_scores_spread_too_far_is_causal_without_a_mask(
+def test_a_model_whose_scores_spread_too_far_hides_by_the_lowest_score(
     settings: dict[str, Any], make_model: Callable[..., Model]
 ) -> None:
     model = make_model(**settings)
     next(iter(model.each_block())).query.weight.mul_(300)
     encoder = Encoder(model, onnx_nodes=False, with_rows=True).eval()
-    assert encoder.hidden_score is None
+    assert encoder.masks[0].hidden == NEVER
     history = torch.from_numpy(np.random.default_rng(0).integers(1, ITEMS + 1, (2, 11)))
-    expected, _ = model.serve(history, model.empty_state(2), model.table(), None)
-    found, _ = encode(encoder, history, None, flatten(model.empty_state(2)))
+    expected = model.serve(history, model.table(), None)
+    found, _ = encode(encoder, history, None, empty_state(model, 2))
     assert (found * scale_of(model) - expected).abs().max() < USER_TOLERANCE
 
 
 @pytest.mark.parametrize("settings", [{"blocks": 1}, {"blocks": 0}, {"time_gaps": True}])
-def test_the_mask_is_for_a_first_block_that_knows_the_item_alone_and_is_not_the_last(
+def test_only_a_first_block_that_knows_the_item_alone_and_is_not_the_last_hides_by_less(
     settings: dict[str, Any], make_model: Callable[..., Model]
 ) -> None:
     encoder = Encoder(make_model(**settings), onnx_nodes=False, with_rows=True)
-    assert encoder.hidden_score is None
+    assert {mask.hidden for mask in encoder.masks} <= {NEVER}
 
 
 def test_the_more_events_may_be_hidden_the_lower_is_their_score(

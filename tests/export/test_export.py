@@ -95,7 +95,7 @@ def test_a_bundle_that_picks_in_two_levels_ranks_as_its_model(
     ranker, model = Ranker.load(tmp_path / "bundle", provider="cpu"), run.load_model()
     histories = np.random.default_rng(0).integers(1, 301, (20, 7))
     table = model.table()
-    user, _ = model.serve(torch.from_numpy(histories), model.empty_state(20), table)
+    user = model.serve(torch.from_numpy(histories), table)
     for history, scores in zip(histories, user @ table.T, strict=True):
         scores[0] = scores[history] = -torch.inf
         found = ranker.rank(ranker.vocabulary.ids(history), k=290, exclude_seen=True)
@@ -149,7 +149,7 @@ def traced(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(model: Model, folder: Path, *_: object, **__: object) -> WrittenGraphs:
         for name in ("model.onnx", "encoder.onnx", "model.onnx.data"):
             shutil.copy(tiny_bundle / name, folder)
-        return WrittenGraphs(49, manifest.table, manifest.rounding, manifest.hidden_score)
+        return WrittenGraphs(49, manifest.table, manifest.rounding, manifest.masks)
 
     monkeypatch.setattr(export, "export_graphs", copy)
 

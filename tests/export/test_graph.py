@@ -11,11 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ranklet import Ranker
-from ranklet.bundle import CODE_BITS
+from ranklet import Manifest, Ranker
+from ranklet.bundle import CODE_BITS, BlockMask
 from ranklet.files import sha256
 from ranklet_training.checkpoint import Run
 
+Plain = tuple[onnxruntime.InferenceSession, list[BlockMask]]
 Ask = Callable[..., dict[str, NDArray[Any]]]
 SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6
 FILES = ["encoder.onnx", "model.onnx", "model.onnx.data"]
@@ -26,25 +27,27 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
+def plain(written: Any) -> Plain:
+    return session_of(written.folder / "model.onnx"), written.manifest.masks
+
+
 @pytest.fixture(scope="module")
-def graph(tiny_bundle: Path) -> onnxruntime.InferenceSession:
-    return session_of(tiny_bundle / "model.onnx")
+def graph(tiny_bundle: Path) -> Plain:
+    return session_of(tiny_bundle / "model.onnx"), Manifest.read(tiny_bundle).masks
 
 
-def test_batch_length_and_past_are_symbols_and_nothing_else_is(
-    graph: onnxruntime.InferenceSession,
-) -> None:
-    shapes = {i.name: i.shape for i in graph.get_inputs()}
+def test_batch_length_and_past_are_symbols_and_nothing_else_is(graph: Plain) -> None:
+    shapes = {i.name: i.shape for i in graph[0].get_inputs()}
     state = ["batch", 2, "past", 8]  # heads, width of a head
-    names = {f"past_{part}_{block}" for part in ("key", "value") for block in (0, 1)}
     assert shapes == {
         "history": ["batch", "length"],
-        "positions": ["batch", "length"],
         "last": ["batch", 1, 1],
-        "last_position": ["batch", 1],
-        "may_attend": ["batch", 1, 1, "total"],
-        "causal_mask": [1, 1, "length", "total"],
-        **dict.fromkeys(names, state),
+        "positions": ["batch", "length"],
+        "mask_0": [1, 1, "length", "total"],
+        "mask_1": ["batch", 2, 1, "total"],
+        "past_key_0": state,
+        "past_value_0": state,
+        "past_events": ["batch", "past", 16],
         "k": [1],
         "exclude": ["batch", "excluded"],
         "bias": [64],
@@ -52,10 +55,10 @@ def test_batch_length_and_past_are_symbols_and_nothing_else_is(
     }
 
 
-def test_outputs_come_in_the_order_of_the_contract(graph: onnxruntime.InferenceSession) -> None:
-    present = [f"present_{part}_{block}" for block in (0, 1) for part in ("key", "value")]
+def test_outputs_come_in_the_order_of_the_contract(graph: Plain) -> None:
+    present = ["present_key_0", "present_value_0", "present_events"]
     expected = ["user", *present, "items", "scores", "pool_scores"]
-    assert [o.name for o in graph.get_outputs()] == expected
+    assert [o.name for o in graph[0].get_outputs()] == expected
 
 
 def test_the_encoder_takes_and_gives_what_is_before_the_catalogue(tiny_bundle: Path) -> None:
@@ -69,14 +72,14 @@ def test_the_encoder_takes_and_gives_what_is_before_the_catalogue(tiny_bundle: P
 @pytest.mark.parametrize("length", [1, 2, 6, 20])
 @pytest.mark.parametrize("batch", [1, 2, 64])
 def test_the_graph_ranks_as_the_torch_model(
-    batch: int, length: int, graph: onnxruntime.InferenceSession, tiny_run: Run, ask: Ask
+    batch: int, length: int, graph: Plain, tiny_run: Run, ask: Ask
 ) -> None:
     model = tiny_run.load_model()
     history = np.random.default_rng(length).integers(1, 61, (batch, length))
     found = ask(graph, history, k=60)
     with torch.no_grad():
         table = model.table()
-        user, _ = model.serve(torch.from_numpy(history), model.empty_state(batch), table)
+        user = model.serve(torch.from_numpy(history), table)
     scores = (user @ table.T).numpy()
     in_order = np.take_along_axis(scores, found["items"], axis=1)
     assert np.abs(in_order - found["scores"]).max() < SCORE_TOLERANCE
@@ -84,23 +87,21 @@ def test_the_graph_ranks_as_the_torch_model(
     assert (np.sort(found["items"], axis=1) == np.arange(1, 61)).all()
 
 
-def test_padding_changes_no_answer(graph: onnxruntime.InferenceSession, ask: Ask) -> None:
+def test_padding_changes_no_answer(graph: Plain, ask: Ask) -> None:
     history = np.random.default_rng(0).integers(1, 61, (2, 8))
     padded = np.pad(history, [(0, 0), (0, 7)])
     np.testing.assert_array_equal(ask(graph, history)["items"], ask(graph, padded)["items"])
 
 
-def test_the_state_of_padding_comes_after_that_of_events(
-    graph: onnxruntime.InferenceSession, ask: Ask
-) -> None:
+def test_the_state_of_padding_comes_after_that_of_events(graph: Plain, ask: Ask) -> None:
     history = np.random.default_rng(0).integers(1, 61, (2, 8))
     found, padded = ask(graph, history), ask(graph, np.pad(history, [(0, 0), (0, 7)]))
     for name in (name for name in found if name.startswith("present")):
-        difference = np.abs(padded[name][:, :, :8] - found[name]).max()
+        difference = np.abs(padded[name][..., :8, :] - found[name]).max()
         assert difference < SCORE_TOLERANCE, name
 
 
-def test_excluded_items_are_in_no_answer(graph: onnxruntime.InferenceSession, ask: Ask) -> None:
+def test_excluded_items_are_in_no_answer(graph: Plain, ask: Ask) -> None:
     history = np.random.default_rng(4).integers(1, 61, (3, 5))
     full = ask(graph, history, k=60)["items"]
     exclude = np.concatenate([full[:, :40:2], np.zeros((3, 3), dtype=np.int64)], axis=1)
@@ -111,23 +112,23 @@ def test_excluded_items_are_in_no_answer(graph: onnxruntime.InferenceSession, as
 
 @pytest.mark.parametrize("appended", [1, 10])
 def test_events_appended_one_by_one_equal_one_long_history(
-    appended: int, graph: onnxruntime.InferenceSession, ask: Ask
+    appended: int, graph: Plain, ask: Ask
 ) -> None:
     history = np.random.default_rng(1).integers(1, 61, (3, 20))
     at_once, now = ask(graph, history), ask(graph, history[:, : 20 - appended])
     for place in range(20 - appended, 20):
         now = ask(graph, history[:, place : place + 1], now)
     np.testing.assert_array_equal(now["items"], at_once["items"])
-    for name in ("scores", "user", "present_key_1", "present_value_1"):
+    for name in ("scores", "user", "present_key_0", "present_events"):
         assert np.abs(now[name] - at_once[name]).max() < SCORE_TOLERANCE, name
 
 
 def test_fifty_events_and_ten_appended_ones_equal_sixty(two_block_graphs: Any, ask: Ask) -> None:
-    session = session_of(two_block_graphs.folder / "model.onnx")
+    graph = plain(two_block_graphs)
     history = np.random.default_rng(2).integers(1, 41, (2, 60))
-    at_once, now = ask(session, history, items=40), ask(session, history[:, :50], items=40)
+    at_once, now = ask(graph, history, items=40), ask(graph, history[:, :50], items=40)
     for place in range(50, 60):
-        now = ask(session, history[:, place : place + 1], now, items=40)
+        now = ask(graph, history[:, place : place + 1], now, items=40)
     np.testing.assert_array_equal(now["items"], at_once["items"])
     assert np.abs(now["scores"] - at_once["scores"]).max() < SCORE_TOLERANCE
 
@@ -135,11 +136,11 @@ def test_fifty_events_and_ten_appended_ones_equal_sixty(two_block_graphs: Any, a
 def test_the_unfused_graph_gives_the_ranking_of_the_fused_one(
     two_block_graphs: Any, old_graphs: Any, ask: Ask
 ) -> None:
-    graphs = [written.folder / "model.onnx" for written in (two_block_graphs, old_graphs)]
-    operators = {n.op_type for n in onnx.load(graphs[1], load_external_data=False).graph.node}
-    assert not operators & {"Attention", "RotaryEmbedding", "RMSNormalization"}
+    old = onnx.load(old_graphs.folder / "model.onnx", load_external_data=False).graph
+    assert not {n.op_type for n in old.node} & {"Attention", "RotaryEmbedding", "RMSNormalization"}
     history = np.random.default_rng(3).integers(1, 41, (4, 30))
-    fused, unfused = (ask(session_of(graph), history, items=40) for graph in graphs)
+    graphs = map(plain, (two_block_graphs, old_graphs))
+    fused, unfused = (ask(graph, history, items=40) for graph in graphs)
     np.testing.assert_array_equal(fused["items"], unfused["items"])
     assert np.abs(fused["scores"] - unfused["scores"]).max() < SCORE_TOLERANCE
 
@@ -148,7 +149,7 @@ def test_attention_is_one_node_a_block(two_block_graphs: Any) -> None:
     graph = onnx.load(two_block_graphs.folder / "model.onnx", load_external_data=False).graph
     operators = [node.op_type for node in graph.node]
     assert operators.count("Attention") == 2
-    assert operators.count("RotaryEmbedding") == 4
+    assert operators.count("RotaryEmbedding") == 2  # queries and keys of the first
     assert "Softmax" not in operators
 
 
@@ -179,7 +180,7 @@ def test_a_compact_bundle_has_no_rows(any_model: Any) -> None:
     config = any_model.model.config
     graph = onnx.load(any_model.ranker._folder / "model.onnx", load_external_data=False).graph
     has_rows = any(tensor.name.startswith("rows") for tensor in graph.initializer)
-    can_have = config.kind == "sequence" and config.blocks > 0 and not config.time_gaps
+    can_have = config.kind == "sequence" and config.blocks > 1 and not config.time_gaps
     assert has_rows == (can_have and not any_model.settings.compact)
 
 

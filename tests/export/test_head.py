@@ -17,7 +17,7 @@ from ranklet import Ranking
 from ranklet.bundle import CHUNK, CODE_BITS, NEVER, Precision, Rounding
 from ranklet.ranker import _Margin
 from ranklet_export import head
-from ranklet_export.head import Codes, add_head, quantize
+from ranklet_export.head import Codes, add_head, can_batch, quantize
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -146,8 +146,19 @@ def test_a_large_table_is_rounded_in_parts_as_in_one(
 # Selection
 
 
-def make_session(table: Floats, precision: Precision) -> onnxruntime.InferenceSession:
+def precision_of(kind: str) -> Precision:
+    precision: Precision = "int8" if kind == IN_BATCHES else kind  # type: ignore[assignment]
+    return precision
+
+
+# What scores: a precision, or int8 as batches are scored.
+IN_BATCHES = "int8 in batches"
+KINDS = [*CODE_BITS, IN_BATCHES]
+
+
+def make_session(table: Floats, kind: str) -> onnxruntime.InferenceSession:
     """Return a graph that takes users and picks from the rows of a table."""
+    batched, precision = kind == IN_BATCHES, precision_of(kind)
     encoder = [helper.make_node("Identity", ["x"], ["user_row"])]
     encoder += [helper.make_node("Squeeze", ["user_row", "axis"], ["user"])]
     graph = helper.make_graph(
@@ -161,7 +172,7 @@ def make_session(table: Floats, precision: Precision) -> onnxruntime.InferenceSe
         codes = quantize(table, len(table), bits)
         for name, values in (("codes", codes.codes), ("scales", codes.scales)):
             graph.initializer.append(numpy_helper.from_array(values, name))
-    add_head(graph, len(table), precision)
+    add_head(graph, len(table), precision, batched=batched)
     domains = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=domains)
     model.ir_version = 10
@@ -174,7 +185,7 @@ def make_session(table: Floats, precision: Precision) -> onnxruntime.InferenceSe
 @pytest.fixture(params=[True, False], ids=["two levels", "one level"])
 def head_of(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Floats, Precision], onnxruntime.InferenceSession]:
+) -> Callable[[Floats, str], onnxruntime.InferenceSession]:
     monkeypatch.setattr(head, "TWO_LEVELS_FROM", 1 if request.param else ROWS + 1)
     return make_session
 
@@ -236,31 +247,32 @@ def test_fp32_picks_what_a_full_sort_picks(
     np.testing.assert_array_equal(found["scores"], expected)
 
 
-@pytest.mark.parametrize("precision", CODE_BITS)
+@pytest.mark.parametrize("kind", KINDS)
 @slow
 @given(seed=seeds, levels=st.sampled_from([1, 3, 127]), share=st.floats(0, 1))
 def test_codes_with_a_pool_of_all_items_pick_what_a_full_sort_picks(
-    head_of: Any, precision: Precision, seed: int, levels: int, share: float
+    head_of: Any, kind: str, seed: int, levels: int, share: float
 ) -> None:
     table, bias, exclude, available = draw(seed, levels)
     k = max(1, round(share * available))
     scores = USERS @ table.T + bias
     np.put_along_axis(scores, exclude, np.float32(NEVER), axis=1)
-    found = ask(head_of(table, precision), USERS, k, available, bias, exclude)
+    found = ask(head_of(table, kind), USERS, k, available, bias, exclude)
     items, expected = sort_fully(scores, k)
     np.testing.assert_array_equal(found["items"], items)
     np.testing.assert_array_equal(found["scores"], expected)
 
 
-@pytest.mark.parametrize(("precision", "bits"), CODE_BITS.items())
+@pytest.mark.parametrize("kind", KINDS)
 @slow
 @given(seed=seeds, share=st.floats(0, 1))
 def test_no_score_by_codes_outside_the_pool_is_above_its_last(
-    head_of: Any, precision: Precision, bits: int, seed: int, share: float
+    head_of: Any, kind: str, seed: int, share: float
 ) -> None:
+    bits = CODE_BITS[precision_of(kind)]
     table, bias, exclude, available = draw(seed, 100)
     pool = max(1, round(share * available))
-    session = head_of(table, precision)
+    session = head_of(table, kind)
     found = ask(session, USERS, pool, pool, bias, exclude)
     everything = ask(session, USERS, available, available, bias, exclude)
     assert (np.diff(found["pool_scores"], axis=1) <= 0).all()
@@ -274,10 +286,8 @@ def test_no_score_by_codes_outside_the_pool_is_above_its_last(
 
 @pytest.mark.parametrize("width", [16, 17, 50])
 @pytest.mark.parametrize("k", [1, 63, 64, 65, 300])
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_equal_rows_are_ranked_by_index(
-    head_of: Any, precision: Precision, k: int, width: int
-) -> None:
+@pytest.mark.parametrize("kind", ["fp32", *KINDS])
+def test_equal_rows_are_ranked_by_index(head_of: Any, kind: str, k: int, width: int) -> None:
     random = np.random.default_rng(k)
     # Codes of 4 bits hold them exactly, so that a pool that ends among equal rows holds the best.
     kinds = random.integers(-7, 8, (5, width)).astype(np.float32)
@@ -287,10 +297,32 @@ def test_equal_rows_are_ranked_by_index(
     nothing = np.zeros((4, 1), dtype=np.int64)
     bias = np.zeros(ROWS, dtype=np.float32)
     bias[0] = NEVER
-    found = ask(head_of(table, precision), users, k, min(2 * k, ROWS - 1), bias, nothing)
+    found = ask(head_of(table, kind), users, k, min(2 * k, ROWS - 1), bias, nothing)
     scores = (users @ table[:5].T)[:, np.arange(ROWS) % 5]
     scores[:, 0] = NEVER
     np.testing.assert_array_equal(found["items"], sort_fully(scores, k)[0])
+
+
+@pytest.mark.parametrize("width", [1, 16, 17, 50, 256])
+def test_batches_are_scored_as_one_user_is(head_of: Any, width: int) -> None:
+    random = np.random.default_rng(width)
+    table = random.normal(size=(ROWS, width)).astype(np.float32)
+    # Users of any size side by side, zeros among them: each is rounded by its own.
+    users = random.normal(size=(9, width)).astype(np.float32) * 10.0 ** np.arange(-4, 5)[:, None]
+    users = np.concatenate([users, np.zeros((1, width))]).astype(np.float32)
+    bias, nothing = np.zeros(ROWS, dtype=np.float32), np.zeros((10, 1), dtype=np.int64)
+    one, batch = (ask(head_of(table, kind), users, 5, 40, bias, nothing) for kind in KINDS[::2])
+    np.testing.assert_array_equal(one["items"], batch["items"])
+    np.testing.assert_array_equal(one["scores"], batch["scores"])
+    sizes = np.abs(users).max(axis=1, keepdims=True) * np.abs(table).max() * width
+    difference = np.abs(one["pool_scores"] - batch["pool_scores"])
+    assert (difference <= 1e-6 * sizes).all()
+
+
+def test_wide_tables_are_not_scored_in_batches() -> None:
+    tables = [np.ones((CHUNK, width), dtype=np.float32) for width in (256, 257)]
+    assert [can_batch(quantize(table, CHUNK)) for table in tables] == [True, False]
+    assert not can_batch(quantize(tables[0], CHUNK, 4))
 
 
 # What proves that the pool was large enough

@@ -1,6 +1,7 @@
 """A bundle is exactly what was written, or it is refused before onnxruntime sees it."""
 
 import json
+import math
 import os
 import pickle
 import random
@@ -31,6 +32,7 @@ from ranklet.vocabulary import Vocabulary
 
 FILES = [
     "README.md",
+    "batch.onnx",
     "encoder.onnx",
     "golden.json",
     "items.offsets.npy",
@@ -222,7 +224,7 @@ DAMAGED = {
     "format as text": (b'{"format": "1"}', "it has no format number"),
     "format as float": (b'{"format": 1.0}', "it has no format number"),
     "format NaN": (b'{"format": NaN}', "it has no format number"),
-    "only a format": (b'{"format": 3}', "does not follow the bundle format: no 'inputs'"),
+    "only a format": (b'{"format": 4}', "does not follow the bundle format: no 'inputs'"),
 }
 
 
@@ -247,14 +249,14 @@ def test_a_huge_manifest_is_not_read(bundle: Path) -> None:
         (-1, "export the run again"),
         (0, "export the run again"),
         (1, "export the run again"),
-        (2, "export the run again"),
-        (4, "upgrade ranklet"),
+        (3, "export the run again"),
+        (5, "upgrade ranklet"),
         (10**6, "upgrade ranklet"),
     ],
 )
 def test_another_format_says_what_to_do(bundle: Path, number: int, todo: str) -> None:
     edit(bundle, lambda document: document.update(format=number, new_key=1))
-    message = f"bundle format {number} and this version reads 3: {todo}"
+    message = f"bundle format {number} and this version reads 4: {todo}"
     with pytest.raises(BundleError, match=message):
         Ranker.load(bundle)
 
@@ -270,6 +272,7 @@ UNKNOWN_KEYS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "Manifest": lambda document: document,
     "Table": lambda document: document["table"],
     "Rounding": lambda document: document["rounding"],
+    "BlockMask": lambda document: document["masks"][0],
     "File": lambda document: document["files"]["model.onnx"],
     "TensorContract": lambda document: document["inputs"][0],
 }
@@ -280,6 +283,11 @@ def test_an_unknown_key_is_named(bundle: Path, kind: str) -> None:
     edit(bundle, lambda document: UNKNOWN_KEYS[kind](document).update(extra=1))
     with pytest.raises(BundleError, match=rf"unknown keys \['extra'\] in {kind}"):
         Ranker.load(bundle)
+
+
+def mask(**values: Any) -> dict[str, Any]:
+    waves = [[0.0] * 8]
+    return {"hidden": -20.0, "cosines": waves, "sines": waves, **values}
 
 
 WRONG_VALUES: dict[str, tuple[str, Any, str]] = {
@@ -304,9 +312,16 @@ WRONG_VALUES: dict[str, tuple[str, Any, str]] = {
     "rounding as list": ("rounding", [1.0, 2.0], "unknown keys"),
     "rounding as text": ("rounding", {"row_error": "0", "row_norm": 1.0}, "row_error is '0'"),
     "rotary base as text": ("rotary_base", "1000", "rotary_base '1000'"),
-    "hidden score as text": ("hidden_score", "-20", "hidden_score '-20'"),
-    "hidden score above 0": ("hidden_score", 1.0, "hidden_score 1.0"),
-    "hidden score NaN": ("hidden_score", float("nan"), "hidden_score nan"),
+    "masks as text": ("masks", "-20", "unknown keys"),
+    "mask without waves": ("masks", [{"hidden": -20.0}], "missing keys"),
+    "hidden score as text": ("masks", [mask(hidden="-20")], "BlockMask.hidden is '-20'"),
+    "hidden score above 0": ("masks", [mask(hidden=1.0)], r"masks\[0\] hides with 1.0"),
+    "hidden score NaN": ("masks", [mask(hidden=math.nan)], r"masks\[0\] hides with nan"),
+    "too few waves": ("masks", [mask(sines=[[0.0]])], r"masks\[0\] has waves of the shape"),
+    "waves of another head": ("masks", [mask(sines=[[0.0] * 8] * 2)], r"has waves of the shape"),
+    "ragged waves": ("masks", [mask(cosines=[[0.0] * 8, [0.0]])], "inhomogeneous"),
+    "a wave as text": ("masks", [mask(cosines=[["a"] * 8])], "could not convert"),
+    "an infinite wave": ("masks", [mask(cosines=[[math.inf] * 8])], "waves"),
     "inputs null": ("inputs", None, "NoneType"),
     "inputs as text": ("inputs", "history", "unknown keys"),
     "inputs as object": ("inputs", {"name": "k"}, "unknown keys"),

@@ -55,7 +55,7 @@ def scores(clustered_run: Run) -> NDArray[np.float32]:
 
 def scores_of(model: Model, histories: NDArray[np.int64]) -> NDArray[np.float32]:
     table = model.table()
-    user, _ = model.serve(torch.from_numpy(histories), model.empty_state(len(histories)), table)
+    user = model.serve(torch.from_numpy(histories), table)
     return (user @ table[1:].T).numpy()
 
 

@@ -84,9 +84,14 @@ def rolling_scores(
             x = x + model.until(torch.from_numpy(unknown if until is None else until))
             normed = block.attention_norm(x)
         split = [part.chunk(block.heads, dim=1) for part in (block.query(normed), key, value)]
-        heads, base = [], model.config.rotary_base
-        for q, k, v in zip(*split, strict=True):
-            weights = rotate(q, base) @ rotate(k, base).T / q.shape[1] ** 0.5
+        heads, waves = [], model.bias.waves().transpose(0, 1)
+        for q, k, v, (a, b) in zip(*split, waves, strict=True):
+            if place < model.config.blocks:
+                base = model.config.rotary_base
+                weights = rotate(q, base) @ rotate(k, base).T / q.shape[1] ** 0.5
+            else:
+                angles = age[..., None] * 1000.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
+                weights = q @ k.T / q.shape[1] ** 0.5 + angles.cos() @ a + angles.sin() @ b
             heads.append(weights.masked_fill(~may_attend, -torch.inf).softmax(dim=-1) @ v)
         x = block.merge(x[None], torch.stack(heads)[None])[0]
     return np.asarray(model.user(x) @ table[1:].T)

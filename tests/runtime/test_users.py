@@ -218,10 +218,10 @@ def test_a_truncated_user_is_refused(saved: bytes, other: User, length: int) -> 
     ("data", "message"),
     [
         (b"", "these 0 bytes are not a saved user"),
-        (b"ranklet user 1\n", "is damaged"),
-        (b"ranklet user 2\n" + bytes(99), "these 114 bytes are not a saved user"),
+        (b"ranklet user 2\n", "is damaged"),
+        (b"ranklet user 3\n" + bytes(99), "these 114 bytes are not a saved user"),
         (bytes(1000), "these 1000 bytes are not a saved user"),
-        ("ranklet user 1\n", "a saved user is bytes, got 'ranklet user 1"),
+        ("ranklet user 2\n", "a saved user is bytes, got 'ranklet user 2"),
         (None, "a saved user is bytes, got None"),
     ],
     ids=["nothing", "magic", "newer", "zeros", "text", "None"],

@@ -1,15 +1,23 @@
-"""Attention and rotary positions equal their formulas, written out slowly in float64."""
+"""Attention and what knows places equal their formulas, written out slowly in float64."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ranklet_training.attention import attention, rotary, rotary_tables
+from ranklet.positions import WAVES, relative_bias
+from ranklet_training.attention import (
+    RelativeBias,
+    attention,
+    biased_attention,
+    rotary,
+    rotary_tables,
+)
 
+TABLES = 1e-6  # the tables of rotations are float32
 EXACT = 1e-12  # float64 sums in another order
-TABLES = 1e-6  # the tables are float32
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 5, 4
 
 
@@ -48,45 +56,23 @@ def largest_difference(one: Tensor, other: Tensor) -> float:
 def test_attention_without_a_mask_is_the_closed_form() -> None:
     query, key, value = query_key_value()
     expected = slow_attention(query, key, value, [[True] * LENGTH] * LENGTH)
-    assert largest_difference(attention(query, key, value)[0], expected) < EXACT
+    assert largest_difference(attention(query, key, value), expected) < EXACT
 
 
 def test_causal_attention_looks_at_no_later_key() -> None:
     query, key, value = query_key_value()
     allowed = [[s <= t for s in range(LENGTH)] for t in range(LENGTH)]
     expected = slow_attention(query, key, value, allowed)
-    assert largest_difference(attention(query, key, value, is_causal=True)[0], expected) < EXACT
+    assert largest_difference(attention(query, key, value, is_causal=True), expected) < EXACT
 
 
 def test_a_key_that_may_not_be_attended_has_no_weight() -> None:
     query, key, value = query_key_value()
     allowed = [[s != 2 for s in range(LENGTH)]] * LENGTH
-    mask = torch.tensor(allowed)[None, None]
+    mask = torch.zeros(LENGTH, LENGTH, dtype=torch.float64)
+    mask[:, 2] = -torch.inf
     expected = slow_attention(query, key, value, allowed)
-    assert largest_difference(attention(query, key, value, may_attend=mask)[0], expected) < EXACT
-
-
-@pytest.mark.parametrize("past", [0, 1, 3, LENGTH - 1])
-def test_attention_with_a_past_equals_attention_at_once(past: int) -> None:
-    query, key, value = query_key_value()
-    at_once, _ = attention(query, key, value, is_causal=True)
-    later, _ = attention(
-        query[:, :, past:],
-        key[:, :, past:],
-        value[:, :, past:],
-        past=(key[:, :, :past], value[:, :, :past]),
-        is_causal=True,
-    )
-    assert largest_difference(later, at_once[:, :, past:]) < EXACT
-
-
-def test_the_present_is_the_past_and_then_the_new_keys_and_values() -> None:
-    query, key, value = query_key_value()
-    past = (key[:, :, :2], value[:, :, :2])
-    new = (key[:, :, 2:], value[:, :, 2:])
-    _, present = attention(query[:, :, 2:], *new, past=past, is_causal=True)
-    assert torch.equal(present[0], key)
-    assert torch.equal(present[1], value)
+    assert largest_difference(attention(query, key, value, mask=mask), expected) < EXACT
 
 
 def rotated(x: Tensor, positions: Tensor, base: float = 100.0) -> Tensor:
@@ -131,3 +117,55 @@ def test_rotary_turns_every_row_by_its_own_positions() -> None:
     positions = torch.tensor([[0, 1, 2], [5, 9, 4]])
     alone = [rotated(x[row : row + 1], positions[row : row + 1]) for row in range(2)]
     assert torch.equal(rotated(x, positions), torch.cat(alone))
+
+
+def slow_bias(bias: RelativeBias, distances: int) -> Tensor:
+    """sum_f a_f cos(w_f n) + b_f sin(w_f n), one number at a time, (H, distances)."""
+    a, b = bias.waves().double()
+    result = torch.zeros(len(a), distances, dtype=torch.float64)
+    for h in range(len(a)):
+        for n in range(distances):
+            for f in range(WAVES):
+                angle = n * 1000 ** (-f / WAVES)
+                result[h, n] += a[h, f] * math.cos(angle) + b[h, f] * math.sin(angle)
+    return result
+
+
+def drawn_bias(seed: int = 0) -> RelativeBias:
+    bias = RelativeBias(HEADS).double().requires_grad_(requires_grad=False)
+    bias.steps += draw(2, HEADS, WAVES, seed=seed)
+    return bias
+
+
+def test_a_bias_is_the_sum_of_its_waves() -> None:
+    bias = drawn_bias()
+    assert largest_difference(bias(30), slow_bias(bias, 30)) < EXACT
+
+
+def test_the_runtime_makes_the_same_bias() -> None:
+    bias = drawn_bias()
+    found = relative_bias(*bias.waves().tolist(), 30)
+    assert found.dtype == np.float32
+    assert largest_difference(torch.from_numpy(found).double(), slow_bias(bias, 30)) < 1e-5
+
+
+def test_channels_of_two_events_make_the_bias_of_their_distance() -> None:
+    bias = drawn_bias()
+    query, key = bias.channels(30)
+    products, expected = query @ key.T, slow_bias(bias, 30)
+    for t in range(30):
+        for s in range(t + 1):
+            assert largest_difference(products[:, t, s], expected[:, t - s]) < EXACT
+
+
+def test_biased_attention_is_attention_with_the_bias_as_a_mask() -> None:
+    query, key, value = query_key_value()
+    bias = drawn_bias()
+    scores = query @ key.mT / WIDTH**0.5
+    for t in range(LENGTH):
+        for s in range(LENGTH):
+            seen = s <= t
+            scores[:, :, t, s] += slow_bias(bias, LENGTH)[:, t - s] if seen else -torch.inf
+    expected = scores.softmax(dim=-1) @ value
+    found = biased_attention(query, key, value, bias)
+    assert largest_difference(found, expected) < EXACT

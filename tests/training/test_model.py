@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ranklet.errors import DataError
-from ranklet_training.attention import KeyValue
 from ranklet_training.checkpoint import Model
 from ranklet_training.features import Feature, build_feature
 from ranklet_training.model import (
@@ -69,10 +68,9 @@ def encode(model: Model, history: Tensor) -> Tensor:
         return model.encode(history, table, torch.zeros(len(history), dtype=torch.int64))
 
 
-def serve(model: Model, history: Tensor, past: list[KeyValue] | None = None) -> Any:
+def serve(model: Model, history: Tensor) -> Tensor:
     with torch.no_grad():
-        state = past if past is not None else model.empty_state(len(history))
-        return model.serve(history, state, model.table())
+        return model.serve(history, model.table())
 
 
 def draw_history(batch: int = 3, length: int = LENGTH) -> Tensor:
@@ -105,7 +103,7 @@ def test_padding_changes_no_output(shape: str) -> None:
     model, history = make_model(shape), draw_history()
     padded = torch.nn.functional.pad(history, (0, 3))
     assert difference(encode(model, padded)[:, :LENGTH], encode(model, history)) < EARLIER
-    assert difference(serve(model, padded)[0], serve(model, history)[0]) < EARLIER
+    assert difference(serve(model, padded), serve(model, history)) < EARLIER
 
 
 @every_shape
@@ -113,38 +111,17 @@ def test_serving_equals_encoding_at_the_last_event(shape: str) -> None:
     model, history = make_model(shape), draw_history()
     for row, size in enumerate((LENGTH, 4, 1)):
         history[row, size:] = 0
-    users, encoded = serve(model, history)[0], encode(model, history)
+    users, encoded = serve(model, history), encode(model, history)
     for row, size in enumerate((LENGTH, 4, 1)):
         assert difference(users[row], encoded[row, size - 1]) < TOLERANCE
-
-
-@every_shape
-def test_serving_event_by_event_equals_serving_at_once(shape: str) -> None:
-    model, history = make_model(shape), draw_history()
-    at_once, state_at_once = serve(model, history)
-    state = model.empty_state(len(history))
-    for place in range(LENGTH):
-        user, state = serve(model, history[:, place : place + 1], state)
-    assert difference(user, at_once) < TOLERANCE
-    for now, once in zip(state, state_at_once, strict=True):
-        assert difference(now[0], once[0]) < TOLERANCE
-        assert difference(now[1], once[1]) < TOLERANCE
-
-
-@every_shape
-def test_serving_in_pieces_with_padding_equals_serving_at_once(shape: str) -> None:
-    model, history = make_model(shape), draw_history()
-    _, state = serve(model, history[:, :4])
-    rest = torch.nn.functional.pad(history[:, 4:], (0, 2))
-    assert difference(serve(model, rest, state)[0], serve(model, history)[0]) < TOLERANCE
 
 
 @every_shape
 def test_a_row_alone_equals_the_row_in_a_batch(shape: str) -> None:
     model, history = make_model(shape), draw_history()
     history[1, 3:] = 0
-    batch = serve(model, history)[0]
-    alone = serve(model, history[1:2, :3])[0]
+    batch = serve(model, history)
+    alone = serve(model, history[1:2, :3])
     assert difference(alone[0], batch[1]) < TOLERANCE
 
 
@@ -152,12 +129,12 @@ def test_a_row_alone_equals_the_row_in_a_batch(shape: str) -> None:
 def test_the_order_of_earlier_events_matters(shape: str) -> None:
     model, history = make_model(shape), draw_history(batch=1)
     swapped = history[:, [1, 0, *range(2, LENGTH)]]
-    assert difference(serve(model, history)[0], serve(model, swapped)[0]) > 0.01
+    assert difference(serve(model, history), serve(model, swapped)) > 0.01
 
 
 def test_zero_blocks_score_from_the_last_event_alone() -> None:
     model, history = make_model("zero-blocks"), draw_history()
-    assert difference(serve(model, history)[0], serve(model, history[:, -1:])[0]) == 0
+    assert difference(serve(model, history), serve(model, history[:, -1:])) == 0
 
 
 def test_table_rows_have_norm_one_and_padding_has_norm_zero() -> None:
@@ -167,7 +144,7 @@ def test_table_rows_have_norm_one_and_padding_has_norm_zero() -> None:
 
 
 def test_user_vectors_have_the_norm_that_the_temperature_gives() -> None:
-    users = serve(make_model("two-blocks", temperature=0.1), draw_history())[0]
+    users = serve(make_model("two-blocks", temperature=0.1), draw_history())
     assert difference(users.norm(dim=1), torch.full((3,), 10.0)) < TOLERANCE
 
 
@@ -325,6 +302,8 @@ def test_initial_weights_are_small_biases_zero_and_norms_one() -> None:
         if parameter.ndim == 1:
             is_scale = "norm.weight" in name or name.endswith("feed_forward.0.weight")
             assert (parameter == float(is_scale)).all(), name
+        elif name == "bias.steps":
+            assert (parameter == 0).all(), name
         else:
             assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.1), name
 

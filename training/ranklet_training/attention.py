@@ -1,20 +1,21 @@
-"""The two formulas that every model here shares: scaled dot-product attention and rotary positions.
+"""The formulas that every model here shares: attention, and two ways to know places.
 
-Each has two forms that must agree (the export's parity gate compares them): plain PyTorch for
-training, and one ONNX node (opset 23) for graphs, where a node with the past inside costs a third
-of the nodes that the written-out form does.
+Both are append-stable, so that keys which were computed once stay right when later events arrive:
+rotary positions turn a key by its own place, and a relative bias leaves keys alone.
 
-* Rotary positions are append-stable: an event's key depends on its own place alone, so keys that
-  were computed once stay right when later events arrive.
-* Histories are padded on the right. Under a causal mask no real event attends to padding, and no
-  row is ever fully masked (execution providers differ there: onnxruntime#28904, #29020).
+Histories are padded on the right. Under a causal mask no real event attends to padding, and no row
+is ever fully masked (execution providers differ there: onnxruntime#28904, #29020).
 """
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-KeyValue = tuple[Tensor, Tensor]
+from ranklet.positions import FREQUENCIES, WAVES
+
+# An optimizer such as Adam moves a number by about its learning rate a step; a bias goes further.
+STEP = 4.0
 
 
 def attention(
@@ -22,44 +23,25 @@ def attention(
     key: Tensor,
     value: Tensor,
     *,
-    past: KeyValue | None = None,
-    may_attend: Tensor | None = None,
+    mask: Tensor | None = None,
     is_causal: bool = False,
-    onnx_node: bool = False,
-) -> tuple[Tensor, KeyValue]:
-    """Return softmax(QK^T / sqrt(d_k))V and the keys and values that it looked at.
+    scale: float | None = None,
+) -> Tensor:
+    """Return softmax(QK^T / sqrt(d_k))V, (B, H, T, d_v).
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
 
     Args:
         query: (B, H, T, d_k).
-        key: (B, H, S, d_k), for the events of ``history``; ``past`` comes before them.
-        value: (B, H, S, d_k).
-        past: Keys and values of earlier events, each (B, H, P, d_k); P may be 0.
-        may_attend: (B, 1, T, P + S); boolean, True where a query may look at a key, or a float that
-            is added to its score.
-        is_causal: Query t looks at the past and at keys 0 to t only.
-        onnx_node: Write one ONNX Attention node instead of its parts (only while exporting).
-
-    Returns:
-        The attended values (B, H, T, d_k), and the present: keys and values (B, H, P + S, d_k).
+        key: (B, H, S, d_k).
+        value: (B, H, S, d_v).
+        mask: Added to the scores, -inf where a query may not look, broadcast to (B, H, T, S).
+        is_causal: Query t looks at keys 0 to t only.
+        scale: In the place of 1 / sqrt(d_k).
     """
-    if onnx_node and past is not None:
-        attended, present_key, present_value, _ = torch.onnx.ops.attention(
-            query, key, value, may_attend, past[0], past[1], is_causal=is_causal
-        )
-        return attended, (present_key, present_value)
-    if past is not None:
-        key = torch.cat([past[0], key], dim=2)  # (B, H, P + S, d_k)
-        value = torch.cat([past[1], value], dim=2)
-        if is_causal:
-            steps = torch.arange(key.shape[2], device=key.device)
-            may_attend = steps <= steps[past[0].shape[2] :, None]  # (T, P + S)
-            is_causal = False
-    attended = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=may_attend, is_causal=is_causal
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale
     )
-    return attended, (key, value)
 
 
 def rotary_tables(positions: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
@@ -69,9 +51,7 @@ def rotary_tables(positions: int, head_width: int, base: float) -> tuple[Tensor,
     return angles.cos().float(), angles.sin().float()
 
 
-def rotary(
-    x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, onnx_node: bool = False
-) -> Tensor:
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
     """Rotate pairs of channels by an angle proportional to the position.
 
     Source: Su et al., "RoFormer", 2021, section 3.2; halves instead of neighbours are paired, as
@@ -82,11 +62,56 @@ def rotary(
         cos: Table from ``rotary_tables``, (positions, d_k / 2).
         sin: Table from ``rotary_tables``, (positions, d_k / 2).
         positions: Place of each event in its history, int64 (B, T) or (1, T).
-        onnx_node: Write one ONNX RotaryEmbedding node (only while exporting).
     """
-    if onnx_node:
-        rotated: Tensor = torch.onnx.ops.rotary_embedding(x, cos, sin, positions)
-        return rotated
     c, s = cos[positions][:, None], sin[positions][:, None]  # (B, 1, T, d_k / 2)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * c - second * s, second * c + first * s], dim=-1)
+
+
+class RelativeBias(nn.Module):
+    """What a head adds to a score for the distance n: sum_f a_f cos(w_f n) + b_f sin(w_f n).
+
+    Additive as in T5 (Raffel et al., 2020), but each term is a product of something of the query's
+    place and something of the key's. So training appends channels to queries and keys, and
+    attention stays fused, where it would not with a matrix of biases that has a gradient.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.steps = nn.Parameter(torch.zeros(2, heads, WAVES))
+
+    def waves(self) -> Tensor:
+        """Return a and b, (2, H, WAVES)."""
+        return STEP * self.steps
+
+    def channels(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return what products of queries (H, T, 2 WAVES) and keys (T, 2 WAVES) make the bias."""
+        cos, sin = self._cos_sin(length)
+        a, b = self.waves()[:, :, None]  # (H, 1, WAVES)
+        query = torch.cat([a * cos + b * sin, a * sin - b * cos], dim=-1)
+        return query, torch.cat([cos, sin], dim=-1)
+
+    def forward(self, length: int) -> Tensor:
+        """Return the bias of the distances from 0 on, (H, T)."""
+        cos, sin = self._cos_sin(length)
+        a, b = self.waves()
+        bias: Tensor = a @ cos.T + b @ sin.T
+        return bias
+
+    def _cos_sin(self, length: int) -> tuple[Tensor, Tensor]:
+        angles = torch.from_numpy(np.arange(length)[:, None] * FREQUENCIES)  # (T, WAVES)
+        return angles.cos().to(self.steps), angles.sin().to(self.steps)
+
+
+def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias) -> Tensor:
+    """Return causal attention with a bias, for training; shapes as ``attention``.
+
+    Query, key and value are of one width, for which fused attention is there.
+    """
+    batch, heads, length, width = query.shape
+    scale = width**-0.5
+    by_query, by_key = bias.channels(length)
+    query = torch.cat([query, (by_query / scale).expand(batch, -1, -1, -1)], dim=-1)
+    key = torch.cat([key, by_key.expand(batch, heads, -1, -1)], dim=-1)
+    value = functional.pad(value, (0, by_key.shape[-1]))
+    return attention(query, key, value, is_causal=True, scale=scale)[..., :width]

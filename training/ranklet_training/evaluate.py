@@ -103,7 +103,7 @@ def model_scorer(model: Model, training: Sequences) -> Scorer:
             since, until = _gaps(cases, known)
             gaps = (torch.from_numpy(pad(since, length)), torch.from_numpy(until))
         with torch.no_grad():
-            user, _ = model.serve(padded, model.empty_state(len(known)), table, gaps)
+            user = model.serve(padded, table, gaps)
             scores: NDArray[np.float32] = (user @ table.T).numpy()
         scores[is_cold] = popularity
         return scores

@@ -6,7 +6,8 @@ score(user, item) = <user, e(item)>. Notable choices (what each is worth: docs/t
 * e(item) = id embedding + mean embedding of each feature, folded into one table for export;
 * with ``time_gaps``, the gap before an event is added where the event enters, and the gap to the
   question to what the last block asks with, so that neither changes a key that is kept;
-* pre-norm blocks, rotary positions, causal mask, right padding: append-stable, so a state keeps;
+* pre-norm blocks, causal mask, right padding, positions by rotation and in the last block by a bias
+  of the distance: append-stable, so a state keeps, and keys of the last block need no layer;
 * when it serves, the last block computes its query, and all after it, for the last event alone.
 """
 
@@ -21,11 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranklet.gaps import BUCKETS
-from ranklet_training.attention import KeyValue, attention, rotary, rotary_tables
+from ranklet.positions import known_positions
+from ranklet_training.attention import (
+    RelativeBias,
+    attention,
+    biased_attention,
+    rotary,
+    rotary_tables,
+)
 from ranklet_training.features import Feature
-
-# A graph takes this many events even if the model keeps fewer: tracing needs room.
-SHORTEST_EXPORT = 16
 
 # Buckets of ranklet.gaps: before each event, and from an event to what is asked after it.
 Gaps = tuple[Tensor, Tensor]
@@ -53,7 +58,7 @@ class ModelConfig:
     dropout: float = 0.3
     scoring: Literal["cosine", "dot"] = "cosine"
     temperature: float = 0.07  # of cosine scores
-    rotary_base: float = 1000.0
+    rotary_base: float = 1000.0  # of all blocks but the last
     time_gaps: bool = False  # know the time before each event and from the last one to the question
 
     def __post_init__(self) -> None:
@@ -199,7 +204,7 @@ class Block(nn.Module):
         split = x.view(*x.shape[:2], self.heads, -1)
         return split.transpose(1, 2)  # (B, H, T, D / H)
 
-    def keys_values(self, normed: Tensor) -> KeyValue:
+    def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         key, value = self.key_value(normed).chunk(2, dim=-1)
         return self.split_heads(key), self.split_heads(value)
 
@@ -231,9 +236,10 @@ class SequenceModel(nn.Module):
             self.until = nn.Embedding(BUCKETS, config.width)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        if config.blocks:
+            self.bias = RelativeBias(config.heads)  # of the last block
         self.norm = nn.LayerNorm(config.width)
-        # Twice the maximum length, so that a kept state has room to grow before it must roll.
-        positions = 2 * max(config.max_length, SHORTEST_EXPORT)
+        positions = known_positions(config.max_length)
         cos, sin = rotary_tables(positions, config.width // config.heads, config.rotary_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -246,6 +252,7 @@ class SequenceModel(nn.Module):
         gaps                  N(0, 0.02)
         linear weights        N(0, 0.02)
         linear biases         0
+        bias of the distance  0
         layer norms           scale 1, shift 0
         ====================  =========================================================
         """
@@ -281,78 +288,54 @@ class SequenceModel(nn.Module):
         """
         since, until = gaps or (None, None)
         x = self.dropout(self.embed(history, table, since))  # (B, T, D)
-        positions = torch.arange(history.shape[1], device=history.device)[None]
-        for place, block in enumerate(self.each_block(), 1):
-            normed = block.attention_norm(x)
-            key, value = block.keys_values(normed)
-            if until is not None and place == len(self.blocks):
-                x = x + self.until(until)
-                normed = block.attention_norm(x)
-            query = rotary(block.split_heads(block.query(normed)), self.cos, self.sin, positions)
-            key = rotary(key, self.cos, self.sin, positions)
-            x = block.merge(x, attention(query, key, value, is_causal=True)[0])
-        return self.user(x)
+        if not self.config.blocks:
+            return self.user(x)
+        x, final = self._before_last(x), self._last_block()
+        key, value = final.keys_values(final.attention_norm(x))
+        if until is not None:
+            x = x + self.until(until)
+        query = final.split_heads(final.query(final.attention_norm(x)))
+        return self.user(final.merge(x, biased_attention(query, key, value, self.bias)))
 
-    def serve(
-        self,
-        history: Tensor,
-        past: Sequence[KeyValue],
-        table: Tensor,
-        gaps: Gaps | None = None,
-        *,
-        onnx_nodes: bool = False,
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Return the user vector after the last event of each row, and the state with it.
+    def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
+        """Return the user vector after the last event of each row, (B, D).
 
         Args:
-            history: The events that are new, 0 pads on the right, int64 (B, T), T at least 1.
-            past: Keys and values of each block for the events before, (B, H, P, D / H) each.
+            history: Item indices, oldest first, 0 pads on the right, int64 (B, T), T at least 1.
             table: What ``table()`` returned.
             gaps: With ``time_gaps``: buckets before each event (B, T), and until the question (B,).
-            onnx_nodes: Write one ONNX node for each attention and rotation.
-
-        Returns:
-            User vectors (B, D), and the present of each block, (B, H, P + T, D / H).
         """
-        batch, length = history.shape
-        is_event = history != 0  # (B, T)
-        last = is_event.sum(dim=1, keepdim=True) - 1  # (B, 1)
+        last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
+        last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)
         since, until = gaps or (None, None)
         x = self.embed(history, table, since)  # (B, T, D)
-        last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)
-        if not past:
-            return self.user(x.gather(1, last_of))[:, 0], []
-        past_length = past[0][0].shape[2]
-        positions = torch.arange(past_length, past_length + length, device=history.device)[None]
-        positions = positions.expand(batch, -1)  # (B, T)
-        seen_before = torch.ones_like(past[0][0][:, 0, :, 0], dtype=torch.bool)  # (B, P)
-        may_attend = torch.cat([seen_before, is_event], dim=1)[:, None, None]  # (B, 1, 1, P + T)
-        present: list[KeyValue] = []
-        for block, state in zip(self.each_block(), past, strict=True):
-            is_last = len(present) == len(past) - 1
+        if not self.config.blocks:
+            return self.user(x.gather(1, last_of))[:, 0]
+        x, final = self._before_last(x), self._last_block()
+        key, value = final.keys_values(final.attention_norm(x))
+        x = x.gather(1, last_of)  # (B, 1, D)
+        if until is not None:
+            x = x + self.until(until)[:, None]
+        query = final.split_heads(final.query(final.attention_norm(x)))
+        distance = last - torch.arange(history.shape[1], device=history.device)  # (B, T)
+        mask = self.bias(history.shape[1])[:, distance.clamp(min=0)]  # (H, B, T)
+        mask = mask.masked_fill(distance < 0, -torch.inf).transpose(0, 1)[:, :, None]
+        x = final.merge(x, attention(query, key, value, mask=mask))  # (B, 1, D)
+        return self.user(x)[:, 0]
+
+    def _before_last(self, x: Tensor) -> Tensor:
+        """Run all blocks but the last, (B, T, D)."""
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        for block in list(self.each_block())[:-1]:
             normed = block.attention_norm(x)
             key, value = block.keys_values(normed)
-            key = rotary(key, self.cos, self.sin, positions, onnx_node=onnx_nodes)
-            if is_last:
-                x, normed = x.gather(1, last_of), normed.gather(1, last_of)  # (B, 1, D)
-                positions = last + past_length
-                if until is not None:
-                    x = x + self.until(until)[:, None]
-                    normed = block.attention_norm(x)
-            query = block.split_heads(block.query(normed))
-            query = rotary(query, self.cos, self.sin, positions, onnx_node=onnx_nodes)
-            attended, now = attention(
-                query,
-                key,
-                value,
-                past=state,
-                may_attend=may_attend if is_last else None,
-                is_causal=not is_last,
-                onnx_node=onnx_nodes,
-            )
-            x = block.merge(x, attended)
-            present.append(now)
-        return self.user(x)[:, 0], present
+            query = rotary(block.split_heads(block.query(normed)), self.cos, self.sin, positions)
+            key = rotary(key, self.cos, self.sin, positions)
+            x = block.merge(x, attention(query, key, value, is_causal=True))
+        return x
+
+    def _last_block(self) -> Block:
+        return list(self.each_block())[-1]
 
     def embed(self, history: Tensor, table: Tensor, since: Tensor | None) -> Tensor:
         embedded: Tensor = functional.embedding(history, table) * self.config.width**0.5
@@ -364,11 +347,6 @@ class SequenceModel(nn.Module):
         if self.config.scoring == "dot":
             return user
         return functional.normalize(user, dim=-1) / self.config.temperature
-
-    def empty_state(self, batch: int) -> list[KeyValue]:
-        """Return the state before the first event, for ``serve``."""
-        shape = (batch, self.config.heads, 0, self.config.width // self.config.heads)
-        return [(torch.zeros(shape), torch.zeros(shape)) for _ in self.blocks]
 
     def each_block(self) -> Iterator[Block]:
         for block in self.blocks:

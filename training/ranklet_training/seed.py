@@ -4,13 +4,11 @@ User embedding + item embedding -> single-head attention -> linear -> predicted 
 SGD on the squared error of ratings. A bundle knows no users, so it serves the mean user embedding.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ranklet_training.attention import KeyValue, attention
+from ranklet_training.attention import attention
 from ranklet_training.model import Gaps, ItemTable, ModelConfig
 
 
@@ -38,56 +36,21 @@ class SeedModel(nn.Module):
     def encode(self, history: Tensor, table: Tensor, users: Tensor) -> Tensor:
         """Return the user vector after every event, (B, T, D); ``users`` is int64 (B,)."""
         x = functional.embedding(history, table) + self.users(users)[:, None]
-        return self._attend(x, x, None, None, is_causal=True)[0]
+        return self._attend(x, x, None)
 
-    def serve(
-        self,
-        history: Tensor,
-        past: Sequence[KeyValue],
-        table: Tensor,
-        gaps: Gaps | None = None,
-        *,
-        onnx_nodes: bool = False,
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Return the user vector of the mean user after the last event, see ``SequenceModel``."""
+    def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
+        """Return the vector of the mean user after the last event, see ``SequenceModel``."""
         assert gaps is None
         is_event = history != 0
         x = functional.embedding(history, table) + self.users.weight.mean(dim=0)
-        last = (is_event.sum(dim=1, keepdim=True) - 1)[:, :, None]
-        seen_before = torch.ones_like(past[0][0][:, 0, :, 0], dtype=torch.bool)
-        may_attend = torch.cat([seen_before, is_event], dim=1)[:, None, None]
-        user, present = self._attend(
-            x.gather(1, last.expand(-1, -1, self.config.width)),
-            x,
-            past[0],
-            may_attend,
-            onnx_node=onnx_nodes,
-        )
-        return user[:, 0], [present]
+        last = (is_event.sum(dim=1) - 1)[:, None, None].expand(-1, 1, self.config.width)
+        mask = torch.zeros(is_event.shape).masked_fill(~is_event, -torch.inf)[:, None, None]
+        return self._attend(x.gather(1, last), x, mask)[:, 0]
 
-    def empty_state(self, batch: int) -> list[KeyValue]:
-        """Return the state before the first event, for ``serve``."""
-        shape = (batch, 1, 0, self.config.width)
-        return [(torch.zeros(shape), torch.zeros(shape))]
-
-    def _attend(
-        self,
-        asking: Tensor,
-        x: Tensor,
-        past: KeyValue | None,
-        may_attend: Tensor | None,
-        *,
-        is_causal: bool = False,
-        onnx_node: bool = False,
-    ) -> tuple[Tensor, KeyValue]:
+    def _attend(self, asking: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what attention to x (B, T, D) gives; causal without a mask (B, 1, 1, T)."""
         key, value = self.key_value(x)[:, None].chunk(2, dim=-1)  # (B, 1, T, D)
-        attended, present = attention(
-            self.query(asking)[:, None],
-            key,
-            value,
-            past=past,
-            may_attend=may_attend,
-            is_causal=is_causal,
-            onnx_node=onnx_node,
-        )
-        return self.output(attended[:, 0]), present
+        query = self.query(asking)[:, None]
+        attended = attention(query, key, value, mask=mask, is_causal=mask is None)
+        output: Tensor = self.output(attended[:, 0])
+        return output
