@@ -137,6 +137,10 @@ class Graphs:
         _check_contract(session, self._manifest, self._folder / BATCH)
         return session
 
+    def session_for(self, batch: int) -> "InferenceSession":
+        """Return what ranks so many users at once."""
+        return self.batch if self._has_batch and batch >= SMALLEST_BATCH else self.session
+
     def pool_of(self, k: int) -> int:
         """Return how many of the best by codes are scored again."""
         return max(self._pool_times * k, self.smallest_pool)
@@ -163,8 +167,7 @@ class Graphs:
         """
         inputs = self.rank_inputs(events, k, pool=pool, exclude=exclude, bias=bias)
         names = self._answers_and_state if keep else self.answers
-        is_batch = self._has_batch and len(events.history) >= SMALLEST_BATCH
-        return self._best(self._run(self.batch if is_batch else self.session, names, inputs))
+        return self._best(self._run(self.session_for(len(events.history)), names, inputs))
 
     def rank_plain(
         self,

@@ -26,7 +26,7 @@ from ranklet.bundle import (
 )
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
-from ranklet.graph import Best, Events, Graphs
+from ranklet.graph import SMALLEST_BATCH, Best, Events, Graphs
 from ranklet.provider import Provider
 from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show, whole_numbers
 
@@ -167,6 +167,7 @@ class Ranker:
             for _ in range(WARM_UP):
                 ranker.rank(first)
                 ranker.rank(first, candidates=first)  # by the encoder alone
+            ranker.rank_batch([first] * SMALLEST_BATCH)
         return ranker
 
     def __len__(self) -> int:

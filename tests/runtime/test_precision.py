@@ -1,6 +1,8 @@
 """Codes choose, 32-bit scores decide, and what is called exact is."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ranklet import Ranker
-from ranklet.bundle import CODE_BITS
+from ranklet import BundleError, Manifest, Ranker
+from ranklet.bundle import CODE_BITS, describe_files
+from ranklet.graph import SMALLEST_BATCH
 from ranklet_export.export import Settings, export_bundle
 from ranklet_training.checkpoint import Model, Run, read_run, read_tensors, write_run, write_tensors
 
@@ -170,3 +173,32 @@ def test_an_answer_keeps_no_batch_and_no_state(tiny_ranker: Ranker, ids: list[st
         assert isinstance(last, float)
         assert isinstance(floor, float)
         assert "_margin" not in repr(ranking)
+
+
+def test_batches_of_int8_have_a_graph_of_their_own(any_ranker: Ranker) -> None:
+    graphs = any_ranker.graphs
+    assert graphs.session_for(SMALLEST_BATCH - 1) is graphs.session
+    has_own = graphs.session_for(SMALLEST_BATCH) is not graphs.session
+    assert has_own == (any_ranker.manifest.precision == "int8")
+
+
+@pytest.mark.parametrize("count", [SMALLEST_BATCH - 1, SMALLEST_BATCH, 100])
+def test_a_batch_ranks_as_each_of_its_rows(clustered: Ranker, count: int) -> None:
+    histories = [clustered.vocabulary.ids(row) for row in HISTORIES[:count]]
+    for history, found in zip(histories, clustered.rank_batch(histories, k=5), strict=True):
+        alone = clustered.rank(history, k=5)
+        assert found.items == alone.items
+        assert np.abs(found.scores - alone.scores).max() <= SCORE_TOLERANCE
+
+
+def test_a_batch_graph_of_another_contract_is_refused(clustered_run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    export_bundle(clustered_run.path, folder, Settings(precision="int8", allow_drop=1))
+    manifest = Manifest.read(folder)
+    shutil.copy(folder / "encoder.onnx", folder / "batch.onnx")
+    replace(manifest, files=describe_files(folder)).write(folder)
+    ranker = Ranker.load(folder, provider="cpu")
+    history = ranker.vocabulary.ids(HISTORIES[0])
+    assert len(ranker.rank(history).items) == 10
+    with pytest.raises(BundleError, match=r"batch\.onnx does not take and give what the manifest"):
+        ranker.rank_batch([history] * SMALLEST_BATCH)

@@ -64,7 +64,8 @@ class Case:
         """Run the graph alone as such a request does."""
         graphs = self.ranker.graphs
         for inputs in self.inputs[number % REQUESTS]:
-            run_graph(graphs.session, graphs.answers, inputs)
+            session = graphs.session_for(len(inputs["history"]))
+            run_graph(session, graphs.answers, inputs)
 
     def time_block(self, begin: int, count: int) -> None:
         """Time some calls, those of number ``begin`` and on."""
