@@ -76,7 +76,8 @@ def rank(
             )
         _rank_file(ranker, source, output, as_json, k=k, exclude_seen=exclude_seen, unknown=unknown)
         return
-    ids = ranker.vocabulary.parse([part for part in (history or "").split(",") if part])
+    parts = [part.strip() for part in (history or "").split(",")]
+    ids = ranker.vocabulary.parse([part for part in parts if part])
     options: dict[str, Any] = {
         "times": None if times is None else _read_times(times),
         "now": now,
