@@ -321,12 +321,12 @@ def _row(
 
 def _case_result(key: str, threads: int, rows: list[Result]) -> Result:
     """Add what each peer takes over ranklet; ranklet's own model compares within its shape."""
-    for name, key in OVER.items():
+    for name, over in OVER.items():
         ours = [row for row in rows if row["name"] == name]
         for row in rows:
             rivals = [mine for mine in ours if row["shape"] in ("", mine["shape"])]
             is_peer = row["name"] not in OVER
-            row[key] = {mine["shape"]: _ratio(row, mine) for mine in rivals if is_peer}
+            row[over] = {mine["shape"]: _ratio(row, mine) for mine in rivals if is_peer}
     return {"case": key, "threads": threads, "rows": rows}
 
 

@@ -149,17 +149,12 @@ def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.Model
     }
     sizes = {"batch": TRACED_BATCH, "length": TRACED_LENGTH, "past": TRACED_PAST}
     sizes["total"] = TRACED_PAST + TRACED_LENGTH
-    floats = ("mask_", "past_")
-    inputs = {
-        name: torch.zeros([sizes[a] if isinstance(a, str) else a for a in axes])
-        if name.startswith(floats)
-        else torch.zeros([sizes[a] if isinstance(a, str) else a for a in axes], dtype=torch.int64)
-        for name, axes in input_contract(model).items()
-    }
-    shapes = [
-        {i: dims[a] for i, a in enumerate(axes) if isinstance(a, str)}
-        for axes in input_contract(model).values()
-    ]
+    inputs, shapes = {}, []
+    for name, axes in input_contract(model).items():
+        kind = torch.float32 if name.startswith(("mask_", "past_")) else torch.int64
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
+        inputs[name] = torch.zeros(shape, dtype=kind)
+        shapes.append({i: dims[axis] for i, axis in enumerate(axes) if isinstance(axis, str)})
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter warns of its own internals, and that axes of one name share that name.
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -227,6 +227,7 @@ class _Head:
         wide = self.node("Cast", [by_column], to=TensorProto.INT16)
         zero = self.constant("head_zero", np.array(USER_ZERO, dtype=np.int16))
         signed = self.node("Cast", [self.node("Sub", [wide, zero])], to=TensorProto.INT8)
+        no_shift = self.constant("head_no_shift", np.array(0, dtype=np.int8))
         scales = self.node("Squeeze", ["scales", self.numbers([1])])
         # Not 0, for users of zeros.
         tiny = self.constant("head_tiny", np.array(SMALLEST_STEP, dtype=np.float32))
@@ -237,7 +238,7 @@ class _Head:
         rounded = self.node("QuantizeLinear", [share, step, center])
         return self.node(
             "MatMulIntegerToFloat",
-            [rounded, signed, step, scales, center, "", "bias"],
+            [rounded, signed, step, scales, center, no_shift, "bias"],
             domain="com.microsoft",
         )
 

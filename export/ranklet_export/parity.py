@@ -2,7 +2,7 @@
 
 Compared are names, dynamic axes, shapes, values and order, at (batch, length, past) that tracing
 never saw, with and without padding. The past of a point is what the graph itself kept of the events
-before, so that keys and values are judged by what they are for: torch gets the whole history.
+before, so that a state is judged by what it is for: torch gets the whole history.
 """
 
 from collections.abc import Iterator
@@ -164,7 +164,7 @@ def _compare(
     best = graphs.rank(events, k, pool=min(LARGEST_POOL, len(table) - 1), keep=True)
     for a, b in zip(state, best.state, strict=True):
         if not np.array_equal(a, b):
-            raise ParityError(f"{point}: encoder.onnx keeps another state than model.onnx")
+            raise ParityError(f"{point}: encoder.onnx keeps another state than what ranks")
     differences = {
         "scores": _score_difference(point, best, all_scores, SCORE_TOLERANCE[precision]),
         # A row of the table is about 1, or divided by sqrt(D) as users are multiplied by it.
@@ -178,6 +178,8 @@ def _compare(
                 f"{point}: {name} differs by {difference:.2e} from the torch model, "
                 f"more than {SCORE_TOLERANCE[precision]}"
             )
+    if graphs.is_rounded and (off := graphs.off_by(graphs.rank(events, k, pool=k))) > 0:
+        raise ParityError(f"{point}: codes miss scores by {off:.2e} more than rounding explains")
     return differences["scores"]
 
 

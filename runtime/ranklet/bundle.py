@@ -98,6 +98,15 @@ class Rounding:
     row_error: float  # largest |row - rounded row|, Euclidean
     row_norm: float  # largest |rounded row|
 
+    def bound(self, user: NDArray[np.float32]) -> float:
+        """Return by how much a score by codes may be off for a user, (D,).
+
+        That is |u| |e - e'| + |u - u'| |e'| at most (Cauchy and Schwarz), for the rounded e' and
+        u'; a component of u' is off by half a step of max |u| / 127.
+        """
+        user_error: float = len(user) ** 0.5 * float(np.abs(user).max()) / 254
+        return float(np.linalg.norm(user)) * self.row_error + user_error * self.row_norm
+
 
 @dataclass(frozen=True)
 class BlockMask:

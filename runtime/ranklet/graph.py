@@ -3,6 +3,7 @@
 Inputs of one user are views of arrays that were made at load: a request makes none but its own ids.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -34,6 +35,7 @@ from ranklet.provider import ORT_ERRORS, Provider, create_session
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+logger = logging.getLogger(__name__)
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
 # Keys and values (B, H, P, D / H) of each block but the last; what entered that, (B, P, D).
@@ -55,6 +57,7 @@ LARGE_DATA, HUGE_DATA, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
 LARGEST_MASKS, KEPT_MASKS = 1 << 18, 1 << 23
 # From so many users on batch.onnx is faster (docs/log.md).
 SMALLEST_BATCH = 8
+SUMS = 1e-4  # relative; sums of fp32 products are off by far less
 
 
 class Events(NamedTuple):
@@ -83,13 +86,12 @@ class Graphs:
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: int) -> None:
         """Load model.onnx, see ``Ranker.load``."""
-        data = str((folder / DATA).resolve())
-        is_large, is_huge = (manifest.files[DATA].size >= size for size in (LARGE_DATA, HUGE_DATA))
-        before = pages.regions("") if is_large else []
-        with pages.kept_out(data) if is_huge else nullcontext():
-            self.session, self.provider = create_session(folder / GRAPH, provider, threads)
-        _check_contract(self.session, manifest, folder / GRAPH)
         self._folder, self._manifest, self._threads = folder, manifest, threads
+        self.provider = provider
+        self._mapped: list[tuple[int, int]] = []  # what a lookup brings into memory
+        self._lookups = 0
+        self.session = self._load(GRAPH)
+        _check_contract(self.session, manifest, folder / GRAPH)
         self._has_batch = BATCH in manifest.files and self.provider == "cpu"
         self.is_rounded = manifest.precision in CODE_BITS
         self._pool_times, self.smallest_pool = POOLS[manifest.precision]
@@ -99,13 +101,6 @@ class Graphs:
         self._past_names = [t.name for t in self._pasts]
         self._presents = [t.name for t in manifest.outputs if t.name.startswith("present_")]
         self.answers = ["items", "scores", *(["user", "pool_scores"] if self.is_rounded else [])]
-        self._mapped: list[tuple[int, int]] = []  # what a lookup brings into memory
-        self._lookups = 0
-        if is_large and self.provider == "cpu":
-            pages.use_huge_pages(before)
-        if is_huge and self.provider == "cpu":
-            self._mapped = pages.regions(data)
-            pages.forget_pages(self._mapped)
         self._answers_and_state = self.answers + self._presents
         # The inputs of one user are views of these.
         self.positions = known_positions(manifest.max_length)
@@ -125,17 +120,57 @@ class Graphs:
         self._run_plain = getattr(self.session, "_sess", self.session).run
         self.has_plain = not self.uses_times and not self._mapped
 
+    def _load(self, name: str) -> "InferenceSession":
+        """Return the session of a graph, with as little memory as it can do with."""
+        data = str((self._folder / DATA).resolve())
+        size = self._manifest.files[DATA].size
+        before = pages.regions("") if size >= LARGE_DATA else []
+        with pages.kept_out(data) if size >= HUGE_DATA else nullcontext():
+            session, self.provider = create_session(
+                self._folder / name, self.provider, self._threads
+            )
+        if size >= LARGE_DATA and self.provider == "cpu":
+            pages.use_huge_pages(before)
+        if size >= HUGE_DATA and self.provider == "cpu":
+            self._mapped = pages.regions(data)
+            pages.forget_pages(self._mapped)
+        return session
+
     @cached_property
     def encoder(self) -> "InferenceSession":
         """Return the session of encoder.onnx."""
-        return create_session(self._folder / ENCODER, self.provider, self._threads)[0]
+        return self._load(ENCODER)
 
     @cached_property
     def batch(self) -> "InferenceSession":
-        """Return the session of batch.onnx."""
-        session, _ = create_session(self._folder / BATCH, self.provider, self._threads)
+        """Return the session of batch.onnx, or that of model.onnx where it computes wrongly."""
+        session = self._load(BATCH)
         _check_contract(session, self._manifest, self._folder / BATCH)
+        drawn = np.random.default_rng(0)
+        events = Events(drawn.integers(1, self._manifest.items + 1, (SMALLEST_BATCH, 4)))
+        pool = min(self.smallest_pool, self._manifest.items)
+        inputs = self.rank_inputs(events, pool, pool=pool)
+        off = self.off_by(self._best(self._run(session, self.answers, inputs)))
+        if off > 0:
+            message = "batch.onnx is off by %.2g on this processor: model.onnx ranks batches"
+            logger.warning(message, off)
+            return self.session
         return session
+
+    def off_by(self, best: Best) -> float:
+        """Return by how much scores by codes miss those of fp32, beyond what rounding explains.
+
+        Args:
+            best: Of codes, with k the size of the pool: then both are scores of the same items.
+        """
+        rounding = self._manifest.rounding
+        assert rounding is not None
+        assert best.users is not None
+        assert best.pool_scores is not None
+        missed = np.abs(best.scores - best.pool_scores).max(axis=1)
+        slack = SUMS * (1 + np.abs(best.scores).max(axis=1))
+        bounds = [rounding.bound(user) for user in best.users]
+        return float((missed - slack - bounds).max())
 
     def session_for(self, batch: int) -> "InferenceSession":
         """Return what ranks so many users at once."""

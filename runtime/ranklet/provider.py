@@ -95,6 +95,9 @@ def _load(graph: Path, providers: list[str], threads: int) -> "InferenceSession"
     options.log_severity_level = 3  # errors reach the caller as exceptions
     # Threads wait actively for work while a run lasts, and sleep between runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Without VNNI, x86 adds products of 8-bit numbers in 16 bits, where they overflow; this widens
+    # them there, and nowhere else (onnxruntime#12088).
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         # Without enable_fallback=0 a failed load prints to stdout, which breaks --json.
         return onnxruntime.InferenceSession(

@@ -26,7 +26,7 @@ from ranklet.bundle import (
 )
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
-from ranklet.graph import SMALLEST_BATCH, Best, Events, Graphs
+from ranklet.graph import SUMS, Best, Events, Graphs
 from ranklet.provider import Provider
 from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show, whole_numbers
 
@@ -82,17 +82,10 @@ class _Margin(NamedTuple):
     rounding: Rounding
 
     def is_safe(self) -> bool:
-        """Compare the last score with the best that an item outside the pool can have.
-
-        A score is off by |u| |e - e'| + |u - u'| |e'| at most (Cauchy and Schwarz), for the rounded
-        e' and u'; a component of u' is off by half a step of max |u| / 127.
-        """
-        user, floor = self.user, self.floor
-        user_error = len(user) ** 0.5 * float(np.abs(user).max()) / 254
-        norm = float(np.linalg.norm(user))
-        error = norm * self.rounding.row_error + user_error * self.rounding.row_norm
+        """Compare the last score with the best that an item outside the pool can have."""
         # Sums of fp32 products are off, too: far less than a ten thousandth.
-        return bool(self.last > floor + error + 1e-4 * (1 + abs(floor)))
+        slack = self.rounding.bound(self.user) + SUMS * (1 + abs(self.floor))
+        return bool(self.last > self.floor + slack)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +160,6 @@ class Ranker:
             for _ in range(WARM_UP):
                 ranker.rank(first)
                 ranker.rank(first, candidates=first)  # by the encoder alone
-            ranker.rank_batch([first] * SMALLEST_BATCH)
         return ranker
 
     def __len__(self) -> int:

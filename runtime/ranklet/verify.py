@@ -10,6 +10,7 @@ import numpy as np
 
 from ranklet.bundle import Manifest
 from ranklet.errors import BundleError
+from ranklet.graph import SMALLEST_BATCH, Events
 from ranklet.provider import Provider
 from ranklet.ranker import Ranker
 
@@ -46,6 +47,7 @@ def verify(path: Path, *, provider: Provider = "auto", threads: int = 1) -> Veri
     try:
         golden = json.loads((path / "golden.json").read_bytes())
         differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
+        _check_codes(ranker, [answer["history"] for answer in golden])
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path / 'golden.json'} is damaged: {error!r}") from error
     if not differences:
@@ -59,6 +61,23 @@ def verify(path: Path, *, provider: Provider = "auto", threads: int = 1) -> Veri
         max_score_difference=max(differences),
         provider=ranker.provider,
     )
+
+
+def _check_codes(ranker: Ranker, histories: list[Any]) -> None:
+    """Check that scores by codes are as near to fp32 as claimed, alone and in a batch."""
+    graphs = ranker.graphs
+    if not graphs.is_rounded:
+        return
+    pool = min(graphs.smallest_pool, len(ranker))
+    for history in histories:
+        row = ranker.vocabulary.index(history)[None]
+        for batch in (1, SMALLEST_BATCH):
+            off = graphs.off_by(graphs.rank(Events(row.repeat(batch, axis=0)), pool, pool=pool))
+            if off > 0:
+                raise BundleError(
+                    f"scores by codes are off by {off:.2e} more than rounding explains, in a batch "
+                    f"of {batch}, on this machine: export with --precision fp32"
+                )
 
 
 def _compare(ranker: Ranker, answer: dict[str, Any], number: int) -> float:

@@ -91,7 +91,7 @@ def test_graphs_that_differ_from_each_other_fail_the_gate(
         if re.search(r"blocks\.1\.attention_norm\.bias", n)
     ]
     damage(copy.folder / "encoder.onnx", biases[0], lambda values: values.__iadd__(1e-3))
-    with pytest.raises(ParityError, match=r"encoder\.onnx keeps another state than model\.onnx"):
+    with pytest.raises(ParityError, match=r"encoder\.onnx keeps another state than what ranks"):
         copy.check()
 
 

@@ -7,7 +7,6 @@ Histories are padded on the right. Under a causal mask no real event attends to 
 is ever fully masked (execution providers differ there: onnxruntime#28904, #29020).
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -76,9 +75,12 @@ class RelativeBias(nn.Module):
     attention stays fused, where it would not with a matrix of biases that has a gradient.
     """
 
+    frequencies: Tensor
+
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.steps = nn.Parameter(torch.zeros(2, heads, WAVES))
+        self.register_buffer("frequencies", torch.from_numpy(FREQUENCIES), persistent=False)
 
     def waves(self) -> Tensor:
         """Return a and b, (2, H, WAVES)."""
@@ -99,7 +101,7 @@ class RelativeBias(nn.Module):
         return bias
 
     def _cos_sin(self, length: int) -> tuple[Tensor, Tensor]:
-        angles = torch.from_numpy(np.arange(length)[:, None] * FREQUENCIES)  # (T, WAVES)
+        angles = torch.arange(length)[:, None] * self.frequencies  # (T, WAVES), float64
         return angles.cos().to(self.steps), angles.sin().to(self.steps)
 
 

@@ -78,8 +78,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
         model.items.has_sparse_gradient = True
     others = [p for p in model.parameters() if not any(p is row for row in lazy)]
     groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": config.l2},
-        {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim == 2], "weight_decay": config.l2},
+        {"params": [p for p in others if p.ndim != 2], "weight_decay": 0.0},
     ]
     if not isinstance(model, SequenceModel):
         return Optimizer(torch.optim.SGD(groups, lr=config.learning_rate))
@@ -109,5 +109,5 @@ def shrink_l1(model: nn.Module, amount: float) -> None:
     """
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim == 2:
                 parameter.sub_(parameter.clamp(-amount, amount))

@@ -46,7 +46,7 @@ def least_bytes(manifest: Manifest) -> int:
 def _rows_bytes(manifest: Manifest) -> int:
     """Return the size of the first block's queries, keys, values and gates of every item."""
     settings = manifest.training["model"]
-    if settings["kind"] != "sequence" or settings["blocks"] == 0 or settings.get("time_gaps"):
+    if settings["kind"] != "sequence" or settings["blocks"] < 2 or settings.get("time_gaps"):
         return 0
     parts = 4 if settings.get("block") == "gated" else 3
     return manifest.table.rows * parts * manifest.table.columns * _item_size(manifest)
