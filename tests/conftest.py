@@ -212,6 +212,7 @@ FP32, INT8, COMPACT = Settings(precision="fp32"), Settings(precision="int8"), Se
 MODELS: dict[str, tuple[Settings, dict[str, Any]]] = {
     "two blocks, two heads": (INT8, {}),
     "two blocks, one head": (FP32, {"heads": 1, "scoring": "dot"}),
+    "three blocks": (INT8, {"blocks": 3}),
     "one block": (INT8, {"blocks": 1, "heads": 1, "activation": "swiglu"}),
     "gated, one head": (COMPACT, {"block": "gated", "heads": 1, "activation": "swiglu"}),
     "gated, two heads": (Settings(precision="fp16"), {"block": "gated", "scoring": "dot"}),

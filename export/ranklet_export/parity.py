@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ranklet.bundle import CODE_BITS, Manifest, Precision
+from ranklet.bundle import BATCH, CODE_BITS, Manifest, Precision
 from ranklet.errors import ParityError
 from ranklet.gaps import BUCKETS
 from ranklet.graph import NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
@@ -88,6 +88,8 @@ def check_parity(
         k = min(most if len(points) < RANKING_ALL else TOP, len(table) - 1)
         difference = max(difference, _compare(graphs, model, table, point, k, manifest.precision))
         points.append(str(point))
+    if BATCH in manifest.files and graphs.batch is graphs.session:
+        raise ParityError("batch.onnx: codes miss scores by more than rounding explains")
     if state_contract(model, "past", "past"):
         history = random.integers(1, len(table), (2, min(APPENDED_TO, model.config.max_length)))
         # With all in the pool, codes of nearly equal users choose alike.

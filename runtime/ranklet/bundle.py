@@ -22,6 +22,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal, get_args
@@ -241,15 +242,24 @@ class Manifest:
             raise ValueError(f"precision {self.precision}, rounding {self.rounding}")
         if self.rotary_base is not None and type(self.rotary_base) is not float:
             raise ValueError(f"rotary_base {self.rotary_base!r}")
+        self._check_masks()
+        self._check_files()
+        self._check_table()
+
+    def _check_masks(self) -> None:
         for place, mask in enumerate(self.masks):
             if not (type(mask.hidden) is float and NEVER <= mask.hidden < 0):
                 raise ValueError(f"masks[{place}] hides with {mask.hidden!r}")
-            for waves in (mask.cosines, mask.sines):
-                array = np.array(waves, dtype=np.float64)  # ValueError for anything else
-                if array.shape != (len(mask.cosines), WAVES) or not np.isfinite(array).all():
-                    raise ValueError(f"masks[{place}] has waves of the shape {array.shape}")
-        self._check_files()
-        self._check_table()
+            for heads in (mask.cosines, mask.sines):
+                waves = [wave for head in heads for wave in head]
+                if not all(type(wave) is float and isfinite(wave) for wave in waves):
+                    raise ValueError(f"masks[{place}] has waves that are no finite numbers")
+                if [len(head) for head in heads] != [WAVES] * len(mask.cosines):
+                    raise ValueError(f"masks[{place}] does not have {WAVES} waves a head")
+        found = [(t.name, t.shape[1:2]) for t in self.inputs if t.name.startswith("mask_")]
+        expected = [(f"mask_{i}", [len(mask.cosines)]) for i, mask in enumerate(self.masks)]
+        if found != expected:
+            raise ValueError(f"masks are {expected}, the graph takes {found}")
 
     def _check_files(self) -> None:
         if unknown := set(self.files) - FILE_NAMES:

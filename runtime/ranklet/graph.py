@@ -54,7 +54,7 @@ POOLS: dict[Precision, tuple[int, int]] = {
 # after so many looked-up rows (each maps up to 2 MiB) they are forgotten.
 LARGE_DATA, HUGE_DATA, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
 # Bytes of the masks of one user that are kept, and of those of all lengths together.
-LARGEST_MASKS, KEPT_MASKS = 1 << 18, 1 << 23
+LARGEST_MASKS, KEPT_MASKS = 1 << 20, 1 << 23
 # From so many users on batch.onnx is faster (docs/log.md).
 SMALLEST_BATCH = 8
 SUMS = 1e-4  # relative; sums of fp32 products are off by far less
@@ -285,7 +285,7 @@ class Graphs:
         return [np.zeros(shape, dtype=np.float32) for shape in shapes]
 
     def _inputs(self, events: Events) -> Arrays:
-        """Return what both graphs take."""
+        """Return what all graphs take."""
         history = events.history
         batch, length = history.shape
         inputs: Arrays = {"history": history}

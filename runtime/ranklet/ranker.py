@@ -2,7 +2,8 @@
 
 * Every id and number is checked here, before onnxruntime sees it: onnxruntime takes index -1 for
   the last item and cuts k to 32 bits, and CUDA does not check indices at all.
-* A history alone, padded, or in any batch gets the same order; ties go to the lower item index.
+* A history alone, padded, or in any batch gets the same order (of an int8 bundle, where ``exact``:
+  batches have a kernel of their own); ties go to the lower item index.
 """
 
 import operator

@@ -1,7 +1,7 @@
 """Users whose state is kept: one more event costs one event, not the whole history again.
 
-* A state is what the blocks keep of each event, its keys and values. Up to ``max_length`` events
-  a user ranks as ``Ranker.rank`` with the whole history.
+* A state is what the blocks keep of each event: keys and values, and what entered the last block.
+  Up to ``max_length`` events a user ranks as ``Ranker.rank`` with the whole history.
 * Beyond, the window rolls: in every block an event attends to the ``max_length`` latest events,
   itself included, and positions go on. What left the window still shows in the values of those that
   saw it, so answers differ from ``Ranker.rank`` with the latest events; they are no worse

@@ -111,7 +111,7 @@ def two_block_graphs(build_once: Callable[..., Path]) -> Written:
 
 @pytest.fixture(scope="session")
 def old_graphs(build_once: Callable[..., Path]) -> Written:
-    """The same model without nodes for attention and norms."""
+    """The same model without nodes for attention, rotation and norms."""
     return _write_once(build_once, "old-graphs", 20)
 
 

@@ -19,7 +19,7 @@ from ranklet_training.checkpoint import Run
 Plain = tuple[onnxruntime.InferenceSession, list[BlockMask]]
 Ask = Callable[..., dict[str, NDArray[Any]]]
 SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6
-FILES = ["encoder.onnx", "model.onnx", "model.onnx.data"]
+FILES = ["batch.onnx", "encoder.onnx", "model.onnx", "model.onnx.data"]
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:
@@ -157,6 +157,8 @@ def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
     wanted = {"encoder.onnx": {"table", "rows"}, "model.onnx": {"table", "rows"}}
     if any_ranker.manifest.precision in CODE_BITS:
         wanted["model.onnx"] |= {"codes", "scales"}
+    if any_ranker.manifest.precision == "int8":
+        wanted["batch.onnx"] = wanted["model.onnx"]
     for name, tables in wanted.items():
         weights = onnx.load(any_ranker._folder / name, load_external_data=False).graph.initializer
         kept = {i.name.removesuffix("_fp16") for i in weights if i.external_data}
@@ -164,16 +166,17 @@ def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
         assert max(i.dims[0] for i in weights if i.dims and not i.external_data) < 60
 
 
-def test_both_graphs_refer_to_the_same_bytes(tiny_bundle: Path) -> None:
-    encoder, whole = (
+def test_all_graphs_refer_to_the_same_bytes(tiny_bundle: Path) -> None:
+    encoder, whole, batch = (
         {
             tensor.name: {entry.key: entry.value for entry in tensor.external_data}
             for tensor in onnx.load(tiny_bundle / name, load_external_data=False).graph.initializer
             if tensor.external_data
         }
-        for name in ("encoder.onnx", "model.onnx")
+        for name in ("encoder.onnx", "model.onnx", "batch.onnx")
     )
     assert encoder == {name: whole[name] for name in encoder}
+    assert batch == whole
 
 
 def test_a_compact_bundle_has_no_rows(any_model: Any) -> None:
@@ -193,7 +196,7 @@ def test_exporting_twice_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("trace", [b"site-packages", b".py", b"/tmp", b"/home", b"File "])
-@pytest.mark.parametrize("name", ["encoder.onnx", "model.onnx"])
+@pytest.mark.parametrize("name", ["encoder.onnx", "model.onnx", "batch.onnx"])
 def test_no_local_path_or_stack_trace_is_in_a_graph(
     trace: bytes, name: str, tiny_bundle: Path
 ) -> None:

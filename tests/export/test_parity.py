@@ -39,7 +39,7 @@ def set_first(value: float) -> Callable[[NDArray[Any]], None]:
     return lambda values: values.__setitem__(0, value)
 
 
-@pytest.mark.parametrize("graph", ["encoder.onnx", "model.onnx"])
+@pytest.mark.parametrize("graph", ["encoder.onnx", "model.onnx", "batch.onnx"])
 def test_a_changed_float_in_any_weight_fails_the_gate(
     graph: str, two_block_graphs: Any, damage: Any, tmp_path: Path
 ) -> None:

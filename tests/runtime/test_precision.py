@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -202,3 +203,22 @@ def test_a_batch_graph_of_another_contract_is_refused(clustered_run: Run, tmp_pa
     assert len(ranker.rank(history).items) == 10
     with pytest.raises(BundleError, match=r"batch\.onnx does not take and give what the manifest"):
         ranker.rank_batch([history] * SMALLEST_BATCH)
+
+
+def test_a_batch_graph_that_computes_wrongly_is_not_used(
+    clustered_run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "bundle"
+    export_bundle(clustered_run.path, folder, Settings(precision="int8", allow_drop=1))
+    manifest = Manifest.read(folder)
+    graph = onnx.load(folder / "batch.onnx", load_external_data=False)
+    shift = next(i for i in graph.graph.initializer if i.name == "head_no_shift")
+    shift.CopyFrom(onnx.numpy_helper.from_array(np.array(40, dtype=np.int8), shift.name))
+    (folder / "batch.onnx").write_bytes(graph.SerializeToString())
+    replace(manifest, files=describe_files(folder)).write(folder)
+    caplog.clear()
+    ranker = Ranker.load(folder, provider="cpu")
+    histories = [ranker.vocabulary.ids(row) for row in HISTORIES[:SMALLEST_BATCH]]
+    found = ranker.rank_batch(histories)
+    assert "batch.onnx is off by" in caplog.text
+    assert [ranking.items for ranking in found] == [ranker.rank(row).items for row in histories]
