@@ -159,13 +159,13 @@ def rate(events: Path) -> list[dict[str, float]]:
 
 def write_page(results: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str:
     """Return docs/quality.md."""
-    text = f"""# Quality
+    text = """# Quality
 
 Written by `make quality` from [docs/quality/](quality): one JSON file a job, with its commands,
 settings, every epoch and every metric. Leave-one-out, all items ranked, items of the whole history
 masked, ties pessimistic, epoch chosen on validation, order only; the test is read once. One command
 line for all: `ranklet train EVENTS --out RUN --set seed=S`. Mean and standard deviation over seeds;
-training seconds (validation after each epoch included) on {results[0]["machine"]}.
+training seconds (validation after each epoch included) on both cores of the processor named.
 
 ![NDCG@10 of every row as a share of the best published](quality.png)
 """
@@ -181,12 +181,12 @@ training seconds (validation after each epoch included) on {results[0]["machine"
 
 def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| model | seeds | NDCG@10 | HR@10 | coverage | training s |",
-        "|---|---|---|---|---|---|",
+        "| model | seeds | NDCG@10 | HR@10 | coverage | training s | measured at |",
+        "|---|---|---|---|---|---|---|",
     ]
     if data in PUBLISHED:
         ndcg, hit, where = PUBLISHED[data]
-        lines.append(f"| *best published* ({where}) | | {ndcg:.4f} | {hit:.4f} | | |")
+        lines.append(f"| *best published* ({where}) | | {ndcg:.4f} | {hit:.4f} | | | |")
     for row in ROWS:
         found = [r for r in results if r["data"] == data and r["row"] == row]
         if not found:
@@ -197,10 +197,10 @@ def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, 
         coverage = statistics.mean(_own_row(r)["coverage"] for r in found)
         lines.append(
             f"| {model} | {len(found)} | {_spread(found, 'NDCG@10')} | {_spread(found, 'HR@10')} "
-            f"| {coverage:.0%} | {seconds:.0f} |"
+            f"| {coverage:.0%} | {seconds:.0f} | {_origin(found)} |"
         )
         if row == "SASRec, BCE" and data in PUBLISHED_BCE:
-            lines.append(f"| *the same, published* | | {PUBLISHED_BCE[data]:.4f} | | | |")
+            lines.append(f"| *the same, published* | | {PUBLISHED_BCE[data]:.4f} | | | | |")
     for peer in peers:
         asked = peer["arguments"]
         if asked["events"].split("/")[0] == data:
@@ -209,14 +209,14 @@ def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, 
                 f"| RecTools {PEERS[asked['model']]} (width {asked['width']}, {asked['blocks']} "
                 f"blocks, L {asked['length']}; {epochs}, its budget, {peer['cpu']}) | 1 "
                 f"| {peer['test']['NDCG@10']:.4f} | {peer['test']['HR@10']:.4f} | "
-                f"| {peer['training']['seconds']:.0f} |"
+                f"| {peer['training']['seconds']:.0f} | |"
             )
     evaluated = next(r for r in results if r["data"] == data)["evaluate"]
     for baseline in evaluated["rows"][1:]:
         figures = baseline["masked"]
         lines.append(
             f"| {baseline['model']} | | {figures['NDCG@10']:.4f} | {figures['HR@10']:.4f} "
-            f"| {baseline['coverage']:.0%} | |"
+            f"| {baseline['coverage']:.0%} | | |"
         )
     for result in (r for r in results if r["data"] == data and r["bundle"]):
         of_run, of_bundle = _own_row(result), result["bundle"]["evaluate"]["rows"][0]
@@ -287,6 +287,13 @@ def _shape(model: dict[str, Any]) -> str:
 def _own_row(result: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = result["evaluate"]["rows"][0]
     return row
+
+
+def _origin(results: list[dict[str, Any]]) -> str:
+    """Return commits and processors of a row."""
+    commits = sorted({result["commit"] for result in results})
+    processors = sorted({result["machine"].split(",")[0] for result in results})
+    return f"{', '.join(commits)} ({', '.join(processors)})"
 
 
 def _spread(results: list[dict[str, Any]], metric: str) -> str:
