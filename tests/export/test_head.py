@@ -325,6 +325,13 @@ def test_wide_tables_are_not_scored_in_batches() -> None:
     assert not can_batch(quantize(tables[0], CHUNK, 4))
 
 
+def test_very_many_codes_are_not_packed_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = quantize(np.ones((CHUNK, 16), dtype=np.float32), CHUNK)
+    for size, expected in ((CHUNK * 16, True), (CHUNK * 16 - 1, False)):
+        monkeypatch.setattr(head, "LARGEST_BATCHED", size)
+        assert can_batch(codes) == expected
+
+
 # What proves that the pool was large enough
 
 # (user, rows): of the pool of two, the first row is the best; the third row is better, but its
