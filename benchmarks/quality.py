@@ -124,7 +124,7 @@ def run_job(job: Job, events: Path, folder: Path) -> dict[str, Any]:
         "machine": describe_machine(),
         "python": platform.python_version(),
         "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+" if _git("status", "-s", "-uno") else ""),
+        + ("+" if _git("status", "-s", "-uno", "--", "runtime", "training", "export") else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -165,7 +165,8 @@ Written by `make quality` from [docs/quality/](quality): one JSON file a job, wi
 settings, every epoch and every metric. Leave-one-out, all items ranked, items of the whole history
 masked, ties pessimistic, epoch chosen on validation, order only; the test is read once. One command
 line for all: `ranklet train EVENTS --out RUN --set seed=S`. Mean and standard deviation over seeds;
-training seconds (validation after each epoch included) on both cores of the processor named.
+training seconds (validation after each epoch included) on both cores of the processor named. Before
+2d876c3 the last block had rotary positions, too. "+": files differed from the commit.
 
 ![NDCG@10 of every row as a share of the best published](quality.png)
 """
