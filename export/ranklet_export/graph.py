@@ -48,7 +48,7 @@ FUSED_OPSET = 23
 TRACED_BATCH, TRACED_LENGTH, TRACED_PAST, TRACED_ITEMS = 3, 7, 4, 5
 PAGE = 4096  # bytes; where a table starts in its file, so that it is mapped as it lies
 SMALLEST_STORED = 1024  # bytes; smaller weights stay in the graphs
-# Rows of the first block cost up to four times the item table on disk and save 5 to 8 % of a
+# Rows of the first block cost up to four times the item table on disk and save 3 to 6 % of a
 # request; beyond this many bytes the graph computes them.
 LARGEST_ROWS = 1 << 27
 

@@ -33,7 +33,7 @@ SMALLEST_STEP = np.finfo(np.float32).tiny  # below, a division would be inexact
 ROWS_AT_ONCE = 1 << 18
 # A row that begins at a multiple of these is summed up in one order, wherever it lies.
 LANES = 4
-USER_ZERO = 128  # of a user's code
+ZERO = 128  # the code of 0 in 8 bits, of items and of users
 LARGEST_BATCHED = 1 << 24  # bytes of codes
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # what MatMulNBits takes; powers of 2
 
@@ -230,7 +230,7 @@ class _Head:
         cut = [self.numbers([0]), self.numbers([columns]), self.numbers([1])]
         by_column = self.node("Transpose", [self.node("Slice", [codes, *cut])])
         wide = self.node("Cast", [by_column], to=TensorProto.INT16)
-        zero = self.constant("head_zero", np.array(USER_ZERO, dtype=np.int16))
+        zero = self.constant("head_zero", np.array(ZERO, dtype=np.int16))
         signed = self.node("Cast", [self.node("Sub", [wide, zero])], to=TensorProto.INT8)
         no_shift = self.constant("head_no_shift", np.array(0, dtype=np.int8))
         scales = self.node("Squeeze", ["scales", self.numbers([1])])
@@ -239,7 +239,7 @@ class _Head:
         size = self.node("ReduceMax", [self.node("Abs", ["user"]), self.numbers([1])], keepdims=1)
         share = self.node("Div", ["user", self.node("Max", [size, tiny], "largest")])
         step = self.constant("head_step", np.array(1 / 127, dtype=np.float32))
-        center = self.constant("head_center", np.array(USER_ZERO, dtype=np.uint8))
+        center = self.constant("head_center", np.array(ZERO, dtype=np.uint8))
         rounded = self.node("QuantizeLinear", [share, step, center])
         return self.node(
             "MatMulIntegerToFloat",
