@@ -128,7 +128,7 @@ def ranklet_append_index(work: Work) -> Calls:
         return histories[0, :1], [part[..., 1:, :] for part in state]
 
     def answer(request: tuple[Ints, Any]) -> Ints:
-        return graphs.rank_plain(request[0], K, pool, past=request[1], start=work.events).items
+        return graphs.rank_next(request[0], K, pool, request[1], work.events).items
 
     return Calls(prepare, answer, note)
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet import pages
+from ranklet.bound import Arrays, BoundRun
 from ranklet.bundle import (
     BATCH,
     CHUNK,
@@ -40,8 +41,8 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
 # Keys and values (B, H, P, D / H) of each block but the last; what entered that, (B, P, D).
 State = Sequence[Floats]
-Arrays = dict[str, NDArray[Any]]
 NONE: Indices = np.zeros(0, dtype=np.int64)
+FIRST: Indices = np.zeros((1, 1, 1), dtype=np.int64)
 
 # Of the best by codes so many are scored again: so many times k, and at least so many.
 POOLS: dict[Precision, tuple[int, int]] = {
@@ -53,8 +54,9 @@ POOLS: dict[Precision, tuple[int, int]] = {
 # Bytes of weights from which on memory pages matter, and from which on lookups could fill memory;
 # after so many looked-up rows (each maps up to 2 MiB) they are forgotten.
 LARGE_DATA, HUGE_DATA, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
-# Bytes of the masks of one user that are kept, and of those of all lengths together.
-LARGEST_MASKS, KEPT_MASKS = 1 << 20, 1 << 23
+# Up to so many events and answers, arrays are kept for requests alike; bytes of all of them.
+LONGEST_KEPT, MOST_ANSWERS, MOST_KEPT = 512, 1024, 1 << 24
+BOUND_BYTES = 1 << 13  # what onnxruntime and Python need to run on them, roughly
 # From so many users on batch.onnx is faster (docs/log.md).
 SMALLEST_BATCH = 8
 SUMS = 1e-4  # relative; sums of fp32 products are off by far less
@@ -108,17 +110,19 @@ class Graphs:
         self._steps = np.arange(self.positions, dtype=np.int64)[None]
         self._ramps = [_ramp(mask, self.positions) for mask in manifest.masks]
         self._masks: dict[tuple[int, int], Arrays] = {}  # by past and length
-        self._mask_bytes = 0
+        self._kept_bytes = 0  # of masks and idle runs
         self.bias = np.zeros(-(-(manifest.items + 1) // CHUNK) * CHUNK, dtype=np.float32)
         self.bias[0] = self.bias[manifest.items + 1 :] = NEVER
         self._nothing = np.zeros((1, 1), dtype=np.int64)
         self._nobody = self.empty_state(1)
-        # What is the same in every plain request, see ``rank_plain``.
-        self._plain: Arrays = dict(zip(self._past_names, self._nobody, strict=True))
-        self._plain |= {"exclude": self._nothing, "bias": self.bias}
-        # InferenceSession.run first looks for every input in a list of all: a tenth of a request.
+        # Where not on the CPU, onnxruntime copies inputs when they are bound.
+        self._can_bind = self.provider == "cpu" and not self.uses_times and not self._mapped
+        # Runs for ``rank_plain`` that no thread uses, by length, k, pool and exclusion.
+        self._idle: dict[tuple[int, int, int, bool], list[BoundRun]] = {}
+        # For ``rank_next``, what is the same for all, and a run without a tenth of its time:
+        # InferenceSession.run first looks for every input in a list of all.
+        self._plain: Arrays = {"exclude": self._nothing, "bias": self.bias, "last": FIRST}
         self._run_plain = getattr(self.session, "_sess", self.session).run
-        self.has_plain = not self.uses_times and not self._mapped
 
     def _load(self, name: str) -> "InferenceSession":
         """Return the session of a graph, with as little memory as it can do with."""
@@ -204,43 +208,87 @@ class Graphs:
         names = self._answers_and_state if keep else self.answers
         return self._best(self._run(self.session_for(len(events.history)), names, inputs))
 
+    def has_plain(self, length: int, k: int) -> bool:
+        """Return whether there is a short way to rank for so many events and answers."""
+        return self._can_bind and length <= LONGEST_KEPT and k <= MOST_ANSWERS
+
     def rank_plain(
         self,
         history: Indices,
         k: int,
         pool: int,
-        exclude: Indices | None = None,
+        *,
+        exclude_seen: bool = False,
         bias: Floats | None = None,
-        past: State = (),
-        start: int = 0,
     ) -> Best:
-        """Run model.onnx for one user: ``rank`` in a third of its time in Python.
+        """Run model.onnx for one user on arrays that are bound to it: ``rank`` in less time.
 
-        For graphs of which ``has_plain`` holds; ``history`` is (T,), T at least 1. The state is
-        returned where a past is given.
+        For requests of which ``has_plain`` holds.
+
+        Args:
+            history: (T,), T at least 1.
+            k: As in ``rank``.
+            pool: As in ``rank``.
+            exclude_seen: Rank no item of ``history``.
+            bias: As in ``rank``.
         """
-        length, steps, names, kept = len(history), self._steps, self.answers, 0
-        inputs = self._plain.copy()
-        if past:
-            kept, names = past[0].shape[-2], self._answers_and_state
-            inputs.update(zip(self._past_names, past, strict=True))
-        inputs.update(self._masks_of_one(kept, length))
-        inputs["history"] = history[None]
-        inputs["last"] = steps[:, length - 1 : length, None]
-        if self._uses_positions:
-            inputs["positions"] = steps[:, start : start + length]
-        inputs["k"] = np.array([k])
-        if self.is_rounded:
-            inputs["pool"] = np.array([pool])
-        if exclude is not None:
-            inputs["exclude"] = exclude[None]
-        if bias is not None:
-            inputs["bias"] = bias
+        kind = (len(history), k, pool, exclude_seen)
         try:
-            found = self._run_plain(names, inputs, None)
+            try:
+                bound = self._idle[kind].pop()  # no other thread has it then
+            except (KeyError, IndexError):
+                bound = self._bind(*kind)
+            bound.arrays["history"][0] = history
+            if bias is None:
+                bound.run()
+            else:
+                bound.read("bias", bias)
+                bound.run()
+                bound.read("bias", self.bias)  # what it was must not be kept alive
         except ORT_ERRORS as error:
             raise self._failed(error) from error
-        return self._best(found)
+        best = self._best([bound.arrays[name].copy() for name in self.answers])
+        self._idle.setdefault(kind, []).append(bound)
+        return best
+
+    def _bind(self, length: int, k: int, pool: int, exclude_seen: bool) -> BoundRun:
+        """Return a run for one user, whose history is yet to be filled in."""
+        history = np.zeros((1, length), dtype=np.int64)
+        exclude = history if exclude_seen else None
+        inputs = self.rank_inputs(Events(history), k, pool=pool, exclude=exclude)
+        outputs: Arrays = {
+            "items": np.zeros((1, k), dtype=np.int64),
+            "scores": np.zeros((1, k), dtype=np.float32),
+            "user": np.zeros((1, self._manifest.table.columns), dtype=np.float32),
+            "pool_scores": np.zeros((1, pool), dtype=np.float32),
+        }
+        self._count(BOUND_BYTES + sum(array.nbytes for array in outputs.values()))
+        return BoundRun(self.session, inputs, {name: outputs[name] for name in self.answers})
+
+    def rank_next(self, event: Indices, k: int, pool: int, past: State, start: int) -> Best:
+        """Run model.onnx for one more event of one user: ``rank`` in less time.
+
+        For requests of which ``has_plain`` holds. To bind the state costs more than it saves.
+
+        Args:
+            event: (1,).
+            k: As in ``rank``.
+            pool: As in ``rank``.
+            past: The state before it, of at least one event.
+            start: Its position.
+        """
+        inputs = self._plain | self._masks_of_one(past[0].shape[-2], 1)
+        inputs.update(zip(self._past_names, past, strict=True))
+        inputs["history"] = event[None]
+        if self._uses_positions:
+            inputs["positions"] = self._steps[:, start : start + 1]
+        inputs["k"] = np.array([k], dtype=np.int64)
+        if self.is_rounded:
+            inputs["pool"] = np.array([pool], dtype=np.int64)
+        try:
+            return self._best(self._run_plain(self._answers_and_state, inputs, None))
+        except ORT_ERRORS as error:
+            raise self._failed(error) from error
 
     def _best(self, found: list[Any]) -> Best:
         """Return what a run gave: the answers, perhaps the state after them."""
@@ -259,9 +307,9 @@ class Graphs:
     ) -> Arrays:
         """Return what model.onnx takes, see ``rank``."""
         inputs = self._inputs(events)
-        inputs["k"] = np.array([k])
+        inputs["k"] = np.array([k], dtype=np.int64)
         if self.is_rounded:
-            inputs["pool"] = np.array([pool])
+            inputs["pool"] = np.array([pool], dtype=np.int64)
         if exclude is None:
             batch = len(events.history)
             exclude = self._nothing if batch == 1 else np.zeros((batch, 1), dtype=np.int64)
@@ -306,7 +354,7 @@ class Graphs:
         if batch == 1 and not events.counts.size:
             inputs["last"] = self._steps[:, length - 1 : length, None]
             return inputs | self._masks_of_one(kept, length)
-        counts = events.counts if events.counts.size else np.full(batch, length)
+        counts = events.counts if events.counts.size else np.full(batch, length, np.int64)
         inputs["last"] = (counts - 1)[:, None, None]
         return inputs | self._masks_of_batch(kept, length, counts)
 
@@ -322,13 +370,16 @@ class Graphs:
             )
             for place, ramp in enumerate(self._ramps)
         }
-        size = sum(mask.nbytes for mask in found.values())
-        if size <= LARGEST_MASKS:
-            self._mask_bytes += size
-            if self._mask_bytes > KEPT_MASKS:
-                self._masks, self._mask_bytes = {}, size
+        if length <= LONGEST_KEPT:
+            self._count(sum(mask.nbytes for mask in found.values()))
             self._masks[kept, length] = found
         return found
+
+    def _count(self, size: int) -> None:
+        """Make room for so many bytes that are kept for later requests."""
+        self._kept_bytes += size
+        if self._kept_bytes > MOST_KEPT:
+            self._masks, self._idle, self._kept_bytes = {}, {}, size
 
     def _masks_of_batch(self, kept: int, length: int, counts: Indices) -> Arrays:
         """Return the masks of rows of so many events each, the rest is padding."""

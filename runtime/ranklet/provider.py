@@ -9,7 +9,9 @@ import logging
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
 
 from ranklet.errors import BundleError, InputError, ProviderError
 
@@ -86,6 +88,14 @@ def create_session(
         raise ProviderError(_cuda_is_missing(available, active))
     logger.warning("CUDA is compiled in and does not work; running on the CPU")
     return session, "cpu"
+
+
+def share(array: NDArray[Any]) -> onnxruntime.OrtValue:
+    """Return a contiguous array as onnxruntime takes it on the CPU: in the same memory.
+
+    It must live as long as the value.
+    """
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _load(graph: Path, providers: list[str], threads: int) -> "InferenceSession":

@@ -226,15 +226,17 @@ class Ranker:
         request touches costs a microsecond or more.
         """
         known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
+        latest = known[-self._max_length :]
         available = len(self) if eligible is None else self.check_eligible(eligible).count
         if exclude_seen:
+            if len(latest) < len(known):  # more to exclude than the graph is given to encode
+                return None
             available -= len(known)  # or more, where items repeat
-        pool = self.graphs.pool_of(k)
-        if not len(known) or pool >= available or not self.graphs.has_plain:
+        graphs, pool = self.graphs, self.graphs.pool_of(k)
+        if not len(known) or pool >= available or not graphs.has_plain(len(latest), k):
             return None
         bias = None if eligible is None else eligible.bias
-        seen = known if exclude_seen else None
-        best = self.graphs.rank_plain(known[-self._max_length :], k, pool, seen, bias)
+        best = graphs.rank_plain(latest, k, pool, exclude_seen=exclude_seen, bias=bias)
         return self.name(best, 0, len(indices) - len(known))
 
     def rank_batch(

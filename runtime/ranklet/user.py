@@ -137,14 +137,14 @@ class User:
         """Answer after one new event, in less time in Python; None if this is another case."""
         graphs, state, pool = self._graphs, self._state, self._graphs.pool_of(k)
         is_one = self._encoded and len(self._history) == self._encoded + 1
-        if not is_one or not state or not graphs.has_plain or pool >= len(self._ranker):
+        if not is_one or not state or not graphs.has_plain(1, k) or pool >= len(self._ranker):
             return None
         if self._position >= graphs.positions:
             return None
         if self._size == self._window:
             state = [part[..., 1:, :] for part in state]
         event = np.array(self._history[-1:], dtype=np.int64)
-        best = graphs.rank_plain(event, k, pool, past=state, start=self._position)
+        best = graphs.rank_next(event, k, pool, state, self._position)
         self.keep(best.state)
         return self._ranker.name(best, 0, self.unknown)
 

@@ -152,6 +152,9 @@ def break_sessions(patch: pytest.MonkeyPatch, ranker: Ranker) -> None:
         def run(self, names: list[str], inputs: dict[str, Any], _: object = None) -> None:
             raise RuntimeError("out of memory")
 
+        def io_binding(self) -> None:
+            raise RuntimeError("out of memory")
+
     for name in ("session", "encoder"):
         patch.setattr(ranker.graphs, name, Broken())
     patch.setattr(ranker.graphs, "_run_plain", Broken().run)

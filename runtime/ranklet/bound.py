@@ -1,0 +1,44 @@
+"""Runs of a graph on arrays that are handed over once.
+
+``InferenceSession.run`` wraps every input and copies every output anew: with what it takes to make
+them, a tenth of a request for ten events (docs/log.md). Here onnxruntime reads and writes arrays of
+numpy where they lie, as ``OrtValue.ortvalue_from_numpy`` promises for the CPU.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from ranklet.provider import share
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class BoundRun:
+    """Inputs and outputs of a session, to run on again and again; not for two threads at once.
+
+    Attributes:
+        arrays: By name; what lies in them when ``run`` is called is read, and answers lie in them
+            afterwards.
+    """
+
+    def __init__(self, session: "InferenceSession", inputs: Arrays, outputs: Arrays) -> None:
+        """Bind contiguous arrays."""
+        self._session, self._binding = session, session.io_binding()
+        self.arrays = inputs | outputs  # alive as long as onnxruntime refers to them
+        for name, array in inputs.items():
+            self.read(name, array)
+        for name, array in outputs.items():
+            self._binding.bind_ortvalue_output(name, share(array))
+
+    def read(self, name: str, array: NDArray[Any]) -> None:
+        """Take an input from another array from now on."""
+        self._binding.bind_ortvalue_input(name, share(array))
+        self.arrays[name] = array
+
+    def run(self) -> None:
+        """Run the session."""
+        self._session.run_with_iobinding(self._binding)
