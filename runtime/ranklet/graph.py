@@ -4,8 +4,8 @@ Inputs of one user are views of arrays that were made at load: a request makes n
 """
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +27,7 @@ from ranklet.bundle import (
     Manifest,
     Precision,
     TensorContract,
+    map_table,
 )
 from ranklet.errors import BundleError, ProviderError
 from ranklet.gaps import UNKNOWN
@@ -90,9 +91,12 @@ class Graphs:
         """Load model.onnx, see ``Ranker.load``."""
         self._folder, self._manifest, self._threads = folder, manifest, threads
         self.provider = provider
-        self._mapped: list[tuple[int, int]] = []  # what a lookup brings into memory
+        self._sessions: list[InferenceSession] = []  # while they live, so do their mappings
+        self._mapped: list[pages.Region] = []  # where a lookup brings a huge table into memory
         self._lookups = 0
         self.session = self._load(GRAPH)
+        with self._mapping():
+            self.table = map_table(folder, manifest)
         _check_contract(self.session, manifest, folder / GRAPH)
         self._has_batch = BATCH in manifest.files and self.provider == "cpu"
         self.is_rounded = manifest.precision in CODE_BITS
@@ -129,16 +133,25 @@ class Graphs:
         data = str((self._folder / DATA).resolve())
         size = self._manifest.files[DATA].size
         before = pages.regions("") if size >= LARGE_DATA else []
-        with pages.kept_out(data) if size >= HUGE_DATA else nullcontext():
+        with self._mapping(), pages.kept_out(data) if size >= HUGE_DATA else nullcontext():
             session, self.provider = create_session(
                 self._folder / name, self.provider, self._threads
             )
+        self._sessions.append(session)
         if size >= LARGE_DATA and self.provider == "cpu":
             pages.use_huge_pages(before)
-        if size >= HUGE_DATA and self.provider == "cpu":
-            self._mapped = pages.regions(data)
-            pages.forget_pages(self._mapped)
+        pages.forget_pages(self._mapped)
         return session
+
+    @contextmanager
+    def _mapping(self) -> Iterator[None]:
+        """Note where a huge table is mapped meanwhile, by this thread alone."""
+        if self._manifest.files[DATA].size < HUGE_DATA or self.provider == "cuda":
+            yield
+            return
+        with pages.new_regions(str((self._folder / DATA).resolve())) as found:
+            yield
+        self._mapped += found
 
     @cached_property
     def encoder(self) -> "InferenceSession":
@@ -394,18 +407,17 @@ class Graphs:
             masks[f"mask_{len(masks)}"] = ramp[:, places].transpose(1, 0, 2)[:, :, None]
         return masks
 
-    def _count_lookups(self, rows: int) -> None:
+    def count_lookups(self, rows: int) -> None:
         """Forget the pages of a huge table before they become many."""
+        if not self._mapped:
+            return
         self._lookups += rows
         if self._lookups > MOST_LOOKUPS:
             pages.forget_pages(self._mapped)
             self._lookups = 0
 
     def _run(self, session: "InferenceSession", names: list[str], inputs: Arrays) -> list[Any]:
-        if self._mapped:
-            self._count_lookups(
-                inputs["history"].size + len(inputs["history"]) * self.smallest_pool
-            )
+        self.count_lookups(inputs["history"].size + len(inputs["history"]) * self.smallest_pool)
         try:
             return session.run(names, inputs)  # type: ignore[no-any-return]
         except ORT_ERRORS as error:

@@ -16,13 +16,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, RLock, Thread
 
-DONT_NEED, COLLAPSE = 4, 25  # of madvise(2)
+DONT_NEED, PAGE_OUT, COLLAPSE = 4, 21, 25  # of madvise(2)
 LARGE = 1 << 24  # bytes; smaller regions gain nothing
 FORGET_EVERY = 0.02  # seconds, in which up to 100 MB are read
 
 Region = tuple[int, int]  # address, bytes
+
+MAPPING = RLock()  # held while a huge file is mapped, so that each reader knows its own mapping
 
 
 def use_huge_pages(before: list[Region]) -> None:
@@ -44,7 +46,8 @@ def _collapse(start: int, end: int) -> None:
 def forget_pages(mapped: list[Region]) -> None:
     """Drop mapped files from the resident set; they stay in the page cache.
 
-    Only for mappings that nobody writes to.
+    Only for mappings that nobody writes to and that are sure to be there still: of other memory
+    this makes zeros.
     """
     for region in mapped:
         advise(region, DONT_NEED)
@@ -52,23 +55,37 @@ def forget_pages(mapped: list[Region]) -> None:
 
 @contextmanager
 def kept_out(path: str) -> Iterator[None]:
-    """Forget a file again and again while this thread is busy reading its mapping, outside Python.
+    """Page a file out again and again while this thread is busy reading its mapping.
 
-    Only for mappings that nobody writes to.
+    Unlike to forget, this harms nothing where the mapping ends and its place is taken meanwhile.
+    The kernel does so for who owns the file or may write to it.
     """
     is_read = Event()
 
-    def forget() -> None:
+    def page_out() -> None:
         while not is_read.wait(FORGET_EVERY):
-            forget_pages(regions(path))
+            for region in regions(path):
+                advise(region, PAGE_OUT)
 
-    thread = Thread(target=forget, daemon=True)
+    thread = Thread(target=page_out, daemon=True)
     thread.start()
     try:
         yield
     finally:
         is_read.set()
         thread.join()
+
+
+@contextmanager
+def new_regions(path: str) -> Iterator[list[Region]]:
+    """Yield a list that at the end holds where this thread has mapped a file meanwhile."""
+    found: list[Region] = []
+    with MAPPING:
+        before = regions(path)
+        yield found
+        for start, size in regions(path):
+            if all(start + size <= old or old + old_size <= start for old, old_size in before):
+                found.append((start, size))
 
 
 def regions(path: str) -> list[Region]:

@@ -20,7 +20,6 @@ from ranklet.bundle import (
     NEVER,
     Manifest,
     Rounding,
-    map_table,
     read_popularity,
     read_titles,
     read_vocabulary,
@@ -123,7 +122,6 @@ class Ranker:
         self.uses_times = graphs.uses_times
         self.graphs = graphs
         self._folder = folder
-        self._table = map_table(folder, manifest)
         self._max_length, self._rounding = manifest.max_length, manifest.rounding
 
     @classmethod
@@ -554,7 +552,8 @@ class Ranker:
         if eligible is not None:
             wanted = wanted[eligible.bias[wanted] == 0]
         # A BLAS product rounds equal rows differently by their place, which would break ties.
-        rows = self._table[wanted].astype(np.float32, copy=False)
+        rows = self.graphs.table[wanted].astype(np.float32, copy=False)
+        self.graphs.count_lookups(len(wanted))
         scores = np.einsum("nd,d->n", rows, user)
         order = np.lexsort((wanted, -scores))[:k]
         ids = self.vocabulary.ids(wanted[order])

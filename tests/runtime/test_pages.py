@@ -119,3 +119,15 @@ def test_a_table_treated_as_huge_gives_the_same_rankings(
     assert ranker.rank(ids[:3], candidates=ids[9:]).items == (
         tiny_ranker.rank(ids[:3], candidates=ids[9:]).items
     )
+
+
+@on_linux
+def test_only_what_was_mapped_meanwhile_is_ones_own(large_file: Path) -> None:
+    with large_file.open("rb") as file:
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+            theirs = pages.regions(str(large_file))
+            with pages.new_regions(str(large_file)) as found:
+                own = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            assert len(found) <= 1  # the kernel may join what lies side by side
+            assert not set(found) & set(theirs)
+        own.close()

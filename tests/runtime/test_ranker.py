@@ -34,7 +34,7 @@ def user_vector(ranker: Ranker, history: list[Any]) -> NDArray[np.float32]:
 
 def all_scores(ranker: Ranker, history: list[Any]) -> NDArray[np.float64]:
     """Score every item, in index order, in float64."""
-    table = np.asarray(ranker._table[1:], dtype=np.float64)
+    table = np.asarray(ranker.graphs.table[1:], dtype=np.float64)
     return table @ user_vector(ranker, history).astype(np.float64)
 
 
@@ -100,7 +100,8 @@ def test_candidates_with_equal_rows_have_equal_scores(
     tiny_ranker: Ranker, ids: list[str], width: int
 ) -> None:
     ranker, random = copy.copy(tiny_ranker), np.random.default_rng(0)
-    ranker._table = np.tile(random.normal(size=width).astype(np.float32), (61, 1))
+    ranker.graphs = copy.copy(tiny_ranker.graphs)
+    ranker.graphs.table = np.tile(random.normal(size=width).astype(np.float32), (61, 1))
     user = random.normal(size=width).astype(np.float32)
     for count in range(2, 61):  # BLAS takes the last few rows another way
         candidates = np.arange(1, 1 + count)[::-1]
