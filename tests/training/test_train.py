@@ -161,16 +161,19 @@ def test_a_finished_training_resumes_to_itself(start: Start, split: Split) -> No
 
 
 # One process that forks many trainings and kills each with SIGKILL at a random moment. Forked
-# children use torch and numpy alone: the threads of polars do not survive a fork.
+# children use torch and numpy alone: the threads of polars do not survive a fork. Their bars share
+# one lock, which a child that is killed while it holds it would never give back.
 KILLER = """
-import os, random, select, signal, sys, tempfile
+import os, random, select, signal, sys, tempfile, threading
 from dataclasses import replace
 from pathlib import Path
 from ranklet_training.events import read_events
 from ranklet_training.simulator import simulate
 from ranklet_training.split import split_events
 from ranklet_training.train import reopen_run, train
+from tqdm import tqdm
 
+tqdm.set_lock(threading.RLock())
 path, seed = Path(sys.argv[1]), int(sys.argv[2])
 events = read_events(simulate(users=150, items=60, clusters=4, mean_length=15, seed=3).events)
 split = split_events(events.frame)
