@@ -4,11 +4,11 @@ Inputs of one user are views of arrays that were made at load: a request makes n
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from ranklet.bundle import (
     TensorContract,
     map_table,
 )
+from ranklet.device import DeviceArray, DeviceSession
 from ranklet.errors import BundleError, ProviderError
 from ranklet.gaps import UNKNOWN
 from ranklet.positions import known_positions, relative_bias
@@ -37,11 +38,14 @@ from ranklet.provider import ORT_ERRORS, Provider, create_session
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    Session: TypeAlias = InferenceSession | DeviceSession
+
 logger = logging.getLogger(__name__)
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
 # Keys and values (B, H, P, D / H) of each block but the last; what entered that, (B, P, D).
-State = Sequence[Floats]
+State = Sequence[Floats | DeviceArray]
+Inputs = dict[str, NDArray[Any] | DeviceArray]
 NONE: Indices = np.zeros(0, dtype=np.int64)
 FIRST: Indices = np.zeros((1, 1, 1), dtype=np.int64)
 
@@ -60,6 +64,8 @@ LONGEST_KEPT, MOST_ANSWERS, MOST_KEPT = 512, 1024, 1 << 24
 BOUND_BYTES = 1 << 13  # what onnxruntime and Python need to run on them, roughly
 # From so many users on batch.onnx is faster (docs/log.md).
 SMALLEST_BATCH = 8
+# On CUDA histories are padded to at least so many events, and to powers of two.
+SHORTEST_PADDED = 8
 SUMS = 1e-4  # relative; sums of fp32 products are off by far less
 
 
@@ -75,7 +81,7 @@ class Events(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best items of some users, as model.onnx gives them."""
+    """The best items of some users, as model.onnx gives them; on CUDA rows of padding follow."""
 
     items: Indices  # (B, k)
     scores: Floats  # (B, k)
@@ -91,7 +97,7 @@ class Graphs:
         """Load model.onnx, see ``Ranker.load``."""
         self._folder, self._manifest, self._threads = folder, manifest, threads
         self.provider = provider
-        self._sessions: list[InferenceSession] = []  # while they live, so do their mappings
+        self._sessions: list[Session] = []  # while they live, so do their mappings
         self._mapped: list[pages.Region] = []  # where a lookup brings a huge table into memory
         self._lookups = 0
         self.session = self._load(GRAPH)
@@ -125,10 +131,10 @@ class Graphs:
         self._idle: dict[tuple[int, int, int, bool], list[BoundRun]] = {}
         # For ``rank_next``, what is the same for all, and a run without a tenth of its time:
         # InferenceSession.run first looks for every input in a list of all.
-        self._plain: Arrays = {"exclude": self._nothing, "bias": self.bias, "last": FIRST}
-        self._run_plain = getattr(self.session, "_sess", self.session).run
+        self._plain: Inputs = {"exclude": self._nothing, "bias": self.bias, "last": FIRST}
+        self._run_plain: Callable[..., list[Any]] = getattr(self.session, "_sess", self.session).run
 
-    def _load(self, name: str) -> "InferenceSession":
+    def _load(self, name: str) -> "Session":
         """Return the session of a graph, with as little memory as it can do with."""
         data = str((self._folder / DATA).resolve())
         size = self._manifest.files[DATA].size
@@ -137,6 +143,8 @@ class Graphs:
             session, self.provider = create_session(
                 self._folder / name, self.provider, self._threads
             )
+        if self.provider == "cuda":
+            session = DeviceSession(session, "cuda")
         self._sessions.append(session)
         if size >= LARGE_DATA and self.provider == "cpu":
             pages.use_huge_pages(before)
@@ -154,12 +162,12 @@ class Graphs:
         self._mapped += found
 
     @cached_property
-    def encoder(self) -> "InferenceSession":
+    def encoder(self) -> "Session":
         """Return the session of encoder.onnx."""
         return self._load(ENCODER)
 
     @cached_property
-    def batch(self) -> "InferenceSession":
+    def batch(self) -> "Session":
         """Return the session of batch.onnx, or that of model.onnx where it computes wrongly."""
         session = self._load(BATCH)
         _check_contract(session, self._manifest, self._folder / BATCH)
@@ -189,7 +197,13 @@ class Graphs:
         bounds = [rounding.bound(user) for user in best.users]
         return float((missed - slack - bounds).max())
 
-    def session_for(self, batch: int) -> "InferenceSession":
+    @property
+    def lengths(self) -> list[int]:
+        """Return the lengths of histories that run otherwise than shorter ones: see ``_padded``."""
+        longest = self._manifest.max_length if self.provider == "cuda" else 1
+        return sorted({_columns(length, longest) for length in range(1, longest + 1)})
+
+    def session_for(self, batch: int) -> "Session":
         """Return what ranks so many users at once."""
         return self.batch if self._has_batch and batch >= SMALLEST_BATCH else self.session
 
@@ -276,7 +290,8 @@ class Graphs:
             "pool_scores": np.zeros((1, pool), dtype=np.float32),
         }
         self._count(BOUND_BYTES + sum(array.nbytes for array in outputs.values()))
-        return BoundRun(self.session, inputs, {name: outputs[name] for name in self.answers})
+        given = {name: np.asarray(array) for name, array in inputs.items()}
+        return BoundRun(self.session, given, {name: outputs[name] for name in self.answers})
 
     def rank_next(self, event: Indices, k: int, pool: int, past: State, start: int) -> Best:
         """Run model.onnx for one more event of one user: ``rank`` in less time.
@@ -317,8 +332,10 @@ class Graphs:
         pool: int,
         exclude: Indices | None = None,
         bias: Floats | None = None,
-    ) -> Arrays:
-        """Return what model.onnx takes, see ``rank``."""
+    ) -> Inputs:
+        """Return what model.onnx takes, see ``rank``; on CUDA with rows and events of padding."""
+        if self.provider == "cuda" and not events.past:
+            events, exclude = _padded(events, exclude, self._manifest.max_length)
         inputs = self._inputs(events)
         inputs["k"] = np.array([k], dtype=np.int64)
         if self.is_rounded:
@@ -345,11 +362,11 @@ class Graphs:
         ]
         return [np.zeros(shape, dtype=np.float32) for shape in shapes]
 
-    def _inputs(self, events: Events) -> Arrays:
+    def _inputs(self, events: Events) -> Inputs:
         """Return what all graphs take."""
         history = events.history
         batch, length = history.shape
-        inputs: Arrays = {"history": history}
+        inputs: Inputs = {"history": history}
         if self.uses_times:
             unknown = np.full_like(history, UNKNOWN)
             inputs["since"] = events.since if events.since.size else unknown
@@ -396,15 +413,12 @@ class Graphs:
 
     def _masks_of_batch(self, kept: int, length: int, counts: Indices) -> Arrays:
         """Return the masks of rows of so many events each, the rest is padding."""
-        masks: Arrays = {
-            f"mask_{place}": _causal_mask(ramp, kept, length)
-            for place, ramp in enumerate(self._ramps[:-1])
-        }
+        masks = dict(self._masks_of_one(kept, length))  # those of all blocks but the last
         if self._ramps:
             ramp = self._ramps[-1]
             last = kept + counts[:, None] - 1
             places = ramp.shape[1] // 2 - 1 + np.arange(kept + length) - last  # (B, P + T)
-            masks[f"mask_{len(masks)}"] = ramp[:, places].transpose(1, 0, 2)[:, :, None]
+            masks[f"mask_{len(masks) - 1}"] = ramp[:, places].transpose(1, 0, 2)[:, :, None]
         return masks
 
     def count_lookups(self, rows: int) -> None:
@@ -416,10 +430,11 @@ class Graphs:
             pages.forget_pages(self._mapped)
             self._lookups = 0
 
-    def _run(self, session: "InferenceSession", names: list[str], inputs: Arrays) -> list[Any]:
-        self.count_lookups(inputs["history"].size + len(inputs["history"]) * self.smallest_pool)
+    def _run(self, session: "Session", names: list[str], inputs: Inputs) -> list[Any]:
+        batch, length = inputs["history"].shape
+        self.count_lookups(batch * (length + self.smallest_pool))
         try:
-            return session.run(names, inputs)  # type: ignore[no-any-return]
+            return session.run(names, inputs)
         except ORT_ERRORS as error:
             raise self._failed(error) from error
 
@@ -427,7 +442,49 @@ class Graphs:
         return ProviderError(f"onnxruntime failed on {self.provider}: {error}")
 
 
-def _check_contract(session: "InferenceSession", manifest: Manifest, path: Path) -> None:
+def _padded(events: Events, exclude: Indices | None, longest: int) -> tuple[Events, Indices | None]:
+    """Return events of one of few shapes: more of them and longer, what is added is padding.
+
+    Args:
+        events: Without a past.
+        exclude: As in ``Graphs.rank``.
+        longest: No history is padded beyond so many events.
+    """
+    batch, length = events.history.shape
+    rows, columns = _power(batch), _columns(length, longest)
+    counts = events.counts if events.counts.size else np.full(batch, length, np.int64)
+    if exclude is not None:
+        exclude = _fill(exclude, 0, rows, _power(exclude.shape[1]))
+    padded = Events(
+        _fill(events.history, 0, rows, columns),
+        _fill(counts, 1, rows),  # a row needs an event, and be it padding
+        starts=_fill(events.starts, 0, rows),
+        since=_fill(events.since, UNKNOWN, rows, columns),
+        until=_fill(events.until, UNKNOWN, rows),
+    )
+    return padded, exclude
+
+
+def _columns(length: int, longest: int) -> int:
+    """Return to how many events so many are padded."""
+    return max(length, min(longest, max(SHORTEST_PADDED, _power(length))))
+
+
+def _power(size: int) -> int:
+    """Return the least power of two that is no less."""
+    return 1 << (size - 1).bit_length()
+
+
+def _fill(array: Indices, value: int, *shape: int) -> Indices:
+    """Return an array of this shape with another in its corner; an empty one as it is."""
+    if not array.size:
+        return array
+    filled = np.full(shape, value, dtype=np.int64)
+    filled[tuple(map(slice, array.shape))] = array
+    return filled
+
+
+def _check_contract(session: "Session", manifest: Manifest, path: Path) -> None:
     """Compare what a graph takes and gives with what the manifest says."""
     found = [
         [TensorContract(t.name, t.type, list(t.shape)) for t in tensors]

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 Provider = Literal["auto", "cpu", "cuda"]
 MAX_THREADS = 1024
 ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# TF32, which is on by default, keeps 10 bits of each factor: scores would be off by a thousandth.
+CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+RECORD = "enable_cuda_graph"
 
 # What a load or a run may raise; none of these crosses ranklet's interface.
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -70,17 +73,13 @@ def create_session(
         raise InputError(f"threads must be a positive integer up to {MAX_THREADS}, got {threads!r}")
     available = onnxruntime.get_available_providers()
     if provider == "cpu" or (provider == "auto" and ORT_NAMES["cuda"] not in available):
-        return _load(graph, [ORT_NAMES["cpu"]], threads), "cpu"
+        return _load(graph, threads), "cpu"
     if ORT_NAMES["cuda"] not in available:
         raise ProviderError(_cuda_is_missing(available))
     if hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # where it prints what it misses
             onnxruntime.preload_dlls()  # finds the libraries of the nvidia wheels
-    try:
-        session = _load(graph, [ORT_NAMES["cuda"], ORT_NAMES["cpu"]], threads)
-    except BundleError as error:
-        session = _load(graph, [ORT_NAMES["cpu"]], threads)  # a graph at fault fails here too
-        logger.warning("%s", error)
+    session = _load_on_cuda(graph, threads) or _load(graph, threads)  # a bad graph fails here too
     active = session.get_providers()
     if active[0] == ORT_NAMES["cuda"]:
         return session, "cuda"
@@ -88,6 +87,12 @@ def create_session(
         raise ProviderError(_cuda_is_missing(available, active))
     logger.warning("CUDA is compiled in and does not work; running on the CPU")
     return session, "cpu"
+
+
+def records_graphs(session: "InferenceSession") -> bool:
+    """Return whether a session records CUDA graphs."""
+    options = session.get_provider_options().get(ORT_NAMES["cuda"], {})
+    return bool(options.get(RECORD) == "1")
 
 
 def share(array: NDArray[Any]) -> onnxruntime.OrtValue:
@@ -98,7 +103,24 @@ def share(array: NDArray[Any]) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _load(graph: Path, providers: list[str], threads: int) -> "InferenceSession":
+def _load_on_cuda(graph: Path, threads: int) -> "InferenceSession | None":
+    """Load a graph to be recorded, which onnxruntime refuses if nodes run elsewhere; or else not.
+
+    What fails is logged; None: both.
+    """
+    for options in (CUDA_OPTIONS | {RECORD: "1"}, CUDA_OPTIONS):
+        try:
+            return _load(graph, threads, options)
+        except BundleError as error:
+            logger.warning("%s", error)
+    return None
+
+
+def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "InferenceSession":
+    """Load a graph on the CPU, or on CUDA with these options of it."""
+    providers: list[str | tuple[str, dict[str, str]]] = [ORT_NAMES["cpu"]]
+    if cuda is not None:
+        providers.insert(0, (ORT_NAMES["cuda"], cuda))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -157,7 +157,8 @@ class Ranker:
         if warm_up:
             first = vocabulary.ids(np.ones(1, dtype=np.int64))
             for _ in range(WARM_UP):
-                ranker.rank(first)
+                for length in ranker.graphs.lengths:
+                    ranker.rank(np.repeat(first, length))
                 ranker.rank(first, candidates=first)  # by the encoder alone
         return ranker
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.bundle import DATA, ENCODER
+from ranklet.device import DeviceArray
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
 from ranklet.graph import Events, Floats, State
@@ -50,7 +51,7 @@ class User:
         self._history: list[int] = []  # known events, all of them
         self._since: list[int] = []  # bucket before each of them
         self._encoded = 0  # how many of them were encoded
-        self._state: list[Floats] = list(ranker.graphs.empty_state(1))
+        self._state: list[Floats | DeviceArray] = list(ranker.graphs.empty_state(1))
         self._position = 0  # of the next event
         self._last_time: int | None = None
         self.unknown = 0  # ids that the catalogue does not have
@@ -188,7 +189,8 @@ class User:
             raise InputError("the saved user belongs to another bundle: start it again")
         events = header["events"]
         numbers = np.frombuffer(body, "<i8", 2 * events, end).reshape(2, events)
-        place, state = end + numbers.nbytes, []
+        place = end + numbers.nbytes
+        state: list[Floats | DeviceArray] = []
         for shape in header["shapes"]:
             part = np.frombuffer(body, "<f4", math.prod(shape), place).reshape(shape)
             state.append(part.astype(np.float32))
@@ -291,7 +293,8 @@ class User:
         angles = -shift * base ** (-np.arange(half) / half)
         cos, sin = np.cos(angles), np.sin(angles)
         for place in range(0, len(self._state) - 1, 2):  # keys; no block turns the last part
-            first, second = np.split(self._state[place].astype(np.float64), 2, axis=-1)
+            keys = np.asarray(self._state[place], dtype=np.float64)
+            first, second = np.split(keys, 2, axis=-1)
             turned = [first * cos - second * sin, second * cos + first * sin]
             self._state[place] = np.concatenate(turned, axis=-1).astype(np.float32)
 
@@ -374,9 +377,10 @@ class Users:
             for part in batches(questions, len(ranker)):
                 requests = [q.request for q in part]
                 best = ranker.best(requests, _stack(part), min(k, left), left, eligible, keep=True)
+                states = [np.asarray(t) for t in best.state]
                 for place, q in enumerate(part):
                     total = past + q.events.history.shape[1]  # the rest is padding
-                    state = [t[place : place + 1, ..., :total, :].copy() for t in best.state]
+                    state = [t[place : place + 1, ..., :total, :].copy() for t in states]
                     self._users[q.row].keep(state)
                     answers[q.row] = ranker.name(best, place, q.request.unknown)
         return [answers[row] for row in range(len(self._users))]

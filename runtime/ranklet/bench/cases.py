@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from ranklet.bench.bundles import random_histories
 from ranklet.bench.limit import least_bytes
 from ranklet.bench.report import Measurement, Setting
-from ranklet.bound import Arrays
 from ranklet.errors import ProviderError
-from ranklet.graph import Events
+from ranklet.graph import Events, Inputs
 from ranklet.provider import ORT_ERRORS
 from ranklet.ranker import Ranker, batches
 from ranklet.vocabulary import Ids
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from ranklet.graph import Session
 
 WARM_UP = 10  # calls of each case before anything is timed
 BLOCK = 20  # timed calls of a case before the next one has its turn
@@ -65,7 +64,7 @@ class Case:
         """Run the graph alone as such a request does."""
         graphs = self.ranker.graphs
         for inputs in self.inputs[number % REQUESTS]:
-            session = graphs.session_for(len(inputs["history"]))
+            session = graphs.session_for(inputs["history"].shape[0])
             run_graph(session, graphs.answers, inputs)
 
     def time_block(self, begin: int, count: int) -> None:
@@ -116,7 +115,7 @@ def block_medians(blocks: Blocks) -> list[float]:
     return [float(np.median(block)) / 1e6 for block in blocks]
 
 
-def session_inputs(ranker: Ranker, histories: list[Ids], k: int) -> Iterator[Arrays]:
+def session_inputs(ranker: Ranker, histories: list[Ids], k: int) -> Iterator[Inputs]:
     """Yield what the graph gets for histories of one length, run by run, as in ``Ranker``."""
     pool = min(ranker.graphs.pool_of(k), len(ranker))
     for part in batches(histories, len(ranker)):
@@ -124,13 +123,13 @@ def session_inputs(ranker: Ranker, histories: list[Ids], k: int) -> Iterator[Arr
         yield ranker.graphs.rank_inputs(Events(indices), min(k, pool), pool=pool)
 
 
-def run_graph(session: "InferenceSession", names: list[str], inputs: Arrays) -> list[Any]:
+def run_graph(session: "Session", names: list[str], inputs: Inputs) -> list[Any]:
     """Run a graph.
 
     Raises:
         ProviderError: onnxruntime fails.
     """
     try:
-        return session.run(names, inputs)  # type: ignore[no-any-return]
+        return session.run(names, inputs)
     except ORT_ERRORS as error:
         raise ProviderError(f"onnxruntime failed: {error}") from error

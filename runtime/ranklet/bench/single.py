@@ -17,7 +17,7 @@ from ranklet.bench.cases import (
     session_inputs,
 )
 from ranklet.bench.report import Append, Setting, Stages
-from ranklet.bound import Arrays
+from ranklet.graph import Inputs
 from ranklet.ranker import Ranker
 from ranklet.vocabulary import Ids
 
@@ -27,7 +27,7 @@ APART = REQUESTS // 3  # requests between those that one pass takes
 
 class _Request(NamedTuple):
     history: Ids
-    inputs: Arrays  # of model.onnx
+    inputs: Inputs  # of model.onnx
 
 
 @dataclass

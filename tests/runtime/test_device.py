@@ -1,0 +1,236 @@
+"""Sessions whose arrays stay on a device answer as those of the CPU.
+
+All of it but recording and copying runs on arrays of the CPU, too: so these tests run everywhere,
+and once more on CUDA where there is a GPU (``pytest -m cuda``).
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ranklet import ProviderError, Ranker, Ranking
+from ranklet import device as device_module
+from ranklet import graph as graph_module
+from ranklet.device import DeviceArray, DeviceSession
+from ranklet.provider import create_session
+
+ITEMS = 60
+HOUR = 3600
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+Same = Callable[[Ranking, Ranking], None]
+
+
+def load(bundle: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> Ranker:
+    """Load a ranker whose arrays stay on a device."""
+    if device == "cuda":
+        try:
+            return Ranker.load(bundle, provider="cuda")
+        except ProviderError as error:
+            pytest.skip(f"CUDA does not run here: {error}")
+
+    def create(graph: Path, provider: Any, threads: int) -> Any:
+        if provider == "cpu":  # of another ranker
+            return create_session(graph, provider, threads)
+        return create_session(graph, "cpu", threads)[0], "cuda"
+
+    monkeypatch.setattr(graph_module, "create_session", create)
+    monkeypatch.setattr(graph_module, "DeviceSession", lambda made, _: DeviceSession(made, "cpu"))
+    return Ranker.load(bundle)
+
+
+@pytest.fixture(params=DEVICES)
+def ranker(
+    request: pytest.FixtureRequest, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> Ranker:
+    return load(tiny_bundle, request.param, monkeypatch)
+
+
+@pytest.fixture(params=DEVICES)
+def pair(
+    request: pytest.FixtureRequest, any_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Ranker, Ranker]:
+    """A ranker of every kind of model on a device, and the same on the CPU."""
+    return load(any_model.ranker._folder, request.param, monkeypatch), any_model.ranker
+
+
+@pytest.fixture
+def same_order(same_order: Callable[..., None]) -> Same:
+    return partial(same_order, tolerance=1e-3)  # CUDA sums in orders of its own
+
+
+def draw(count: int, seed: int = 0) -> list[str]:
+    random = np.random.default_rng(seed)
+    return [f"i{number:05}" for number in random.integers(0, ITEMS, count)]
+
+
+def kinds(session: Any) -> int:
+    assert isinstance(session, DeviceSession)
+    return len(session._kinds)
+
+
+# Answers
+
+
+@pytest.mark.parametrize("k", [5, ITEMS])
+def test_every_length_ranks_as_on_the_cpu(
+    pair: tuple[Ranker, Ranker], same_order: Same, k: int
+) -> None:
+    found, expected = pair
+    for length in range(1, 2 * expected.manifest.max_length + 1):
+        history = draw(length, seed=length)
+        for exclude_seen in (False, True):
+            same_order(
+                found.rank(history, k=k, exclude_seen=exclude_seen),
+                expected.rank(history, k=k, exclude_seen=exclude_seen),
+            )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 9, 40])
+def test_a_ragged_batch_ranks_as_on_the_cpu(
+    pair: tuple[Ranker, Ranker], same_order: Same, rows: int
+) -> None:
+    found, expected = pair
+    histories = [draw(1 + row % 20, seed=row) for row in range(rows)] + [[], ["nowhere"]]
+    for seen in (False, True):
+        wanted = expected.rank_batch(histories, exclude_seen=seen)
+        for one, other in zip(found.rank_batch(histories, exclude_seen=seen), wanted, strict=True):
+            same_order(one, other)
+
+
+def test_candidates_and_eligible_items_rank_as_on_the_cpu(
+    pair: tuple[Ranker, Ranker], same_order: Same
+) -> None:
+    found, expected = pair
+    for seed in range(3):  # each brings a bias of its own
+        history, some = draw(7, seed), sorted(set(draw(50, seed + 10)))
+        answers = [
+            [
+                ranker.rank(history, candidates=some),
+                ranker.rank(history, eligible=ranker.eligible(some)),
+                ranker.rank(history),
+            ]
+            for ranker in (found, expected)
+        ]
+        for one, other in zip(*answers, strict=True):
+            same_order(one, other)
+
+
+def test_times_rank_as_on_the_cpu(
+    exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, same_order: Same
+) -> None:
+    expected = exported(time_gaps=True).ranker
+    found = load(expected._folder, "cpu", monkeypatch)
+    for length in (1, 5, 9, 12):
+        times = [HOUR * place**2 for place in range(length)]
+        asked: Any = {"times": times, "now": times[-1] + 9 * HOUR}
+        same_order(found.rank(draw(length), **asked), expected.rank(draw(length), **asked))
+
+
+# Users
+
+
+def test_a_user_ranks_as_on_the_cpu_and_beyond_the_window(
+    pair: tuple[Ranker, Ranker], same_order: Same
+) -> None:
+    users = [ranker.user(draw(3)) for ranker in pair]
+    for item in draw(60, seed=1):  # leaves the table of positions
+        for user in users:
+            user.append(item)
+        same_order(users[0].rank(ITEMS), users[1].rank(ITEMS))
+        same_order(users[0].rank(ITEMS), users[1].rank(ITEMS))  # again, without a new event
+
+
+def test_a_state_stays_on_the_device(ranker: Ranker, ids: list[str]) -> None:
+    user = ranker.user(ids[:5])
+    user.rank()
+    assert all(isinstance(part, DeviceArray) for part in user._state)
+    assert {part.shape[-2] for part in user._state} == {5}
+
+
+def test_a_user_moves_between_a_device_and_the_cpu(
+    ranker: Ranker, tiny_ranker: Ranker, ids: list[str], same_order: Same
+) -> None:
+    user = ranker.user(ids[:5])
+    user.rank()
+    other = tiny_ranker.user().load(user.save())
+    back = ranker.user().load(other.save())
+    for one in (user, other, back):
+        one.append(ids[9])
+        same_order(one.rank(), tiny_ranker.rank([*ids[:5], ids[9]]))
+
+
+def test_users_in_a_batch_rank_as_on_the_cpu(pair: tuple[Ranker, Ranker], same_order: Same) -> None:
+    histories = [draw(length, seed=length) for length in (0, 1, 3, 12, 13, 40, 3)]
+    users = [ranker.users(histories) for ranker in pair]
+    for place in range(15):
+        for one, other in zip(*(some.rank() for some in users), strict=True):
+            same_order(one, other)
+        events = draw(len(histories), seed=100 + place)
+        for some in users:
+            some.append(events)
+
+
+# What is kept
+
+
+def test_an_answer_stays_as_it_was_when_the_next_request_comes(
+    ranker: Ranker, ids: list[str]
+) -> None:
+    first = ranker.rank(ids[:5])
+    before = (first.items, first.scores.tolist(), first.exact)
+    ranker.rank(ids[5:10])
+    assert (first.items, first.scores.tolist(), first.exact) == before
+
+
+def test_a_request_is_not_answered_from_the_one_before(
+    ranker: Ranker, tiny_ranker: Ranker, ids: list[str], same_order: Same
+) -> None:
+    for place in range(10):
+        asked, k = ids[place : place + 6], 3 + place % 2
+        same_order(ranker.rank(asked, k=k), tiny_ranker.rank(asked, k=k))
+
+
+def test_lengths_share_a_power_of_two(ranker: Ranker, ids: list[str]) -> None:
+    for length in range(1, 31):  # 8, 16, and 20, the longest
+        ranker.rank(ids[:length])
+    assert kinds(ranker.graphs.session) == 3
+    for rows in (3, 4):
+        ranker.rank_batch([ids[:9]] * rows)
+    assert kinds(ranker.graphs.session) == 4
+
+
+def test_a_warm_up_meets_every_length(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(tiny_bundle, "cpu", monkeypatch)
+    ranker = Ranker.load(tiny_bundle, warm_up=True)
+    assert kinds(ranker.graphs.session) == 3
+    for length in range(1, 31):
+        ranker.rank([str(item) for item in ranker.vocabulary.all_ids[:length]])
+    assert kinds(ranker.graphs.session) == 3
+
+
+def test_kinds_beyond_the_most_are_answered_and_not_kept(
+    ranker: Ranker,
+    tiny_ranker: Ranker,
+    ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    same_order: Same,
+) -> None:
+    monkeypatch.setattr(device_module, "MOST_RECORDED", 2)
+    for length in (3, 9, 20, 3, 20):
+        same_order(ranker.rank(ids[:length]), tiny_ranker.rank(ids[:length]))
+    assert kinds(ranker.graphs.session) == 2
+
+
+def test_threads_share_a_session(
+    ranker: Ranker, tiny_ranker: Ranker, ids: list[str], same_order: Same
+) -> None:
+    asked = [ids[place % 40 : place % 40 + 1 + place % 12] for place in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ranker.rank, asked))
+    for one, history in zip(found, asked, strict=True):
+        same_order(one, tiny_ranker.rank(history))
