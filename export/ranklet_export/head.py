@@ -24,9 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ranklet.bundle import CHUNK, CODE_BITS, NEVER, Precision
 
-# Below, one TopK over all scores costs no more than two levels and has 11 nodes less (12k: 54 us
-# each; 100k: 276 us and 227 us).
-TWO_LEVELS_FROM = 16_384
+# Below so many items, one TopK over all scores costs no more than two levels and has 11 nodes less
+# (docs/log.md). A batch shares what these cost, and its scores are in no cache that is near.
+TWO_LEVELS_FROM, TWO_LEVELS_OF_BATCHES_FROM = 16_384, 4_096
 # Of 4 bits, a step that reaches the largest component is not the one that loses least.
 SHARES_OF_LARGEST = np.linspace(1, 0.75, 6, dtype=np.float32)
 SMALLEST_STEP = np.finfo(np.float32).tiny  # below, a division would be inexact
@@ -121,7 +121,7 @@ def add_head(
             output ``pool_scores``.
         batched: Score with the codes as many users at once, see ``can_batch``.
     """
-    head = _Head(graph)
+    head = _Head(graph, TWO_LEVELS_OF_BATCHES_FROM if batched else TWO_LEVELS_FROM)
     head.input("k", TensorProto.INT64, [1])
     head.input("exclude", TensorProto.INT64, ["batch", "excluded"])
     head.input("bias", TensorProto.FLOAT, [rows])
@@ -166,8 +166,8 @@ def can_batch(codes: Codes) -> bool:
 class _Head:
     """Writes nodes into a graph."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, graph: onnx.GraphProto, two_levels_from: int) -> None:
+        self.graph, self.two_levels_from = graph, two_levels_from
 
     def nodes(
         self, kind: str, inputs: list[str], outputs: list[str], **attributes: int | str
@@ -256,7 +256,7 @@ class _Head:
 
     def pick(self, scores: str, rows: int, count: str, outputs: list[str]) -> None:
         """Add the best ``count`` of (B, rows), best first, ties by index: [scores, items]."""
-        if rows < TWO_LEVELS_FROM:
+        if rows < self.two_levels_from:
             self.nodes("TopK", [scores, count], outputs)
             return
         chunks = rows // CHUNK

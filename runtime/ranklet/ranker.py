@@ -376,13 +376,15 @@ class Ranker:
         unknown: Unknown,
         name: str,
     ) -> Request:
-        known = indices[indices > 0]
+        known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
+        unknown_ids, latest = len(indices) - len(known), known[-self._max_length :]
+        is_plain = times is None and now is None and candidates is None and exclude is None
+        if is_plain and not exclude_seen:  # most requests of a batch
+            return Request(latest, NOTHING, UNKNOWN, unknown_ids, NOTHING, None)
         since, until = self._gaps(indices, times, now, name)
         seen = known.tolist() if exclude_seen else []
         dropped, wanted = self.filters(seen, exclude, candidates, unknown, name)
-        last = slice(-self._max_length, None)
-        unknown_ids = len(indices) - len(known)
-        return Request(known[last], since[last], until, unknown_ids, dropped, wanted)
+        return Request(latest, since[-self._max_length :], until, unknown_ids, dropped, wanted)
 
     def filters(
         self,
@@ -527,9 +529,12 @@ class Ranker:
             return Events(requests[0].history[None])
         counts = np.array([len(request.history) for request in requests])
         padded = np.zeros((len(requests), counts[-1]), dtype=np.int64)
-        since = np.full_like(padded, UNKNOWN)
         for row, request in enumerate(requests):
             padded[row, : counts[row]] = request.history
+        if not self.uses_times:
+            return Events(padded, counts)
+        since = np.full_like(padded, UNKNOWN)
+        for row, request in enumerate(requests):
             since[row, : len(request.since)] = request.since
         until = np.array([request.until for request in requests])
         return Events(padded, counts, since=since, until=until)

@@ -90,6 +90,7 @@ def test_a_bundle_that_picks_in_two_levels_ranks_as_its_model(
     precision: Any, random_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "TWO_LEVELS_FROM", 1)
+    monkeypatch.setattr(head, "TWO_LEVELS_OF_BATCHES_FROM", 1)
     run = random_run(items=300, blocks=1, heads=1)
     export_bundle(run.path, tmp_path / "bundle", Settings(precision=precision))
     ranker, model = Ranker.load(tmp_path / "bundle", provider="cpu"), run.load_model()

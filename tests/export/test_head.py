@@ -189,7 +189,8 @@ def make_session(table: Floats, kind: str) -> onnxruntime.InferenceSession:
 def head_of(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Floats, str], onnxruntime.InferenceSession]:
-    monkeypatch.setattr(head, "TWO_LEVELS_FROM", 1 if request.param else ROWS + 1)
+    for name in ("TWO_LEVELS_FROM", "TWO_LEVELS_OF_BATCHES_FROM"):
+        monkeypatch.setattr(head, name, 1 if request.param else ROWS + 1)
     return make_session
 
 
