@@ -50,12 +50,12 @@ class Encoder(nn.Module):
 
     Attributes:
         table: What a history looks up and users are scored against, (items + 1, D).
-        rows: What of the first block depends on the item alone, (items + 1, R), or None.
+        rows: What of the first block depends on the item alone, perhaps nothing: queries, keys,
+            values and gate, (items + 1, D) each.
         masks: What the runtime makes the mask of each block of.
     """
 
     table: Tensor
-    rows: Tensor | None
     shrink: Tensor
 
     def __init__(self, model: Model, *, onnx_nodes: bool, with_rows: bool) -> None:
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         self.heads = model.config.heads if isinstance(model, SequenceModel) else 1
         self.masks: list[BlockMask] = []
         scale = model.config.width**0.5 if isinstance(model, SequenceModel) else 1.0
-        table, rows = model.table().detach() * scale, None
+        table, rows = model.table().detach() * scale, list[Tensor]()
         if isinstance(model, SequenceModel):
             blocks = list(model.each_block())
             knows_item_alone = len(blocks) > 1 and not model.config.time_gaps
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
             if blocks:
                 self.final = FinalAttention(blocks[-1])
             if with_rows and knows_item_alone:
-                rows = torch.cat(self._parts(0, blocks[0], table), dim=-1).contiguous()
+                rows = self._parts(0, blocks[0], table)
             for place, block in enumerate(blocks[:-1]):
                 hidden = None
                 if knows_item_alone and place == 0:
@@ -95,7 +95,12 @@ class Encoder(nn.Module):
             self.final = FinalAttention(model)
             self.masks.append(BlockMask(NEVER, NO_BIAS, NO_BIAS))
         self.register_buffer("table", table.contiguous())
-        self.register_buffer("rows", rows)
+        self.keep_rows(rows)
+
+    def keep_rows(self, rows: list[Tensor]) -> None:
+        """Set ``rows``."""
+        kept = [nn.Parameter(part.contiguous(), requires_grad=False) for part in rows]
+        self.rows = nn.ParameterList(kept)
 
     def forward(self, history: Tensor, last: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Encode the events that are new.
@@ -126,11 +131,11 @@ class Encoder(nn.Module):
         masks, past = rest[: len(blocks)], rest[len(blocks) :]
         present: list[Tensor] = []
         for place, block in enumerate(blocks[:-1]):
-            if place == 0 and self.rows is not None:
-                parts = functional.embedding(history, self.rows)  # (B, T, R)
-                query, key, value, *gate = torch.split(parts, self.config.width, dim=-1)
+            if place == 0 and len(self.rows):
+                parts = [functional.embedding(history, part) for part in self.rows]
             else:
-                query, key, value, *gate = self._parts(place, block, x)
+                parts = self._parts(place, block, x)
+            query, key, value, *gate = parts  # (B, T, D) each
             query, key = (self._rotate(part, positions) for part in (query, key))
             before = past[2 * place : 2 * place + 2]
             attended, *now = self._attend(query, key, value, before, masks[place])

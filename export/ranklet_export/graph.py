@@ -79,9 +79,10 @@ def export_graphs(
     parts = 4 if model.config.block == "gated" else 3
     with_rows = not compact and 4 * items * parts * width <= LARGEST_ROWS
     encoder = Encoder(model, onnx_nodes=opset >= FUSED_OPSET, with_rows=with_rows).eval()
-    table, rows = encoder.table.numpy(), None if encoder.rows is None else encoder.rows.numpy()
+    table, rows = encoder.table.numpy(), [part.numpy() for part in encoder.rows]
     encoder.table = encoder.table[:TRACED_ITEMS].clone()
-    encoder.rows = None if encoder.rows is None else encoder.rows[:TRACED_ITEMS].clone()
+    # Each its own number: the exporter makes one of two that are equal.
+    encoder.keep_rows([torch.full((TRACED_ITEMS, width), i + 0.5) for i in range(len(rows))])
     traced = _trace(encoder, model, folder / ENCODER, opset)
     padded = -(-items // CHUNK) * CHUNK
     kind: Literal["<f2", "<f4"] = "<f2" if precision == "fp16" else "<f4"
@@ -90,8 +91,8 @@ def export_graphs(
     with (folder / DATA).open("wb") as file:
         stored = [_store(file, "table", table.astype(kind, copy=False), padded)]
         place = _offset(stored[0])
-        if rows is not None:
-            stored.append(_store(file, "rows", rows.astype(kind, copy=False)))
+        for number, part in enumerate(rows):
+            stored.append(_store(file, f"rows.{number}", part.astype(kind, copy=False)))
         names = {tensor.name for tensor in stored}
         for tensor in traced.graph.initializer:
             if len(tensor.raw_data) >= SMALLEST_STORED and tensor.name not in names:

@@ -58,7 +58,7 @@ def test_a_changed_float_in_any_weight_fails_the_gate(
 
 
 @pytest.mark.parametrize("row", [1, 2, 39, 40])
-@pytest.mark.parametrize("name", ["table", "rows"])
+@pytest.mark.parametrize("name", ["table", "rows.0", "rows.1", "rows.2"])
 def test_a_changed_row_of_a_table_fails_the_gate(
     name: str, row: int, two_block_graphs: Any, damage: Any, tmp_path: Path
 ) -> None:
