@@ -262,7 +262,10 @@ class _Head:
         chunks = rows // CHUNK
         chunked = self.node("Reshape", [scores, self.numbers([0, chunks, CHUNK])])
         best = self.node("ReduceMax", [chunked, self.numbers([2])], keepdims=0)  # (B, chunks)
-        chosen = self.node("Min", [count, self.numbers([chunks])])
+        # min(count, chunks) as the length of a slice: on CUDA that is known on the host, where TopK
+        # reads it, and a run can be recorded.
+        every = self.constant("head_chunks", np.zeros(chunks, dtype=np.int8))
+        chosen = self.node("Shape", [self.node("Slice", [every, self.numbers([0]), count])])
         _, some = self.nodes("TopK", [best, chosen], ["chunk_scores", "best_chunks"], sorted=0)
         # As above: the lower index first.
         ordered, _ = self.nodes("TopK", [some, chosen], ["chunk_ids", "_"], largest=0)

@@ -156,7 +156,7 @@ IN_BATCHES = "int8 in batches"
 KINDS = [*CODE_BITS, IN_BATCHES]
 
 
-def make_session(table: Floats, kind: str) -> onnxruntime.InferenceSession:
+def make_graph(table: Floats, kind: str) -> onnx.ModelProto:
     """Return a graph that takes users and picks from the rows of a table."""
     batched, precision = kind == IN_BATCHES, precision_of(kind)
     encoder = [helper.make_node("Identity", ["x"], ["user_row"])]
@@ -177,11 +177,16 @@ def make_session(table: Floats, kind: str) -> onnxruntime.InferenceSession:
     model = helper.make_model(graph, opset_imports=domains)
     model.ir_version = 10
     onnx.checker.check_model(model)
+    return model
+
+
+def make_session(table: Floats, kind: str) -> onnxruntime.InferenceSession:
+    """Return a session of ``make_graph``."""
     options = onnxruntime.SessionOptions()
     # As ranklet.provider does: without VNNI, products of 8-bit numbers overflow.
     options.add_session_config_entry("session.x64quantprecision", "1")
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        make_graph(table, kind).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
@@ -305,6 +310,16 @@ def test_equal_rows_are_ranked_by_index(head_of: Any, kind: str, k: int, width: 
     scores = (users @ table[:5].T)[:, np.arange(ROWS) % 5]
     scores[:, 0] = NEVER
     np.testing.assert_array_equal(found["items"], sort_fully(scores, k)[0])
+
+
+@pytest.mark.usefixtures("head_of")
+@pytest.mark.parametrize("kind", ["fp32", *KINDS])
+def test_what_topk_reads_on_the_host_is_known_there(kind: str) -> None:
+    # On CUDA another node would compute it on the device, and no run could be recorded.
+    graph = make_graph(np.ones((ROWS, WIDTH), dtype=np.float32), kind).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    sizes = [made_by.get(node.input[1]) for node in graph.node if node.op_type == "TopK"]
+    assert set(sizes) <= {None, "Shape"}  # None: an input
 
 
 @pytest.mark.parametrize("width", [1, 16, 17, 50, 256])
