@@ -7,9 +7,11 @@ onnxruntime falls back to the CPU without a word when CUDA is compiled in and do
 import importlib.util
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from numpy.typing import NDArray
 
@@ -24,10 +26,13 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from onnxruntime import InferenceSession
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Provider = Literal["auto", "cpu", "cuda"]
 MAX_THREADS = 1024
 ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -79,7 +84,8 @@ def create_session(
     if hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # where it prints what it misses
             onnxruntime.preload_dlls()  # finds the libraries of the nvidia wheels
-    session = _load_on_cuda(graph, threads) or _load(graph, threads)  # a bad graph fails here too
+    # A bad graph fails on the CPU, too.
+    session = on_cuda(_load_on_cuda, graph, threads) or _load(graph, threads)
     active = session.get_providers()
     if active[0] == ORT_NAMES["cuda"]:
         return session, "cuda"
@@ -87,6 +93,22 @@ def create_session(
         raise ProviderError(_cuda_is_missing(available, active))
     logger.warning("CUDA is compiled in and does not work; running on the CPU")
     return session, "cpu"
+
+
+def on_cuda(call: Callable[..., T], *args: Any) -> T:  # noqa: ANN401
+    """Call something in the one thread of this process that uses CUDA, and return what it does.
+
+    onnxruntime keeps recorded graphs for each thread and forgets none of them, and what another
+    thread asks of CUDA meanwhile can spoil a recording.
+    """
+    return _cuda_thread().submit(call, *args).result()
+
+
+@cache
+def _cuda_thread() -> "ThreadPoolExecutor":
+    from concurrent.futures import ThreadPoolExecutor  # a megabyte that few need
+
+    return ThreadPoolExecutor(1, "ranklet-cuda")
 
 
 def records_graphs(session: "InferenceSession") -> bool:

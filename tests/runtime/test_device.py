@@ -1,9 +1,11 @@
 """Sessions whose arrays stay on a device answer as those of the CPU.
 
-All of it but recording and copying runs on arrays of the CPU, too: so these tests run everywhere,
+They run everywhere on arrays of the CPU, with a session that records as onnxruntime does on CUDA,
 and once more on CUDA where there is a GPU (``pytest -m cuda``).
 """
 
+import itertools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime import OrtValue
 
 from ranklet import ProviderError, Ranker, Ranking
 from ranklet import device as device_module
 from ranklet import graph as graph_module
-from ranklet.device import DeviceArray, DeviceSession
-from ranklet.provider import create_session
+from ranklet.device import UNRECORDED, DeviceArray, DeviceSession
+from ranklet.provider import ORT_NAMES, RECORD, create_session
 
 ITEMS = 60
 HOUR = 3600
@@ -25,7 +28,51 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 Same = Callable[[Ranking, Ranking], None]
 
 
-def load(bundle: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> Ranker:
+class Recording:
+    """A session on the CPU; a number stands for the arrays that it was first run on."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.recorded = session, dict[str, Any]()
+        self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+        self.io_binding = session.io_binding
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        return {ORT_NAMES["cuda"]: {RECORD: "1"}}
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        number = options.get_run_config_entry("gpu_graph_id")
+        if number == UNRECORDED:
+            self.session.run_with_iobinding(binding)
+        elif number in self.recorded:
+            self.replay(self.recorded[number])
+        else:
+            self.record(number, binding)
+
+    def record(self, number: str, binding: Any) -> None:
+        self.session.run_with_iobinding(binding)
+        self.recorded[number] = binding
+
+    def replay(self, binding: Any) -> None:
+        self.session.run_with_iobinding(binding)
+
+
+class Forgetful(Recording):
+    def replay(self, binding: Any) -> None:
+        pass
+
+
+class Refusing(Recording):
+    def record(self, number: str, binding: Any) -> None:
+        super().record(number, binding)  # as one that fails at its end
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def load(
+    bundle: Path,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    session: Callable[[Any], Any] = Recording,
+) -> Ranker:
     """Load a ranker whose arrays stay on a device."""
     if device == "cuda":
         try:
@@ -36,7 +83,7 @@ def load(bundle: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> Ranker:
     def create(graph: Path, provider: Any, threads: int) -> Any:
         if provider == "cpu":  # of another ranker
             return create_session(graph, provider, threads)
-        return create_session(graph, "cpu", threads)[0], "cuda"
+        return session(create_session(graph, "cpu", threads)[0]), "cuda"
 
     monkeypatch.setattr(graph_module, "create_session", create)
     monkeypatch.setattr(graph_module, "DeviceSession", lambda made, _: DeviceSession(made, "cpu"))
@@ -234,3 +281,85 @@ def test_threads_share_a_session(
         found = list(pool.map(ranker.rank, asked))
     for one, history in zip(found, asked, strict=True):
         same_order(one, tiny_ranker.rank(history))
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("session", "message"),
+    [(Forgetful, "a CUDA graph answers otherwise"), (Refusing, "not permitted when stream")],
+)
+def test_what_can_not_be_recorded_runs_without_and_says_so(
+    session: Any,
+    message: str,
+    tiny_bundle: Path,
+    tiny_ranker: Ranker,
+    ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    same_order: Same,
+) -> None:
+    ranker = load(tiny_bundle, "cpu", monkeypatch, session)
+    for length in (3, 5, 12, 4):
+        same_order(ranker.rank(ids[:length]), tiny_ranker.rank(ids[:length]))
+    assert [message in record.message for record in caplog.records] == [True, True]
+
+
+def test_a_number_is_never_recorded_twice(
+    tiny_bundle: Path, tiny_ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker = load(tiny_bundle, "cpu", monkeypatch)
+    copy = device_module._copy
+    monkeypatch.setattr(device_module, "_copy", fail)  # after the run that is to be recorded
+    with pytest.raises(ProviderError, match="out of memory"):
+        ranker.rank(ids[:3])
+    monkeypatch.setattr(device_module, "_copy", copy)
+    assert ranker.rank(ids[:12]).items == tiny_ranker.rank(ids[:12]).items
+    assert sorted(ranker.graphs.session._session.recorded) == ["2"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("copies", range(5))
+def test_a_copy_that_fails_leaves_nothing_to_the_next_request(
+    copies: int,
+    ranker: Ranker,
+    tiny_ranker: Ranker,
+    ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    same_order: Same,
+) -> None:
+    ranker.rank(ids[:5])
+    copy, done = OrtValue.update_inplace, itertools.count()
+
+    def copy_some(value: OrtValue, array: Any) -> None:
+        copy(value, array)
+        if next(done) == copies:
+            fail()
+
+    monkeypatch.setattr(OrtValue, "update_inplace", copy_some)
+    with pytest.raises(ProviderError, match="out of memory"):
+        ranker.rank(ids[10:14], eligible=ranker.eligible(ids[10:58]))
+    monkeypatch.setattr(OrtValue, "update_inplace", copy)
+    same_order(ranker.rank(ids[:5]), tiny_ranker.rank(ids[:5]))
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("out of memory")
+
+
+def test_all_runs_are_of_one_thread(
+    tiny_bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set[int]()
+
+    class Watching(Recording):
+        def run_with_iobinding(self, binding: Any, options: Any) -> None:
+            threads.add(threading.get_ident())
+            super().run_with_iobinding(binding, options)
+
+    rankers = [load(tiny_bundle, "cpu", monkeypatch, Watching) for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda place: rankers[place % 2].rank(ids[:place]), range(1, 20)))
+        list(pool.map(lambda place: rankers[0].rank(ids[:place], candidates=ids), range(1, 9)))
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
