@@ -58,7 +58,7 @@ class DeviceArray:
         return part
 
 
-Inputs = Mapping[str, NDArray[Any] | DeviceArray]
+Inputs = dict[str, NDArray[Any] | DeviceArray]
 Shapes = Mapping[str, tuple[list[int], DTypeLike]]
 
 

@@ -29,7 +29,7 @@ from ranklet.bundle import (
     TensorContract,
     map_table,
 )
-from ranklet.device import DeviceArray, DeviceSession
+from ranklet.device import DeviceArray, DeviceSession, Inputs
 from ranklet.errors import BundleError, ProviderError
 from ranklet.gaps import UNKNOWN
 from ranklet.positions import known_positions, relative_bias
@@ -45,7 +45,6 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
 # Keys and values (B, H, P, D / H) of each block but the last; what entered that, (B, P, D).
 State = Sequence[Floats | DeviceArray]
-Inputs = dict[str, NDArray[Any] | DeviceArray]
 NONE: Indices = np.zeros(0, dtype=np.int64)
 FIRST: Indices = np.zeros((1, 1, 1), dtype=np.int64)
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ranklet.bench.bundles import random_histories
 from ranklet.bench.limit import least_bytes
 from ranklet.bench.report import Measurement, Setting
+from ranklet.device import Inputs
 from ranklet.errors import ProviderError
-from ranklet.graph import Events, Inputs
+from ranklet.graph import Events
 from ranklet.provider import ORT_ERRORS
 from ranklet.ranker import Ranker, batches
 from ranklet.vocabulary import Ids

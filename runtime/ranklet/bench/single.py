@@ -17,7 +17,7 @@ from ranklet.bench.cases import (
     session_inputs,
 )
 from ranklet.bench.report import Append, Setting, Stages
-from ranklet.graph import Inputs
+from ranklet.device import Inputs
 from ranklet.ranker import Ranker
 from ranklet.vocabulary import Ids
 
