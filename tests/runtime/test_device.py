@@ -66,6 +66,9 @@ class Refusing(Recording):
         super().record(number, binding)  # as one that fails at its end
         raise RuntimeError("operation not permitted when stream is capturing")
 
+    def replay(self, binding: Any) -> None:
+        raise AssertionError("what failed is replayed")
+
 
 def load(
     bundle: Path,
