@@ -29,7 +29,7 @@ from ranklet.bundle import (
     TensorContract,
     map_table,
 )
-from ranklet.device import DeviceArray, DeviceSession, Inputs
+from ranklet.device import STATE, DeviceArray, DeviceSession, Inputs
 from ranklet.errors import BundleError, ProviderError
 from ranklet.gaps import UNKNOWN
 from ranklet.positions import known_positions, relative_bias
@@ -110,7 +110,7 @@ class Graphs:
         self.uses_times = "since" in names
         self._pasts = [t for t in manifest.inputs if t.name.startswith("past_")]
         self._past_names = [t.name for t in self._pasts]
-        self._presents = [t.name for t in manifest.outputs if t.name.startswith("present_")]
+        self._presents = [t.name for t in manifest.outputs if t.name.startswith(STATE)]
         self.answers = ["items", "scores", *(["user", "pool_scores"] if self.is_rounded else [])]
         self._answers_and_state = self.answers + self._presents
         # The inputs of one user are views of these.
