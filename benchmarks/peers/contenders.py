@@ -71,7 +71,7 @@ def ranklet_rank(work: Work) -> Calls:
 
 
 def ranklet_append(work: Work) -> Calls:
-    """Rank for a user whose state is kept, after one more event."""
+    """Rank for a user whose state is kept, after one more event, which is not its first."""
     from ranklet import Ranker
 
     ranker = Ranker.load(work.bundle, provider="cpu", threads=work.threads)
@@ -79,8 +79,11 @@ def ranklet_append(work: Work) -> Calls:
     def prepare(histories: Ints) -> tuple[Any, str]:
         history = _first_ids(histories)
         user = ranker.user(history)
-        user.rank(k=K)  # the state is there, however late it is made
-        return user, history[0]
+        for item in history[:2]:  # the state is there, however late it is made
+            user.rank(k=K)
+            user.append(item)
+        user.rank(k=K)
+        return user, history[2]
 
     def answer(request: tuple[Any, str]) -> list[str]:
         user, item = request
@@ -117,18 +120,22 @@ def ranklet_indices(work: Work) -> Calls:
 def ranklet_append_index(work: Work) -> Calls:
     """The same after one more event, given the state of those before, which rolls."""
     from ranklet import Ranker
+    from ranklet.gaps import UNKNOWN
     from ranklet.graph import Events
+    from ranklet.ring import Event, Ring
 
     ranker = Ranker.load(work.bundle, provider="cpu", threads=work.threads)
-    graphs, pool = ranker.graphs, ranker.graphs.pool_of(K)
+    graphs, appender, pool = ranker.graphs, ranker.appender, ranker.graphs.pool_of(K)
     note = f"{shape_note(*work.shape)}, {ranker.manifest.precision}"
 
-    def prepare(histories: Ints) -> tuple[Ints, Any]:
-        state = graphs.encode(Events(histories))[1]
-        return histories[0, :1], [part[..., 1:, :] for part in state]
+    def answer(request: tuple[Ring, int]) -> Ints:
+        event = Event(request[1], work.events, UNKNOWN, UNKNOWN)
+        return appender.rank(request[0], event, K, pool).items
 
-    def answer(request: tuple[Ints, Any]) -> Ints:
-        return graphs.rank_next(request[0], K, pool, request[1], work.events).items
+    def prepare(histories: Ints) -> tuple[Ring, int]:
+        ring = appender.ring(graphs.encode(Events(histories))[1])
+        answer((ring, int(histories[0, 1])))
+        return ring, int(histories[0, 2])
 
     return Calls(prepare, answer, note)
 

@@ -53,10 +53,12 @@ class Encoder(nn.Module):
         rows: What of the first block depends on the item alone, perhaps nothing: queries, keys,
             values and gate, (items + 1, D) each.
         masks: What the runtime makes the mask of each block of.
+        appends: Take one event of one user and a state that does not grow, see ``forward``.
     """
 
     table: Tensor
     shrink: Tensor
+    appends = False
 
     def __init__(self, model: Model, *, onnx_nodes: bool, with_rows: bool) -> None:
         """Lay out a model.
@@ -114,6 +116,9 @@ class Encoder(nn.Module):
                 one (B, H, 1, P + T). Then the state: keys and values of each block but the last,
                 each (B, H, P, D / H), and what entered the last one, (B, P, D).
 
+        With ``appends`` B and T are 1, keys and values (H, P, D / H), and masks end after P: the
+        event is put where ``last`` says, (H, 1, 2) of head and row.
+
         Returns:
             user (B, 1, D), then the state with these events.
         """
@@ -122,7 +127,7 @@ class Encoder(nn.Module):
         if isinstance(model, SeedModel):
             mask, kept = others
             x = x + model.users.weight.mean(dim=0)
-            attended, events = self._attend_last(self._take(x, last), x, kept, mask)
+            attended, events = self._attend_last(self._take(x, last), x, kept, mask, last)
             return self.final.output(attended), events
         blocks, rest, until = list(model.each_block()), list(others), None
         positions = rest.pop(0) if len(blocks) > 1 else history
@@ -138,7 +143,7 @@ class Encoder(nn.Module):
             query, key, value, *gate = parts  # (B, T, D) each
             query, key = (self._rotate(part, positions) for part in (query, key))
             before = past[2 * place : 2 * place + 2]
-            attended, *now = self._attend(query, key, value, before, masks[place])
+            attended, *now = self._attend(query, key, value, before, masks[place], last)
             present += now
             x = self._merge(block, x, attended, block.output if self.heads > 1 else None, gate)
         if not blocks:
@@ -149,7 +154,7 @@ class Encoder(nn.Module):
         if until is not None:
             x = x + model.until(until)[:, None]
             asking = final.attention_norm(x)
-        attended, events = self._attend_last(asking, normed, past[-1], masks[-1])
+        attended, events = self._attend_last(asking, normed, past[-1], masks[-1], last)
         x = self._merge(final, x, attended, self.final.output, gates(final, x))
         return self._user(model.norm(x)), *present, events
 
@@ -211,9 +216,22 @@ class Encoder(nn.Module):
         return _merge_heads(rotary(_split_heads(x, self.heads), model.cos, model.sin, positions))
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, past: list[Tensor], mask: Tensor
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        past: list[Tensor],
+        mask: Tensor,
+        last: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what new events (B, T, D) attend to, and all keys and values."""
+        if self.appends:  # heads as a batch, so that no state is turned
+            query, *new = (_rows_of_heads(part, self.heads) for part in (query, key, value))
+            keys, values = (_put(*pair, last) for pair in zip(past, new, strict=True))
+            attended, _, _, _ = torch.onnx.ops.attention(
+                query, keys, values, mask, q_num_heads=1, kv_num_heads=1
+            )
+            return attended if self.heads == 1 else attended.view(1, 1, -1), keys, values
         if self.onnx_nodes:
             attended, keys, values, _ = torch.onnx.ops.attention(
                 query, key, value, mask, *past, q_num_heads=self.heads, kv_num_heads=self.heads
@@ -224,10 +242,11 @@ class Encoder(nn.Module):
         return _merge_heads(attention(query, keys, values, mask=mask)), keys, values
 
     def _attend_last(
-        self, asking: Tensor, new: Tensor, past: Tensor, mask: Tensor
+        self, asking: Tensor, new: Tensor, past: Tensor, mask: Tensor, last: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return what one event (B, 1, D) attends to, (B, 1, H D), and all events (B, P + T, D)."""
-        events, query = torch.cat([past, new], dim=1), self.final.query(asking)
+        events = _put(past, new, last[:1]) if self.appends else torch.cat([past, new], dim=1)
+        query = self.final.query(asking)
         if self.onnx_nodes:
             attended, _, _, _ = torch.onnx.ops.attention(
                 query,
@@ -246,6 +265,8 @@ class Encoder(nn.Module):
 
     def _take(self, x: Tensor, last: Tensor) -> Tensor:
         """Return one event of each row, (B, 1, D)."""
+        if self.appends:
+            return x
         if not self.onnx_nodes:
             return x.gather(1, last.expand(-1, -1, x.shape[2]))
         shape = (x.shape[0], 1, x.shape[2])
@@ -295,6 +316,19 @@ def state_shapes(config: ModelConfig, axis: str) -> dict[str, list[int | str]]:
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (B, H, T, D / H)
+
+
+def _rows_of_heads(x: Tensor, heads: int) -> Tensor:
+    """Return one event (1, 1, D) as (H, 1, D / H)."""
+    return x if heads == 1 else x.view(heads, 1, -1)
+
+
+def _put(kept: Tensor, new: Tensor, place: Tensor) -> Tensor:
+    """Return rows (N, P, C) with new ones (N, 1, C), where ``place`` (N, 1, 2) says.
+
+    A node that writes into what it is given, where both are bound to the same memory.
+    """
+    return symbolic("ScatterND", [kept, place, new], dtype=FLOAT, shape=kept.shape, version=18)
 
 
 def _merge_heads(x: Tensor) -> Tensor:

@@ -3,19 +3,21 @@
     encoder.onnx     history and state in, user vectors and state out
     model.onnx       the same, then the best items of the catalogue
     batch.onnx       the same for many users at once; int8 only
+    append.onnx      the same for one event of one user whose state is kept
     model.onnx.data  weights of all: item table, rows of the first block, codes; mapped
 
 Batch, length, past, k and the number of excluded items are dynamic. One graph serves a cold history
-(an empty past) and a single new event (a past of any length).
+(an empty past) and new events (a past of any length). append.onnx does what most users need next in
+less time: nothing grows, so the new event is put into the state where it lies.
 """
 
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ranklet.bundle import (
+    APPEND,
     BATCH,
     CHUNK,
     CODE_BITS,
@@ -34,10 +37,11 @@ from ranklet.bundle import (
     Precision,
     Rounding,
     Table,
+    of_one_event,
 )
 from ranklet.positions import known_positions
 from ranklet_export.encoder import Encoder, state_shapes
-from ranklet_export.head import add_head, can_batch, quantize
+from ranklet_export.head import LARGEST_TWICE, add_head, can_batch, quantize
 from ranklet_training.checkpoint import Model
 
 OPSETS = range(18, 24)
@@ -51,6 +55,9 @@ SMALLEST_STORED = 1024  # bytes; smaller weights stay in the graphs
 # Rows of the first block cost up to four times the item table on disk and save 3 to 6 % of a
 # request; beyond this many bytes the graph computes them.
 LARGEST_ROWS = 1 << 27
+
+
+Weights: TypeAlias = dict[tuple[tuple[int, ...], bytes], TensorProto]
 
 
 @dataclass(frozen=True)
@@ -93,23 +100,32 @@ def export_graphs(
         place = _offset(stored[0])
         for number, part in enumerate(rows):
             stored.append(_store(file, f"rows.{number}", part.astype(kind, copy=False)))
-        names = {tensor.name for tensor in stored}
-        for tensor in traced.graph.initializer:
-            if len(tensor.raw_data) >= SMALLEST_STORED and tensor.name not in names:
-                stored.append(_store(file, tensor.name, numpy_helper.to_array(tensor)))
+        weights: Weights = {}
+        _share(file, traced.graph, stored, weights)
+        scored = 4 * padded * width
         if bits := CODE_BITS.get(precision):
             quantized = quantize(table, padded, bits)
             codes.append(_store(file, "codes", quantized.codes))
             codes.append(_store(file, "scales", quantized.scales))
             rounding = Rounding(quantized.row_error, quantized.row_norm)
+            scored = quantized.codes.nbytes
+        graphs = {ENCODER: traced, GRAPH: _with_head(traced, codes, padded, precision)}
+        if rounding is not None and can_batch(quantized):
+            graphs[BATCH] = _with_head(traced, codes, padded, precision, batched=True)
+        if (
+            opset >= FUSED_OPSET
+            and state_contract(model, "past", "past")
+            and scored <= LARGEST_TWICE
+        ):
+            encoder.appends = True
+            appending = _trace(encoder, model, folder / APPEND, opset)
+            _share(file, appending.graph, stored, weights)
+            graphs[APPEND] = _with_head(appending, codes, padded, precision, of_one=True)
         file.flush()
         os.fsync(file.fileno())
-    _refer(traced.graph, stored)
-    graphs = {ENCODER: traced, GRAPH: _with_head(traced, codes, padded, precision)}
-    if rounding is not None and can_batch(quantized):
-        graphs[BATCH] = _with_head(traced, codes, padded, precision, batched=True)
     for name, graph in graphs.items():
-        _describe(graph, model)
+        axes = encoder_contract(model)
+        _describe(graph, of_one_event(axes) if name == APPEND else axes)
         (folder / name).write_bytes(graph.SerializeToString())
         onnx.checker.check_model(folder / name)
     nodes = len(graphs[GRAPH].graph.node)
@@ -139,6 +155,12 @@ def input_contract(model: Model) -> dict[str, list[int | str]]:
     }
 
 
+def encoder_contract(model: Model) -> dict[str, list[int | str]]:
+    """Return what an encoder takes and gives, and the axes."""
+    user: list[int | str] = ["batch", model.config.width]
+    return {**input_contract(model), "user": user, **state_contract(model, "present", "total")}
+
+
 def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.ModelProto:
     """Return the encoder as a graph, with tables of a few rows."""
     longest = known_positions(model.config.max_length) // 2
@@ -146,12 +168,14 @@ def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.Model
         "batch": torch.export.Dim("batch", min=1),
         "length": torch.export.Dim("length", min=1, max=longest),
         "past": torch.export.Dim("past", min=0, max=longest),
+        "kept": torch.export.Dim("kept", min=1, max=longest),
         "total": torch.export.Dim.DYNAMIC,
     }
     sizes = {"batch": TRACED_BATCH, "length": TRACED_LENGTH, "past": TRACED_PAST}
-    sizes["total"] = TRACED_PAST + TRACED_LENGTH
+    sizes |= {"kept": TRACED_PAST, "total": TRACED_PAST + TRACED_LENGTH}
+    contract = input_contract(model)
     inputs, shapes = {}, []
-    for name, axes in input_contract(model).items():
+    for name, axes in (of_one_event(contract) if encoder.appends else contract).items():
         kind = torch.float32 if name.startswith(("mask_", "past_")) else torch.int64
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
         inputs[name] = torch.zeros(shape, dtype=kind)
@@ -191,6 +215,29 @@ def _with_head(
     return whole
 
 
+def _share(
+    file: BinaryIO, graph: onnx.GraphProto, stored: Sequence[TensorProto], weights: Weights
+) -> None:
+    """Have a graph refer to the tables that are stored, and its large weights to those of others.
+
+    Args:
+        file: Where weights go that no other graph has.
+        graph: With tables of a few rows.
+        stored: The tables.
+        weights: By what is in them; those of this graph are added.
+    """
+    refers, names = list(stored), {tensor.name for tensor in stored}
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) >= SMALLEST_STORED and tensor.name not in names:
+            content = tuple(tensor.dims), tensor.raw_data
+            if content not in weights:
+                weights[content] = _store(file, tensor.name, numpy_helper.to_array(tensor))
+            refers.append(TensorProto())
+            refers[-1].CopyFrom(weights[content])
+            refers[-1].name = tensor.name
+    _refer(graph, refers)
+
+
 def _store(file: BinaryIO, name: str, values: NDArray[Any], rows: int = 0) -> TensorProto:
     """Write an array, with zeros up to ``rows`` rows, and return what refers to it in a graph."""
     file.write(bytes(-file.tell() % PAGE))
@@ -222,7 +269,7 @@ def _refer(graph: onnx.GraphProto, tensors: Iterable[TensorProto]) -> None:
             graph.node.insert(0, cast)
 
 
-def _describe(model: onnx.ModelProto, source: Model) -> None:
+def _describe(model: onnx.ModelProto, axes: dict[str, list[int | str]]) -> None:
     """Drop what the exporter tells of itself (stack traces hold local paths); name all axes."""
     graph = model.graph
     model.producer_name, model.producer_version = "ranklet", ""
@@ -238,11 +285,6 @@ def _describe(model: onnx.ModelProto, source: Model) -> None:
     used = {name for node in graph.node for name in node.input}
     for unused in [i for i in graph.input if i.name not in used]:
         graph.input.remove(unused)
-    axes: dict[str, list[int | str]] = {
-        **input_contract(source),
-        "user": ["batch", source.config.width],
-        **state_contract(source, "present", "total"),
-    }
     for tensor in (*graph.input, *graph.output):
         if tensor.name in axes:
             new = helper.make_tensor_value_info(

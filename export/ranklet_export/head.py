@@ -34,7 +34,7 @@ ROWS_AT_ONCE = 1 << 18
 # A row that begins at a multiple of these is summed up in one order, wherever it lies.
 LANES = 4
 ZERO = 128  # the code of 0 in 8 bits, of items and of users
-LARGEST_BATCHED = 1 << 24  # bytes of codes
+LARGEST_TWICE = 1 << 24  # bytes of codes, or of a table without, that a second graph may hold
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # what MatMulNBits takes; powers of 2
 
 
@@ -109,7 +109,12 @@ def _round(
 
 
 def add_head(
-    graph: onnx.GraphProto, rows: int, precision: Precision, *, batched: bool = False
+    graph: onnx.GraphProto,
+    rows: int,
+    precision: Precision,
+    *,
+    batched: bool = False,
+    of_one: bool = False,
 ) -> None:
     """Add scoring and selection to a graph that makes users.
 
@@ -120,10 +125,13 @@ def add_head(
         precision: ``"int8"`` and ``"int4"`` score with the codes and have the input ``pool``, the
             output ``pool_scores``.
         batched: Score with the codes as many users at once, see ``can_batch``.
+        of_one: Score for one user, without the input ``exclude``: ``bias`` can do the same.
     """
-    head = _Head(graph, TWO_LEVELS_OF_BATCHES_FROM if batched else TWO_LEVELS_FROM)
+    head = _Head(graph, TWO_LEVELS_OF_BATCHES_FROM if batched else TWO_LEVELS_FROM, of_one)
+    batch: int | str = 1 if of_one else "batch"
     head.input("k", TensorProto.INT64, [1])
-    head.input("exclude", TensorProto.INT64, ["batch", "excluded"])
+    if not of_one:
+        head.input("exclude", TensorProto.INT64, [batch, "excluded"])
     head.input("bias", TensorProto.FLOAT, [rows])
     bits = CODE_BITS.get(precision)
     if bits is None:
@@ -148,10 +156,10 @@ def add_head(
         exact = head.node("ReduceSum", [products, head.numbers([2])], keepdims=0)  # (B, pool)
         _, places = head.nodes("TopK", [exact, "k"], ["scores", "best_places"])
         head.node("GatherElements", [ordered, places], "items", axis=1)
-    head.output("items", TensorProto.INT64, ["batch", "k"])
-    head.output("scores", TensorProto.FLOAT, ["batch", "k"])
+    head.output("items", TensorProto.INT64, [batch, "k"])
+    head.output("scores", TensorProto.FLOAT, [batch, "k"])
     if bits is not None:
-        head.output("pool_scores", TensorProto.FLOAT, ["batch", "pool"])
+        head.output("pool_scores", TensorProto.FLOAT, [batch, "pool"])
 
 
 def can_batch(codes: Codes) -> bool:
@@ -160,14 +168,14 @@ def can_batch(codes: Codes) -> bool:
     It takes no other, and holds the codes once more: for a million items of width 64 280 MB (840 MB
     while it loads) would save a fifth of the time (docs/log.md).
     """
-    return codes.bits == 8 and codes.scales.shape[1] == 1 and codes.codes.nbytes <= LARGEST_BATCHED
+    return codes.bits == 8 and codes.scales.shape[1] == 1 and codes.codes.nbytes <= LARGEST_TWICE
 
 
 class _Head:
     """Writes nodes into a graph."""
 
-    def __init__(self, graph: onnx.GraphProto, two_levels_from: int) -> None:
-        self.graph, self.two_levels_from = graph, two_levels_from
+    def __init__(self, graph: onnx.GraphProto, two_levels_from: int, of_one: bool) -> None:
+        self.graph, self.two_levels_from, self.of_one = graph, two_levels_from, of_one
 
     def nodes(
         self, kind: str, inputs: list[str], outputs: list[str], **attributes: int | str
@@ -249,6 +257,8 @@ class _Head:
 
     def exclude(self, scores: str) -> str:
         """Give the items of ``exclude`` the score NEVER; the buffer is changed where it lies."""
+        if self.of_one:
+            return scores
         never = self.constant("head_never", np.array(NEVER, dtype=np.float32))
         sizes = self.node("Shape", ["exclude"])
         updates = self.node("Expand", [never, sizes])

@@ -16,7 +16,8 @@ from torch import Tensor
 from ranklet.bundle import BATCH, CODE_BITS, Manifest, Precision
 from ranklet.errors import ParityError
 from ranklet.gaps import BUCKETS
-from ranklet.graph import NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
+from ranklet.graph import MOST_ANSWERS, NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
+from ranklet.ring import Appender, Event
 from ranklet_export.graph import input_contract, state_contract
 from ranklet_training.checkpoint import Model
 
@@ -97,6 +98,9 @@ def check_parity(
         appended = _check_append(graphs, history, min(TOP, len(table) - 1), pool)
         difference = max(difference, appended)
         points.append("events appended one by one equal one long history")
+    if graphs.can_append:
+        difference = max(difference, _check_ring(graphs, model, random))
+        points.append("append.onnx gives what model.onnx does, where the window rolls, too")
     return ParityReport(points, difference)
 
 
@@ -234,5 +238,41 @@ def _check_append(graphs: Graphs, history: NDArray[np.int64], k: int, pool: int)
         raise ParityError(
             f"{first} events and {total - first} appended ones differ by {difference:.2e} "
             f"from {total} at once, more than {SCORE_TOLERANCE['fp32']}"
+        )
+    return difference
+
+
+def _check_ring(graphs: Graphs, model: Model, random: np.random.Generator) -> float:
+    """Check that append.onnx answers as model.onnx, before and after the window is full."""
+    longest, items = model.config.max_length, len(graphs.table) - 1
+    total = longest + APPENDED
+    history = random.integers(1, items + 1, (1, total))
+    since = random.integers(0, BUCKETS, (1, total))
+    until = random.integers(0, BUCKETS, 1)
+    told = model.config.time_gaps
+    first, pool, difference = max(1, longest - 1), min(LARGEST_POOL, items), 0.0
+    start = Events(history[:, :first], since=since[:, :first] if told else NONE)
+    state: State = graphs.encode(start)[1]
+    appender = Appender(graphs)
+    ring = appender.ring([np.array(part) for part in state])
+    for place in range(first, total):
+        k = min(pool, MOST_ANSWERS if place == first else TOP)
+        event = Event(int(history[0, place]), place, int(since[0, place]), int(until[0]))
+        found = appender.rank(ring, event, k, pool)
+        now = slice(place, place + 1)
+        new = Events(
+            history[:, now],
+            starts=np.array([place]),
+            since=since[:, now] if told else NONE,
+            until=until if told else NONE,
+            past=[part[..., max(0, part.shape[-2] + 1 - longest) :, :] for part in state],
+        )
+        expected = graphs.rank(new, k, pool=pool, keep=True)
+        state = expected.state
+        difference = max(difference, float(np.abs(found.scores - expected.scores).max()))
+    if not difference <= SCORE_TOLERANCE["fp32"]:
+        raise ParityError(
+            f"append.onnx differs by {difference:.2e} from model.onnx, "
+            f"more than {SCORE_TOLERANCE['fp32']}"
         )
     return difference

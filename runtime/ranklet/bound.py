@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ranklet.provider import share
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, OrtValue
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -28,16 +28,26 @@ class BoundRun:
     def __init__(self, session: "InferenceSession", inputs: Arrays, outputs: Arrays) -> None:
         """Bind contiguous arrays."""
         self._session, self._binding = session, session.io_binding()
-        self.arrays = inputs | outputs  # alive as long as onnxruntime refers to them
+        self.arrays: Arrays = {}  # alive as long as onnxruntime refers to them
         for name, array in inputs.items():
             self.read(name, array)
         for name, array in outputs.items():
-            self._binding.bind_ortvalue_output(name, share(array))
+            self.write(name, array)
 
     def read(self, name: str, array: NDArray[Any]) -> None:
         """Take an input from another array from now on."""
         self._binding.bind_ortvalue_input(name, share(array))
         self.arrays[name] = array
+
+    def write(self, name: str, array: NDArray[Any]) -> None:
+        """Put an output into another array from now on."""
+        self._binding.bind_ortvalue_output(name, share(array))
+        self.arrays[name] = array
+
+    def change(self, source: str, target: str, value: "OrtValue") -> None:
+        """Have an input and an output be the same memory, which must outlive the next run."""
+        self._binding.bind_ortvalue_input(source, value)
+        self._binding.bind_ortvalue_output(target, value)
 
     def run(self) -> None:
         """Run the session."""

@@ -4,6 +4,7 @@
     model.onnx           the graph: history and state in, best items out
     encoder.onnx         its first half: history and state in, user vectors out
     batch.onnx           the same as model.onnx, laid out for many users at once; int8 only
+    append.onnx          the same for one more event of one user; not for large catalogues
     model.onnx.data      the tables of all; mapped, not read
     items.npy            int64 ids in index order, or
     items.utf8 + items.offsets.npy      text ids: one blob, and where each id ends in it
@@ -39,6 +40,7 @@ FORMAT = 4
 MANIFEST = "manifest.json"
 GRAPH, ENCODER, DATA = "model.onnx", "encoder.onnx", "model.onnx.data"
 BATCH = "batch.onnx"  # of int8 bundles
+APPEND = "append.onnx"  # where the catalogue is small enough to be held once more
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the table of a graph is padded to a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -50,6 +52,7 @@ FILE_NAMES = frozenset(
         GRAPH,
         ENCODER,
         BATCH,
+        APPEND,
         DATA,
         "items.npy",
         "items.utf8",
@@ -282,6 +285,24 @@ class Manifest:
             raise ValueError(f"the item table has {self.table.rows} rows for {self.items} items")
         if self.table.columns != self.width:
             raise ValueError(f"the item table is {self.table.columns} wide, users {self.width}")
+
+
+def of_one_event(shapes: dict[str, list[int | str]]) -> dict[str, list[int | str]]:
+    """Return what append.onnx takes or gives in the place of what model.onnx does.
+
+    One event of one user: its state does not grow, heads are the first axis of keys and values, and
+    ``last`` says of each head where in the state the event is put.
+    """
+    sizes: dict[int | str, int | str] = {"batch": 1, "length": 1, "past": "kept", "total": "kept"}
+    found = {k: [sizes.get(axis, axis) for axis in v] for k, v in shapes.items() if k != "exclude"}
+    heads: int | str = 1
+    for name in found:
+        if name.startswith(("past_key", "past_value", "present_key", "present_value")):
+            found[name] = found[name][1:]
+            heads = found[name][0]
+    if "last" in found:
+        found["last"] = [heads, 1, 2]
+    return found
 
 
 def describe_files(folder: Path) -> dict[str, File]:

@@ -4,7 +4,7 @@ Inputs of one user are views of arrays that were made at load: a request makes n
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ranklet import pages
 from ranklet.bound import Arrays, BoundRun
 from ranklet.bundle import (
+    APPEND,
     BATCH,
     CHUNK,
     CODE_BITS,
@@ -28,6 +29,7 @@ from ranklet.bundle import (
     Precision,
     TensorContract,
     map_table,
+    of_one_event,
 )
 from ranklet.device import STATE, DeviceArray, DeviceSession, Inputs
 from ranklet.errors import BundleError, ProviderError
@@ -46,7 +48,6 @@ Floats = NDArray[np.float32]
 # Keys and values (B, H, P, D / H) of each block but the last; what entered that, (B, P, D).
 State = Sequence[Floats | DeviceArray]
 NONE: Indices = np.zeros(0, dtype=np.int64)
-FIRST: Indices = np.zeros((1, 1, 1), dtype=np.int64)
 
 # Of the best by codes so many are scored again: so many times k, and at least so many.
 POOLS: dict[Precision, tuple[int, int]] = {
@@ -102,22 +103,21 @@ class Graphs:
         self.session = self._load(GRAPH)
         with self._mapping():
             self.table = map_table(folder, manifest)
-        _check_contract(self.session, manifest, folder / GRAPH)
+        _check_contract(self.session, manifest.inputs, manifest.outputs, folder / GRAPH)
         self._has_batch = BATCH in manifest.files and self.provider == "cpu"
         self.is_rounded = manifest.precision in CODE_BITS
         self._pool_times, self.smallest_pool = POOLS[manifest.precision]
         names = [tensor.name for tensor in manifest.inputs]
         self.uses_times = "since" in names
         self._pasts = [t for t in manifest.inputs if t.name.startswith("past_")]
-        self._past_names = [t.name for t in self._pasts]
-        self._presents = [t.name for t in manifest.outputs if t.name.startswith(STATE)]
+        self.past_names = [t.name for t in self._pasts]
+        self.present_names = [t.name for t in manifest.outputs if t.name.startswith(STATE)]
         self.answers = ["items", "scores", *(["user", "pool_scores"] if self.is_rounded else [])]
-        self._answers_and_state = self.answers + self._presents
         # The inputs of one user are views of these.
         self.positions = known_positions(manifest.max_length)
         self._uses_positions = "positions" in names
         self._steps = np.arange(self.positions, dtype=np.int64)[None]
-        self._ramps = [_ramp(mask, self.positions) for mask in manifest.masks]
+        self.ramps = [_ramp(mask, self.positions) for mask in manifest.masks]
         self._masks: dict[tuple[int, int], Arrays] = {}  # by past and length
         self._kept_bytes = 0  # of masks and idle runs
         self.bias = np.zeros(-(-(manifest.items + 1) // CHUNK) * CHUNK, dtype=np.float32)
@@ -128,10 +128,9 @@ class Graphs:
         self._can_bind = self.provider == "cpu" and not self.uses_times and not self._mapped
         # Runs for ``rank_plain`` that no thread uses, by length, k, pool and exclusion.
         self._idle: dict[tuple[int, int, int, bool], list[BoundRun]] = {}
-        # For ``rank_next``, what is the same for all, and a run without a tenth of its time:
-        # InferenceSession.run first looks for every input in a list of all.
-        self._plain: Inputs = {"exclude": self._nothing, "bias": self.bias, "last": FIRST}
-        self._run_plain: Callable[..., list[Any]] = getattr(self.session, "_sess", self.session).run
+        self.window = manifest.max_length
+        self.can_append = APPEND in manifest.files and self.provider == "cpu" and not self._mapped
+        self.append_names = list(of_one_event({t.name: t.shape for t in manifest.inputs}))
 
     def _load(self, name: str) -> "Session":
         """Return the session of a graph, with as little memory as it can do with."""
@@ -169,7 +168,8 @@ class Graphs:
     def batch(self) -> "Session":
         """Return the session of batch.onnx, or that of model.onnx where it computes wrongly."""
         session = self._load(BATCH)
-        _check_contract(session, self._manifest, self._folder / BATCH)
+        contract = self._manifest.inputs, self._manifest.outputs
+        _check_contract(session, *contract, self._folder / BATCH)
         drawn = np.random.default_rng(0)
         events = Events(drawn.integers(1, self._manifest.items + 1, (SMALLEST_BATCH, 4)))
         pool = min(self.smallest_pool, self._manifest.items)
@@ -179,6 +179,14 @@ class Graphs:
             message = "batch.onnx is off by %.2g on this processor: model.onnx ranks batches"
             logger.warning(message, off)
             return self.session
+        return session
+
+    @cached_property
+    def append(self) -> "Session":
+        """Return the session of append.onnx, which ``ranklet.ring`` runs."""
+        session = self._load(APPEND)
+        contract = _of_one_event(self._manifest.inputs), _of_one_event(self._manifest.outputs)
+        _check_contract(session, *contract, self._folder / APPEND)
         return session
 
     def off_by(self, best: Best) -> float:
@@ -231,7 +239,7 @@ class Graphs:
             keep: Return the state with these events, too.
         """
         inputs = self.rank_inputs(events, k, pool=pool, exclude=exclude, bias=bias)
-        names = self._answers_and_state if keep else self.answers
+        names = self.answers + self.present_names if keep else self.answers
         return self._best(self._run(self.session_for(len(events.history)), names, inputs))
 
     def has_plain(self, length: int, k: int) -> bool:
@@ -264,7 +272,16 @@ class Graphs:
                 bound = self._idle[kind].pop()  # no other thread has it then
             except (KeyError, IndexError):
                 bound = self._bind(*kind)
-            bound.arrays["history"][0] = history
+        except ORT_ERRORS as error:
+            raise self.failed(error) from error
+        bound.arrays["history"][0] = history
+        best = self.run_bound(bound, bias)
+        self._idle.setdefault(kind, []).append(bound)
+        return best
+
+    def run_bound(self, bound: BoundRun, bias: Floats | None = None) -> Best:
+        """Run a graph on arrays that are bound to it, and return copies of its answers."""
+        try:
             if bias is None:
                 bound.run()
             else:
@@ -272,50 +289,28 @@ class Graphs:
                 bound.run()
                 bound.read("bias", self.bias)  # what it was must not be kept alive
         except ORT_ERRORS as error:
-            raise self._failed(error) from error
-        best = self._best([bound.arrays[name].copy() for name in self.answers])
-        self._idle.setdefault(kind, []).append(bound)
-        return best
+            raise self.failed(error) from error
+        return self._best([bound.arrays[name].copy() for name in self.answers])
 
     def _bind(self, length: int, k: int, pool: int, exclude_seen: bool) -> BoundRun:
         """Return a run for one user, whose history is yet to be filled in."""
         history = np.zeros((1, length), dtype=np.int64)
         exclude = history if exclude_seen else None
         inputs = self.rank_inputs(Events(history), k, pool=pool, exclude=exclude)
-        outputs: Arrays = {
+        outputs = self.answer_arrays(k, pool)
+        self._count(BOUND_BYTES + sum(array.nbytes for array in outputs.values()))
+        given = {name: np.asarray(array) for name, array in inputs.items()}
+        return BoundRun(self.session, given, outputs)
+
+    def answer_arrays(self, k: int, pool: int) -> Arrays:
+        """Return arrays for the answers to one user."""
+        arrays: Arrays = {
             "items": np.zeros((1, k), dtype=np.int64),
             "scores": np.zeros((1, k), dtype=np.float32),
             "user": np.zeros((1, self._manifest.table.columns), dtype=np.float32),
             "pool_scores": np.zeros((1, pool), dtype=np.float32),
         }
-        self._count(BOUND_BYTES + sum(array.nbytes for array in outputs.values()))
-        given = {name: np.asarray(array) for name, array in inputs.items()}
-        return BoundRun(self.session, given, {name: outputs[name] for name in self.answers})
-
-    def rank_next(self, event: Indices, k: int, pool: int, past: State, start: int) -> Best:
-        """Run model.onnx for one more event of one user: ``rank`` in less time.
-
-        For requests of which ``has_plain`` holds. To bind the state costs more than it saves.
-
-        Args:
-            event: (1,).
-            k: As in ``rank``.
-            pool: As in ``rank``.
-            past: The state before it, of at least one event.
-            start: Its position.
-        """
-        inputs = self._plain | self._masks_of_one(past[0].shape[-2], 1)
-        inputs.update(zip(self._past_names, past, strict=True))
-        inputs["history"] = event[None]
-        if self._uses_positions:
-            inputs["positions"] = self._steps[:, start : start + 1]
-        inputs["k"] = np.array([k], dtype=np.int64)
-        if self.is_rounded:
-            inputs["pool"] = np.array([pool], dtype=np.int64)
-        try:
-            return self._best(self._run_plain(self._answers_and_state, inputs, None))
-        except ORT_ERRORS as error:
-            raise self._failed(error) from error
+        return {name: arrays[name] for name in self.answers}
 
     def _best(self, found: list[Any]) -> Best:
         """Return what a run gave: the answers, perhaps the state after them."""
@@ -348,7 +343,7 @@ class Graphs:
 
     def encode(self, events: Events) -> tuple[Floats, State]:
         """Run encoder.onnx and return user vectors (B, D) and the state with these events."""
-        names = ["user", *self._presents]
+        names = ["user", *self.present_names]
         users, *state = self._run(self.encoder, names, self._inputs(events))
         return users, state
 
@@ -374,7 +369,7 @@ class Graphs:
         kept = 0
         if past:
             kept = past[0].shape[-2]
-            inputs.update(zip(self._past_names, past, strict=True))
+            inputs.update(zip(self.past_names, past, strict=True))
         if self._uses_positions:
             starts = events.starts if events.starts.size else np.zeros(batch, dtype=np.int64)
             # Padding may lie beyond the table of positions.
@@ -392,12 +387,12 @@ class Graphs:
         found = self._masks.get((kept, length))
         if found is not None:
             return found
-        last = len(self._ramps) - 1
+        last = len(self.ramps) - 1
         found = {
             f"mask_{place}": np.ascontiguousarray(
                 _causal_mask(ramp, kept, length) if place < last else _row(ramp, kept + length)
             )
-            for place, ramp in enumerate(self._ramps)
+            for place, ramp in enumerate(self.ramps)
         }
         if length <= LONGEST_KEPT:
             self._count(sum(mask.nbytes for mask in found.values()))
@@ -413,8 +408,8 @@ class Graphs:
     def _masks_of_batch(self, kept: int, length: int, counts: Indices) -> Arrays:
         """Return the masks of rows of so many events each, the rest is padding."""
         masks = dict(self._masks_of_one(kept, length))  # those of all blocks but the last
-        if self._ramps:
-            ramp = self._ramps[-1]
+        if self.ramps:
+            ramp = self.ramps[-1]
             last = kept + counts[:, None] - 1
             places = ramp.shape[1] // 2 - 1 + np.arange(kept + length) - last  # (B, P + T)
             masks[f"mask_{len(masks) - 1}"] = ramp[:, places].transpose(1, 0, 2)[:, :, None]
@@ -435,9 +430,10 @@ class Graphs:
         try:
             return session.run(names, inputs)
         except ORT_ERRORS as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
-    def _failed(self, error: Exception) -> ProviderError:
+    def failed(self, error: Exception) -> ProviderError:
+        """Return an error that says where onnxruntime failed."""
         return ProviderError(f"onnxruntime failed on {self.provider}: {error}")
 
 
@@ -483,13 +479,22 @@ def _fill(array: Indices, value: int, *shape: int) -> Indices:
     return filled
 
 
-def _check_contract(session: "Session", manifest: Manifest, path: Path) -> None:
+def _of_one_event(tensors: list[TensorContract]) -> list[TensorContract]:
+    """Return what append.onnx takes or gives in the place of what model.onnx does."""
+    shapes = of_one_event({tensor.name: tensor.shape for tensor in tensors})
+    kinds = {tensor.name: tensor.type for tensor in tensors}
+    return [TensorContract(name, kinds[name], shape) for name, shape in shapes.items()]
+
+
+def _check_contract(
+    session: "Session", inputs: list[TensorContract], outputs: list[TensorContract], path: Path
+) -> None:
     """Compare what a graph takes and gives with what the manifest says."""
     found = [
         [TensorContract(t.name, t.type, list(t.shape)) for t in tensors]
         for tensors in (session.get_inputs(), session.get_outputs())
     ]
-    if found != [manifest.inputs, manifest.outputs]:
+    if found != [inputs, outputs]:
         raise BundleError(f"{path} does not take and give what the manifest says")
 
 

@@ -26,11 +26,12 @@ from ranklet.bundle import (
 )
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
-from ranklet.graph import SUMS, Best, Events, Graphs
+from ranklet.graph import SUMS, Best, Events, Floats, Graphs
 from ranklet.provider import Provider
 from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show, whole_numbers
 
 if TYPE_CHECKING:
+    from ranklet.ring import Appender
     from ranklet.user import User, Users
 
 # One run of the graph holds at most this many scores (64 MiB), however many histories come.
@@ -160,6 +161,10 @@ class Ranker:
                 for length in ranker.graphs.lengths:
                     ranker.rank(np.repeat(first, length))
                 ranker.rank(first, candidates=first)  # by the encoder alone
+            user = ranker.user(first)
+            for _ in range(WARM_UP):
+                user.append(first[0])
+                user.rank()
         return ranker
 
     def __len__(self) -> int:
@@ -356,6 +361,13 @@ class Ranker:
         return self.vocabulary.ids(np.array(places, dtype=np.int64))
 
     @cached_property
+    def appender(self) -> "Appender":
+        """Return what ranks after one more event of a user."""
+        from ranklet.ring import Appender
+
+        return Appender(self.graphs)
+
+    @cached_property
     def _titles(self) -> Sequence[str] | None:
         return read_titles(self._folder, self.manifest)
 
@@ -509,9 +521,19 @@ class Ranker:
             bias=None if eligible is None else eligible.bias,
             keep=keep,
         )
-        if pool < self.graphs.pool_of(k):  # it holds all that is left
-            best = best._replace(pool_scores=None)
-        return best
+        return self.with_pool(best, k, pool)
+
+    def with_pool(self, best: Best, k: int, pool: int) -> Best:
+        """Return what a graph gave, without the scores of a pool that holds all that is left."""
+        return best._replace(pool_scores=None) if pool < self.graphs.pool_of(k) else best
+
+    def bias(self, request: Request, eligible: Eligible | None) -> Floats | None:
+        """Return what is added to scores so that no item is ranked that may not be."""
+        bias = None if eligible is None else eligible.bias
+        if len(request.excluded):
+            bias = (self.graphs.bias if bias is None else bias).copy()
+            bias[request.excluded] = NEVER
+        return bias
 
     def name(self, best: Best, row: int, unknown: int) -> Ranking:
         """Turn one row of what the graph gave into a ranking."""

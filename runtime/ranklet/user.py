@@ -22,7 +22,7 @@ from ranklet.bundle import DATA, ENCODER
 from ranklet.device import DeviceArray
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
-from ranklet.graph import Events, Floats, State
+from ranklet.graph import MOST_ANSWERS, Best, Events, Floats, State
 from ranklet.ranker import (
     NOTHING,
     ORDER_ALONE,
@@ -34,6 +34,7 @@ from ranklet.ranker import (
     batches,
     check_k,
 )
+from ranklet.ring import Event, Ring
 from ranklet.vocabulary import Ids, ItemId, show, whole_numbers
 
 MAGIC = b"ranklet user 2\n"
@@ -52,6 +53,7 @@ class User:
         self._since: list[int] = []  # bucket before each of them
         self._encoded = 0  # how many of them were encoded
         self._state: list[Floats | DeviceArray] = list(ranker.graphs.empty_state(1))
+        self._ring: Ring | None = None  # where the state lies instead, after an event
         self._position = 0  # of the next event
         self._last_time: int | None = None
         self.unknown = 0  # ids that the catalogue does not have
@@ -114,43 +116,61 @@ class User:
         """
         if type(k) is not int or k < 1:
             k = check_k(k)
+        ranker, pool = self._ranker, self._graphs.pool_of(k)
         is_plain = now is None and candidates is None and exclude is None and eligible is None
-        if is_plain and not exclude_seen and (ranking := self._rank_plain(k)) is not None:
-            return ranking
-        ranker = self._ranker
+        if is_plain and not exclude_seen and pool < len(ranker):
+            best = self._append(k, pool)
+            if best is not None:
+                return ranker.name(best, 0, self.unknown)
         if eligible is not None:
             ranker.check_eligible(eligible)
         request = self.request(now, candidates, exclude, exclude_seen)
         available = ranker.available(request, eligible)
         if not available or not self._history:
             return ranker.popular(request, k, eligible)
-        events = self.prepare(request.until)
         if request.candidates is not None:
-            users, state = self._graphs.encode(events)
+            users, state = self._graphs.encode(self.prepare(request.until))
             self.keep(state)
             return ranker.rank_some(users[0], request, k, eligible)
-        pool = min(self._graphs.pool_of(k), available)
-        best = ranker.best([request], events, min(k, pool), pool, eligible, keep=True)
-        self.keep(best.state)
+        pool = min(pool, available)
+        k = min(k, pool)
+        best = self._append(k, pool, request, eligible)
+        if best is None:
+            events = self.prepare(request.until)
+            best = ranker.best([request], events, k, pool, eligible, keep=True)
+            self.keep(best.state)
         return ranker.name(best, 0, request.unknown)
 
-    def _rank_plain(self, k: int) -> Ranking | None:
-        """Answer after one new event, in less time in Python; None if this is another case."""
-        graphs, state, pool = self._graphs, self._state, self._graphs.pool_of(k)
-        is_one = self._encoded and len(self._history) == self._encoded + 1
-        if not is_one or not state or not graphs.has_plain(1, k) or pool >= len(self._ranker):
+    def _append(
+        self, k: int, pool: int, request: Request | None = None, eligible: Eligible | None = None
+    ) -> Best | None:
+        """Rank where the last event alone is new, or nothing is; None if this is another case."""
+        graphs, new = self._graphs, len(self._history) - self._encoded
+        if not (graphs.can_append and self._encoded and new < 2 and k <= MOST_ANSWERS):
             return None
-        if self._position >= graphs.positions:
+        position = self._position - 1 + new
+        if position >= graphs.positions:
             return None
-        if self._size == self._window:
-            state = [part[..., 1:, :] for part in state]
-        event = np.array(self._history[-1:], dtype=np.int64)
-        best = graphs.rank_next(event, k, pool, state, self._position)
-        self.keep(best.state)
-        return self._ranker.name(best, 0, self.unknown)
+        appender = self._ranker.appender
+        if self._ring is None or not self._ring.has_room:
+            self._settle()
+            self._ring, self._state = appender.ring(self._state), []
+        until, bias = UNKNOWN, None
+        if request is not None:
+            until, bias = request.until, self._ranker.bias(request, eligible)
+        event = Event(self._history[-1], position, self._since[-1], until)
+        best = appender.rank(self._ring, event, k, pool, again=not new, bias=bias)
+        self._encoded, self._position = len(self._history), position + 1
+        return self._ranker.with_pool(best, k, pool)
+
+    def _settle(self) -> None:
+        """Take the state out of the ring."""
+        if self._ring is not None:
+            self._state, self._ring = list(self._ring.read()), None
 
     def save(self) -> bytes:
         """Return all that is kept, so that a process can park its users; see ``load``."""
+        self._settle()
         header = {
             "bundle": self._fingerprint(),
             "encoded": self._encoded,
@@ -198,7 +218,7 @@ class User:
         self._history, self._since = numbers.tolist()
         self._encoded, self._position = header["encoded"], header["position"]
         self._last_time, self.unknown = header["last_time"], header["unknown"]
-        self._state = state
+        self._state, self._ring = state, None
         return self
 
     # What Users needs, too.
@@ -239,6 +259,7 @@ class User:
         They fit into the window; what comes before is encoded here, event by event where the
         window rolls. Where nothing is new, the last event is encoded again.
         """
+        self._settle()
         if not self._state:  # a model without blocks sees the last event alone
             return self._events(len(self._history) - 1, None, until)
         new = len(self._history) - self._encoded

@@ -19,7 +19,7 @@ from ranklet_training.checkpoint import Run
 Plain = tuple[onnxruntime.InferenceSession, list[BlockMask]]
 Ask = Callable[..., dict[str, NDArray[Any]]]
 SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6
-FILES = ["batch.onnx", "encoder.onnx", "model.onnx", "model.onnx.data"]
+FILES = ["append.onnx", "batch.onnx", "encoder.onnx", "model.onnx", "model.onnx.data"]
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:
@@ -158,6 +158,7 @@ def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
     wanted = {"encoder.onnx": looked_up, "model.onnx": set(looked_up)}
     if any_ranker.manifest.precision in CODE_BITS:
         wanted["model.onnx"] |= {"codes", "scales"}
+    wanted["append.onnx"] = wanted["model.onnx"]
     if any_ranker.manifest.precision == "int8":
         wanted["batch.onnx"] = wanted["model.onnx"]
     for name, tables in wanted.items():
@@ -168,16 +169,45 @@ def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
 
 
 def test_all_graphs_refer_to_the_same_bytes(tiny_bundle: Path) -> None:
-    encoder, whole, batch = (
+    encoder, whole, batch, append = (
         {
             tensor.name: {entry.key: entry.value for entry in tensor.external_data}
             for tensor in onnx.load(tiny_bundle / name, load_external_data=False).graph.initializer
             if tensor.external_data
         }
-        for name in ("encoder.onnx", "model.onnx", "batch.onnx")
+        for name in ("encoder.onnx", "model.onnx", "batch.onnx", "append.onnx")
     )
     assert encoder == {name: whole[name] for name in encoder}
     assert batch == whole
+    # The names of weights that the exporter makes up differ: what lies there does not.
+    assert sorted(map(str, append.values())) == sorted(map(str, whole.values()))
+
+
+def test_one_event_is_put_into_a_state_that_does_not_grow(tiny_bundle: Path) -> None:
+    session = session_of(tiny_bundle / "append.onnx")
+    kept, events = [2, "kept", 8], [1, "kept", 16]
+    assert {i.name: i.shape for i in session.get_inputs()} == {
+        "history": [1, 1],
+        "last": [2, 1, 2],
+        "positions": [1, 1],
+        "mask_0": [1, 1, 1, "kept"],
+        "mask_1": [1, 2, 1, "kept"],
+        "past_key_0": kept,
+        "past_value_0": kept,
+        "past_events": events,
+        "k": [1],
+        "bias": [64],
+        "pool": [1],
+    }
+    assert {o.name: o.shape for o in session.get_outputs()} == {
+        "user": [1, 16],
+        "present_key_0": kept,
+        "present_value_0": kept,
+        "present_events": events,
+        "items": [1, "k"],
+        "scores": [1, "k"],
+        "pool_scores": [1, "pool"],
+    }
 
 
 def test_a_compact_bundle_has_no_rows(any_model: Any) -> None:
@@ -197,7 +227,7 @@ def test_exporting_twice_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("trace", [b"site-packages", b".py", b"/tmp", b"/home", b"File "])
-@pytest.mark.parametrize("name", ["encoder.onnx", "model.onnx", "batch.onnx"])
+@pytest.mark.parametrize("name", FILES[:-1])
 def test_no_local_path_or_stack_trace_is_in_a_graph(
     trace: bytes, name: str, tiny_bundle: Path
 ) -> None:

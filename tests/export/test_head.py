@@ -347,7 +347,7 @@ def test_wide_tables_are_not_scored_in_batches() -> None:
 def test_very_many_codes_are_not_packed_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = quantize(np.ones((CHUNK, 16), dtype=np.float32), CHUNK)
     for size, expected in ((CHUNK * 16, True), (CHUNK * 16 - 1, False)):
-        monkeypatch.setattr(head, "LARGEST_BATCHED", size)
+        monkeypatch.setattr(head, "LARGEST_TWICE", size)
         assert can_batch(codes) == expected
 
 

@@ -155,9 +155,11 @@ def break_sessions(patch: pytest.MonkeyPatch, ranker: Ranker) -> None:
         def io_binding(self) -> None:
             raise RuntimeError("out of memory")
 
-    for name in ("session", "encoder"):
-        patch.setattr(ranker.graphs, name, Broken())
-    patch.setattr(ranker.graphs, "_run_plain", Broken().run)
+    for name in ("session", "encoder", "append"):
+        patch.setitem(vars(ranker.graphs), name, Broken())
+    for runs in ranker.appender._idle.values():
+        for run in runs:
+            patch.setattr(run.bound, "run", Broken().io_binding)
 
 
 @pytest.mark.parametrize("asked", ["rank", "rank_batch", "candidates", "user", "users"])
@@ -178,14 +180,18 @@ def test_an_error_of_onnxruntime_is_named(
         calls[asked]()
 
 
+@pytest.mark.parametrize("new", [1, 4])
 def test_a_user_outlives_an_error_of_onnxruntime(
-    tiny_bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch, new: int
 ) -> None:
     ranker = Ranker.load(tiny_bundle, provider="cpu")
     user, expected = ranker.user(ids[:30]), ranker.user(ids[:30])
     for ranked in (user, expected):
         ranked.rank()
-        ranked.extend(ids[30:34])
+        if new == 1:  # the state is in a ring when it fails
+            ranked.append(ids[29])
+            ranked.rank()
+        ranked.extend(ids[30 : 30 + new])
 
     with monkeypatch.context() as patch:
         break_sessions(patch, ranker)

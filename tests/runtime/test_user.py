@@ -106,9 +106,18 @@ def rotate(x: Tensor, base: float) -> Tensor:
     return torch.cat([turned.real, turned.imag], dim=1)
 
 
+@pytest.fixture(params=["append.onnx", "model.onnx"])
+def way(request: pytest.FixtureRequest, any_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Append by each of the graphs that can."""
+    graphs = any_model.ranker.graphs
+    can_append = graphs.can_append and request.param == "append.onnx"
+    monkeypatch.setattr(graphs, "can_append", can_append)
+
+
 # One event after another
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("k", [1, 10, ITEMS])
 def test_a_user_ranks_as_the_whole_history_up_to_the_maximum(any_model: Any, k: int) -> None:
     ranker = any_model.ranker
@@ -120,6 +129,7 @@ def test_a_user_ranks_as_the_whole_history_up_to_the_maximum(any_model: Any, k: 
         assert_same(ranker, user.rank(k), expected, f"{count} events")
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("k", [1, 10, ITEMS])
 def test_the_window_rolls_beyond_the_maximum(any_model: Any, k: int) -> None:
     # 110 events: the table of positions is left three times.
@@ -144,6 +154,7 @@ def test_a_longer_first_history_counts_by_its_end(any_model: Any) -> None:
         assert_scores(ranker, user.rank(k), scores, f"{len(user)} events")
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("begin", [1, 5, 12, 13, 30])
 def test_many_events_at_once_equal_one_by_one(any_model: Any, begin: int) -> None:
     ranker = any_model.ranker
@@ -160,6 +171,7 @@ def test_many_events_at_once_equal_one_by_one(any_model: Any, begin: int) -> Non
         assert_same(ranker, many.rank(ITEMS), one.rank(ITEMS), f"{len(one)} events")
 
 
+@pytest.mark.usefixtures("way")
 def test_ranking_again_changes_nothing(any_model: Any) -> None:
     ranker, history = any_model.ranker, names(any_model.ranker, draw(50, seed=3))
     often, once = ranker.user(), ranker.user()
@@ -171,6 +183,7 @@ def test_ranking_again_changes_nothing(any_model: Any) -> None:
             assert_same(ranker, often.rank(k), expected, f"{len(once)} events")
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("seed", range(3))
 def test_any_sequence_of_calls_ranks_as_the_window(any_model: Any, seed: int) -> None:
     ranker, random = any_model.ranker, np.random.default_rng(seed)

@@ -1,0 +1,158 @@
+"""States of users that append.onnx changes where they lie.
+
+Attention does not ask in which order keys lie, so the newest event takes the place of the oldest,
+and masks tell how long ago each was. Nothing grows, and nothing is copied.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ranklet.bound import Arrays, BoundRun
+from ranklet.graph import Best, Floats, Graphs, State
+from ranklet.provider import ORT_ERRORS, share
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+# A state has places for so many events, or a multiple; at most for a window.
+ROOM = 16
+
+
+class Event(NamedTuple):
+    """The newest event of a user."""
+
+    item: int
+    position: int
+    since: int  # bucket of the gap before it
+    until: int  # bucket of the gap from it to the question
+
+
+class Ring:
+    """The state of one user: rows by place, of each block's keys and values and of events."""
+
+    def __init__(self, state: State, window: int) -> None:
+        """Take over the state of at least one event, and at most ``window``."""
+        parts = [np.asarray(part) for part in state]
+        self.events: int = parts[0].shape[-2]  # that were ever put here
+        self.places: int = min(window, ROOM * (self.events // ROOM + 1))
+        self._window = window
+        rows = [part.reshape(-1, *part.shape[-2:]) for part in parts]
+        self.arrays = [_with_places(part, self.places) for part in rows]
+        self.values = [share(array) for array in self.arrays]
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether there is a place for one more event."""
+        return self.events < self.places or self.places == self._window
+
+    def read(self) -> list[Floats]:
+        """Return a copy as ``Graphs.encode`` gives it, the oldest event first."""
+        order = np.arange(max(0, self.events - self.places), self.events) % self.places
+        *blocks, events = [part[:, order] for part in self.arrays]
+        return [*(part[None] for part in blocks), events]
+
+
+def _with_places(rows: Floats, places: int) -> Floats:
+    """Return rows (H, P, C) with room for others after them, (H, places, C)."""
+    if rows.shape[1] == places:
+        return np.ascontiguousarray(rows)
+    array = np.zeros((len(rows), places, rows.shape[2]), dtype=np.float32)
+    array[:, : rows.shape[1]] = rows
+    return array
+
+
+class Appender:
+    """append.onnx of a bundle, and what it needs beside a state."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        """Use graphs that ``can_append``."""
+        self._graphs = graphs
+        self._idle: dict[int, list[_Run]] = {}  # that no thread uses, by places
+
+    def ring(self, state: State) -> Ring:
+        """Return a ring with the state of at least one event, and at most a window of them."""
+        return Ring(state, self._graphs.window)
+
+    def rank(
+        self,
+        ring: Ring,
+        event: Event,
+        k: int,
+        pool: int,
+        *,
+        again: bool = False,
+        bias: Floats | None = None,
+    ) -> Best:
+        """Put an event in its place, and rank for the user after it.
+
+        Args:
+            ring: Of the user, with room.
+            event: What is new.
+            k: As in ``Graphs.rank``.
+            pool: As in ``Graphs.rank``.
+            again: It is the one that was put there last.
+            bias: As in ``Graphs.rank``.
+        """
+        graphs = self._graphs
+        before = ring.events - again
+        try:
+            try:
+                run = self._idle[ring.places].pop()  # no other thread has it then
+            except (KeyError, IndexError):
+                run = _Run(graphs, ring)
+            run.prepare(ring, event, before, k, pool)
+        except ORT_ERRORS as error:
+            raise graphs.failed(error) from error
+        best = graphs.run_bound(run.bound, bias)
+        ring.events = before + 1
+        self._idle.setdefault(ring.places, []).append(run)
+        return best
+
+
+class _Run:
+    """A run of append.onnx on states with as many places as a ring has."""
+
+    def __init__(self, graphs: Graphs, ring: Ring) -> None:
+        self._graphs = graphs
+        heads, places = ring.arrays[0].shape[:2]
+        self._states = list(zip(graphs.past_names, graphs.present_names, strict=True))
+        self._values: list[OrtValue] = []  # of the state that is bound
+        masks = [np.zeros((1, len(ramp), 1, places), dtype=np.float32) for ramp in graphs.ramps]
+        arrays: Arrays = {name: np.zeros(1, dtype=np.int64) for name in ("until", "k", "pool")}
+        arrays |= {n: np.zeros((1, 1), dtype=np.int64) for n in ("history", "positions", "since")}
+        arrays |= {f"mask_{block}": mask for block, mask in enumerate(masks)}
+        arrays["last"] = np.zeros((heads, 1, 2), dtype=np.int64)
+        arrays["last"][:, 0, 0] = np.arange(heads)
+        arrays["bias"] = graphs.bias
+        given = [name for name in graphs.append_names if name in arrays]
+        self.bound = BoundRun(graphs.append, {name: arrays[name] for name in given}, {})
+        self._item, self._position = arrays["history"][0], arrays["positions"][0]
+        self._since, self._until = arrays["since"][0], arrays["until"]
+        self._places_of_heads = arrays["last"][:, 0, 1]
+        self._k, self._pool, self._sizes = arrays["k"], arrays["pool"], (0, 0)
+        # What is added by distance: while places are free, and when all are taken.
+        end = graphs.ramps[0].shape[1] // 2
+        free = [ramp[:, end - places : end + places] for ramp in graphs.ramps]
+        taken = [np.hstack([ramp[:, end - places : end]] * 2) for ramp in graphs.ramps]
+        self._masks = [
+            (mask[0, :, 0], *both) for mask, *both in zip(masks, free, taken, strict=True)
+        ]
+
+    def prepare(self, ring: Ring, event: Event, before: int, k: int, pool: int) -> None:
+        """Bind a state, and say what comes to it after so many events."""
+        self._item[0], self._position[0], self._since[0], self._until[0] = event
+        places = ring.places
+        place = before % places
+        self._places_of_heads[:] = place
+        newest, is_taken = places - 1 - place, before >= places
+        for mask, free, taken in self._masks:
+            mask[:] = (taken if is_taken else free)[:, newest : newest + places]
+        if self._values is not ring.values:
+            self._values = ring.values
+            for (past, present), value in zip(self._states, ring.values, strict=True):
+                self.bound.change(past, present, value)
+        if self._sizes != (k, pool):
+            self._sizes = self._k[0], self._pool[0] = k, pool
+            for name, array in self._graphs.answer_arrays(k, pool).items():
+                self.bound.write(name, array)
