@@ -221,6 +221,27 @@ def test_verify_refuses_changed_golden_answers(tiny_bundle: Path, tmp_path: Path
     assert "golden answer 0 differs" in result.stderr
 
 
+def test_verify_asks_for_kept_users_too(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import onnx
+
+    from ranklet.bundle import Manifest, describe_files
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    graph = onnx.load(bundle / "append.onnx", load_external_data=False)
+    bias = next(t for t in graph.graph.initializer if t.name == "model.norm.bias")
+    changed = onnx.numpy_helper.to_array(bias) + 0.1
+    bias.CopyFrom(onnx.numpy_helper.from_array(changed, bias.name))
+    (bundle / "append.onnx").write_bytes(graph.SerializeToString())
+    manifest = Manifest.read(tiny_bundle)
+    Manifest(**{**vars(manifest), "files": describe_files(bundle)}).write(bundle)
+    result = call("verify", bundle)
+    assert result.exit_code == 3
+    assert "of a kept user differs on this machine" in result.stderr
+
+
 def test_a_folder_that_is_no_bundle_ends_with_status_3(tmp_path: Path) -> None:
     result = call("rank", tmp_path, "--history", "1")
     assert result.exit_code == 3

@@ -12,7 +12,7 @@ from ranklet.bundle import Manifest
 from ranklet.errors import BundleError
 from ranklet.graph import SMALLEST_BATCH, Events
 from ranklet.provider import Provider
-from ranklet.ranker import Ranker
+from ranklet.ranker import Ranker, Ranking
 
 # Another processor or provider sums in another order; cosines over the temperature reach 14.
 SCORE_TOLERANCE = 1e-3
@@ -81,8 +81,21 @@ def _check_codes(ranker: Ranker, histories: list[Any]) -> None:
 
 
 def _compare(ranker: Ranker, answer: dict[str, Any], number: int) -> float:
-    """Return the largest difference of a score; items may change places only where scores tie."""
-    found = ranker.rank(answer["history"], k=len(answer["items"]))
+    """Return the largest difference of a score; items may change places only where scores tie.
+
+    Asked for the whole history at once, and for a kept user after its last event.
+    """
+    history, k = answer["history"], len(answer["items"])
+    user = ranker.user(history[:-1])
+    user.rank(k)
+    user.append(history[-1])
+    return max(
+        _difference(found, answer, f"golden answer {number}{how}")
+        for found, how in ((ranker.rank(history, k=k), ""), (user.rank(k), " of a kept user"))
+    )
+
+
+def _difference(found: Ranking, answer: dict[str, Any], name: str) -> float:
     expected = np.array(answer["scores"])
     difference = float(np.abs(found.scores - expected).max())
     gaps = np.abs(np.diff(expected, prepend=np.inf, append=-np.inf))
@@ -90,7 +103,7 @@ def _compare(ranker: Ranker, answer: dict[str, Any], number: int) -> float:
     moved = np.array([a != b for a, b in zip(found.items, answer["items"], strict=True)])
     if not difference <= SCORE_TOLERANCE or (moved & ~is_tied).any():
         raise BundleError(
-            f"golden answer {number} differs on this machine: expected {answer['items']}, got "
+            f"{name} differs on this machine: expected {answer['items']}, got "
             f"{found.items}; scores differ by {difference:.2e} (tolerance {SCORE_TOLERANCE})"
         )
     return difference

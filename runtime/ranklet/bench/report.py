@@ -85,7 +85,7 @@ class Stages(Setting):
 
 @dataclass(frozen=True)
 class Append(Setting):
-    """One more event after ``length`` events, medians of blocks beside it."""
+    """One more event after ``length`` events, the last of them appended, too; medians of blocks."""
 
     append_p50_ms: float  # append and rank on a kept state
     rank_p50_ms: float  # rank the whole history

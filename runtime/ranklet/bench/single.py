@@ -100,12 +100,12 @@ class AppendTimer:
         """Draw a history and encode it, and draw what may come next."""
         (self.history,) = random_histories(self.ranker, 1, self.setting.length, self.seed)
         (self.events,) = random_histories(self.ranker, 1, REQUESTS, self.seed + 1)
-        user = self.ranker.user(self.history)
+        user = self.ranker.user(self.history[:-1])
         user.rank(self.setting.k)
         self.saved = user.save()
 
     def time_block(self, begin: int, count: int) -> None:
-        """Time some events, those of number ``begin`` and on, each the first after the history."""
+        """Time some events, those of number ``begin`` and on, each after the same history."""
         pairs = [self._time_pair(begin + number) for number in range(SETTLE + count)]
         appended, ranked = zip(*pairs[SETTLE:], strict=True)
         self.times.append(list(appended))
@@ -114,6 +114,8 @@ class AppendTimer:
     def _time_pair(self, number: int) -> tuple[int, int]:
         """Return nanoseconds of the event and of the whole history with it."""
         user, k = self.ranker.user().load(self.saved), self.setting.k
+        user.append(self.history[-1])
+        user.rank(k)  # from here on the state lies where events are put
         event = self.events[number % REQUESTS]
         whole = [*self.history, event]
         start = time.perf_counter_ns()
