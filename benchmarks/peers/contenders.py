@@ -130,7 +130,7 @@ def ranklet_append_index(work: Work) -> Calls:
 
     def answer(request: tuple[Ring, int]) -> Ints:
         event = Event(request[1], work.events, UNKNOWN, UNKNOWN)
-        return appender.rank(request[0], event, K, pool).items
+        return appender.rank(request[0], event, work.events, K, pool).items
 
     def prepare(histories: Ints) -> tuple[Ring, int]:
         ring = appender.ring(graphs.encode(Events(histories))[1])

@@ -123,8 +123,8 @@ def export_graphs(
             graphs[APPEND] = _with_head(appending, codes, padded, precision, of_one=True)
         file.flush()
         os.fsync(file.fileno())
+    axes = encoder_contract(model)
     for name, graph in graphs.items():
-        axes = encoder_contract(model)
         _describe(graph, of_one_event(axes) if name == APPEND else axes)
         (folder / name).write_bytes(graph.SerializeToString())
         onnx.checker.check_model(folder / name)

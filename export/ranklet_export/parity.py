@@ -258,7 +258,7 @@ def _check_ring(graphs: Graphs, model: Model, random: np.random.Generator) -> fl
     for place in range(first, total):
         k = min(pool, MOST_ANSWERS if place == first else TOP)
         event = Event(int(history[0, place]), place, int(since[0, place]), int(until[0]))
-        found = appender.rank(ring, event, k, pool)
+        found = appender.rank(ring, event, place, k, pool)
         now = slice(place, place + 1)
         new = Events(
             history[:, now],

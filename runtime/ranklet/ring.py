@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ranklet.bound import Arrays, BoundRun
-from ranklet.graph import Best, Floats, Graphs, State
+from ranklet.graph import BOUND_BYTES, MOST_KEPT, Best, Floats, Graphs, State
 from ranklet.provider import ORT_ERRORS, share
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Ring:
     def __init__(self, state: State, window: int) -> None:
         """Take over the state of at least one event, and at most ``window``."""
         parts = [np.asarray(part) for part in state]
-        self.events: int = parts[0].shape[-2]  # that were ever put here
+        self.events: int = parts[0].shape[-2]  # that were ever put here; the user counts them
         self.places: int = min(window, ROOM * (self.events // ROOM + 1))
         self._window = window
         rows = [part.reshape(-1, *part.shape[-2:]) for part in parts]
@@ -49,7 +49,7 @@ class Ring:
     def read(self) -> list[Floats]:
         """Return a copy as ``Graphs.encode`` gives it, the oldest event first."""
         order = np.arange(max(0, self.events - self.places), self.events) % self.places
-        *blocks, events = [part[:, order] for part in self.arrays]
+        *blocks, events = [np.take(part, order, axis=1) for part in self.arrays]
         return [*(part[None] for part in blocks), events]
 
 
@@ -69,6 +69,7 @@ class Appender:
         """Use graphs that ``can_append``."""
         self._graphs = graphs
         self._idle: dict[int, list[_Run]] = {}  # that no thread uses, by places
+        self._kept_bytes = 0  # of runs, and of the states that they were last bound to
 
     def ring(self, state: State) -> Ring:
         """Return a ring with the state of at least one event, and at most a window of them."""
@@ -78,36 +79,42 @@ class Appender:
         self,
         ring: Ring,
         event: Event,
+        before: int,
         k: int,
         pool: int,
-        *,
-        again: bool = False,
         bias: Floats | None = None,
     ) -> Best:
         """Put an event in its place, and rank for the user after it.
 
         Args:
-            ring: Of the user, with room.
+            ring: Of the user, with room. That it has one event more is for the caller to note: to
+                put an event there once more changes nothing, whatever went wrong after it.
             event: What is new.
+            before: How many events were put there before this one.
             k: As in ``Graphs.rank``.
             pool: As in ``Graphs.rank``.
-            again: It is the one that was put there last.
             bias: As in ``Graphs.rank``.
         """
         graphs = self._graphs
-        before = ring.events - again
         try:
             try:
                 run = self._idle[ring.places].pop()  # no other thread has it then
             except (KeyError, IndexError):
-                run = _Run(graphs, ring)
+                run = self._new_run(ring)
             run.prepare(ring, event, before, k, pool)
         except ORT_ERRORS as error:
             raise graphs.failed(error) from error
         best = graphs.run_bound(run.bound, bias)
-        ring.events = before + 1
         self._idle.setdefault(ring.places, []).append(run)
         return best
+
+    def _new_run(self, ring: Ring) -> "_Run":
+        """Return a run for such a state, and drop idle ones before they take much memory."""
+        size = BOUND_BYTES + sum(array.nbytes for array in ring.arrays)
+        self._kept_bytes += size
+        if self._kept_bytes > MOST_KEPT:
+            self._idle, self._kept_bytes = {}, size
+        return _Run(self._graphs, ring)
 
 
 class _Run:

@@ -159,9 +159,11 @@ class User:
         if request is not None:
             until, bias = request.until, self._ranker.bias(request, eligible)
         event = Event(self._history[-1], position, self._since[-1], until)
-        best = appender.rank(self._ring, event, k, pool, again=not new, bias=bias)
-        self._encoded, self._position = len(self._history), position + 1
-        return self._ranker.with_pool(best, k, pool)
+        ring, before = self._ring, self._ring.events - 1 + new
+        best = self._ranker.with_pool(appender.rank(ring, event, before, k, pool, bias), k, pool)
+        # At once, so that no interrupt leaves counts that differ.
+        ring.events, self._encoded, self._position = before + 1, self._encoded + new, position + 1
+        return best
 
     def _settle(self) -> None:
         """Take the state out of the ring."""
@@ -170,18 +172,18 @@ class User:
 
     def save(self) -> bytes:
         """Return all that is kept, so that a process can park its users; see ``load``."""
-        self._settle()
+        state = self._state if self._ring is None else self._ring.read()
         header = {
             "bundle": self._fingerprint(),
             "encoded": self._encoded,
             "position": self._position,
             "last_time": self._last_time,
             "unknown": self.unknown,
-            "shapes": [part.shape for part in self._state],
+            "shapes": [part.shape for part in state],
             "events": len(self._history),
         }
         numbers = np.array([self._history, self._since], dtype="<i8")
-        parts = [numbers, *(np.ascontiguousarray(part, dtype="<f4") for part in self._state)]
+        parts = [numbers, *(np.ascontiguousarray(part, dtype="<f4") for part in state)]
         text = json.dumps(header).encode()
         body = MAGIC + len(text).to_bytes(4, "little") + text
         body += b"".join(part.tobytes() for part in parts)

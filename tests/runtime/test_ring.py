@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from ranklet import Manifest, Ranker, Ranking
+from ranklet import ring as ring_module
+from ranklet import user as user_module
+from ranklet.bound import BoundRun
 from ranklet.bundle import APPEND, describe_files
 from ranklet.ring import ROOM
 from ranklet.user import User
@@ -110,6 +113,23 @@ def test_users_alike_share_a_run(ranker: Ranker, ids: list[str]) -> None:
     assert {places: len(runs) for places, runs in ranker.appender._idle.items()} == {ROOM: 1}
 
 
+def test_idle_runs_are_dropped_before_they_keep_much(
+    ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, user, appender = started(ranker, ids, 10), started(ranker, ids, 20), ranker.appender
+    assert sorted(appender._idle) == [ROOM, 20]
+    most = 3 * appender._kept_bytes
+    monkeypatch.setattr(ring_module, "MOST_KEPT", most)
+    for item in ids[20:40]:
+        appender._idle[20] = []  # another thread has them
+        user.append(item)
+        user.rank()
+        assert appender._kept_bytes <= most
+    assert list(appender._idle) == [20]
+    short.append(ids[10])
+    assert short.rank().items == ranker.rank(ids[:11]).items
+
+
 def test_a_user_may_outlive_another_of_the_same_run(
     ranker: Ranker, ids: list[str], same_order: Same
 ) -> None:
@@ -167,8 +187,52 @@ def test_filters_answer_as_for_the_whole_history(any_model: Any, k: int, same_or
             expected = ranker.rank(ids[: place + 1], k=k, **options)
             found = user.rank(k, **options)
             same_order(found, expected)
-            assert found.cold == expected.cold
+            assert (found.cold, found.exact) == (expected.cold, expected.exact)
+            assert (user._ring is not None) == ranker.graphs.can_append
+        assert np.count_nonzero(some.bias == 0) == some.count
     assert ranker.graphs.bias[1] == 0
+
+
+def test_more_answers_than_are_kept_come_from_the_other_graph(
+    ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_module, "MOST_ANSWERS", 5)
+    user = ranker.user(ids[:3])
+    user.rank()
+    for k, has_ring in ((6, False), (5, True), (6, False)):
+        user.append(ids[9])
+        assert len(user.rank(k).items) == k
+        assert (user._ring is not None) == has_ring
+
+
+def test_to_save_leaves_the_state_where_it_lies(ranker: Ranker, ids: list[str]) -> None:
+    user = started(ranker, ids, 30)
+    ring, saved = user._ring, user.save()
+    assert user._ring is ring
+    assert ranker.user().load(saved).save() == saved
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_an_event_that_failed_after_it_was_written_is_written_once_more(
+    ranker: Ranker, ids: list[str], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, expected = started(ranker, ids, count), started(ranker, ids, count)
+    run = BoundRun.run
+
+    def interrupted(self: BoundRun) -> None:
+        run(self)
+        raise KeyboardInterrupt
+
+    for item in ids[41:50]:
+        user.append(item)
+        expected.append(item)
+        with monkeypatch.context() as patch:
+            patch.setattr(BoundRun, "run", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                user.rank()
+        found, wanted = user.rank(ITEMS), expected.rank(ITEMS)
+        assert found.items == wanted.items
+        np.testing.assert_array_equal(found.scores, wanted.scores)
 
 
 # Bundles without it
