@@ -127,7 +127,7 @@ def add_head(
         batched: Score with the codes as many users at once, see ``can_batch``.
         of_one: Score for one user, without the input ``exclude``: ``bias`` can do the same.
     """
-    head = _Head(graph, TWO_LEVELS_OF_BATCHES_FROM if batched else TWO_LEVELS_FROM, of_one)
+    head = _Head(graph, TWO_LEVELS_OF_BATCHES_FROM if batched else TWO_LEVELS_FROM)
     batch: int | str = 1 if of_one else "batch"
     head.input("k", TensorProto.INT64, [1])
     if not of_one:
@@ -135,8 +135,8 @@ def add_head(
     head.input("bias", TensorProto.FLOAT, [rows])
     bits = CODE_BITS.get(precision)
     if bits is None:
-        scores = head.exclude(head.node("Gemm", ["user", "table", "bias"], transB=1))
-        head.pick(scores, rows, "k", ["scores", "items"])
+        scores = head.node("Gemm", ["user", "table", "bias"], transB=1)
+        head.pick(scores if of_one else head.exclude(scores), rows, "k", ["scores", "items"])
     else:
         head.input("pool", TensorProto.INT64, [1])
         columns = next(i for i in graph.initializer if i.name == "table").dims[1]
@@ -144,8 +144,10 @@ def add_head(
             head.pick(head.exclude(head.whole_numbers(columns)), rows, "pool", ["shares", "picked"])
             head.node("Mul", ["shares", "largest"], "pool_scores")
         else:
-            rounded = head.codes(columns, rows, bits)
-            head.pick(head.exclude(rounded), rows, "pool", ["pool_scores", "picked"])
+            scores = head.codes(columns, rows, bits)
+            head.pick(
+                scores if of_one else head.exclude(scores), rows, "pool", ["pool_scores", "picked"]
+            )
         # In the order of the items, so that among equal scores the lower index comes first.
         ordered, _ = head.nodes("TopK", ["picked", "pool"], ["ordered", "order"], largest=0)
         # Not a product of matrices: that may round equal rows differently by their place.
@@ -174,8 +176,8 @@ def can_batch(codes: Codes) -> bool:
 class _Head:
     """Writes nodes into a graph."""
 
-    def __init__(self, graph: onnx.GraphProto, two_levels_from: int, of_one: bool) -> None:
-        self.graph, self.two_levels_from, self.of_one = graph, two_levels_from, of_one
+    def __init__(self, graph: onnx.GraphProto, two_levels_from: int) -> None:
+        self.graph, self.two_levels_from = graph, two_levels_from
 
     def nodes(
         self, kind: str, inputs: list[str], outputs: list[str], **attributes: int | str
@@ -257,8 +259,6 @@ class _Head:
 
     def exclude(self, scores: str) -> str:
         """Give the items of ``exclude`` the score NEVER; the buffer is changed where it lies."""
-        if self.of_one:
-            return scores
         never = self.constant("head_never", np.array(NEVER, dtype=np.float32))
         sizes = self.node("Shape", ["exclude"])
         updates = self.node("Expand", [never, sizes])

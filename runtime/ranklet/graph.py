@@ -130,7 +130,7 @@ class Graphs:
         self._idle: dict[tuple[int, int, int, bool], list[BoundRun]] = {}
         self.window = manifest.max_length
         self.can_append = APPEND in manifest.files and self.provider == "cpu" and not self._mapped
-        self.append_names = list(of_one_event({t.name: t.shape for t in manifest.inputs}))
+        self.append_names = [tensor.name for tensor in _of_one_event(manifest.inputs)]
 
     def _load(self, name: str) -> "Session":
         """Return the session of a graph, with as little memory as it can do with."""

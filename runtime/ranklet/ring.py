@@ -138,13 +138,11 @@ class _Run:
         self._since, self._until = arrays["since"][0], arrays["until"]
         self._places_of_heads = arrays["last"][:, 0, 1]
         self._k, self._pool, self._sizes = arrays["k"], arrays["pool"], (0, 0)
-        # What is added by distance: while places are free, and when all are taken.
+        # What is added by distance, twice, then what hides free places.
         end = graphs.ramps[0].shape[1] // 2
-        free = [ramp[:, end - places : end + places] for ramp in graphs.ramps]
-        taken = [np.hstack([ramp[:, end - places : end]] * 2) for ramp in graphs.ramps]
-        self._masks = [
-            (mask[0, :, 0], *both) for mask, *both in zip(masks, free, taken, strict=True)
-        ]
+        known, whole = slice(end - places, end), slice(end - places, end + places)
+        strips = [np.hstack([ramp[:, known], ramp[:, whole]]) for ramp in graphs.ramps]
+        self._masks = [(mask[0, :, 0], strip) for mask, strip in zip(masks, strips, strict=True)]
 
     def prepare(self, ring: Ring, event: Event, before: int, k: int, pool: int) -> None:
         """Bind a state, and say what comes to it after so many events."""
@@ -152,9 +150,9 @@ class _Run:
         places = ring.places
         place = before % places
         self._places_of_heads[:] = place
-        newest, is_taken = places - 1 - place, before >= places
-        for mask, free, taken in self._masks:
-            mask[:] = (taken if is_taken else free)[:, newest : newest + places]
+        first = places - 1 - place + (places if before < places else 0)
+        for mask, strip in self._masks:
+            mask[:] = strip[:, first : first + places]
         if self._values is not ring.values:
             self._values = ring.values
             for (past, present), value in zip(self._states, ring.values, strict=True):

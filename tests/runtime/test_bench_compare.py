@@ -196,7 +196,7 @@ def without(name: str) -> dict[str, Any]:
         (without("stages"), "is not a report .*stages"),
         ({**made().to_dict(), "more": 1}, "is not a report .*more"),
         ({**made().to_dict(), "loads": [{"threads": 1}]}, "is not a report"),
-        ({**made().to_dict(), "report_format": 9}, "has report format 9, .* compares 1"),
+        ({**made().to_dict(), "report_format": 9}, "has report format 9, .* compares 2"),
         ({**made().to_dict(), "bundles": []}, "run ranklet bench --json with this version"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 from ranklet.bench.hardware import Machine
 from ranklet.errors import InputError
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2  # since then an appended event is not a user's first
 
 
 @dataclass(frozen=True)
