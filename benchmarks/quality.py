@@ -166,7 +166,8 @@ settings, every epoch and every metric. Leave-one-out, all items ranked, items o
 masked, ties pessimistic, epoch chosen on validation, order only; the test is read once. One command
 line for all: `ranklet train EVENTS --out RUN --set seed=S`. Mean and standard deviation over seeds;
 training seconds (validation after each epoch included) on both cores of the processor named. Before
-2d876c3 the last block had rotary positions, too. "+": files differed from the commit.
+2d876c3 the last block had rotary positions, too; where no window is named, blocks before the last
+saw the whole history. "+": files differed from the commit.
 
 ![NDCG@10 of every row as a share of the best published](quality.png)
 """
@@ -282,7 +283,10 @@ def _shape(model: dict[str, Any]) -> str:
     if model["kind"] == "seed":
         return f"width {model['width']}"
     block = "gated " if model["block"] == "gated" else ""
-    return f"width {model['width']}, {model['blocks']} {block}blocks, L {model['max_length']}"
+    seen = model.get("attention_window", 0) if model["blocks"] > 1 else 0
+    window = f", window {seen}" if seen else ""
+    length = f"L {model['max_length']}{window}"
+    return f"width {model['width']}, {model['blocks']} {block}blocks, {length}"
 
 
 def _own_row(result: dict[str, Any]) -> dict[str, Any]:

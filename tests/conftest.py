@@ -213,6 +213,8 @@ MODELS: dict[str, tuple[Settings, dict[str, Any]]] = {
     "two blocks, two heads": (INT8, {}),
     "two blocks, one head": (FP32, {"heads": 1, "scoring": "dot"}),
     "three blocks": (INT8, {"blocks": 3}),
+    "a window of 5": (INT8, {"attention_window": 5}),
+    "three blocks, a window of 3": (FP32, {"blocks": 3, "attention_window": 3}),
     "one block": (INT8, {"blocks": 1, "heads": 1, "activation": "swiglu"}),
     "gated, one head": (COMPACT, {"block": "gated", "heads": 1, "activation": "swiglu"}),
     "gated, two heads": (Settings(precision="fp16"), {"block": "gated", "scoring": "dot"}),
@@ -286,7 +288,7 @@ def _ask(
     wanted = {tensor.name: tensor.shape for tensor in session.get_inputs()}
     for name, shape in wanted.items():
         if name.startswith("past"):
-            sizes = {"batch": batch, "past": 0}
+            sizes = {"batch": batch, "past": 0, "recent": 0}
             empty = np.zeros([sizes.get(axis, axis) for axis in shape], np.float32)
             inputs[name] = (before or {}).get(name.replace("past", "present"), empty)
     names = [output.name for output in session.get_outputs()]
@@ -301,4 +303,5 @@ def bias_of(mask: BlockMask, ages: NDArray[np.int64]) -> NDArray[np.float32]:
         for wave, (a, b) in enumerate(zip(cosines, sines, strict=True)):
             angle = ages * 1000.0 ** (-wave / 8)
             bias[head] += a * np.cos(angle) + b * np.sin(angle)
-    return np.where(ages < 0, mask.hidden, bias).astype(np.float32)
+    is_hidden = (ages < 0) | (mask.window > 0) & (ages >= mask.window)
+    return np.where(is_hidden, mask.hidden, bias).astype(np.float32)

@@ -36,7 +36,7 @@ def session(shipped_bundle: Path) -> onnxruntime.InferenceSession:
 def test_batch_length_and_past_are_symbolic(session: onnxruntime.InferenceSession) -> None:
     shapes = {i.name: i.shape for i in session.get_inputs()}
     assert shapes["history"] == ["batch", "length"]
-    assert shapes["past_key_0"] == shapes["past_value_0"] == ["batch", 1, "past", 64]
+    assert shapes["past_key_0"] == shapes["past_value_0"] == ["batch", 1, "recent", 64]
     assert shapes["past_events"] == ["batch", "past", 64]
 
 

@@ -105,8 +105,10 @@ def ranklet_indices(work: Work) -> Calls:
     graphs, pool = ranker.graphs, ranker.graphs.pool_of(K)
     note = f"{shape_note(*work.shape)}, {ranker.manifest.precision}"
     if work.batch == 1:
+        plain = ranker.plain
+        assert plain is not None
         return Calls(
-            lambda histories: histories[0], lambda ids: graphs.rank_plain(ids, K, pool).items, note
+            lambda histories: histories[0], lambda ids: plain.rank(ids, K, pool).items, note
         )
 
     def answer(histories: Ints) -> Ints:

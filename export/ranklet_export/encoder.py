@@ -16,6 +16,7 @@ waits:
 * What the first block may not see has a low score instead of the lowest there is: the exponential
   of the lowest is a denormal number on its way to 0, which takes a processor ten times as long
   (causal attention over 200 events: 202 us, and 90 without). See ``hidden_score``.
+* Where nothing is kept, most of what the first block may not see is not computed: ``in_chunks``.
 * From opset 23 on one node adds three tensors, and one normalises. SkipLayerNormalization would do
   more at once, but onnxruntime 1.32 runs it on one lane of the CPU: docs/log.md.
 """
@@ -54,11 +55,13 @@ class Encoder(nn.Module):
             values and gate, (items + 1, D) each.
         masks: What the runtime makes the mask of each block of.
         appends: Take one event of one user and a state that does not grow, see ``forward``.
+        in_chunks: Take the whole history of one user and keep nothing, see ``forward``.
     """
 
     table: Tensor
     shrink: Tensor
-    appends = False
+    in_one_row: Tensor
+    appends = in_chunks = False
 
     def __init__(self, model: Model, *, onnx_nodes: bool, with_rows: bool) -> None:
         """Lay out a model.
@@ -87,16 +90,19 @@ class Encoder(nn.Module):
                 hidden = None
                 if knows_item_alone and place == 0:
                     hidden = hidden_score(block, table, model.config.max_length)
-                self.masks.append(BlockMask(hidden or NEVER, NO_BIAS, NO_BIAS))
+                window = model.config.attention_window
+                self.masks.append(BlockMask(hidden or NEVER, NO_BIAS, NO_BIAS, window))
             if blocks:
-                self.masks.append(BlockMask(NEVER, *model.bias.waves().tolist()))
+                cosines, sines = model.bias.waves().tolist()
+                self.masks.append(BlockMask(NEVER, cosines, sines, window=0))
             temperature = model.config.temperature if model.config.scoring == "cosine" else 1.0
             shrink = torch.full((model.config.width,), 1 / scale / temperature)
             self.register_buffer("shrink", shrink)
         else:
             self.final = FinalAttention(model)
-            self.masks.append(BlockMask(NEVER, NO_BIAS, NO_BIAS))
+            self.masks.append(BlockMask(NEVER, NO_BIAS, NO_BIAS, window=0))
         self.register_buffer("table", table.contiguous())
+        self.register_buffer("in_one_row", torch.tensor([1, -1, table.shape[1]]))
         self.keep_rows(rows)
 
     def keep_rows(self, rows: list[Tensor]) -> None:
@@ -112,17 +118,26 @@ class Encoder(nn.Module):
             last: Where each row's last event lies in the row, int64 (B, 1, 1).
             others: With two blocks or more, the place of each event, counted from 0, int64 (B, T).
                 With ``time_gaps``, buckets before each event (B, T) and until the question (B,).
-                Then the mask of each block, added to its scores: (1, 1, T, P + T), and of the last
+                Then the mask of each block, added to its scores: (1, 1, T, R + T), and of the last
                 one (B, H, 1, P + T). Then the state: keys and values of each block but the last,
-                each (B, H, P, D / H), and what entered the last one, (B, P, D).
+                each (B, H, R, D / H), and what entered the last one, (B, P, D); R is P, or less
+                where a window hides the others.
 
-        With ``appends`` B and T are 1, keys and values (H, P, D / H), and masks end after P: the
-        event is put where ``last`` says, (H, 1, 2) of head and row.
+        With ``appends`` B and T are 1, keys and values (H, R, D / H), and masks end after R and P:
+        the event is put where ``last`` says, (1, 1, 2), and its keys and values where what comes
+        after the state says, (H, 1, 2) of head and row.
+
+        With ``in_chunks``, for a model of two blocks with ``rows``, the history of one user comes
+        in chunks, (C, T) each beside what its events may see, (C, S), and padded at the end.
+        Others: the place of each event, (C, T); masks (C, 1, T, S) and (1, H, 1, C T); the items
+        that may be seen, (C, S), and their places, (C, S).
 
         Returns:
-            user (B, 1, D), then the state with these events.
+            user (B, 1, D), then the state with these events; ``in_chunks`` the user alone.
         """
         model = self.model
+        if self.in_chunks:
+            return (self._forward_chunks(history, last, list(others)),)
         x = functional.embedding(history, self.table)  # (B, T, D)
         if isinstance(model, SeedModel):
             mask, kept = others
@@ -133,6 +148,7 @@ class Encoder(nn.Module):
         positions = rest.pop(0) if len(blocks) > 1 else history
         if self.config.time_gaps:
             x, until = x + model.since(rest.pop(0)), rest.pop(0)
+        place_of_keys = rest.pop() if self.appends and len(blocks) > 1 else last
         masks, past = rest[: len(blocks)], rest[len(blocks) :]
         present: list[Tensor] = []
         for place, block in enumerate(blocks[:-1]):
@@ -143,20 +159,49 @@ class Encoder(nn.Module):
             query, key, value, *gate = parts  # (B, T, D) each
             query, key = (self._rotate(part, positions) for part in (query, key))
             before = past[2 * place : 2 * place + 2]
-            attended, *now = self._attend(query, key, value, before, masks[place], last)
+            attended, *now = self._attend(query, key, value, before, masks[place], place_of_keys)
             present += now
             x = self._merge(block, x, attended, block.output if self.heads > 1 else None, gate)
         if not blocks:
             return (self._user(model.norm(self._take(x, last))),)
-        final = blocks[-1]
+        user, events = self._finish(x, past[-1], masks[-1], last, until)
+        return user, *present, events
+
+    def _forward_chunks(self, history: Tensor, last: Tensor, others: list[Tensor]) -> Tensor:
+        """Return the user (1, 1, D) of a history in chunks, side by side in the first block."""
+        model = self.model
+        assert isinstance(model, SequenceModel)
+        block = next(model.each_block())
+        positions, mask_0, mask_1, keys, key_positions = others
+        x = functional.embedding(history, self.table)  # (C, T, D)
+        of_queries, of_keys, of_values, *of_gates = list(self.rows)
+        query = self._rotate(functional.embedding(history, of_queries), positions)
+        key = self._rotate(functional.embedding(keys, of_keys), key_positions)  # (C, S, D)
+        value = functional.embedding(keys, of_values)
+        attended, _, _, _ = torch.onnx.ops.attention(
+            query, key, value, mask_0, q_num_heads=self.heads, kv_num_heads=self.heads
+        )
+        gate = [functional.embedding(history, part) for part in of_gates]
+        x = self._merge(block, x, attended, block.output if self.heads > 1 else None, gate)
+        shape = (1, mask_1.shape[-1], x.shape[-1])
+        x = symbolic("Reshape", [x, self.in_one_row], dtype=FLOAT, shape=shape, version=19)
+        return self._finish(x, None, mask_1, last, None)[0]
+
+    def _finish(
+        self, x: Tensor, past: Tensor | None, mask: Tensor, last: Tensor, until: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Ask the last block, and return users (B, 1, D) and what entered it, (B, P + T, D)."""
+        model = self.model
+        assert isinstance(model, SequenceModel)
+        final = list(model.each_block())[-1]
         normed = final.attention_norm(x)
         asking, x = self._take(normed, last), self._take(x, last)  # (B, 1, D)
         if until is not None:
             x = x + model.until(until)[:, None]
             asking = final.attention_norm(x)
-        attended, events = self._attend_last(asking, normed, past[-1], masks[-1], last)
+        attended, events = self._attend_last(asking, normed, past, mask, last)
         x = self._merge(final, x, attended, self.final.output, gates(final, x))
-        return self._user(model.norm(x)), *present, events
+        return self._user(model.norm(x)), events
 
     def _parts(self, place: int, block: Block, x: Tensor) -> list[Tensor]:
         """Return query, key, value and perhaps gate of events, (..., D) each."""
@@ -222,12 +267,12 @@ class Encoder(nn.Module):
         value: Tensor,
         past: list[Tensor],
         mask: Tensor,
-        last: Tensor,
+        place: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what new events (B, T, D) attend to, and all keys and values."""
         if self.appends:  # heads as a batch, so that no state is turned
             query, *new = (_rows_of_heads(part, self.heads) for part in (query, key, value))
-            keys, values = (_put(*pair, last) for pair in zip(past, new, strict=True))
+            keys, values = (_put(*pair, place) for pair in zip(past, new, strict=True))
             attended, _, _, _ = torch.onnx.ops.attention(
                 query, keys, values, mask, q_num_heads=1, kv_num_heads=1
             )
@@ -242,10 +287,13 @@ class Encoder(nn.Module):
         return _merge_heads(attention(query, keys, values, mask=mask)), keys, values
 
     def _attend_last(
-        self, asking: Tensor, new: Tensor, past: Tensor, mask: Tensor, last: Tensor
+        self, asking: Tensor, new: Tensor, past: Tensor | None, mask: Tensor, last: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return what one event (B, 1, D) attends to, (B, 1, H D), and all events (B, P + T, D)."""
-        events = _put(past, new, last[:1]) if self.appends else torch.cat([past, new], dim=1)
+        if past is None:
+            events = new
+        else:
+            events = _put(past, new, last) if self.appends else torch.cat([past, new], dim=1)
         query = self.final.query(asking)
         if self.onnx_nodes:
             attended, _, _, _ = torch.onnx.ops.attention(
@@ -306,10 +354,16 @@ class FinalAttention(nn.Module):
         self.requires_grad_(requires_grad=False)
 
 
-def state_shapes(config: ModelConfig, axis: str) -> dict[str, list[int | str]]:
-    """Return name and shape of what is kept of the events: of each block in turn."""
+def state_shapes(config: ModelConfig, axis: str, recent: str) -> dict[str, list[int | str]]:
+    """Return name and shape of what is kept of the events: of each block in turn.
+
+    Args:
+        config: Of the model.
+        axis: What the axis of events is called.
+        recent: The same of keys and values, of which a window is enough.
+    """
     blocks = config.blocks if config.kind == "sequence" else 1
-    head: list[int | str] = ["batch", config.heads, axis, config.width // config.heads]
+    head: list[int | str] = ["batch", config.heads, recent, config.width // config.heads]
     shapes = {f"{part}_{block}": head for block in range(blocks - 1) for part in ("key", "value")}
     return {**shapes, "events": ["batch", axis, config.width]} if blocks else {}
 
@@ -353,10 +407,10 @@ def gates(block: Block, x: Tensor) -> list[Tensor]:
 
 
 def hidden_score(block: Block, table: Tensor, events: int) -> float | None:
-    """Return what hides a later event from the first block, if such a number is high enough.
+    """Return what hides an event from the first block, if such a number is high enough.
 
-    An event always sees itself, so a later one weighs at most exp(``hidden_score`` + gap) of what
-    it sees, where the gap is between the two scores, and fewer than ``events`` are later. Rotation
+    An event always sees itself, so a hidden one weighs at most exp(``hidden_score`` + gap) of what
+    it sees, where the gap is between the two scores, and fewer than ``events`` are hidden. Rotation
     keeps lengths, and turns an event and itself alike:
     score(i, j) - score(i, i) <= (|q_i| max |k| - <q_i, k_i>) / sqrt(d). What hidden events add is
     their weight times their values, which are taken to be as large as those of the others.

@@ -3,12 +3,14 @@
     encoder.onnx     history and state in, user vectors and state out
     model.onnx       the same, then the best items of the catalogue
     batch.onnx       the same for many users at once; int8 only
+    plain.onnx       the same for the whole history of one user, of which nothing is kept
     append.onnx      the same for one event of one user whose state is kept
     model.onnx.data  weights of all: item table, rows of the first block, codes; mapped
 
-Batch, length, past, k and the number of excluded items are dynamic. One graph serves a cold history
-(an empty past) and new events (a past of any length). append.onnx does what most users need next in
-less time: nothing grows, so the new event is put into the state where it lies.
+Batch, length, past, k and the number of excluded items are dynamic. model.onnx serves a cold
+history (an empty past) and new events (a past of any length). The last two do what most users need
+in less time: plain.onnx goes through a long history in chunks, and append.onnx puts a new event
+into the state where it lies.
 """
 
 import math
@@ -16,6 +18,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -33,11 +36,13 @@ from ranklet.bundle import (
     DATA,
     ENCODER,
     GRAPH,
+    PLAIN,
     BlockMask,
     Precision,
     Rounding,
     Table,
     of_one_event,
+    of_whole_history,
 )
 from ranklet.positions import known_positions
 from ranklet_export.encoder import Encoder, state_shapes
@@ -49,7 +54,7 @@ OPSETS = range(18, 24)
 FUSED_OPSET = 23
 # Sizes to trace with; 0 and 1 would be taken for constants (pytorch#151582). The parity gate
 # uses none of them. The tables are cut to a few rows: only their names matter here.
-TRACED_BATCH, TRACED_LENGTH, TRACED_PAST, TRACED_ITEMS = 3, 7, 4, 5
+TRACED_BATCH, TRACED_LENGTH, TRACED_PAST, TRACED_RECENT, TRACED_ITEMS = 3, 7, 4, 2, 5
 PAGE = 4096  # bytes; where a table starts in its file, so that it is mapped as it lies
 SMALLEST_STORED = 1024  # bytes; smaller weights stay in the graphs
 # Rows of the first block cost up to four times the item table on disk and save 3 to 6 % of a
@@ -90,7 +95,10 @@ def export_graphs(
     encoder.table = encoder.table[:TRACED_ITEMS].clone()
     # Each its own number: the exporter makes one of two that are equal.
     encoder.keep_rows([torch.full((TRACED_ITEMS, width), i + 0.5) for i in range(len(rows))])
-    traced = _trace(encoder, model, folder / ENCODER, opset)
+    takes, gives = input_contract(model), ["user_row", *state_contract(model, "present")]
+    longest = known_positions(model.config.max_length) // 2
+    trace = partial(_trace, path=folder / ENCODER, longest=longest, opset=opset)
+    traced = trace(encoder, takes, gives)
     padded = -(-items // CHUNK) * CHUNK
     kind: Literal["<f2", "<f4"] = "<f2" if precision == "fp16" else "<f4"
     rounding = None
@@ -112,20 +120,22 @@ def export_graphs(
         graphs = {ENCODER: traced, GRAPH: _with_head(traced, codes, padded, precision)}
         if rounding is not None and can_batch(quantized):
             graphs[BATCH] = _with_head(traced, codes, padded, precision, batched=True)
-        if (
-            opset >= FUSED_OPSET
-            and state_contract(model, "past", "past")
-            and scored <= LARGEST_TWICE
-        ):
-            encoder.appends = True
-            appending = _trace(encoder, model, folder / APPEND, opset)
-            _share(file, appending.graph, stored, weights)
-            graphs[APPEND] = _with_head(appending, codes, padded, precision, of_one=True)
+        special: dict[str, onnx.ModelProto] = {}
+        can_hold_more = opset >= FUSED_OPSET and scored <= LARGEST_TWICE
+        if can_hold_more and rows and model.config.blocks == 2:
+            encoder.in_chunks = True
+            special[PLAIN] = trace(encoder, of_whole_history(takes), gives[:1])
+        if can_hold_more and len(gives) > 1:
+            encoder.in_chunks, encoder.appends = False, True
+            special[APPEND] = trace(encoder, of_one_event(takes), gives)
+        for name, of_one in special.items():
+            _share(file, of_one.graph, stored, weights)
+            graphs[name] = _with_head(of_one, codes, padded, precision, of_one=True)
         file.flush()
         os.fsync(file.fileno())
-    axes = encoder_contract(model)
+    axes, changed = encoder_contract(model), {PLAIN: of_whole_history, APPEND: of_one_event}
     for name, graph in graphs.items():
-        _describe(graph, of_one_event(axes) if name == APPEND else axes)
+        _describe(graph, changed.get(name, dict)(axes))
         (folder / name).write_bytes(graph.SerializeToString())
         onnx.checker.check_model(folder / name)
     nodes = len(graphs[GRAPH].graph.node)
@@ -133,9 +143,10 @@ def export_graphs(
     return WrittenGraphs(nodes, written, rounding, encoder.masks)
 
 
-def state_contract(model: Model, prefix: str, axis: str) -> dict[str, list[int | str]]:
+def state_contract(model: Model, prefix: Literal["past", "present"]) -> dict[str, list[int | str]]:
     """Return the tensors of the state, in their order, and their axes."""
-    return {f"{prefix}_{k}": v for k, v in state_shapes(model.config, axis).items()}
+    axes = {"past": ("past", "recent"), "present": ("total", "recent_total")}[prefix]
+    return {f"{prefix}_{k}": v for k, v in state_shapes(model.config, *axes).items()}
 
 
 def input_contract(model: Model) -> dict[str, list[int | str]]:
@@ -149,33 +160,56 @@ def input_contract(model: Model) -> dict[str, list[int | str]]:
         "last": ["batch", 1, 1],
         **({"positions": events} if blocks > 1 else {}),
         **({"since": events, "until": ["batch"]} if config.time_gaps else {}),
-        **{f"mask_{place}": [1, 1, "length", "total"] for place in range(blocks - 1)},
+        **{f"mask_{place}": [1, 1, "length", "recent_total"] for place in range(blocks - 1)},
         **({f"mask_{blocks - 1}": ["batch", heads, 1, "total"]} if blocks else {}),
-        **state_contract(model, "past", "past"),
+        **state_contract(model, "past"),
     }
 
 
 def encoder_contract(model: Model) -> dict[str, list[int | str]]:
     """Return what an encoder takes and gives, and the axes."""
     user: list[int | str] = ["batch", model.config.width]
-    return {**input_contract(model), "user": user, **state_contract(model, "present", "total")}
+    return {**input_contract(model), "user": user, **state_contract(model, "present")}
 
 
-def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.ModelProto:
-    """Return the encoder as a graph, with tables of a few rows."""
-    longest = known_positions(model.config.max_length) // 2
+def _trace(
+    encoder: Encoder,
+    takes: dict[str, list[int | str]],
+    gives: list[str],
+    *,
+    path: Path,
+    longest: int,
+    opset: int,
+) -> onnx.ModelProto:
+    """Return an encoder as a graph, with tables of a few rows.
+
+    Args:
+        encoder: What to trace.
+        takes: Names and axes of its inputs, in their order.
+        gives: Names of its outputs.
+        path: Where the graph is written meanwhile.
+        longest: How long its axes can be.
+        opset: Of the graph.
+    """
     dims = {
         "batch": torch.export.Dim("batch", min=1),
         "length": torch.export.Dim("length", min=1, max=longest),
         "past": torch.export.Dim("past", min=0, max=longest),
+        "recent": torch.export.Dim("recent", min=0, max=longest),
         "kept": torch.export.Dim("kept", min=1, max=longest),
+        "chunks": torch.export.Dim("chunks", min=1),
+        "visible": torch.export.Dim("visible", min=1, max=longest),
         "total": torch.export.Dim.DYNAMIC,
+        "recent_total": torch.export.Dim.DYNAMIC,
+        "padded": torch.export.Dim.DYNAMIC,
     }
     sizes = {"batch": TRACED_BATCH, "length": TRACED_LENGTH, "past": TRACED_PAST}
     sizes |= {"kept": TRACED_PAST, "total": TRACED_PAST + TRACED_LENGTH}
-    contract = input_contract(model)
+    sizes |= {"recent": TRACED_RECENT, "recent_total": TRACED_RECENT + TRACED_LENGTH}
+    sizes |= {"chunks": TRACED_BATCH, "visible": TRACED_PAST + TRACED_LENGTH}
+    sizes |= {"padded": TRACED_BATCH * TRACED_LENGTH}
     inputs, shapes = {}, []
-    for name, axes in (of_one_event(contract) if encoder.appends else contract).items():
+    for name, axes in takes.items():
         kind = torch.float32 if name.startswith(("mask_", "past_")) else torch.int64
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
         inputs[name] = torch.zeros(shape, dtype=kind)
@@ -191,7 +225,7 @@ def _trace(encoder: Encoder, model: Model, path: Path, opset: int) -> onnx.Model
             dynamo=True,
             dynamic_shapes=(*shapes[:2], tuple(shapes[2:]))[: len(shapes)],
             input_names=list(inputs),
-            output_names=["user_row", *state_contract(model, "present", "total")],
+            output_names=gives,
             opset_version=opset,
             verbose=False,
         )

@@ -16,7 +16,8 @@ from torch import Tensor
 from ranklet.bundle import BATCH, CODE_BITS, Manifest, Precision
 from ranklet.errors import ParityError
 from ranklet.gaps import BUCKETS
-from ranklet.graph import MOST_ANSWERS, NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
+from ranklet.graph import NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
+from ranklet.plain import MOST_ANSWERS, Plain
 from ranklet.ring import Appender, Event
 from ranklet_export.graph import input_contract, state_contract
 from ranklet_training.checkpoint import Model
@@ -91,13 +92,16 @@ def check_parity(
         points.append(str(point))
     if BATCH in manifest.files and graphs.batch is graphs.session:
         raise ParityError("batch.onnx: codes miss scores by more than rounding explains")
-    if state_contract(model, "past", "past"):
+    if state_contract(model, "past"):
         history = random.integers(1, len(table), (2, min(APPENDED_TO, model.config.max_length)))
         # With all in the pool, codes of nearly equal users choose alike.
         pool = min(LARGEST_POOL, len(table) - 1)
         appended = _check_append(graphs, history, min(TOP, len(table) - 1), pool)
         difference = max(difference, appended)
         points.append("events appended one by one equal one long history")
+    if graphs.has_plain:
+        difference = max(difference, _check_plain(graphs, model, table, random, manifest.precision))
+        points.append("plain.onnx gives what the model does, where it cuts a history, too")
     if graphs.can_append:
         difference = max(difference, _check_ring(graphs, model, random))
         points.append("append.onnx gives what model.onnx does, where the window rolls, too")
@@ -121,7 +125,7 @@ def check_contract(manifest: Manifest, model: Model) -> None:
     }
     outputs = {
         "user": ["batch", model.config.width],
-        **state_contract(model, "present", "total"),
+        **state_contract(model, "present"),
         "items": ["batch", "k"],
         "scores": ["batch", "k"],
         **({"pool_scores": ["batch", "pool"]} if rounded else {}),
@@ -142,7 +146,7 @@ def _points(model: Model) -> Iterator[tuple[int, int, int]]:
     longest = model.config.max_length
     yield from [(1, 1, 0), (SMALLEST_BATCH, min(5, longest), 0)]
     yield from [(1, longest, 0), (2, longest, 0), (5, min(12, longest), 0)]
-    if state_contract(model, "past", "past"):
+    if state_contract(model, "past"):
         yield from [(1, 1, longest - 1), (4, 1, 9), (2, min(5, longest), 11), (1, 2, 1)]
 
 
@@ -172,7 +176,7 @@ def _compare(
         if not np.array_equal(a, b):
             raise ParityError(f"{point}: encoder.onnx keeps another state than what ranks")
     differences = {
-        "scores": _score_difference(point, best, all_scores, SCORE_TOLERANCE[precision]),
+        "scores": _score_difference(point, best, all_scores),
         # A row of the table is about 1, or divided by sqrt(D) as users are multiplied by it.
         "user": float(np.abs(user * model.config.width**0.5 - expected_user).max())
         if model.config.kind == "sequence"
@@ -201,9 +205,7 @@ def _reference(
         return user.numpy(), (user @ table[1:].T).numpy()
 
 
-def _score_difference(
-    point: _Point, best: Best, all_scores: NDArray[np.float32], tolerance: float
-) -> float:
+def _score_difference(point: _Point, best: Best, all_scores: NDArray[np.float32]) -> float:
     items, scores = best.items, best.scores
     rows = np.arange(len(items))[:, None]
     if not np.isfinite(scores).all():
@@ -239,6 +241,27 @@ def _check_append(graphs: Graphs, history: NDArray[np.int64], k: int, pool: int)
             f"{first} events and {total - first} appended ones differ by {difference:.2e} "
             f"from {total} at once, more than {SCORE_TOLERANCE['fp32']}"
         )
+    return difference
+
+
+def _check_plain(
+    graphs: Graphs, model: Model, table: Tensor, random: np.random.Generator, precision: Precision
+) -> float:
+    """Check that plain.onnx answers as the model, for whole histories and for those in chunks."""
+    longest, items = model.config.max_length, len(table) - 1
+    plain, difference = Plain(graphs), 0.0
+    for length in sorted({1, 2, longest // 2 + 1, max(1, longest - 1), longest}):
+        history = random.integers(1, items + 1, (1, length))
+        point = _Point(history, 0, np.zeros_like(history), history[0])
+        best = plain.rank(history[0], min(TOP, items), min(LARGEST_POOL, items))
+        _, scores = _reference(model, table, point)
+        found = _score_difference(point, best, scores)
+        if not found <= SCORE_TOLERANCE[precision]:
+            raise ParityError(
+                f"plain.onnx: {length} events differ by {found:.2e} from the torch model, "
+                f"more than {SCORE_TOLERANCE[precision]}"
+            )
+        difference = max(difference, found)
     return difference
 
 

@@ -5,7 +5,8 @@ them, a tenth of a request for ten events (docs/log.md). Here onnxruntime reads 
 numpy where they lie, as ``OrtValue.ortvalue_from_numpy`` promises for the CPU.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
 
 Arrays = dict[str, NDArray[Any]]
+Kind = TypeVar("Kind", bound=Hashable)
+Run = TypeVar("Run")
+
+MOST_KEPT = 1 << 24  # bytes of idle runs
+RUN_BYTES = 1 << 13  # what onnxruntime and Python need for one, roughly
 
 
 class BoundRun:
@@ -52,3 +58,28 @@ class BoundRun:
     def run(self) -> None:
         """Run the session."""
         self._session.run_with_iobinding(self._binding)
+
+
+class Idle(Generic[Kind, Run]):
+    """Runs that no thread uses, by kind: all are dropped before they take more than MOST_KEPT."""
+
+    def __init__(self) -> None:
+        self.runs: dict[Kind, list[Run]] = {}
+        self.bytes = 0  # of those that were made since, in use or not
+
+    def take(self, kind: Kind) -> Run | None:
+        """Return a run that no other thread has from now on; None if there is none."""
+        try:
+            return self.runs[kind].pop()
+        except (KeyError, IndexError):
+            return None
+
+    def count(self, size: int) -> None:
+        """Make room for a run that keeps so many bytes of arrays."""
+        self.bytes += RUN_BYTES + size
+        if self.bytes > MOST_KEPT:
+            self.runs, self.bytes = {}, RUN_BYTES + size
+
+    def give(self, kind: Kind, run: Run) -> None:
+        """Keep a run for the next request of its kind."""
+        self.runs.setdefault(kind, []).append(run)

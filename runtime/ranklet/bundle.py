@@ -4,6 +4,7 @@
     model.onnx           the graph: history and state in, best items out
     encoder.onnx         its first half: history and state in, user vectors out
     batch.onnx           the same as model.onnx, laid out for many users at once; int8 only
+    plain.onnx           the same for the whole history of one user; not for large catalogues
     append.onnx          the same for one more event of one user; not for large catalogues
     model.onnx.data      the tables of all; mapped, not read
     items.npy            int64 ids in index order, or
@@ -36,11 +37,12 @@ from ranklet.files import atomic_write, sha256
 from ranklet.positions import WAVES
 from ranklet.vocabulary import Texts, Vocabulary
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 GRAPH, ENCODER, DATA = "model.onnx", "encoder.onnx", "model.onnx.data"
 BATCH = "batch.onnx"  # of int8 bundles
-APPEND = "append.onnx"  # where the catalogue is small enough to be held once more
+# Where the catalogue is small enough to be held once more.
+PLAIN, APPEND = "plain.onnx", "append.onnx"
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the table of a graph is padded to a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -52,6 +54,7 @@ FILE_NAMES = frozenset(
         GRAPH,
         ENCODER,
         BATCH,
+        PLAIN,
         APPEND,
         DATA,
         "items.npy",
@@ -116,9 +119,10 @@ class Rounding:
 class BlockMask:
     """What attention of a block adds to its scores; ``ranklet.positions`` makes a bias of it."""
 
-    hidden: float  # for later events, and for padding
+    hidden: float  # for later events, for padding, and for what is too long ago
     cosines: list[list[float]]  # of each head, each wave
     sines: list[list[float]]
+    window: int  # how many events are seen, the one that asks included; 0: all
 
 
 @dataclass(frozen=True)
@@ -253,6 +257,8 @@ class Manifest:
         for place, mask in enumerate(self.masks):
             if not (type(mask.hidden) is float and NEVER <= mask.hidden < 0):
                 raise ValueError(f"masks[{place}] hides with {mask.hidden!r}")
+            if mask.window < 0:
+                raise ValueError(f"masks[{place}] has the window {mask.window}")
             for heads in (mask.cosines, mask.sines):
                 waves = [wave for head in heads for wave in head]
                 if not all(type(wave) is float and isfinite(wave) for wave in waves):
@@ -290,18 +296,36 @@ class Manifest:
 def of_one_event(shapes: dict[str, list[int | str]]) -> dict[str, list[int | str]]:
     """Return what append.onnx takes or gives in the place of what model.onnx does.
 
-    One event of one user: its state does not grow, heads are the first axis of keys and values, and
-    ``last`` says of each head where in the state the event is put.
+    One event of one user: its state does not grow, heads are the first axis of keys and values,
+    ``last`` says where the event is put, and ``last_key`` where its keys and values are, by head.
     """
     sizes: dict[int | str, int | str] = {"batch": 1, "length": 1, "past": "kept", "total": "kept"}
+    sizes["recent_total"] = "recent"
     found = {k: [sizes.get(axis, axis) for axis in v] for k, v in shapes.items() if k != "exclude"}
-    heads: int | str = 1
     for name in found:
         if name.startswith(("past_key", "past_value", "present_key", "present_value")):
             found[name] = found[name][1:]
-            heads = found[name][0]
     if "last" in found:
-        found["last"] = [heads, 1, 2]
+        found["last"] = [1, 1, 2]
+    if "past_key_0" in found:
+        found["last_key"] = [found["past_key_0"][0], 1, 2]
+    return found
+
+
+def of_whole_history(shapes: dict[str, list[int | str]]) -> dict[str, list[int | str]]:
+    """Return what plain.onnx takes or gives in the place of what model.onnx does.
+
+    The whole history of one user, in chunks, each beside the ``keys`` that its events may see.
+    """
+    found: dict[str, list[int | str]] = {}
+    for name, axes in shapes.items():
+        if name != "exclude" and not name.startswith(("past_", "present_")):
+            found[name] = [1 if axis == "batch" else axis for axis in axes]
+    if "history" in found:
+        found["history"] = found["positions"] = ["chunks", "length"]
+        found["keys"] = found["key_positions"] = ["chunks", "visible"]
+        found["mask_0"] = ["chunks", 1, "length", "visible"]
+        found["mask_1"] = [*found["mask_1"][:3], "padded"]
     return found
 
 

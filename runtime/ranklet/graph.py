@@ -4,17 +4,18 @@ Inputs of one user are views of arrays that were made at load: a request makes n
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranklet import pages
-from ranklet.bound import Arrays, BoundRun
+from ranklet.bound import MOST_KEPT, Arrays, BoundRun
 from ranklet.bundle import (
     APPEND,
     BATCH,
@@ -24,18 +25,20 @@ from ranklet.bundle import (
     ENCODER,
     GRAPH,
     NEVER,
+    PLAIN,
     BlockMask,
     Manifest,
     Precision,
     TensorContract,
     map_table,
     of_one_event,
+    of_whole_history,
 )
 from ranklet.device import STATE, DeviceArray, DeviceSession, Inputs
 from ranklet.errors import BundleError, ProviderError
 from ranklet.gaps import UNKNOWN
 from ranklet.positions import known_positions, relative_bias
-from ranklet.provider import ORT_ERRORS, Provider, create_session
+from ranklet.provider import ORT_ERRORS, Provider, create_session, is_sure_of_cpu
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -43,9 +46,12 @@ if TYPE_CHECKING:
     Session: TypeAlias = InferenceSession | DeviceSession
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Change: TypeAlias = Callable[[dict[str, list[int | str]]], dict[str, list[int | str]]]
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
-# Keys and values (B, H, P, D / H) of each block but the last; what entered that, (B, P, D).
+# Keys and values (B, H, R, D / H) of each block but the last; what entered that, (B, P, D). Of keys
+# and values at least those that the window shows to the next event.
 State = Sequence[Floats | DeviceArray]
 NONE: Indices = np.zeros(0, dtype=np.int64)
 
@@ -59,9 +65,7 @@ POOLS: dict[Precision, tuple[int, int]] = {
 # Bytes of weights from which on memory pages matter, and from which on lookups could fill memory;
 # after so many looked-up rows (each maps up to 2 MiB) they are forgotten.
 LARGE_DATA, HUGE_DATA, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
-# Up to so many events and answers, arrays are kept for requests alike; bytes of all of them.
-LONGEST_KEPT, MOST_ANSWERS, MOST_KEPT = 512, 1024, 1 << 24
-BOUND_BYTES = 1 << 13  # what onnxruntime and Python need to run on them, roughly
+LONGEST_KEPT = 512  # events of which masks are kept for requests alike
 # From so many users on batch.onnx is faster (docs/log.md).
 SMALLEST_BATCH = 8
 # On CUDA histories are padded to at least so many events, and to powers of two.
@@ -90,20 +94,31 @@ class Best(NamedTuple):
     state: State = ()  # with these events; empty if nobody asked to keep it
 
 
+class locked_property(cached_property[T]):  # noqa: N801 (as what it extends)
+    """A ``cached_property`` that two threads do not compute at once, as from Python 3.12 on."""
+
+    def __get__(self, graphs: Any, owner: type | None = None) -> Any:  # noqa: ANN401
+        """Wait for whoever computes one."""
+        with graphs.loading:
+            return super().__get__(graphs, owner)
+
+
 class Graphs:
-    """The graphs of a bundle; all but model.onnx are loaded when they are first asked for."""
+    """The graphs of a bundle, loaded when they are first asked for."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: int) -> None:
-        """Load model.onnx, see ``Ranker.load``."""
+        """Load what most requests need, see ``Ranker.load``."""
         self._folder, self._manifest, self._threads = folder, manifest, threads
+        self.loading = RLock()
         self.provider = provider
         self._sessions: list[Session] = []  # while they live, so do their mappings
         self._mapped: list[pages.Region] = []  # where a lookup brings a huge table into memory
         self._lookups = 0
-        self.session = self._load(GRAPH)
+        # plain.onnx and append.onnx are for the CPU.
+        self.has_plain = PLAIN in manifest.files and is_sure_of_cpu(provider)
+        _ = self.plain if self.has_plain else self.session
         with self._mapping():
             self.table = map_table(folder, manifest)
-        _check_contract(self.session, manifest.inputs, manifest.outputs, folder / GRAPH)
         self._has_batch = BATCH in manifest.files and self.provider == "cpu"
         self.is_rounded = manifest.precision in CODE_BITS
         self._pool_times, self.smallest_pool = POOLS[manifest.precision]
@@ -118,19 +133,22 @@ class Graphs:
         self._uses_positions = "positions" in names
         self._steps = np.arange(self.positions, dtype=np.int64)[None]
         self.ramps = [_ramp(mask, self.positions) for mask in manifest.masks]
-        self._masks: dict[tuple[int, int], Arrays] = {}  # by past and length
-        self._kept_bytes = 0  # of masks and idle runs
+        self._masks: dict[tuple[int, int, int], Arrays] = {}  # by both pasts and length
+        self._kept_bytes = 0  # of masks
         self.bias = np.zeros(-(-(manifest.items + 1) // CHUNK) * CHUNK, dtype=np.float32)
         self.bias[0] = self.bias[manifest.items + 1 :] = NEVER
         self._nothing = np.zeros((1, 1), dtype=np.int64)
         self._nobody = self.empty_state(1)
         # Where not on the CPU, onnxruntime copies inputs when they are bound.
-        self._can_bind = self.provider == "cpu" and not self.uses_times and not self._mapped
-        # Runs for ``rank_plain`` that no thread uses, by length, k, pool and exclusion.
-        self._idle: dict[tuple[int, int, int, bool], list[BoundRun]] = {}
+        self.can_bind = self.provider == "cpu" and not self.uses_times and not self._mapped
+        # What blocks before the last see; 0: all.
+        self.attention_window = manifest.masks[0].window if manifest.masks else 0
+        self.plain_names: list[str] = []
+        if self.has_plain:
+            self.plain_names = [t.name for t in _of(of_whole_history, manifest.inputs)]
         self.window = manifest.max_length
         self.can_append = APPEND in manifest.files and self.provider == "cpu" and not self._mapped
-        self.append_names = [tensor.name for tensor in _of_one_event(manifest.inputs)]
+        self.append_names = [t.name for t in _of(of_one_event, manifest.inputs)]
 
     def _load(self, name: str) -> "Session":
         """Return the session of a graph, with as little memory as it can do with."""
@@ -159,12 +177,36 @@ class Graphs:
             yield
         self._mapped += found
 
-    @cached_property
+    @locked_property
+    def session(self) -> "Session":
+        """Return the session of model.onnx."""
+        session = self._load(GRAPH)
+        contract = self._manifest.inputs, self._manifest.outputs
+        _check_contract(session, *contract, self._folder / GRAPH)
+        return session
+
+    @locked_property
+    def plain(self) -> "Session":
+        """Return the session of plain.onnx, which ``ranklet.plain`` runs."""
+        return self._load_special(PLAIN, of_whole_history)
+
+    @locked_property
+    def append(self) -> "Session":
+        """Return the session of append.onnx, which ``ranklet.ring`` runs."""
+        return self._load_special(APPEND, of_one_event)
+
+    def _load_special(self, name: str, change: Change) -> "Session":
+        session = self._load(name)
+        contract = _of(change, self._manifest.inputs), _of(change, self._manifest.outputs)
+        _check_contract(session, *contract, self._folder / name)
+        return session
+
+    @locked_property
     def encoder(self) -> "Session":
         """Return the session of encoder.onnx."""
         return self._load(ENCODER)
 
-    @cached_property
+    @locked_property
     def batch(self) -> "Session":
         """Return the session of batch.onnx, or that of model.onnx where it computes wrongly."""
         session = self._load(BATCH)
@@ -179,14 +221,6 @@ class Graphs:
             message = "batch.onnx is off by %.2g on this processor: model.onnx ranks batches"
             logger.warning(message, off)
             return self.session
-        return session
-
-    @cached_property
-    def append(self) -> "Session":
-        """Return the session of append.onnx, which ``ranklet.ring`` runs."""
-        session = self._load(APPEND)
-        contract = _of_one_event(self._manifest.inputs), _of_one_event(self._manifest.outputs)
-        _check_contract(session, *contract, self._folder / APPEND)
         return session
 
     def off_by(self, best: Best) -> float:
@@ -242,43 +276,6 @@ class Graphs:
         names = self.answers + self.present_names if keep else self.answers
         return self._best(self._run(self.session_for(len(events.history)), names, inputs))
 
-    def has_plain(self, length: int, k: int) -> bool:
-        """Return whether there is a short way to rank for so many events and answers."""
-        return self._can_bind and length <= LONGEST_KEPT and k <= MOST_ANSWERS
-
-    def rank_plain(
-        self,
-        history: Indices,
-        k: int,
-        pool: int,
-        *,
-        exclude_seen: bool = False,
-        bias: Floats | None = None,
-    ) -> Best:
-        """Run model.onnx for one user on arrays that are bound to it: ``rank`` in less time.
-
-        For requests of which ``has_plain`` holds.
-
-        Args:
-            history: (T,), T at least 1.
-            k: As in ``rank``.
-            pool: As in ``rank``.
-            exclude_seen: Rank no item of ``history``.
-            bias: As in ``rank``.
-        """
-        kind = (len(history), k, pool, exclude_seen)
-        try:
-            try:
-                bound = self._idle[kind].pop()  # no other thread has it then
-            except (KeyError, IndexError):
-                bound = self._bind(*kind)
-        except ORT_ERRORS as error:
-            raise self.failed(error) from error
-        bound.arrays["history"][0] = history
-        best = self.run_bound(bound, bias)
-        self._idle.setdefault(kind, []).append(bound)
-        return best
-
     def run_bound(self, bound: BoundRun, bias: Floats | None = None) -> Best:
         """Run a graph on arrays that are bound to it, and return copies of its answers."""
         try:
@@ -291,16 +288,6 @@ class Graphs:
         except ORT_ERRORS as error:
             raise self.failed(error) from error
         return self._best([bound.arrays[name].copy() for name in self.answers])
-
-    def _bind(self, length: int, k: int, pool: int, exclude_seen: bool) -> BoundRun:
-        """Return a run for one user, whose history is yet to be filled in."""
-        history = np.zeros((1, length), dtype=np.int64)
-        exclude = history if exclude_seen else None
-        inputs = self.rank_inputs(Events(history), k, pool=pool, exclude=exclude)
-        outputs = self.answer_arrays(k, pool)
-        self._count(BOUND_BYTES + sum(array.nbytes for array in outputs.values()))
-        given = {name: np.asarray(array) for name, array in inputs.items()}
-        return BoundRun(self.session, given, outputs)
 
     def answer_arrays(self, k: int, pool: int) -> Arrays:
         """Return arrays for the answers to one user."""
@@ -349,7 +336,7 @@ class Graphs:
 
     def empty_state(self, batch: int) -> State:
         """Return the state of users without an event."""
-        sizes = {"batch": batch, "past": 0}
+        sizes = {"batch": batch, "past": 0, "recent": 0}
         shapes = [
             [sizes[axis] if isinstance(axis, str) else axis for axis in t.shape]
             for t in self._pasts
@@ -366,9 +353,9 @@ class Graphs:
             inputs["since"] = events.since if events.since.size else unknown
             inputs["until"] = events.until if events.until.size else unknown[:, 0]
         past = events.past or (self._nobody if batch == 1 else self.empty_state(batch))
-        kept = 0
+        kept = recent = 0
         if past:
-            kept = past[0].shape[-2]
+            kept, recent = past[-1].shape[-2], past[0].shape[-2]
             inputs.update(zip(self.past_names, past, strict=True))
         if self._uses_positions:
             starts = events.starts if events.starts.size else np.zeros(batch, dtype=np.int64)
@@ -377,37 +364,47 @@ class Graphs:
             inputs["positions"] = places
         if batch == 1 and not events.counts.size:
             inputs["last"] = self._steps[:, length - 1 : length, None]
-            return inputs | self._masks_of_one(kept, length)
+            return inputs | self._masks_of_one(kept, recent, length)
         counts = events.counts if events.counts.size else np.full(batch, length, np.int64)
         inputs["last"] = (counts - 1)[:, None, None]
-        return inputs | self._masks_of_batch(kept, length, counts)
+        return inputs | self._masks_of_batch(kept, recent, length, counts)
 
-    def _masks_of_one(self, kept: int, length: int) -> Arrays:
+    def _masks_of_one(self, kept: int, recent: int, length: int) -> Arrays:
         """Return the masks of one user's new events; small ones are kept for the next request."""
-        found = self._masks.get((kept, length))
+        found = self._masks.get((kept, recent, length))
         if found is not None:
             return found
         last = len(self.ramps) - 1
         found = {
             f"mask_{place}": np.ascontiguousarray(
-                _causal_mask(ramp, kept, length) if place < last else _row(ramp, kept + length)
+                _causal_mask(ramp, recent, length) if place < last else _row(ramp, kept + length)
             )
             for place, ramp in enumerate(self.ramps)
         }
         if length <= LONGEST_KEPT:
-            self._count(sum(mask.nbytes for mask in found.values()))
-            self._masks[kept, length] = found
+            size = sum(mask.nbytes for mask in found.values())
+            self._kept_bytes += size
+            if self._kept_bytes > MOST_KEPT:
+                self._masks, self._kept_bytes = {}, size
+            self._masks[kept, recent, length] = found
         return found
 
-    def _count(self, size: int) -> None:
-        """Make room for so many bytes that are kept for later requests."""
-        self._kept_bytes += size
-        if self._kept_bytes > MOST_KEPT:
-            self._masks, self._idle, self._kept_bytes = {}, {}, size
+    def chunk_masks(
+        self, length: int, chunks: int, events: int, visible: int
+    ) -> tuple[Floats, Floats]:
+        """Return the masks of plain.onnx, for a history that is cut as ``ranklet.plain`` does."""
+        before = visible - events
+        first = _causal_mask(self.ramps[0], before, events)  # (1, 1, events, visible)
+        masks = first.repeat(chunks, axis=0)
+        for chunk in range(-(-before // events)):  # where the history has not begun
+            masks[chunk, ..., : before - chunk * events] = self.ramps[0][0, -1]
+        middle = self.ramps[1].shape[1] // 2
+        last = self.ramps[1][None, :, None, middle - length : middle - length + chunks * events]
+        return masks, np.ascontiguousarray(last)
 
-    def _masks_of_batch(self, kept: int, length: int, counts: Indices) -> Arrays:
+    def _masks_of_batch(self, kept: int, recent: int, length: int, counts: Indices) -> Arrays:
         """Return the masks of rows of so many events each, the rest is padding."""
-        masks = dict(self._masks_of_one(kept, length))  # those of all blocks but the last
+        masks = dict(self._masks_of_one(kept, recent, length))  # those of all blocks but the last
         if self.ramps:
             ramp = self.ramps[-1]
             last = kept + counts[:, None] - 1
@@ -479,11 +476,14 @@ def _fill(array: Indices, value: int, *shape: int) -> Indices:
     return filled
 
 
-def _of_one_event(tensors: list[TensorContract]) -> list[TensorContract]:
-    """Return what append.onnx takes or gives in the place of what model.onnx does."""
-    shapes = of_one_event({tensor.name: tensor.shape for tensor in tensors})
+def _of(change: Change, tensors: list[TensorContract]) -> list[TensorContract]:
+    """Return what another graph takes or gives in the place of what model.onnx does."""
+    shapes = change({tensor.name: tensor.shape for tensor in tensors})
     kinds = {tensor.name: tensor.type for tensor in tensors}
-    return [TensorContract(name, kinds[name], shape) for name, shape in shapes.items()]
+    return [
+        TensorContract(name, kinds.get(name, "tensor(int64)"), shape)
+        for name, shape in shapes.items()
+    ]
 
 
 def _check_contract(
@@ -491,16 +491,18 @@ def _check_contract(
 ) -> None:
     """Compare what a graph takes and gives with what the manifest says."""
     found = [
-        [TensorContract(t.name, t.type, list(t.shape)) for t in tensors]
+        {t.name: TensorContract(t.name, t.type, list(t.shape)) for t in tensors}
         for tensors in (session.get_inputs(), session.get_outputs())
     ]
-    if found != [inputs, outputs]:
+    if found != [{t.name: t for t in tensors} for tensors in (inputs, outputs)]:
         raise BundleError(f"{path} does not take and give what the manifest says")
 
 
 def _ramp(mask: BlockMask, longest: int) -> Floats:
     """Return a bias from the farthest event on the left to the event itself, then what hides."""
     bias = relative_bias(mask.cosines, mask.sines, longest)[:, ::-1]
+    if mask.window:
+        bias[:, : max(0, longest - mask.window)] = mask.hidden
     return np.hstack([bias, np.full_like(bias, mask.hidden)])  # (H, 2 longest)
 
 

@@ -76,9 +76,9 @@ def create_session(
         raise InputError(f"provider must be 'auto', 'cpu' or 'cuda', got {provider!r}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads must be a positive integer up to {MAX_THREADS}, got {threads!r}")
-    available = onnxruntime.get_available_providers()
-    if provider == "cpu" or (provider == "auto" and ORT_NAMES["cuda"] not in available):
+    if is_sure_of_cpu(provider):
         return _load(graph, threads), "cpu"
+    available = onnxruntime.get_available_providers()
     if ORT_NAMES["cuda"] not in available:
         raise ProviderError(_cuda_is_missing(available))
     if hasattr(onnxruntime, "preload_dlls"):
@@ -93,6 +93,13 @@ def create_session(
         raise ProviderError(_cuda_is_missing(available, active))
     logger.warning("CUDA is compiled in and does not work; running on the CPU")
     return session, "cpu"
+
+
+def is_sure_of_cpu(provider: Provider) -> bool:
+    """Return whether a session will run on the CPU, which for ``"auto"`` may show after loading."""
+    if provider == "auto":
+        return ORT_NAMES["cuda"] not in onnxruntime.get_available_providers()
+    return provider == "cpu"
 
 
 def on_cuda(call: Callable[..., T], *args: Any) -> T:  # noqa: ANN401
@@ -155,7 +162,12 @@ def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "Inf
     try:
         # Without enable_fallback=0 a failed load prints to stdout, which breaks --json.
         return onnxruntime.InferenceSession(
-            str(graph), options, providers=providers, enable_fallback=0
+            str(graph),
+            options,
+            providers=providers,
+            enable_fallback=0,
+            # For one row it makes one node of two and puts a Reshape before and after it.
+            disabled_optimizers=["MatMulAddFusion"],
         )
     except ORT_ERRORS as error:
         raise BundleError(f"onnxruntime can't load {graph}: {error}") from error

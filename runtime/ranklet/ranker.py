@@ -27,6 +27,7 @@ from ranklet.bundle import (
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
 from ranklet.graph import SUMS, Best, Events, Floats, Graphs
+from ranklet.plain import Plain
 from ranklet.provider import Provider
 from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show, whole_numbers
 
@@ -122,6 +123,7 @@ class Ranker:
         # Whether the model was trained to know when events happened.
         self.uses_times = graphs.uses_times
         self.graphs = graphs
+        self.plain = Plain(graphs) if graphs.can_bind else None
         self._folder = folder
         self._max_length, self._rounding = manifest.max_length, manifest.rounding
 
@@ -236,11 +238,13 @@ class Ranker:
             if len(latest) < len(known):  # more to exclude than the graph is given to encode
                 return None
             available -= len(known)  # or more, where items repeat
-        graphs, pool = self.graphs, self.graphs.pool_of(k)
-        if not len(known) or pool >= available or not graphs.has_plain(len(latest), k):
+        plain, pool = self.plain, self.graphs.pool_of(k)
+        if not len(known) or pool >= available or plain is None:
+            return None
+        if not plain.can_rank(len(latest), k):
             return None
         bias = None if eligible is None else eligible.bias
-        best = graphs.rank_plain(latest, k, pool, exclude_seen=exclude_seen, bias=bias)
+        best = plain.rank(latest, k, pool, exclude_seen=exclude_seen, bias=bias)
         return self.name(best, 0, len(indices) - len(known))
 
     def rank_batch(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ranklet.bound import Arrays, BoundRun
-from ranklet.graph import BOUND_BYTES, MOST_KEPT, Best, Floats, Graphs, State
+from ranklet.bound import Arrays, BoundRun, Idle
+from ranklet.graph import Best, Floats, Graphs, Indices, State
 from ranklet.provider import ORT_ERRORS, share
 
 if TYPE_CHECKING:
@@ -31,14 +31,22 @@ class Event(NamedTuple):
 class Ring:
     """The state of one user: rows by place, of each block's keys and values and of events."""
 
-    def __init__(self, state: State, window: int) -> None:
-        """Take over the state of at least one event, and at most ``window``."""
+    def __init__(self, state: State, window: int, attention_window: int) -> None:
+        """Take over the state of at least one event, and at most ``window``.
+
+        Args:
+            state: With the keys and values that ``attention_window`` shows to the next event.
+            window: How many events are kept.
+            attention_window: Of how many of them keys and values are; 0: of all.
+        """
         parts = [np.asarray(part) for part in state]
-        self.events: int = parts[0].shape[-2]  # that were ever put here; the user counts them
+        self.events: int = parts[-1].shape[-2]  # that were ever put here; the user counts them
         self.places: int = min(window, ROOM * (self.events // ROOM + 1))
+        self.places_of_keys = min(window, attention_window) or self.places
         self._window = window
         rows = [part.reshape(-1, *part.shape[-2:]) for part in parts]
-        self.arrays = [_with_places(part, self.places) for part in rows]
+        self.arrays = [self._laid_out(part, self.places_of_keys) for part in rows[:-1]]
+        self.arrays.append(self._laid_out(rows[-1], self.places))
         self.values = [share(array) for array in self.arrays]
 
     @property
@@ -48,18 +56,24 @@ class Ring:
 
     def read(self) -> list[Floats]:
         """Return a copy as ``Graphs.encode`` gives it, the oldest event first."""
-        order = np.arange(max(0, self.events - self.places), self.events) % self.places
-        *blocks, events = [np.take(part, order, axis=1) for part in self.arrays]
+        *blocks, events = [
+            np.take(part, self._latest(part.shape[1]) % part.shape[1], axis=1)
+            for part in self.arrays
+        ]
         return [*(part[None] for part in blocks), events]
 
+    def _latest(self, count: int) -> Indices:
+        """Return the numbers of so many latest events, or of all."""
+        return np.arange(max(0, self.events - count), self.events)
 
-def _with_places(rows: Floats, places: int) -> Floats:
-    """Return rows (H, P, C) with room for others after them, (H, places, C)."""
-    if rows.shape[1] == places:
-        return np.ascontiguousarray(rows)
-    array = np.zeros((len(rows), places, rows.shape[2]), dtype=np.float32)
-    array[:, : rows.shape[1]] = rows
-    return array
+    def _laid_out(self, rows: Floats, places: int) -> Floats:
+        """Return the latest of rows (H, R, C), each in the place of its event, (H, places, C)."""
+        if rows.shape[1] == places == self.events:
+            return np.ascontiguousarray(rows)  # as they lie
+        array = np.zeros((len(rows), places, rows.shape[2]), dtype=np.float32)
+        latest = self._latest(min(places, rows.shape[1]))
+        array[:, latest % places] = rows[:, rows.shape[1] - len(latest) :]
+        return array
 
 
 class Appender:
@@ -68,12 +82,11 @@ class Appender:
     def __init__(self, graphs: Graphs) -> None:
         """Use graphs that ``can_append``."""
         self._graphs = graphs
-        self._idle: dict[int, list[_Run]] = {}  # that no thread uses, by places
-        self._kept_bytes = 0  # of runs, and of the states that they were last bound to
+        self._idle: Idle[int, _Run] = Idle()  # by places
 
     def ring(self, state: State) -> Ring:
         """Return a ring with the state of at least one event, and at most a window of them."""
-        return Ring(state, self._graphs.window)
+        return Ring(state, self._graphs.window, self._graphs.attention_window)
 
     def rank(
         self,
@@ -97,23 +110,17 @@ class Appender:
         """
         graphs = self._graphs
         try:
-            try:
-                run = self._idle[ring.places].pop()  # no other thread has it then
-            except (KeyError, IndexError):
-                run = self._new_run(ring)
+            run = self._idle.take(ring.places) or self._new_run(ring)
             run.prepare(ring, event, before, k, pool)
         except ORT_ERRORS as error:
             raise graphs.failed(error) from error
         best = graphs.run_bound(run.bound, bias)
-        self._idle.setdefault(ring.places, []).append(run)
+        self._idle.give(ring.places, run)
         return best
 
     def _new_run(self, ring: Ring) -> "_Run":
-        """Return a run for such a state, and drop idle ones before they take much memory."""
-        size = BOUND_BYTES + sum(array.nbytes for array in ring.arrays)
-        self._kept_bytes += size
-        if self._kept_bytes > MOST_KEPT:
-            self._idle, self._kept_bytes = {}, size
+        """Return a run for such a state; an idle one keeps the state that it was last bound to."""
+        self._idle.count(sum(array.nbytes for array in ring.arrays))
         return _Run(self._graphs, ring)
 
 
@@ -122,36 +129,42 @@ class _Run:
 
     def __init__(self, graphs: Graphs, ring: Ring) -> None:
         self._graphs = graphs
-        heads, places = ring.arrays[0].shape[:2]
+        heads, places_of_keys = ring.arrays[0].shape[:2]
+        places = [places_of_keys] * (len(graphs.ramps) - 1) + [ring.places]  # of each block
         self._states = list(zip(graphs.past_names, graphs.present_names, strict=True))
         self._values: list[OrtValue] = []  # of the state that is bound
-        masks = [np.zeros((1, len(ramp), 1, places), dtype=np.float32) for ramp in graphs.ramps]
+        masks = [
+            np.zeros((1, len(ramp), 1, count), dtype=np.float32)
+            for ramp, count in zip(graphs.ramps, places, strict=True)
+        ]
         arrays: Arrays = {name: np.zeros(1, dtype=np.int64) for name in ("until", "k", "pool")}
         arrays |= {n: np.zeros((1, 1), dtype=np.int64) for n in ("history", "positions", "since")}
         arrays |= {f"mask_{block}": mask for block, mask in enumerate(masks)}
-        arrays["last"] = np.zeros((heads, 1, 2), dtype=np.int64)
-        arrays["last"][:, 0, 0] = np.arange(heads)
+        arrays["last"] = np.zeros((1, 1, 2), dtype=np.int64)
+        arrays["last_key"] = np.zeros((heads, 1, 2), dtype=np.int64)
+        arrays["last_key"][:, 0, 0] = np.arange(heads)
         arrays["bias"] = graphs.bias
         given = [name for name in graphs.append_names if name in arrays]
         self.bound = BoundRun(graphs.append, {name: arrays[name] for name in given}, {})
         self._item, self._position = arrays["history"][0], arrays["positions"][0]
         self._since, self._until = arrays["since"][0], arrays["until"]
-        self._places_of_heads = arrays["last"][:, 0, 1]
+        self._place, self._place_of_keys = arrays["last"][0, :, 1], arrays["last_key"][:, 0, 1]
         self._k, self._pool, self._sizes = arrays["k"], arrays["pool"], (0, 0)
         # What is added by distance, twice, then what hides free places.
         end = graphs.ramps[0].shape[1] // 2
-        known, whole = slice(end - places, end), slice(end - places, end + places)
-        strips = [np.hstack([ramp[:, known], ramp[:, whole]]) for ramp in graphs.ramps]
-        self._masks = [(mask[0, :, 0], strip) for mask, strip in zip(masks, strips, strict=True)]
+        self._masks = []
+        for mask, ramp, count in zip(masks, graphs.ramps, places, strict=True):
+            known, whole = ramp[:, end - count : end], ramp[:, end - count : end + count]
+            self._masks.append((mask[0, :, 0], np.hstack([known, whole])))
 
     def prepare(self, ring: Ring, event: Event, before: int, k: int, pool: int) -> None:
         """Bind a state, and say what comes to it after so many events."""
         self._item[0], self._position[0], self._since[0], self._until[0] = event
-        places = ring.places
-        place = before % places
-        self._places_of_heads[:] = place
-        first = places - 1 - place + (places if before < places else 0)
+        self._place[:] = before % ring.places
+        self._place_of_keys[:] = before % ring.places_of_keys
         for mask, strip in self._masks:
+            places = mask.shape[1]
+            first = places - 1 - before % places + (places if before < places else 0)
             mask[:] = strip[:, first : first + places]
         if self._values is not ring.values:
             self._values = ring.values

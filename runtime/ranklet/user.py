@@ -1,8 +1,9 @@
 """Users whose state is kept: one more event costs one event, not the whole history again.
 
-* A state is what the blocks keep of each event: keys and values, and what entered the last block.
-  Up to ``max_length`` events a user ranks as ``Ranker.rank`` with the whole history.
-* Beyond, the window rolls: in every block an event attends to the ``max_length`` latest events,
+* A state is what the blocks keep of events: keys and values of those that blocks before the last
+  show to the next one, and what entered the last block. Up to ``max_length`` events a user ranks as
+  ``Ranker.rank`` with the whole history.
+* Beyond, the window rolls: in the last block an event attends to the ``max_length`` latest events,
   itself included, and positions go on. What left the window still shows in the values of those that
   saw it, so answers differ from ``Ranker.rank`` with the latest events; they are no worse
   (docs/performance.md).
@@ -22,7 +23,8 @@ from ranklet.bundle import DATA, ENCODER
 from ranklet.device import DeviceArray
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
-from ranklet.graph import MOST_ANSWERS, Best, Events, Floats, State
+from ranklet.graph import Best, Events, Floats, State
+from ranklet.plain import MOST_ANSWERS
 from ranklet.ranker import (
     NOTHING,
     ORDER_ALONE,
@@ -281,11 +283,23 @@ class User:
         """Take over the state after so many events, or after all."""
         new = len(self._history) - self._encoded if events is None else events
         self._encoded, self._position = self._encoded + new, self._position + new
-        self._state = list(state)
+        self._state = self._latest(state, self._window, self._graphs.attention_window)
+
+    def _latest(self, state: State, events: int, shown: int) -> list[Floats | DeviceArray]:
+        """Return a state of so many events at most, with keys and values of those that are shown.
+
+        On a device, where to cut is to copy, they stay until events are cut, too.
+        """
+        if not state:
+            return []
+        *keys_values, entered = state
+        if self._graphs.attention_window and isinstance(entered, np.ndarray):
+            keys_values = [_cut(part, min(shown, events)) for part in keys_values]
+        return [_cut(part, events) for part in (*keys_values, entered)]
 
     @property
     def _size(self) -> int:
-        return int(self._state[0].shape[-2])
+        return int(self._state[-1].shape[-2])
 
     def _events(self, first: int, count: int | None, until: int) -> Events:
         """Return events as input of a graph, with the part of the past that they may see."""
@@ -293,9 +307,8 @@ class User:
         history = np.array([self._history[first:last]], dtype=np.int64)
         since = np.array([self._since[first:last]], dtype=np.int64)
         room = self._window - history.shape[1]
-        if self._state and self._size > room:
-            start = self._size - room
-            self._state = [part[..., start:, :] for part in self._state]
+        if self._state:
+            self._state = self._latest(self._state, room, self._graphs.attention_window - 1)
         self._rebase(history.shape[1])
         starts = np.array([self._position], dtype=np.int64)
         told = np.array([until], dtype=np.int64)
@@ -386,7 +399,7 @@ class Users:
         if eligible is not None:
             ranker.check_eligible(eligible)
         answers: dict[int, Ranking] = {}
-        groups: dict[tuple[int, int], list[_Question]] = {}
+        groups: dict[tuple[tuple[int, ...], int], list[_Question]] = {}
         for row, user in enumerate(self._users):
             request = user.request(None, None, None, exclude_seen)
             available = ranker.available(request, eligible)
@@ -395,18 +408,26 @@ class Users:
                 continue
             question = _Question(row, request, user.prepare(UNKNOWN))
             left = min(available, ranker.graphs.pool_of(k))  # a smaller pool needs a run of its own
-            groups.setdefault((question.past, left), []).append(question)
-        for (past, left), questions in groups.items():
+            groups.setdefault((question.rows, left), []).append(question)
+        for (_, left), questions in groups.items():
             for part in batches(questions, len(ranker)):
                 requests = [q.request for q in part]
                 best = ranker.best(requests, _stack(part), min(k, left), left, eligible, keep=True)
                 states = [np.asarray(t) for t in best.state]
                 for place, q in enumerate(part):
-                    total = past + q.events.history.shape[1]  # the rest is padding
-                    state = [t[place : place + 1, ..., :total, :].copy() for t in states]
+                    new = q.events.history.shape[1]  # the rest is padding
+                    state = [
+                        t[place : place + 1, ..., : rows + new, :].copy()
+                        for t, rows in zip(states, q.rows, strict=True)
+                    ]
                     self._users[q.row].keep(state)
                     answers[q.row] = ranker.name(best, place, q.request.unknown)
         return [answers[row] for row in range(len(self._users))]
+
+
+def _cut(part: Floats | DeviceArray, rows: int) -> Floats | DeviceArray:
+    start = part.shape[-2] - rows
+    return part[..., start:, :] if start > 0 else part
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,9 +439,9 @@ class _Question:
     events: Events
 
     @property
-    def past(self) -> int:
-        """Return how many events are kept of those before."""
-        return self.events.past[0].shape[-2] if self.events.past else 0
+    def rows(self) -> tuple[int, ...]:
+        """Return of how many events before each part of the state is."""
+        return tuple(part.shape[-2] for part in self.events.past)
 
 
 def _stack(questions: Sequence[_Question]) -> Events:

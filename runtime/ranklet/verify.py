@@ -65,18 +65,26 @@ def verify(path: Path, *, provider: Provider = "auto", threads: int = 1) -> Veri
 
 def _check_codes(ranker: Ranker, histories: list[Any]) -> None:
     """Check that scores by codes are as near to fp32 as claimed, alone and in a batch."""
-    graphs = ranker.graphs
+    graphs, plain = ranker.graphs, ranker.plain
     if not graphs.is_rounded:
         return
     pool = min(graphs.smallest_pool, len(ranker))
     for history in histories:
         row = ranker.vocabulary.index(history)[None]
-        for batch in (1, SMALLEST_BATCH):
-            off = graphs.off_by(graphs.rank(Events(row.repeat(batch, axis=0)), pool, pool=pool))
+        found = {
+            f"in a batch of {batch}": graphs.rank(
+                Events(row.repeat(batch, axis=0)), pool, pool=pool
+            )
+            for batch in (1, SMALLEST_BATCH)
+        }
+        if plain is not None:
+            found["alone"] = plain.rank(row[0], pool, pool)
+        for how, best in found.items():
+            off = graphs.off_by(best)
             if off > 0:
                 raise BundleError(
-                    f"scores by codes are off by {off:.2e} more than rounding explains, in a batch "
-                    f"of {batch}, on this machine: export with --precision fp32"
+                    f"scores by codes are off by {off:.2e} more than rounding explains, {how}, "
+                    "on this machine: export with --precision fp32"
                 )
 
 

@@ -27,7 +27,7 @@ ITEMS = 40
 
 def _make_model(items: int = ITEMS, **settings: Any) -> Model:
     """Return a model with random weights that are large enough for every part to matter."""
-    defaults = {"width": 16, "heads": 2, "feed_forward": 2, "max_length": 64}
+    defaults = {"width": 16, "heads": 2, "feed_forward": 2, "max_length": 64, "attention_window": 8}
     config = ModelConfig(**{**defaults, **settings})
     torch.manual_seed(1)
     model: Model

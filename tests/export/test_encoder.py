@@ -58,7 +58,7 @@ def encode(
         angles = ages[..., None] * 1000.0 ** (-torch.arange(8) / 8)
         bias = angles.cos() @ torch.tensor(block.cosines).T
         bias += angles.sin() @ torch.tensor(block.sines).T  # (..., P + T, H)
-        bias[ages < 0] = block.hidden
+        bias[(ages < 0) | (ages >= (block.window or kept + length))] = block.hidden
         bias = bias.movedim(-1, 0)
         is_last = place == len(encoder.masks)
         masks.append(bias.transpose(0, 1)[:, :, None] if is_last else bias[None])
@@ -69,8 +69,8 @@ def encode(
 
 
 def empty_state(model: Model, batch: int) -> list[Tensor]:
-    sizes = {"batch": batch, "past": 0}
-    shapes = state_shapes(model.config, "past").values()
+    sizes = {"batch": batch, "past": 0, "recent": 0}
+    shapes = state_shapes(model.config, "past", "recent").values()
     return [torch.zeros([sizes.get(str(axis), axis) for axis in shape]) for shape in shapes]
 
 

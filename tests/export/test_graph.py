@@ -19,7 +19,14 @@ from ranklet_training.checkpoint import Run
 Plain = tuple[onnxruntime.InferenceSession, list[BlockMask]]
 Ask = Callable[..., dict[str, NDArray[Any]]]
 SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6
-FILES = ["append.onnx", "batch.onnx", "encoder.onnx", "model.onnx", "model.onnx.data"]
+FILES = [
+    "append.onnx",
+    "batch.onnx",
+    "encoder.onnx",
+    "model.onnx",
+    "model.onnx.data",
+    "plain.onnx",
+]
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:
@@ -38,12 +45,12 @@ def graph(tiny_bundle: Path) -> Plain:
 
 def test_batch_length_and_past_are_symbols_and_nothing_else_is(graph: Plain) -> None:
     shapes = {i.name: i.shape for i in graph[0].get_inputs()}
-    state = ["batch", 2, "past", 8]  # heads, width of a head
+    state = ["batch", 2, "recent", 8]  # heads, width of a head
     assert shapes == {
         "history": ["batch", "length"],
         "last": ["batch", 1, 1],
         "positions": ["batch", "length"],
-        "mask_0": [1, 1, "length", "total"],
+        "mask_0": [1, 1, "length", "recent_total"],
         "mask_1": ["batch", 2, 1, "total"],
         "past_key_0": state,
         "past_value_0": state,
@@ -158,7 +165,7 @@ def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
     wanted = {"encoder.onnx": looked_up, "model.onnx": set(looked_up)}
     if any_ranker.manifest.precision in CODE_BITS:
         wanted["model.onnx"] |= {"codes", "scales"}
-    wanted["append.onnx"] = wanted["model.onnx"]
+    wanted["append.onnx"] = wanted["plain.onnx"] = wanted["model.onnx"]
     if any_ranker.manifest.precision == "int8":
         wanted["batch.onnx"] = wanted["model.onnx"]
     for name, tables in wanted.items():
@@ -169,31 +176,55 @@ def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
 
 
 def test_all_graphs_refer_to_the_same_bytes(tiny_bundle: Path) -> None:
-    encoder, whole, batch, append = (
+    encoder, whole, batch, *others = (
         {
             tensor.name: {entry.key: entry.value for entry in tensor.external_data}
             for tensor in onnx.load(tiny_bundle / name, load_external_data=False).graph.initializer
             if tensor.external_data
         }
-        for name in ("encoder.onnx", "model.onnx", "batch.onnx", "append.onnx")
+        for name in ("encoder.onnx", "model.onnx", "batch.onnx", "append.onnx", "plain.onnx")
     )
     assert encoder == {name: whole[name] for name in encoder}
     assert batch == whole
     # The names of weights that the exporter makes up differ: what lies there does not.
-    assert sorted(map(str, append.values())) == sorted(map(str, whole.values()))
+    for other in others:
+        assert sorted(map(str, other.values())) == sorted(map(str, whole.values()))
+
+
+def test_a_whole_history_comes_in_chunks_and_nothing_is_kept(tiny_bundle: Path) -> None:
+    session = session_of(tiny_bundle / "plain.onnx")
+    assert {i.name: i.shape for i in session.get_inputs()} == {
+        "history": ["chunks", "length"],
+        "last": [1, 1, 1],
+        "positions": ["chunks", "length"],
+        "mask_0": ["chunks", 1, "length", "visible"],
+        "mask_1": [1, 2, 1, "padded"],
+        "keys": ["chunks", "visible"],
+        "key_positions": ["chunks", "visible"],
+        "k": [1],
+        "bias": [64],
+        "pool": [1],
+    }
+    assert {o.name: o.shape for o in session.get_outputs()} == {
+        "user": [1, 16],
+        "items": [1, "k"],
+        "scores": [1, "k"],
+        "pool_scores": [1, "pool"],
+    }
 
 
 def test_one_event_is_put_into_a_state_that_does_not_grow(tiny_bundle: Path) -> None:
     session = session_of(tiny_bundle / "append.onnx")
-    kept, events = [2, "kept", 8], [1, "kept", 16]
+    recent, events = [2, "recent", 8], [1, "kept", 16]
     assert {i.name: i.shape for i in session.get_inputs()} == {
         "history": [1, 1],
-        "last": [2, 1, 2],
+        "last": [1, 1, 2],
+        "last_key": [2, 1, 2],
         "positions": [1, 1],
-        "mask_0": [1, 1, 1, "kept"],
+        "mask_0": [1, 1, 1, "recent"],
         "mask_1": [1, 2, 1, "kept"],
-        "past_key_0": kept,
-        "past_value_0": kept,
+        "past_key_0": recent,
+        "past_value_0": recent,
         "past_events": events,
         "k": [1],
         "bias": [64],
@@ -201,8 +232,8 @@ def test_one_event_is_put_into_a_state_that_does_not_grow(tiny_bundle: Path) -> 
     }
     assert {o.name: o.shape for o in session.get_outputs()} == {
         "user": [1, 16],
-        "present_key_0": kept,
-        "present_value_0": kept,
+        "present_key_0": recent,
+        "present_value_0": recent,
         "present_events": events,
         "items": [1, "k"],
         "scores": [1, "k"],

@@ -39,7 +39,9 @@ def set_first(value: float) -> Callable[[NDArray[Any]], None]:
     return lambda values: values.__setitem__(0, value)
 
 
-@pytest.mark.parametrize("graph", ["encoder.onnx", "model.onnx", "batch.onnx", "append.onnx"])
+@pytest.mark.parametrize(
+    "graph", ["encoder.onnx", "model.onnx", "batch.onnx", "plain.onnx", "append.onnx"]
+)
 def test_a_changed_float_in_any_weight_fails_the_gate(
     graph: str, two_block_graphs: Any, damage: Any, tmp_path: Path
 ) -> None:
@@ -149,8 +151,9 @@ def test_the_report_names_points_of_every_kind(two_block_graphs: Any) -> None:
     report = two_block_graphs.check()
     assert "batch 1, length 64, past 0" in report.points
     assert "batch 1, length 1, past 63" in report.points
-    assert report.points[-2:] == [
+    assert report.points[-3:] == [
         "events appended one by one equal one long history",
+        "plain.onnx gives what the model does, where it cuts a history, too",
         "append.onnx gives what model.onnx does, where the window rolls, too",
     ]
     assert 0 < report.max_score_difference < 1e-4

@@ -232,10 +232,12 @@ def test_the_bare_session_gets_what_one_ranking_gives_it(tiny_bundle: Path) -> N
     ranker = Ranker.load(tiny_bundle, provider="cpu")
     case = Case(setting(ranker, 1, 4, k=7), ranker, seed=3)
     case.rank(0)
-    ((bound,),) = ranker.graphs._idle.values()
-    ((inputs,),) = [case.inputs[0]]
-    assert inputs.keys() == {tensor.name for tensor in ranker.manifest.inputs}
-    assert all(np.array_equal(bound.arrays[name], inputs[name]) for name in inputs)
+    assert ranker.plain is not None
+    ((run,),) = ranker.plain._idle.runs.values()
+    ((session, inputs),) = case.bare[0]
+    assert session is ranker.graphs.plain
+    assert inputs.keys() == {tensor.name for tensor in session.get_inputs()}
+    assert all(np.array_equal(run.inputs[name], inputs[name]) for name in inputs)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(2, 4), (5, 3)], ids=["in one", "in three runs"])
@@ -244,7 +246,6 @@ def test_the_bare_session_gets_what_a_ranking_gives_it(
 ) -> None:
     ranker = Ranker.load(tiny_bundle, provider="cpu")
     monkeypatch.setattr(ranker_module, "MAX_SCORES", 2 * len(ranker))  # two rows a run
-    case = Case(setting(ranker, batch, length, k=7), ranker, seed=3)
     calls: list[tuple[list[str], dict[str, Any]]] = []
 
     class Recorder:
@@ -254,6 +255,8 @@ def test_the_bare_session_gets_what_a_ranking_gives_it(
 
     session = ranker.graphs.session
     monkeypatch.setattr(ranker.graphs, "session", Recorder())
+    case = Case(setting(ranker, batch, length, k=7), ranker, seed=3)
+    calls = []
     case.rank(0)
     public, calls = calls, []
     case.run_session(0)

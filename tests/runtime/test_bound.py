@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranklet import Ranker, Ranking
-from ranklet import graph as graph_module
+from ranklet import bound as bound_module
+from ranklet import plain as plain_module
 
 histories = st.lists(st.integers(0, 59), min_size=1, max_size=45)
 
@@ -28,7 +29,8 @@ def assert_equal(found: Ranking, expected: Ranking) -> None:
 
 
 def idle_runs(ranker: Ranker) -> int:
-    return sum(map(len, ranker.graphs._idle.values()))
+    assert ranker.plain is not None
+    return sum(map(len, ranker.plain._idle.runs.values()))
 
 
 @settings(deadline=None)
@@ -88,22 +90,24 @@ def test_a_selection_is_not_kept_alive(ranker: Ranker, ids: list[str]) -> None:
 def test_what_is_kept_is_bounded(
     ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_module, "MOST_KEPT", 5 * graph_module.BOUND_BYTES)
+    assert ranker.plain is not None
+    monkeypatch.setattr(bound_module, "MOST_KEPT", 6 * bound_module.RUN_BYTES)
     for length in range(1, 30):
         found = ranker.rank(ids[:length], k=5)
         assert_equal(found, ranker.rank_batch([ids[:length]], k=5)[0])
-        assert ranker.graphs._kept_bytes <= graph_module.MOST_KEPT
+        assert ranker.plain._idle.bytes <= bound_module.MOST_KEPT
         assert 1 <= idle_runs(ranker) <= 5
 
 
-@pytest.mark.parametrize("limit", ["LONGEST_KEPT", "MOST_ANSWERS"])
+@pytest.mark.parametrize("limit", ["LONGEST_WHOLE", "MOST_ANSWERS"])
 def test_longer_requests_are_answered_unbound(
     ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     expected = ranker.rank(ids[:6], k=6)
     assert idle_runs(ranker) == 1
-    ranker.graphs._idle.clear()
-    monkeypatch.setattr(graph_module, limit, 5)
+    assert ranker.plain is not None
+    ranker.plain._idle.runs.clear()
+    monkeypatch.setattr(plain_module, limit, 5)
     found = ranker.rank(ids[:6], k=6)
     assert idle_runs(ranker) == 0
     assert found.items == expected.items

@@ -41,7 +41,7 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def use_sessions(monkeypatch: pytest.MonkeyPatch, *, cuda: Any) -> None:
     """Answer a wish for CUDA with ``cuda``, a session or an error, and one for the CPU with it."""
 
-    def create(path: str, options: object, providers: list[Any], enable_fallback: int) -> Any:
+    def create(path: str, options: object, providers: list[Any], **_: object) -> Any:
         if providers == [CPU]:
             return FakeSession([CPU])
         if isinstance(cuda, Exception):

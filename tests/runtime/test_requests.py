@@ -155,9 +155,9 @@ def break_sessions(patch: pytest.MonkeyPatch, ranker: Ranker) -> None:
         def io_binding(self) -> None:
             raise RuntimeError("out of memory")
 
-    for name in ("session", "encoder", "append"):
+    for name in ("session", "plain", "encoder", "append"):
         patch.setitem(vars(ranker.graphs), name, Broken())
-    for runs in ranker.appender._idle.values():
+    for runs in ranker.appender._idle.runs.values():
         for run in runs:
             patch.setattr(run.bound, "run", Broken().io_binding)
 

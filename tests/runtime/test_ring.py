@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ranklet import Manifest, Ranker, Ranking
-from ranklet import ring as ring_module
+from ranklet import bound as bound_module
 from ranklet import user as user_module
 from ranklet.bound import BoundRun
 from ranklet.bundle import APPEND, describe_files
@@ -110,22 +110,23 @@ def test_users_alike_share_a_run(ranker: Ranker, ids: list[str]) -> None:
     for user in users:
         user.append(ids[30])
         user.rank(7)
-    assert {places: len(runs) for places, runs in ranker.appender._idle.items()} == {ROOM: 1}
+    assert {places: len(runs) for places, runs in ranker.appender._idle.runs.items()} == {ROOM: 1}
 
 
 def test_idle_runs_are_dropped_before_they_keep_much(
     ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short, user, appender = started(ranker, ids, 10), started(ranker, ids, 20), ranker.appender
-    assert sorted(appender._idle) == [ROOM, 20]
-    most = 3 * appender._kept_bytes
-    monkeypatch.setattr(ring_module, "MOST_KEPT", most)
+    idle = appender._idle
+    assert sorted(idle.runs) == [ROOM, 20]
+    most = 3 * idle.bytes
+    monkeypatch.setattr(bound_module, "MOST_KEPT", most)
     for item in ids[20:40]:
-        appender._idle[20] = []  # another thread has them
+        idle.runs[20] = []  # another thread has them
         user.append(item)
         user.rank()
-        assert appender._kept_bytes <= most
-    assert list(appender._idle) == [20]
+        assert idle.bytes <= most
+    assert list(idle.runs) == [20]
     short.append(ids[10])
     assert short.rank().items == ranker.rank(ids[:11]).items
 

@@ -58,7 +58,8 @@ def rolling_scores(
 ) -> NDArray[np.float64]:
     """Score every item after each event, (N, items), all at once, in float64.
 
-    In every block an event attends to the ``max_length`` latest events, itself included.
+    In every block an event attends to the ``max_length`` latest events, itself included, in all but
+    the last one to the ``attention_window`` latest.
     """
     model = copy.deepcopy(model).double()
     count, window = len(history), model.config.max_length
@@ -86,13 +87,15 @@ def rolling_scores(
         split = [part.chunk(block.heads, dim=1) for part in (block.query(normed), key, value)]
         heads, waves = [], model.bias.waves().transpose(0, 1)
         for q, k, v, (a, b) in zip(*split, waves, strict=True):
+            seen = may_attend
             if place < model.config.blocks:
+                seen = may_attend & (age < (model.config.attention_window or count))
                 base = model.config.rotary_base
                 weights = rotate(q, base) @ rotate(k, base).T / q.shape[1] ** 0.5
             else:
                 angles = age[..., None] * 1000.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
                 weights = q @ k.T / q.shape[1] ** 0.5 + angles.cos() @ a + angles.sin() @ b
-            heads.append(weights.masked_fill(~may_attend, -torch.inf).softmax(dim=-1) @ v)
+            heads.append(weights.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ v)
         x = block.merge(x[None], torch.stack(heads)[None])[0]
     return np.asarray(model.user(x) @ table[1:].T)
 

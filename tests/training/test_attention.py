@@ -12,6 +12,7 @@ from ranklet_training.attention import (
     RelativeBias,
     attention,
     biased_attention,
+    local_attention,
     rotary,
     rotary_tables,
 )
@@ -51,6 +52,26 @@ def slow_attention(query: Tensor, key: Tensor, value: Tensor, allowed: list[list
 
 def largest_difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 3, 5, 20])
+@pytest.mark.parametrize("length", [1, 3, 8, 9, 17, 18, 20])
+def test_local_attention_is_the_closed_form(length: int, window: int) -> None:
+    query, key, value = (x.requires_grad_() for x in query_key_value(length))
+    allowed = [[0 <= t - s < (window or length) for s in range(length)] for t in range(length)]
+    with torch.no_grad():
+        expected = slow_attention(query, key, value, allowed)
+    found = local_attention(query, key, value, window)
+    assert largest_difference(found.detach(), expected) < EXACT
+    mask = torch.tensor(allowed)
+    for part, other in zip(
+        torch.autograd.grad(found.square().sum(), (query, key, value)),
+        torch.autograd.grad(
+            attention(query, key, value, mask=mask).square().sum(), (query, key, value)
+        ),
+        strict=True,
+    ):
+        assert largest_difference(part, other) < EXACT
 
 
 def test_attention_without_a_mask_is_the_closed_form() -> None:

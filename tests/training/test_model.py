@@ -29,6 +29,8 @@ ITEMS, LENGTH = 30, 9
 SHAPES: dict[str, dict[str, Any]] = {
     "two-blocks": {"blocks": 2},
     "two-heads": {"heads": 2},
+    "window": {"attention_window": 3},
+    "chunks": {"attention_window": 1},
     "gated": {"block": "gated"},
     "swiglu": {"activation": "swiglu"},
     "dot": {"scoring": "dot"},
@@ -123,6 +125,22 @@ def test_a_row_alone_equals_the_row_in_a_batch(shape: str) -> None:
     batch = serve(model, history)
     alone = serve(model, history[1:2, :3])
     assert difference(alone[0], batch[1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, LENGTH])
+def test_a_block_before_the_last_sees_a_window(window: int) -> None:
+    model, history = make_model("two-blocks", attention_window=window), draw_history(batch=1)
+    assert isinstance(model, SequenceModel)
+    other = history.clone()
+    other[0, 4] = 1 + other[0, 4] % ITEMS
+    with torch.no_grad():
+        before, after = (
+            model._before_last(model.embed(h, model.table(), None)) for h in (history, other)
+        )
+    changed = (before - after).abs().amax(dim=(0, 2)) > EARLIER
+    seen_by = range(4, min(LENGTH, 4 + (window or LENGTH)))
+    assert changed.nonzero().flatten().tolist() == list(seen_by)
+    assert difference(encode(model, history)[:, -1], encode(model, other)[:, -1]) > EARLIER
 
 
 @pytest.mark.parametrize("shape", ["two-blocks", "two-heads", "one-block"])
@@ -275,6 +293,7 @@ def test_a_feature_without_a_value_is_refused() -> None:
         ({"feed_forward": 0}, "feed_forward must be at least 1, got 0"),
         ({"max_length": 0}, "max_length must be at least 1, got 0"),
         ({"blocks": -1}, "blocks must be at least 0, got -1"),
+        ({"attention_window": -1}, "attention_window must be at least 0, got -1"),
         ({"width": 6, "heads": 2}, r"divisible by 2 \* heads, got 6 and 2 heads"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),
@@ -325,7 +344,7 @@ import resource
 import torch
 from ranklet_training.model import ModelConfig, SequenceModel
 
-model = SequenceModel(ModelConfig(width=8, heads=1, blocks=1, max_length=8000), items=50)
+model = SequenceModel(ModelConfig(width=8, heads=1, max_length=8000), items=50)
 model.init_weights()
 
 def peak(length):

@@ -275,7 +275,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, events: Events) -> No
         reopen_run(tmp_path, events)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', "\ufffe"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 3}', "\ufffe"])
 def test_a_damaged_config_is_refused(text: str, start: Start) -> None:
     run = start()
     (run.path / "config.json").write_text(text)
@@ -287,7 +287,7 @@ def test_another_run_format_is_refused(start: Start) -> None:
     run = start()
     document = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps({**document, "format": 1}))
-    with pytest.raises(RunError, match="has run format 1, not 2"):
+    with pytest.raises(RunError, match="has run format 1, not 3"):
         read_run(run.path)
 
 

@@ -15,6 +15,8 @@ from ranklet.positions import FREQUENCIES, WAVES
 
 # An optimizer such as Adam moves a number by about its learning rate a step; a bias goes further.
 STEP = 4.0
+# Histories of up to so many windows are not cut: products are larger then.
+WHOLE = 8
 
 
 def attention(
@@ -34,13 +36,55 @@ def attention(
         query: (B, H, T, d_k).
         key: (B, H, S, d_k).
         value: (B, H, S, d_v).
-        mask: Added to the scores, -inf where a query may not look, broadcast to (B, H, T, S).
+        mask: Added to the scores, -inf where a query may not look; or bool, False there. Broadcast
+            to (B, H, T, S).
         is_causal: Query t looks at keys 0 to t only.
         scale: In the place of 1 / sqrt(d_k).
     """
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale
     )
+
+
+def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    """Return causal attention to the latest events; shapes as ``attention``.
+
+    Source: Beltagy et al., "Longformer", 2020, section 3.1, its causal half. A long history is cut
+    into chunks, each beside the one before: time and memory grow with its length, not the square.
+
+    Args:
+        query: (B, H, T, d_k).
+        key: (B, H, T, d_k).
+        value: (B, H, T, d_v).
+        window: How many events are seen, the one that asks included; 0: all.
+    """
+    length = query.shape[2]
+    if not 0 < window < length:
+        return attention(query, key, value, is_causal=True)
+    if length <= WHOLE * window:
+        places = torch.arange(length, device=query.device)
+        distance = places[:, None] - places
+        return attention(query, key, value, mask=(distance >= 0) & (distance < window))
+    batch, heads = query.shape[:2]
+    chunks = -(-length // window)
+    sizes = (batch, heads, chunks, window, -1)
+    query, key, value = (
+        functional.pad(x, (0, 0, 0, chunks * window - length)).view(*sizes)
+        for x in (query, key, value)
+    )  # (B, H, C, W, d)
+    key, value = (
+        torch.cat([functional.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3)
+        for x in (key, value)
+    )  # (B, H, C, 2 W, d): what lies before the first chunk is padding
+    places = torch.arange(2 * window, device=query.device)
+    distance = places[window:, None] - places
+    mask = ((distance >= 0) & (distance < window)).repeat(chunks, 1, 1)
+    mask[0, :, :window] = False
+    # Chunks as heads, for they share masks.
+    attended = attention(
+        *(x.flatten(1, 2) for x in (query, key, value)), mask=mask.repeat(heads, 1, 1)
+    )
+    return attended.view(batch, heads, chunks * window, -1)[:, :, :length]
 
 
 def rotary_tables(positions: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:

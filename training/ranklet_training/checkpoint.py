@@ -36,7 +36,7 @@ from ranklet_training.optimizer import Optimizer
 from ranklet_training.presets import RunConfig
 from ranklet_training.seed import SeedModel
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 Model = SequenceModel | SeedModel
 
 

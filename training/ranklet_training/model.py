@@ -27,6 +27,7 @@ from ranklet_training.attention import (
     RelativeBias,
     attention,
     biased_attention,
+    local_attention,
     rotary,
     rotary_tables,
 )
@@ -55,6 +56,8 @@ class ModelConfig:
     activation: Literal["gelu", "swiglu"] = "gelu"
     feed_forward: int = 4  # hidden width of the feed-forward layer, in widths
     max_length: int = 200  # longer histories keep their latest events
+    # A block before the last sees so many events back, the last one all; 0: all of them see all.
+    attention_window: int = 32
     dropout: float = 0.3
     scoring: Literal["cosine", "dot"] = "cosine"
     temperature: float = 0.07  # of cosine scores
@@ -73,8 +76,9 @@ class ModelConfig:
         for name in ("width", "heads", "feed_forward", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.blocks < 0:
-            raise ValueError(f"blocks must be at least 0, got {self.blocks}")
+        for name in ("blocks", "attention_window"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.time_gaps and (self.blocks == 0 or self.kind == "seed"):
             raise ValueError("time_gaps needs a sequence model with at least 1 block")
         if self.width % (2 * self.heads):
@@ -331,7 +335,7 @@ class SequenceModel(nn.Module):
             key, value = block.keys_values(normed)
             query = rotary(block.split_heads(block.query(normed)), self.cos, self.sin, positions)
             key = rotary(key, self.cos, self.sin, positions)
-            x = block.merge(x, attention(query, key, value, is_causal=True))
+            x = block.merge(x, local_attention(query, key, value, self.config.attention_window))
         return x
 
     def _last_block(self) -> Block:

@@ -111,6 +111,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "heads": 1,
         "block": "pre-norm",
         "scoring": "dot",
+        "attention_window": 0,
         "loss": "gbce",
         "negatives": 1,
         "calibration": 0.0,

@@ -32,7 +32,7 @@ Blocks = list[list[int]]  # times of calls in ns, a list for each block
 
 @dataclass
 class Case:
-    """One combination: its requests, the session inputs they become, and its times."""
+    """One combination: its requests, the bare runs that they become, and its times."""
 
     setting: Setting
     ranker: Ranker
@@ -48,7 +48,7 @@ class Case:
             for number in range(REQUESTS)
         ]
         k = self.setting.k
-        self.inputs = [list(session_inputs(self.ranker, rows, k)) for rows in self.requests]
+        self.bare = [list(bare_runs(self.ranker, rows, k)) for rows in self.requests]
         for call in (self.rank, self.run_session):
             for number in range(WARM_UP):
                 call(number)
@@ -63,10 +63,8 @@ class Case:
 
     def run_session(self, number: int) -> None:
         """Run the graph alone as such a request does."""
-        graphs = self.ranker.graphs
-        for inputs in self.inputs[number % REQUESTS]:
-            session = graphs.session_for(inputs["history"].shape[0])
-            run_graph(session, graphs.answers, inputs)
+        for session, inputs in self.bare[number % REQUESTS]:
+            run_graph(session, self.ranker.graphs.answers, inputs)
 
     def time_block(self, begin: int, count: int) -> None:
         """Time some calls, those of number ``begin`` and on."""
@@ -116,12 +114,18 @@ def block_medians(blocks: Blocks) -> list[float]:
     return [float(np.median(block)) / 1e6 for block in blocks]
 
 
-def session_inputs(ranker: Ranker, histories: list[Ids], k: int) -> Iterator[Inputs]:
-    """Yield what the graph gets for histories of one length, run by run, as in ``Ranker``."""
-    pool = min(ranker.graphs.pool_of(k), len(ranker))
+def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> "Iterator[tuple[Session, Inputs]]":
+    """Yield a session and what it gets, run by run, for histories of one length as ``Ranker``."""
+    graphs, plain = ranker.graphs, ranker.plain
+    pool = min(graphs.pool_of(k), len(ranker))
     for part in batches(histories, len(ranker)):
         indices = np.stack([ranker.vocabulary.index(history) for history in part])
-        yield ranker.graphs.rank_inputs(Events(indices), min(k, pool), pool=pool)
+        is_alone = len(histories) == 1 and pool < len(ranker)
+        if is_alone and plain is not None and plain.can_rank(indices.shape[1], k):
+            yield plain.bare(indices[0], k, pool)
+        else:
+            inputs = graphs.rank_inputs(Events(indices), min(k, pool), pool=pool)
+            yield graphs.session_for(len(part)), inputs
 
 
 def run_graph(session: "Session", names: list[str], inputs: Inputs) -> list[Any]:
