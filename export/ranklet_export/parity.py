@@ -17,7 +17,7 @@ from ranklet.bundle import BATCH, CODE_BITS, Manifest, Precision
 from ranklet.errors import ParityError
 from ranklet.gaps import BUCKETS
 from ranklet.graph import NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
-from ranklet.plain import MOST_ANSWERS, Plain
+from ranklet.plain import MOST_ANSWERS, Layout, Plain
 from ranklet.ring import Appender, Event
 from ranklet_export.graph import input_contract, state_contract
 from ranklet_training.checkpoint import Model
@@ -250,9 +250,11 @@ def _check_plain(
     """Check that plain.onnx answers as the model, for whole histories and for those in chunks."""
     longest, items = model.config.max_length, len(table) - 1
     plain, difference = Plain(graphs), 0.0
-    for length in sorted({1, 2, longest // 2 + 1, max(1, longest - 1), longest}):
+    window, every = graphs.attention_window, range(1, longest + 1)
+    cut = next((length for length in every if Layout.of(length, window).chunks > 1), 2)
+    for length in sorted({1, cut - 1, cut, longest // 2 + 1, longest - 1, longest} & {*every}):
         history = random.integers(1, items + 1, (1, length))
-        point = _Point(history, 0, np.zeros_like(history), history[0])
+        point = _Point(history, 0, np.zeros_like(history), np.zeros(1, dtype=np.int64))
         best = plain.rank(history[0], min(TOP, items), min(LARGEST_POOL, items))
         _, scores = _reference(model, table, point)
         found = _score_difference(point, best, scores)

@@ -19,7 +19,7 @@ Arrays = dict[str, NDArray[Any]]
 Kind = TypeVar("Kind", bound=Hashable)
 Run = TypeVar("Run")
 
-MOST_KEPT = 1 << 24  # bytes of idle runs
+MOST_KEPT = 1 << 24  # bytes of idle runs of a graph, and of masks
 RUN_BYTES = 1 << 13  # what onnxruntime and Python need for one, roughly
 
 
@@ -61,7 +61,7 @@ class BoundRun:
 
 
 class Idle(Generic[Kind, Run]):
-    """Runs that no thread uses, by kind: all are dropped before they take more than MOST_KEPT."""
+    """Runs that no thread uses, by kind: dropped before they take much more than MOST_KEPT."""
 
     def __init__(self) -> None:
         self.runs: dict[Kind, list[Run]] = {}

@@ -265,6 +265,9 @@ class Manifest:
                     raise ValueError(f"masks[{place}] has waves that are no finite numbers")
                 if [len(head) for head in heads] != [WAVES] * len(mask.cosines):
                     raise ValueError(f"masks[{place}] does not have {WAVES} waves a head")
+        windows = [mask.window for mask in self.masks]
+        if len(set(windows[:-1])) > 1 or any(windows[-1:]):
+            raise ValueError(f"masks have the windows {windows}: one for all, 0 for the last")
         found = [(t.name, t.shape[1:2]) for t in self.inputs if t.name.startswith("mask_")]
         expected = [(f"mask_{i}", [len(mask.cosines)]) for i, mask in enumerate(self.masks)]
         if found != expected:

@@ -77,7 +77,10 @@ class Plain:
         """
         kind = (len(history), k, pool, exclude_seen)
         try:
-            run = self._idle.take(kind) or self._new_run(*kind)
+            run = self._idle.take(kind)
+            if run is None:
+                run = self._new_run(*kind)
+                self._idle.count(run.bytes)
         except ORT_ERRORS as error:
             raise self._graphs.failed(error) from error
         run.fill(history)
@@ -94,9 +97,7 @@ class Plain:
     def _new_run(self, length: int, k: int, pool: int, exclude_seen: bool) -> "_Run":
         graphs = self._graphs
         kind = _ChunkedRun if graphs.has_plain else _Run
-        run = kind(graphs, length, k, pool, exclude_seen=exclude_seen)
-        self._idle.count(run.bytes)
-        return run
+        return kind(graphs, length, k, pool, exclude_seen=exclude_seen)
 
 
 class _Run:
@@ -141,19 +142,20 @@ class _ChunkedRun(_Run):
         if chunks > 1:
             self._keys = np.zeros((chunks, visible), dtype=np.int64)
             self._visible = sliding_window_view(room, visible)[::events]
-        places = np.arange(0, chunks * events, events)[:, None] + np.arange(-before, events)
+        begins = np.arange(0, chunks * events, events, dtype=np.int64)
+        places = begins[:, None] + np.arange(-before, events, dtype=np.int64)
         places = places.clip(0)  # of what would be before the first event, and is hidden
         mask_0, mask_1 = graphs.chunk_masks(length, *layout)
         inputs = {
             "history": history,
-            "last": np.full((1, 1, 1), length - 1),
+            "last": np.full((1, 1, 1), length - 1, dtype=np.int64),
             "positions": np.ascontiguousarray(places[:, before:]),
             "mask_0": mask_0,
             "mask_1": mask_1,
             "keys": self._keys,
             "key_positions": places,
-            "k": np.array([k]),
-            "pool": np.array([pool]),
+            "k": np.array([k], dtype=np.int64),
+            "pool": np.array([pool], dtype=np.int64),
             "bias": graphs.bias,
         }
         self._bind(graphs, graphs.plain, {n: inputs[n] for n in graphs.plain_names}, k, pool)

@@ -8,6 +8,8 @@
   saw it, so answers differ from ``Ranker.rank`` with the latest events; they are no worse
   (docs/performance.md).
 * Events are encoded when a ranking asks for them, so that appending alone costs next to nothing.
+* A signal handler that raises may end any call. What belongs together is therefore set in one
+  statement that calls nothing, and what is set before it does no harm.
 """
 
 import hashlib
@@ -52,7 +54,8 @@ class User:
         self._graphs = ranker.graphs
         self._window = ranker.manifest.max_length
         self._history: list[int] = []  # known events, all of them
-        self._since: list[int] = []  # bucket before each of them
+        # Bucket before each of them; more only where a call was interrupted, see ``append``.
+        self._since: list[int] = []
         self._encoded = 0  # how many of them were encoded
         self._state: list[Floats | DeviceArray] = list(ranker.graphs.empty_state(1))
         self._ring: Ring | None = None  # where the state lies instead, after an event
@@ -78,8 +81,9 @@ class User:
         if index is None:
             self.extend([item], times=None if time is None else [time])
         else:  # the same without arrays
-            self._history.append(index)
-            self._since.append(UNKNOWN)
+            del self._since[len(self._history) :]
+            self._since += (UNKNOWN,)
+            self._history += (index,)
             self._last_time = None
 
     def extend(self, items: Ids, *, times: Times | None = None, name: str = "history") -> None:
@@ -87,19 +91,19 @@ class User:
         indices = self._ranker.vocabulary.index(items, name)
         is_known = indices > 0
         known = indices[is_known].tolist()
-        since = [UNKNOWN] * len(known)
+        since, last_time = [UNKNOWN] * len(known), None if known else self._last_time
         if times is not None:
             instants = self._check_times(times, len(indices))[is_known]
             if len(instants):
                 before = [] if self._last_time is None else [self._last_time]
                 gaps = buckets_before(np.concatenate([np.array(before, np.int64), instants]))
                 since = gaps[len(before) :].tolist()
-                self._last_time = int(instants[-1])
-        elif known:
-            self._last_time = None
-        self.unknown += len(indices) - len(known)
-        self._history += known
+                last_time = int(instants[-1])
+        unknown = self.unknown + len(indices) - len(known)
+        del self._since[len(self._history) :]
         self._since += since
+        self._history += known
+        self._last_time, self.unknown = last_time, unknown
 
     def rank(
         self,
@@ -156,11 +160,13 @@ class User:
         appender = self._ranker.appender
         if self._ring is None or not self._ring.has_room:
             self._settle()
+            if not self._size:  # an interrupt came when a window of one event had been cleared
+                return None
             self._ring, self._state = appender.ring(self._state), []
         until, bias = UNKNOWN, None
         if request is not None:
             until, bias = request.until, self._ranker.bias(request, eligible)
-        event = Event(self._history[-1], position, self._since[-1], until)
+        event = Event(self._history[-1], position, self._since[len(self._history) - 1], until)
         ring, before = self._ring, self._ring.events - 1 + new
         best = self._ranker.with_pool(appender.rank(ring, event, before, k, pool, bias), k, pool)
         # At once, so that no interrupt leaves counts that differ.
@@ -184,7 +190,7 @@ class User:
             "shapes": [part.shape for part in state],
             "events": len(self._history),
         }
-        numbers = np.array([self._history, self._since], dtype="<i8")
+        numbers = np.array([self._history, self._since[: len(self._history)]], dtype="<i8")
         parts = [numbers, *(np.ascontiguousarray(part, dtype="<f4") for part in state)]
         text = json.dumps(header).encode()
         body = MAGIC + len(text).to_bytes(4, "little") + text
@@ -219,10 +225,10 @@ class User:
             part = np.frombuffer(body, "<f4", math.prod(shape), place).reshape(shape)
             state.append(part.astype(np.float32))
             place += part.nbytes
-        self._history, self._since = numbers.tolist()
-        self._encoded, self._position = header["encoded"], header["position"]
-        self._last_time, self.unknown = header["last_time"], header["unknown"]
-        self._state, self._ring = state, None
+        history, since = numbers.tolist()
+        counts = [header[name] for name in ("encoded", "position", "last_time", "unknown")]
+        self._history, self._since, self._state, self._ring = history, since, state, None
+        self._encoded, self._position, self._last_time, self.unknown = counts
         return self
 
     # What Users needs, too.
@@ -270,9 +276,9 @@ class User:
         if not self._encoded and new > self._window:  # as Ranker.rank: the latest count
             self._encoded, new = len(self._history) - self._window, self._window
         if not new:
-            self._encoded -= 1
-            self._position -= 1
-            self._state = [part[..., :-1, :] for part in self._state]
+            state: list[Floats | DeviceArray] = [part[..., :-1, :] for part in self._state]
+            counts = self._encoded - 1, self._position - 1
+            self._state, (self._encoded, self._position) = state, counts
         while (new := len(self._history) - self._encoded) > 1 and self._size + new > self._window:
             count = max(1, min(new - 1, self._window - self._size))
             events = self._events(self._encoded, count, UNKNOWN)
@@ -282,8 +288,9 @@ class User:
     def keep(self, state: State, events: int | None = None) -> None:
         """Take over the state after so many events, or after all."""
         new = len(self._history) - self._encoded if events is None else events
-        self._encoded, self._position = self._encoded + new, self._position + new
-        self._state = self._latest(state, self._window, self._graphs.attention_window)
+        latest = self._latest(state, self._window, self._graphs.attention_window)
+        counts = self._encoded + new, self._position + new
+        self._state, (self._encoded, self._position) = latest, counts
 
     def _latest(self, state: State, events: int, shown: int) -> list[Floats | DeviceArray]:
         """Return a state of so many events at most, with keys and values of those that are shown.
@@ -303,7 +310,7 @@ class User:
 
     def _events(self, first: int, count: int | None, until: int) -> Events:
         """Return events as input of a graph, with the part of the past that they may see."""
-        last = None if count is None else first + count
+        last = len(self._history) if count is None else first + count
         history = np.array([self._history[first:last]], dtype=np.int64)
         since = np.array([self._since[first:last]], dtype=np.int64)
         room = self._window - history.shape[1]
@@ -315,24 +322,23 @@ class User:
         return Events(history, starts=starts, since=since, until=told, past=self._state)
 
     def _rebase(self, new: int) -> None:
-        """Count positions from the first kept key, before they leave the table of the graph.
+        """Count positions from the first kept event, before they leave the table of the graph.
 
         Only differences of rotary positions matter, so keys are turned back by the same angle.
         """
         base = self._ranker.manifest.rotary_base
         if not self._state or self._position + new <= self._graphs.positions:
             return
-        shift, self._position = self._position - self._size, self._size
-        if base is None:
-            return
-        half = self._state[0].shape[-1] // 2
-        angles = -shift * base ** (-np.arange(half) / half)
-        cos, sin = np.cos(angles), np.sin(angles)
-        for place in range(0, len(self._state) - 1, 2):  # keys; no block turns the last part
-            keys = np.asarray(self._state[place], dtype=np.float64)
+        state, size = self._state.copy(), self._size
+        for place in range(0, len(state) - 1 if base else 0, 2):  # keys; no block turns the last
+            keys = np.asarray(state[place], dtype=np.float64)
+            half = keys.shape[-1] // 2
+            angles = (size - self._position) * base ** (-np.arange(half) / half)
+            cos, sin = np.cos(angles), np.sin(angles)
             first, second = np.split(keys, 2, axis=-1)
             turned = [first * cos - second * sin, second * cos + first * sin]
-            self._state[place] = np.concatenate(turned, axis=-1).astype(np.float32)
+            state[place] = np.concatenate(turned, axis=-1).astype(np.float32)
+        self._state, self._position = state, size
 
     def _check_times(self, times: Times, events: int) -> NDArray[np.int64]:
         if not self._ranker.uses_times:

@@ -319,6 +319,12 @@ WRONG_VALUES: dict[str, tuple[str, Any, str]] = {
     "hidden score as text": ("masks", [mask(hidden="-20")], "BlockMask.hidden is '-20'"),
     "hidden score above 0": ("masks", [mask(hidden=1.0)], r"masks\[0\] hides with 1.0"),
     "a window below 0": ("masks", [mask(window=-1)], r"masks\[0\] has the window -1"),
+    "a window of the last block": (
+        "masks",
+        [mask(), mask(window=3)],
+        r"masks have the windows \[0, 3\]: one for all, 0 for the last",
+    ),
+    "two windows": ("masks", [mask(window=2), mask(), mask()], r"windows \[2, 0, 0\]"),
     "a window as text": ("masks", [mask(window="3")], "BlockMask.window is '3'"),
     "hidden score NaN": ("masks", [mask(hidden=math.nan)], r"masks\[0\] hides with nan"),
     "too few waves": ("masks", [mask(sines=[[0.0]])], r"masks\[0\] does not have 8 waves a head"),

@@ -21,8 +21,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "two heads": {},
     "one head, gated": {"heads": 1, "block": "gated", "scoring": "dot"},
 }
-# Sums of a chunk are made in the order of those of the whole; what still differs is the last bit.
-LAST_BIT = 1e-6
+# Sums of a chunk are made in the order of those of the whole. What still differs now and then is the
+# last bit of one of them, and weights of 0.2 make more of it.
+LAST_BITS = 1e-5
 Same = Callable[..., None]
 
 
@@ -95,7 +96,7 @@ def test_masks_show_what_a_window_does(made: Any) -> None:
 
 
 def assert_as_whole(found: Ranking, expected: Ranking, same_order: Same) -> None:
-    same_order(found, expected, LAST_BIT)
+    same_order(found, expected, LAST_BITS)
     assert (found.unknown, found.cold) == (expected.unknown, expected.cold)
 
 

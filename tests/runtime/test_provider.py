@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import onnxruntime
@@ -183,3 +185,22 @@ def test_a_load_changes_no_environment_variable(tiny_bundle: Path) -> None:
     before = dict(os.environ)
     Ranker.load(tiny_bundle, provider="cpu")
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("name", ["session", "plain", "encoder", "batch", "append"])
+def test_threads_that_need_a_graph_at_once_load_it_once(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ranker, loaded = Ranker.load(tiny_bundle, provider="cpu"), list[str]()
+    vars(ranker.graphs).pop(name, None)
+    load, all_are_here = ranker.graphs._load, Barrier(8)
+    monkeypatch.setattr(ranker.graphs, "_load", lambda graph: loaded.append(graph) or load(graph))
+
+    def use(_: int) -> Any:
+        all_are_here.wait()
+        return getattr(ranker.graphs, name)
+
+    with ThreadPoolExecutor(8) as pool:
+        sessions = set(pool.map(use, range(8)))
+    assert len(sessions) == 1
+    assert len(loaded) == len(set(loaded)) >= 1

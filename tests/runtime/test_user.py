@@ -1,7 +1,9 @@
 """A user whose state is kept ranks as the whole history, and beyond the maximum as a window."""
 
 import copy
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranklet import InputError, Ranker, Ranking
+from ranklet import user as user_module
 from ranklet.gaps import UNKNOWN, buckets_before, gap_buckets
 from ranklet_training.checkpoint import Model
 from ranklet_training.seed import SeedModel
@@ -115,6 +118,88 @@ def way(request: pytest.FixtureRequest, any_model: Any, monkeypatch: pytest.Monk
     graphs = any_model.ranker.graphs
     can_append = graphs.can_append and request.param == "append.onnx"
     monkeypatch.setattr(graphs, "can_append", can_append)
+
+
+# What is kept
+
+
+@pytest.mark.usefixtures("way")
+def test_a_state_keeps_no_keys_that_a_window_hides(any_model: Any) -> None:
+    ranker, config = any_model.ranker, any_model.model.config
+    if config.kind == "seed" or config.blocks < 2:
+        pytest.skip("this model has no block before the last")
+    user, shown = ranker.user(), config.attention_window or config.max_length
+    for count, item in enumerate(names(ranker, draw(config.max_length + 3)), 1):
+        user.append(item)
+        user.rank()
+        state = user._state if user._ring is None else user._ring.read()
+        kept = min(count, config.max_length)
+        assert [part.shape[-2] for part in state] == [min(kept, shown)] * (len(state) - 1) + [kept]
+
+
+# Interrupts
+
+
+def interrupted_at(line: int, call: Callable[[], object]) -> bool:
+    """Raise before the ``line``-th line of ranklet.user that a call runs, if it runs as many."""
+    left = line
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != user_module.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("new", [1, 3, 12])
+@pytest.mark.parametrize("asked", ["rank", "candidates", "again", "load"])
+@pytest.mark.usefixtures("way")
+def test_an_interrupt_between_any_two_lines_spoils_no_answer(
+    any_model: Any, asked: str, new: int
+) -> None:
+    ranker = any_model.ranker
+    history = names(ranker, draw(ranker.manifest.max_length + 9, seed=4))
+    saved = ranker.user(history[:-new])
+    saved.rank()
+    start = saved.save()
+    other = ranker.user(history[-new:]).save()
+    plain = ranker.user().load(start)
+    plain.extend(history[-new:])
+    expected = plain.rank(ITEMS)
+    for line in range(1, 1000):
+        user = ranker.user().load(start)
+
+        def call(user: Any = user) -> None:
+            user.extend(history[-new:])
+            if asked == "again":
+                user.rank()
+            if asked == "load":
+                user.load(other)
+                user.load(start)
+                user.extend(history[-new:])
+            user.rank(**{"candidates": {"candidates": history[:3]}}.get(asked, {}))
+
+        was_interrupted = interrupted_at(line, call)
+        assert len(user.save()) > 0
+        if len(user) == len(plain):  # else the interrupt came before the events
+            assert_same(ranker, user.rank(ITEMS), expected, f"line {line}")
+        if not was_interrupted:
+            break
+    assert line > 20
 
 
 # One event after another
