@@ -21,8 +21,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "two heads": {},
     "one head, gated": {"heads": 1, "block": "gated", "scoring": "dot"},
 }
-# Sums of a chunk are made in the order of those of the whole. What still differs now and then is the
-# last bit of one of them, and weights of 0.2 make more of it.
+# Sums of a chunk are made in the order of those of the whole. What still differs now and then is
+# the last bit of one of them, and weights of 0.2 make more of it.
 LAST_BITS = 1e-5
 Same = Callable[..., None]
 
