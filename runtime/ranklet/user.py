@@ -226,9 +226,11 @@ class User:
             state.append(part.astype(np.float32))
             place += part.nbytes
         history, since = numbers.tolist()
-        counts = [header[name] for name in ("encoded", "position", "last_time", "unknown")]
-        self._history, self._since, self._state, self._ring = history, since, state, None
-        self._encoded, self._position, self._last_time, self.unknown = counts
+        taken = User(self._ranker)
+        taken._history, taken._since, taken._state = history, since, state
+        taken._encoded, taken._position = header["encoded"], header["position"]
+        taken._last_time, taken.unknown = header["last_time"], header["unknown"]
+        self.__dict__ = taken.__dict__
         return self
 
     # What Users needs, too.
