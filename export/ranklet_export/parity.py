@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ranklet.bound import MOST_ANSWERS
 from ranklet.bundle import BATCH, CODE_BITS, Manifest, Precision
 from ranklet.errors import ParityError
 from ranklet.gaps import BUCKETS
 from ranklet.graph import NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
-from ranklet.plain import MOST_ANSWERS, Layout, Plain
+from ranklet.plain import Layout, Plain
 from ranklet.ring import Appender, Event
 from ranklet_export.graph import input_contract, state_contract
 from ranklet_training.checkpoint import Model

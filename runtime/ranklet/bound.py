@@ -19,6 +19,7 @@ Arrays = dict[str, NDArray[Any]]
 Kind = TypeVar("Kind", bound=Hashable)
 Run = TypeVar("Run")
 
+MOST_ANSWERS = 1024  # of a run that is kept
 MOST_KEPT = 1 << 24  # bytes of idle runs of a graph, and of masks
 RUN_BYTES = 1 << 13  # what onnxruntime and Python need for one, roughly
 

@@ -65,7 +65,7 @@ POOLS: dict[Precision, tuple[int, int]] = {
 # Bytes of weights from which on memory pages matter, and from which on lookups could fill memory;
 # after so many looked-up rows (each maps up to 2 MiB) they are forgotten.
 LARGE_DATA, HUGE_DATA, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
-LONGEST_KEPT = 512  # events of which masks are kept for requests alike
+LONGEST_KEPT = 512  # events at once of which masks are kept for requests alike
 # From so many users on batch.onnx is faster (docs/log.md).
 SMALLEST_BATCH = 8
 # On CUDA histories are padded to at least so many events, and to powers of two.

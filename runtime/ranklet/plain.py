@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ranklet.bound import Arrays, BoundRun, Idle
+from ranklet.bound import MOST_ANSWERS, Arrays, BoundRun, Idle
 from ranklet.bundle import NEVER
 from ranklet.device import Inputs
-from ranklet.graph import Best, Events, Floats, Graphs, Indices
+from ranklet.graph import LONGEST_KEPT, Best, Events, Floats, Graphs, Indices
 from ranklet.provider import ORT_ERRORS
 
 if TYPE_CHECKING:
     from ranklet.graph import Session
 
-# So many answers, and so many events at once, that what a request needs is kept for the next one.
-MOST_ANSWERS, LONGEST_WHOLE = 1024, 512
 # As many floats as a processor adds at once: rows that begin at multiples of it are summed up in
 # the order of the whole history, and scores are the same, rarely but for the last bit.
 CHUNK_EVENTS = 16
@@ -54,7 +52,7 @@ class Plain:
 
     def can_rank(self, length: int, k: int) -> bool:
         """Return whether so many events and answers may be asked for."""
-        is_short = length <= LONGEST_WHOLE or Layout.of(length, self._window).chunks > 1
+        is_short = length <= LONGEST_KEPT or Layout.of(length, self._window).chunks > 1
         return is_short and k <= MOST_ANSWERS
 
     def rank(

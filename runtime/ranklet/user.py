@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet.bound import MOST_ANSWERS
 from ranklet.bundle import DATA, ENCODER
 from ranklet.device import DeviceArray
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
 from ranklet.graph import Best, Events, Floats, State
-from ranklet.plain import MOST_ANSWERS
 from ranklet.ranker import (
     NOTHING,
     ORDER_ALONE,

@@ -99,7 +99,7 @@ def test_what_is_kept_is_bounded(
         assert 1 <= idle_runs(ranker) <= 5
 
 
-@pytest.mark.parametrize("limit", ["LONGEST_WHOLE", "MOST_ANSWERS"])
+@pytest.mark.parametrize("limit", ["LONGEST_KEPT", "MOST_ANSWERS"])
 def test_longer_requests_are_answered_unbound(
     ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
