@@ -19,6 +19,7 @@ from ranklet.bundle import (
     GRAPH,
     MANIFEST,
     Manifest,
+    Opened,
     Precision,
     TensorContract,
     describe_files,
@@ -244,9 +245,10 @@ def _export_as(
         golden = golden_answers(model, table, source.vocabulary, source.counts)
         atomic_write(folder / "golden.json", (json.dumps(golden, indent=1) + "\n").encode())
         manifest = _manifest(source, folder, graphs, precision, settings.opset)
-        loaded = Graphs(folder, manifest, "cpu", 1)
+        opened = Opened(folder)
+        loaded = Graphs(opened, manifest, "cpu", 1)
         parity = check_parity(loaded, manifest, model, table)
-        ranker = Ranker(loaded, manifest, source.vocabulary, folder)
+        ranker = Ranker(loaded, manifest, source.vocabulary, opened)
         gate = {}
         if precision != "fp32":
             gate = check_ranking(ranker, model, table, source.questions, settings.allow_drop)

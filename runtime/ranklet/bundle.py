@@ -21,7 +21,8 @@ errors.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from math import isfinite
@@ -179,12 +180,12 @@ class Manifest:
 
     @classmethod
     def read(
-        cls, folder: Path, *, check_digests: bool = True, hash_up_to: int = HASHED_UP_TO
+        cls, path: str | Path, *, check_digests: bool = True, hash_up_to: int = HASHED_UP_TO
     ) -> "Manifest":
         """Read and check the manifest of a bundle, and that its files are what it says.
 
         Args:
-            folder: The bundle.
+            path: Folder of the bundle.
             check_digests: Hash the files; without it only names and sizes are compared, and a
                 flipped bit in the weights gives wrong answers without a word.
             hash_up_to: Files of more bytes are not hashed.
@@ -192,6 +193,7 @@ class Manifest:
         Raises:
             BundleError: Something is missing, damaged, unknown or of a newer format.
         """
+        folder = Path(path)
         manifest = cls._parse(folder, check_digest=check_digests)
         for name, expected in manifest.files.items():
             try:
@@ -294,6 +296,58 @@ class Manifest:
             raise ValueError(f"the item table has {self.table.rows} rows for {self.items} items")
         if self.table.columns != self.width:
             raise ValueError(f"the item table is {self.table.columns} wide, users {self.width}")
+
+
+class Opened:
+    """The folder of a bundle that was opened: what is read of it later must have lain there then.
+
+    Attributes:
+        folder: Wherever the process changes its working directory to, and links their targets.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Note which files lie there.
+
+        Raises:
+            BundleError: No path can be so.
+        """
+        try:
+            self.folder = path.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL
+            raise BundleError(f"{path} is damaged or no path: {error}") from error
+        self._then = self._identities()
+
+    @contextmanager
+    def unchanged(self) -> Iterator[Path]:
+        """Give the folder to read from.
+
+        Raises:
+            BundleError: Before or meanwhile files were replaced or removed.
+        """
+        self._check()
+        yield self.folder
+        self._check()
+
+    def _check(self) -> None:
+        now = self._identities()
+        if changed := sorted({name for name, _ in now.items() ^ self._then.items()}):
+            raise BundleError(
+                f"{self.folder} was replaced or removed since it was opened (see {changed[0]}): "
+                "load it again"
+            )
+
+    def _identities(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for name in (MANIFEST, *FILE_NAMES):
+            with suppress(OSError):
+                status = (self.folder / name).stat()
+                found[name] = (
+                    status.st_dev,
+                    status.st_ino,
+                    status.st_size,
+                    status.st_mtime_ns,
+                )
+        return found
 
 
 def of_one_event(shapes: dict[str, list[int | str]]) -> dict[str, list[int | str]]:

@@ -28,6 +28,7 @@ from ranklet.bundle import (
     PLAIN,
     BlockMask,
     Manifest,
+    Opened,
     Precision,
     TensorContract,
     map_table,
@@ -106,9 +107,12 @@ class locked_property(cached_property[T]):  # noqa: N801 (as what it extends)
 class Graphs:
     """The graphs of a bundle, loaded when they are first asked for."""
 
-    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: int) -> None:
+    def __init__(
+        self, opened: Opened, manifest: Manifest, provider: Provider, threads: int
+    ) -> None:
         """Load what most requests need, see ``Ranker.load``."""
-        self._folder, self._manifest, self._threads = folder, manifest, threads
+        self._opened, self._folder = opened, opened.folder
+        self._manifest, self._threads = manifest, threads
         self.loading = RLock()
         self.provider = provider
         self._sessions: list[Session] = []  # while they live, so do their mappings
@@ -118,7 +122,7 @@ class Graphs:
         self.has_plain = PLAIN in manifest.files and is_sure_of_cpu(provider)
         _ = self.plain if self.has_plain else self.session
         with self._mapping():
-            self.table = map_table(folder, manifest)
+            self.table = map_table(self._folder, manifest)
         self._has_batch = BATCH in manifest.files and self.provider == "cpu"
         self.is_rounded = manifest.precision in CODE_BITS
         self._pool_times, self.smallest_pool = POOLS[manifest.precision]
@@ -155,10 +159,10 @@ class Graphs:
         data = str((self._folder / DATA).resolve())
         size = self._manifest.files[DATA].size
         before = pages.regions("") if size >= LARGE_DATA else []
-        with self._mapping(), pages.kept_out(data) if size >= HUGE_DATA else nullcontext():
-            session, self.provider = create_session(
-                self._folder / name, self.provider, self._threads
-            )
+        kept_out = pages.kept_out(data) if size >= HUGE_DATA else nullcontext()
+        with self._opened.unchanged() as folder, self._mapping(), kept_out:
+            loaded = create_session(folder / name, self.provider, self._threads)
+        session, self.provider = loaded
         if self.provider == "cuda":
             session = DeviceSession(session, "cuda")
         self._sessions.append(session)

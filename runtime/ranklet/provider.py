@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32, which is on by default, keeps 10 bits of each factor: scores would be off by a thousandth.
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 RECORD = "enable_cuda_graph"
+_ONE_CUDA_THREAD = Lock()  # two threads that ask for the first time would make one each
 
 # What a load or a run may raise; none of these crosses ranklet's interface.
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -108,7 +110,9 @@ def on_cuda(call: Callable[..., T], *args: Any) -> T:  # noqa: ANN401
     onnxruntime keeps recorded graphs for each thread and forgets none of them, and what another
     thread asks of CUDA meanwhile can spoil a recording.
     """
-    return _cuda_thread().submit(call, *args).result()
+    with _ONE_CUDA_THREAD:
+        thread = _cuda_thread()
+    return thread.submit(call, *args).result()
 
 
 @cache

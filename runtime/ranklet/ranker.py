@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ranklet.bundle import (
     NEVER,
     Manifest,
+    Opened,
     Rounding,
     read_popularity,
     read_titles,
@@ -29,7 +30,16 @@ from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
 from ranklet.graph import SUMS, Best, Events, Floats, Graphs
 from ranklet.plain import Plain
 from ranklet.provider import Provider
-from ranklet.vocabulary import IdLists, Ids, ItemId, Unknown, Vocabulary, show, whole_numbers
+from ranklet.vocabulary import (
+    IdLists,
+    Ids,
+    ItemId,
+    Unknown,
+    Vocabulary,
+    flat,
+    show,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from ranklet.ring import Appender
@@ -114,7 +124,7 @@ class Ranker:
     """A loaded bundle. Rankings keep no state: threads may share one ranker."""
 
     def __init__(
-        self, graphs: Graphs, manifest: Manifest, vocabulary: Vocabulary, folder: Path
+        self, graphs: Graphs, manifest: Manifest, vocabulary: Vocabulary, opened: Opened
     ) -> None:
         """Use ``Ranker.load``."""
         self.provider = graphs.provider
@@ -124,7 +134,7 @@ class Ranker:
         self.uses_times = graphs.uses_times
         self.graphs = graphs
         self.plain = Plain(graphs) if graphs.can_bind else None
-        self._folder = folder
+        self._opened = opened
         self._max_length, self._rounding = manifest.max_length, manifest.rounding
 
     @classmethod
@@ -153,10 +163,12 @@ class Ranker:
             BundleError: The bundle is missing, damaged or of a newer format.
             ProviderError: CUDA was asked for and does not run.
         """
-        folder = Path(path)
-        manifest = Manifest.read(folder, check_digests=check_digests)
-        vocabulary = read_vocabulary(folder, manifest)
-        ranker = cls(Graphs(folder, manifest, provider, threads), manifest, vocabulary, folder)
+        opened = Opened(Path(path))
+        with opened.unchanged() as folder:
+            manifest = Manifest.read(folder, check_digests=check_digests)
+            vocabulary = read_vocabulary(folder, manifest)
+            graphs = Graphs(opened, manifest, provider, threads)
+        ranker = cls(graphs, manifest, vocabulary, opened)
         if warm_up:
             first = vocabulary.ids(np.ones(1, dtype=np.int64))
             for _ in range(WARM_UP):
@@ -175,7 +187,9 @@ class Ranker:
 
     def __repr__(self) -> str:
         """Say which bundle this is and where it runs."""
-        return f"Ranker({str(self._folder)!r}, items={len(self)}, provider={self.provider!r})"
+        return (
+            f"Ranker({str(self._opened.folder)!r}, items={len(self)}, provider={self.provider!r})"
+        )
 
     def rank(
         self,
@@ -213,6 +227,7 @@ class Ranker:
         """
         if type(k) is not int or k < 1:
             k = check_k(k)
+        check_flag(exclude_seen)
         indices = self.vocabulary.index(history, unknown=unknown)
         if candidates is None and exclude is None and times is None and now is None:
             ranking = self._rank_plain(indices, k, exclude_seen, eligible)
@@ -276,6 +291,7 @@ class Ranker:
         Raises:
             InputError: A value can't be used, or the lists differ in length.
         """
+        check_flag(exclude_seen)
         histories = _lists(histories, "histories")
         count = len(histories)
         rows = zip(
@@ -351,15 +367,17 @@ class Ranker:
 
     def titles(self, items: Sequence[ItemId]) -> list[str]:
         """Return what to show a person for each item: its title, or its id where there is none."""
-        titles = self._titles
+        titles, listed = self._titles, flat(items, "items")
         if titles is None:
-            return [str(item) for item in items]
-        indices = self.vocabulary.index(items, "items").tolist()
-        pairs = zip(items, indices, strict=True)
+            return [str(item) for item in listed]
+        indices = self.vocabulary.index(listed, "items").tolist()
+        pairs = zip(listed, indices, strict=True)
         return [titles[index - 1] or str(item) if index else str(item) for item, index in pairs]
 
     def find(self, text: str) -> list[str] | list[int]:
         """Return the ids whose title contains ``text``, upper and lower case alike."""
+        if not isinstance(text, str):
+            raise InputError(f"text is {show(text)}; pass a part of a title")
         wanted = text.casefold()
         places = [i for i, title in enumerate(self._titles or [], 1) if wanted in title.casefold()]
         return self.vocabulary.ids(np.array(places, dtype=np.int64))
@@ -373,12 +391,14 @@ class Ranker:
 
     @cached_property
     def _titles(self) -> Sequence[str] | None:
-        return read_titles(self._folder, self.manifest)
+        with self._opened.unchanged() as folder:
+            return read_titles(folder, self.manifest)
 
     @cached_property
     def _popularity(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Item indices by falling popularity, and the popularity of every index from 0."""
-        shares = np.concatenate([[np.float32(0)], read_popularity(self._folder, self.manifest)])
+        with self._opened.unchanged() as folder:
+            shares = np.concatenate([[np.float32(0)], read_popularity(folder, self.manifest)])
         return np.argsort(-shares[1:], kind="stable") + 1, shares
 
     def _request(
@@ -634,6 +654,12 @@ def check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
     if number < 1:
         raise InputError(f"k must be at least 1, got {show(number)}")
     return number
+
+
+def check_flag(exclude_seen: Any) -> None:  # noqa: ANN401 (anything may come from outside)
+    """Refuse what is neither true nor false, such as a list of items."""
+    if exclude_seen is not False and not isinstance(exclude_seen, int | np.bool_):
+        raise InputError(f"exclude_seen must be True or False, got {show(exclude_seen)}")
 
 
 def _lists(lists: Any, name: str, count: int | None = None) -> list[Any]:  # noqa: ANN401

@@ -25,7 +25,7 @@ from ranklet.bound import MOST_ANSWERS
 from ranklet.bundle import DATA, ENCODER
 from ranklet.device import DeviceArray
 from ranklet.errors import InputError
-from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
+from ranklet.gaps import BUCKETS, UNKNOWN, bucket_until, buckets_before
 from ranklet.graph import Best, Events, Floats, State
 from ranklet.ranker import (
     NOTHING,
@@ -36,10 +36,11 @@ from ranklet.ranker import (
     Request,
     Times,
     batches,
+    check_flag,
     check_k,
 )
 from ranklet.ring import Event, Ring
-from ranklet.vocabulary import Ids, ItemId, show, whole_numbers
+from ranklet.vocabulary import Ids, ItemId, flat, show, whole_numbers
 
 MAGIC = b"ranklet user 2\n"
 DIGEST_BYTES = 32
@@ -122,6 +123,7 @@ class User:
         """
         if type(k) is not int or k < 1:
             k = check_k(k)
+        check_flag(exclude_seen)
         ranker, pool = self._ranker, self._graphs.pool_of(k)
         is_plain = now is None and candidates is None and exclude is None and eligible is None
         if is_plain and not exclude_seen and pool < len(ranker):
@@ -212,6 +214,13 @@ class User:
             raise InputError(f"these {len(data)} bytes are not a saved user")
         if hashlib.sha256(body).digest() != digest:
             raise InputError(f"the saved user is damaged (SHA-256 of {len(data)} bytes)")
+        try:
+            self.__dict__ = self._read(body).__dict__
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"the saved user does not follow the format: {error}") from error
+        return self
+
+    def _read(self, body: bytes) -> "User":
         start = len(MAGIC) + 4
         end = start + int.from_bytes(body[len(MAGIC) : start], "little")
         header = json.loads(body[start:end])
@@ -225,13 +234,33 @@ class User:
             part = np.frombuffer(body, "<f4", math.prod(shape), place).reshape(shape)
             state.append(part.astype(np.float32))
             place += part.nbytes
-        history, since = numbers.tolist()
         taken = User(self._ranker)
-        taken._history, taken._since, taken._state = history, since, state
+        taken._history, taken._since, taken._state = *numbers.tolist(), state
         taken._encoded, taken._position = header["encoded"], header["position"]
         taken._last_time, taken.unknown = header["last_time"], header["unknown"]
-        self.__dict__ = taken.__dict__
-        return self
+        taken._check([part.shape for part in self._graphs.empty_state(1)])
+        return taken
+
+    def _check(self, shapes: list[tuple[int, ...]]) -> None:
+        """Refuse what no user can be: onnxruntime takes item -1 for the last one."""
+        counts = [self._encoded, self._position, self.unknown, self._last_time or 0]
+        if not all(type(count) is int for count in counts):
+            raise ValueError(f"counts {counts}")
+        if [(*part.shape[:-2], 0, *part.shape[-1:]) for part in self._state] != shapes:
+            raise ValueError(f"a state of the shapes {[part.shape for part in self._state]}")
+        rows = max((part.shape[-2] for part in self._state), default=0)
+        events = len(self._history)
+        positions = self._graphs.positions if shapes else events
+        if not (rows <= self._encoded <= events and rows <= self._position <= positions):
+            raise ValueError(f"{events} events, {counts}, and {rows} of them kept")
+        if not all(np.isfinite(part).all() for part in self._state):
+            raise ValueError("a state that is not finite")
+        for name, found, least, most in (
+            ("item", self._history, 1, len(self._ranker)),
+            ("since", self._since, 0, BUCKETS - 1),
+        ):
+            if events and not least <= min(found) <= max(found) <= most:
+                raise ValueError(f"{name} from {min(found)} to {max(found)}")
 
     # What Users needs, too.
 
@@ -382,12 +411,13 @@ class Users:
         Raises:
             InputError: A value can't be used, or the lists differ in length; no event was added.
         """
-        told = [None] * len(items) if times is None else times
-        if not len(items) == len(told) == len(self._users):
-            raise InputError(f"{len(items)} items, {len(told)} times, {len(self._users)} users")
+        done = flat(items, "items")
+        told = [None] * len(done) if times is None else flat(times, "times")
+        if not len(done) == len(told) == len(self._users):
+            raise InputError(f"{len(done)} items, {len(told)} times, {len(self._users)} users")
         before = [(len(user), user._last_time, user.unknown) for user in self._users]
         try:
-            for user, item, time in zip(self._users, items, told, strict=True):
+            for user, item, time in zip(self._users, done, told, strict=True):
                 if item is not None:
                     user.append(item, time=time)
         except InputError:
@@ -404,6 +434,7 @@ class Users:
     ) -> list[Ranking]:
         """Rank for every user, those with equally many kept events in one run of the graph."""
         k, ranker = check_k(k), self._ranker
+        check_flag(exclude_seen)
         if eligible is not None:
             ranker.check_eligible(eligible)
         answers: dict[int, Ranking] = {}

@@ -30,7 +30,7 @@ class VerifyReport:
     provider: str
 
 
-def verify(path: Path, *, provider: Provider = "auto", threads: int = 1) -> VerifyReport:
+def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -> VerifyReport:
     """Check digests, the graph's contract and the golden answers of a bundle.
 
     Args:
@@ -42,6 +42,7 @@ def verify(path: Path, *, provider: Provider = "auto", threads: int = 1) -> Veri
         BundleError: Something is not as the manifest says, or an answer differs.
         ProviderError: CUDA was asked for and does not run.
     """
+    path = Path(path)
     Manifest.read(path, hash_up_to=sys.maxsize)  # every file, however large
     ranker = Ranker.load(path, provider=provider, threads=threads, check_digests=False)
     try:

@@ -112,7 +112,7 @@ class Vocabulary:
         """
         if unknown not in ("skip", "error"):
             raise InputError(f"unknown must be 'skip' or 'error', got {unknown!r}")
-        items = ids if type(ids) is list else _flat(ids, name)
+        items = ids if type(ids) is list else flat(ids, name)
         indices = (
             self._index_texts(items, name) if self.is_text else self._index_numbers(items, name)
         )
@@ -192,7 +192,7 @@ def show(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text):,} characters)"
 
 
-def _flat(ids: Ids, name: str) -> list[Any] | NDArray[Any]:
+def flat(ids: Ids, name: str) -> list[Any] | NDArray[Any]:
     """Return any flat sequence as a list, or as an array of integers; refuse all else by name."""
     if isinstance(ids, list):
         return ids
@@ -203,7 +203,10 @@ def _flat(ids: Ids, name: str) -> list[Any] | NDArray[Any]:
     if hasattr(ids, "__array__"):
         if np.ma.is_masked(ids):
             raise InputError(f"{name} has masked values; pass the others only")
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except (TypeError, ValueError, RuntimeError) as error:  # as of torch, with gradients
+            raise InputError(f"{name} is no array of item ids: {error}") from error
         if array.ndim != 1:
             raise InputError(f"{name} has shape {array.shape}; it must be one-dimensional")
         if array.dtype.kind not in "iuUOT" and array.size:  # an empty array is float by default
@@ -221,8 +224,8 @@ def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:  # noqa: ANN401 
     Raises:
         InputError: It is no flat sequence, or holds something else.
     """
-    flat = _flat(values, name)
-    items = flat if isinstance(flat, list) else flat.tolist()
+    found = flat(values, name)
+    items = found if isinstance(found, list) else found.tolist()
     return _numbers(items, name, "times are whole numbers, as in the training events")
 
 

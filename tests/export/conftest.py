@@ -14,7 +14,16 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ranklet.bundle import DATA, FORMAT, GRAPH, Manifest, Precision, TensorContract, describe_files
+from ranklet.bundle import (
+    DATA,
+    FORMAT,
+    GRAPH,
+    Manifest,
+    Opened,
+    Precision,
+    TensorContract,
+    describe_files,
+)
 from ranklet.graph import Graphs
 from ranklet_export.graph import export_graphs
 from ranklet_export.parity import ParityReport, check_parity
@@ -56,7 +65,7 @@ class Written(NamedTuple):
     manifest: Manifest
 
     def load(self) -> Graphs:
-        return Graphs(self.folder, self.manifest, "cpu", 1)
+        return Graphs(Opened(self.folder), self.manifest, "cpu", 1)
 
     def check(self) -> ParityReport:
         """Let the graphs pass the gate."""

@@ -19,8 +19,9 @@ from onnxruntime import OrtValue
 from ranklet import ProviderError, Ranker, Ranking
 from ranklet import device as device_module
 from ranklet import graph as graph_module
+from ranklet import provider as provider_module
 from ranklet.device import UNRECORDED, DeviceArray, DeviceSession
-from ranklet.provider import ORT_NAMES, RECORD, create_session
+from ranklet.provider import ORT_NAMES, RECORD, create_session, on_cuda
 
 ITEMS = 60
 HOUR = 3600
@@ -105,7 +106,7 @@ def pair(
     request: pytest.FixtureRequest, any_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Ranker, Ranker]:
     """A ranker of every kind of model on a device, and the same on the CPU."""
-    return load(any_model.ranker._folder, request.param, monkeypatch), any_model.ranker
+    return load(any_model.ranker._opened.folder, request.param, monkeypatch), any_model.ranker
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_times_rank_as_on_the_cpu(
     exported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, same_order: Same
 ) -> None:
     expected = exported(time_gaps=True).ranker
-    found = load(expected._folder, "cpu", monkeypatch)
+    found = load(expected._opened.folder, "cpu", monkeypatch)
     for length in (1, 5, 9, 12):
         times = [HOUR * place**2 for place in range(length)]
         asked: Any = {"times": times, "now": times[-1] + 9 * HOUR}
@@ -348,6 +349,20 @@ def test_a_copy_that_fails_leaves_nothing_to_the_next_request(
 
 def fail(*_: object) -> None:
     raise RuntimeError("out of memory")
+
+
+def test_threads_that_ask_at_once_share_the_thread_of_cuda() -> None:
+    for _ in range(20):
+        provider_module._cuda_thread.cache_clear()
+        start = threading.Barrier(4)
+
+        def ask(start: threading.Barrier = start) -> int:
+            start.wait()
+            return on_cuda(threading.get_ident)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = [pool.submit(ask) for _ in range(4)]
+        assert len({future.result() for future in found}) == 1
 
 
 def test_all_runs_are_of_one_thread(

@@ -176,7 +176,7 @@ def test_a_bundle_without_it_ranks_alike(
 ) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    for path in made.ranker._folder.iterdir():
+    for path in made.ranker._opened.folder.iterdir():
         if path.name != PLAIN:
             (bundle / path.name).write_bytes(path.read_bytes())
     sign(bundle, made.ranker.manifest)

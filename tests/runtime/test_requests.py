@@ -223,6 +223,53 @@ def test_an_unknown_item_has_its_id_for_a_title(tiny_ranker: Ranker) -> None:
     assert tiny_ranker.titles(["nowhere"]) == ["nowhere"]
 
 
+def test_titles_may_be_asked_for_with_any_sequence(tiny_ranker: Ranker, ids: list[str]) -> None:
+    expected = tiny_ranker.titles(ids[:3])
+    assert tiny_ranker.titles(iter(ids[:3])) == expected  # type: ignore[arg-type]
+    assert tiny_ranker.titles(np.array(ids[:3])) == expected  # type: ignore[arg-type]
+
+
+class Tensor:
+    """What numpy refuses with an error of its own, as it does tensors with gradients."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+STRANGE: dict[str, tuple[Callable[[Ranker], object], str]] = {
+    "history": (lambda r: r.rank(Tensor()), r"history is no array of item ids: Can't call"),  # type: ignore[arg-type]
+    "exclude_seen": (
+        lambda r: r.rank([], exclude_seen=np.array([1, 2])),  # type: ignore[arg-type]
+        r"exclude_seen must be True or False, got array\(\[1, 2\]\)",
+    ),
+    "exclude_seen of a batch": (
+        lambda r: r.rank_batch([[]], exclude_seen=[1]),  # type: ignore[arg-type]
+        r"exclude_seen must be True or False, got \[1\]",
+    ),
+    "exclude_seen of a user": (
+        lambda r: r.user().rank(exclude_seen="no"),  # type: ignore[arg-type]
+        "exclude_seen must be True or False, got 'no'",
+    ),
+    "exclude_seen of users": (
+        lambda r: r.users([[]]).rank(exclude_seen=None),  # type: ignore[arg-type]
+        "exclude_seen must be True or False, got None",
+    ),
+    "titles": (lambda r: r.titles("50"), "items is the text '50'; pass a list of ids"),
+    "find": (lambda r: r.find(None), "text is None; pass a part of a title"),  # type: ignore[arg-type]
+    "items": (lambda r: r.users([[]]).append(None), "items is None; pass a list"),  # type: ignore[arg-type]
+    "text": (lambda r: r.users([[], []]).append("12"), "items is the text '12'"),
+    "times": (lambda r: r.users([[]]).append([None], times=5), "times is 5; pass a list"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize(("ask", "message"), STRANGE.values(), ids=STRANGE)
+def test_a_strange_argument_is_named(
+    tiny_ranker: Ranker, ask: Callable[[Ranker], object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        ask(tiny_ranker)
+
+
 @pytest.mark.parametrize("number", [-1, 1, 61, 2**31, 2**62, -(2**63)])
 def test_an_integer_that_is_no_id_is_unknown(number_ranker: Ranker, number: int) -> None:
     assert number_ranker.rank([number]).unknown == 1

@@ -1,5 +1,7 @@
 """Users in a batch answer as each alone; users that were saved go on as if nothing had been."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ranklet import InputError, Ranker, Ranking
 from ranklet import ranker as ranker_module
-from ranklet.user import User
+from ranklet.user import DIGEST_BYTES, MAGIC, User
 
 ITEMS = 60
 TOLERANCE = {
@@ -229,6 +232,53 @@ def test_a_truncated_user_is_refused(saved: bytes, other: User, length: int) -> 
 def test_what_is_no_saved_user_is_refused(other: User, data: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         other.load(data)
+
+
+def forge(saved: bytes, change: Callable[[dict[str, Any], NDArray[np.int64]], object]) -> bytes:
+    """Change header and numbers of a saved user, and make its digest anew."""
+    start = len(MAGIC) + 4
+    end = start + int.from_bytes(saved[len(MAGIC) : start], "little")
+    header, rest = json.loads(saved[start:end]), saved[end:-DIGEST_BYTES]
+    size = 16 * header["events"]
+    numbers = np.frombuffer(rest[:size], "<i8").copy().reshape(2, -1)
+    change(header, numbers)
+    text = json.dumps(header).encode()
+    body = MAGIC + len(text).to_bytes(4, "little") + text + numbers.tobytes() + rest[size:]
+    return body + hashlib.sha256(body).digest()
+
+
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any], NDArray[np.int64]], object], str]] = {
+    "item -1": (lambda _, numbers: numbers[0].put(2, -1), "item from -1 to"),
+    "item 0": (lambda _, numbers: numbers[0].put(0, 0), "item from 0 to"),
+    "item beyond": (lambda _, numbers: numbers[0].put(6, ITEMS + 1), f"to {ITEMS + 1}"),
+    "since": (lambda _, numbers: numbers[1].put(0, 48), "since from 0 to 48"),
+    "encoded": (lambda header, _: header.update(encoded=8), "7 events, "),
+    "encoded less": (lambda header, _: header.update(encoded=0), "7 events, "),
+    "half": (lambda header, _: header.update(encoded=6.5), r"counts \[6.5, "),
+    "position": (lambda header, _: header.update(position=10**9), "7 events, "),
+    "events": (lambda header, _: header.update(events=10**9), "does not follow the format"),
+    "shapes": (lambda header, _: header["shapes"].pop(), "a state of the shapes"),
+    "no shapes": (lambda header, _: header.pop("shapes"), "does not follow the format: 'shapes'"),
+    "no size": (lambda header, _: header.update(shapes=[[-1]]), "does not follow the format"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FORGERIES.values(), ids=FORGERIES)
+def test_a_user_that_cannot_be_is_refused_whatever_its_digest(
+    saved: bytes, other: User, change: Any, message: str
+) -> None:
+    before = other.save()
+    assert forge(saved, lambda *_: None) == saved
+    with pytest.raises(InputError, match=message):
+        other.load(forge(saved, change))
+    assert other.save() == before
+
+
+@pytest.mark.parametrize("header", [b"", b"[]", b"{", b"\xff"])
+def test_a_header_that_is_none_is_refused(other: User, header: bytes) -> None:
+    body = MAGIC + len(header).to_bytes(4, "little") + header
+    with pytest.raises(InputError, match="does not follow the format"):
+        other.load(body + hashlib.sha256(body).digest())
 
 
 def test_bytes_after_the_end_are_refused(saved: bytes, other: User) -> None:

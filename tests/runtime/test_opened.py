@@ -1,0 +1,94 @@
+"""What a ranker reads later than when it was loaded is of the same bundle, or an error."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ranklet import BundleError, Ranker
+from ranklet import graph as graph_module
+from ranklet.files import atomic_folder
+from ranklet.user import User
+
+REPLACED = r"bundle was replaced or removed since it was opened \(see README.md\): load it again"
+Late = Callable[[Ranker, list[str]], object]
+# What reads a file that a plain ranking does not need.
+LATE: dict[str, Late] = {
+    "encoder.onnx": lambda ranker, ids: ranker.rank(ids[:2], candidates=ids[3:5]),
+    "model.onnx": lambda ranker, ids: ranker.rank(ids[:2], exclude=ids[3:5]),
+    "append.onnx": lambda ranker, ids: rank_twice(ranker.user(ids[:2]), ids),
+    "batch.onnx": lambda ranker, ids: ranker.rank_batch([ids[:2]] * 8),
+    "popularity.npy": lambda ranker, _: ranker.rank([]),
+    "titles.utf8": lambda ranker, ids: ranker.titles(ids),
+}
+
+
+def rank_twice(user: User, ids: list[str]) -> None:
+    user.rank()
+    user.append(ids[5])
+    user.rank()
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_a_bundle_that_was_replaced_is_not_mixed_with_the_old_one(
+    bundle: Path, ids: list[str], late: Late
+) -> None:
+    ranker = Ranker.load(bundle, provider="cpu")
+    before = ranker.rank(ids[:2])
+    with atomic_folder(bundle) as folder:  # as ``export --replace``
+        shutil.copytree(bundle, folder, dirs_exist_ok=True)
+    with pytest.raises(BundleError, match=REPLACED):
+        late(ranker, ids)
+    assert ranker.rank(ids[:2]).items == before.items
+    late(Ranker.load(bundle, provider="cpu"), ids)
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_a_bundle_that_was_removed_is_named(bundle: Path, ids: list[str], late: Late) -> None:
+    ranker = Ranker.load(bundle, provider="cpu")
+    shutil.rmtree(bundle)
+    with pytest.raises(BundleError, match=REPLACED):
+        late(ranker, ids)
+
+
+def test_a_bundle_that_is_replaced_while_a_graph_loads_is_refused(
+    bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker, load = Ranker.load(bundle, provider="cpu"), graph_module.create_session
+
+    def replace_first(*arguments: object) -> object:
+        os.utime(bundle / "model.onnx.data", ns=(0, 0))
+        return load(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graph_module, "create_session", replace_first)
+    with pytest.raises(BundleError, match=r"see model\.onnx\.data"):
+        ranker.rank(ids[:2], exclude=ids[3:5])
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_the_working_directory_may_change(
+    bundle: Path, ids: list[str], late: Late, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+    ranker = Ranker.load(bundle.name, provider="cpu")
+    monkeypatch.chdir("/")
+    late(ranker, ids)
+
+
+def test_a_link_may_point_to_another_bundle_from_now_on(
+    bundle: Path, ids: list[str], tmp_path: Path
+) -> None:
+    link, other = tmp_path / "current", tmp_path / "other"
+    shutil.copytree(bundle, other)
+    link.symlink_to(bundle)
+    ranker = Ranker.load(link, provider="cpu")
+    link.unlink()
+    link.symlink_to(other)
+    assert len(ranker.rank_batch([ids[:2]] * 8)) == 8
