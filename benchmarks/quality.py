@@ -61,7 +61,7 @@ SMALL = ("default", "0 blocks", "with times")  # rows of data sets without a pub
 
 
 RATINGS_TEXT = """\
-RMSE on a random fifth of the ratings of ml-100k (`ranklet_training.ratings`): the seed model, where
+RMSE on a random fifth of the ratings of ml-100k (`benchmarks/ratings.py`): the seed model, where
 this project began, beside what it must beat. Its ranking is in the table of ml-100k. Learning rates
 and decay were set on the held-out errors of the first seed.
 """
@@ -151,8 +151,9 @@ def find_events(data: Path, name: str) -> Path | None:
 
 def rate(events: Path) -> list[dict[str, float]]:
     """Return the errors of predicted ratings for every seed."""
+    from ratings import rating_errors
+
     from ranklet_training.events import read_events
-    from ranklet_training.ratings import rating_errors
 
     return [rating_errors(read_events(events), seed=seed) for seed in SEEDS]
 

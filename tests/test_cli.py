@@ -1,14 +1,17 @@
 """The command line: exit status, messages, and one JSON document on stdout."""
 
+import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
+from ranklet.bundle import Manifest
 from ranklet.cli import cli
 from ranklet.cli.training import PRESET_NAMES
 from ranklet_training.checkpoint import Run
@@ -122,6 +125,37 @@ def test_resume_with_another_setting_names_both_values(log: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--items", __file__],
+        ["--user-column", "person"],
+        ["--rating-column", "rating"],  # the default, but said
+        ["--id-type", "string"],
+        ["--duplicates", "exact"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_resume_refuses_options_that_the_run_decides(
+    arguments: list[str], log: Path, tmp_path: Path
+) -> None:
+    result = call("train", log, "--out", tmp_path, "--resume", *arguments)
+    assert result.exit_code == 2
+    assert f"{arguments[0]} does not go with --resume" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_an_origin_that_is_not_utf_8_is_kept_all_the_same(
+    command: str, world: Simulation, tmp_path: Path
+) -> None:
+    world.events.write_parquet(tmp_path / "events.parquet")
+    (tmp_path / "SOURCE.md").write_bytes("von José".encode("latin-1"))
+    options = ["--trials", 1, "--search", "width=16,8"] if command == "tune" else []
+    report = ask(command, tmp_path / "events.parquet", "--out", tmp_path / "out", *TINY, *options)
+    config = json.loads((Path(report["run"]) / "config.json").read_text())
+    assert config["data"]["source"] == "von Jos\ufffd"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--set", "widht=3"], "no setting is called 'widht'"),
@@ -196,11 +230,128 @@ def test_a_bad_row_is_named_and_leaves_no_output(tiny_bundle: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["h.jsonl"]
 
 
+GOOD = b'{"history": []}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("h.jsonl", GOOD + b'{"history": ["\xe9"]}', "h.jsonl, line 2 is not UTF-8"),
+        (
+            "h.jsonl",
+            GOOD + b'{"history": [], "user_id": "\\ud800"}',
+            "h.jsonl, line 2 holds '\\ud800'",
+        ),
+        ("h.jsonl", GOOD + b'{"history": ' + b"[" * 99_999, "h.jsonl, line 2 is nested too deeply"),
+        ("h.jsonl.gz", GOOD, "h.jsonl.gz can't be read: Not a gzipped file"),
+        ("h.jsonl.gz", gzip.compress(GOOD * 9999)[:-9], "Compressed file ended before"),
+        ("h.csv.gz", b"\x1f\x8b damaged", "h.csv.gz can't be read"),
+        ("h.txt", b"x", "h.txt has an unknown type; pass .jsonl"),
+    ],
+    ids=["not UTF-8", "half a pair", "deep", "not gzip", "cut off", "damaged csv", "type"],
+)
+def test_a_file_that_can_not_be_ranked_is_one_line_and_no_output(
+    name: str, content: bytes, words: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    result = call("rank", tiny_bundle, "--input", tmp_path / name, "--output", tmp_path / "out")
+    assert result.exit_code == 4
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_histories_may_begin_with_a_byte_order_mark(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "H.JSONL").write_bytes(b"\xef\xbb\xbf" + GOOD)
+    report = ask("rank", tiny_bundle, "--input", tmp_path / "H.JSONL", "--output", tmp_path / "out")
+    assert report["histories"] == 1
+
+
+def test_a_log_is_ranked_the_way_the_bundle_read_its_own(world: Simulation, tmp_path: Path) -> None:
+    log, run, bundle = tmp_path / "log.csv", tmp_path / "run", tmp_path / "bundle"
+    world.events.select(
+        person=pl.col("user_id").str.replace("u", "00"),
+        item_id=pl.col("item_id").str.replace("i0*", "") + "5",
+        timestamp="timestamp",
+        stars="rating",
+    ).write_csv(log)
+    reading = ["--user-column", "person", "--rating-column", "stars", "--id-type", "string"]
+    ask("train", log, "--out", run, *TINY, *reading)
+    ask("export", run, bundle, "--precision", "fp32")
+    pl.read_csv(log, infer_schema=False).drop("stars").write_csv(log)  # ranking needs no ratings
+
+    def rank() -> list[Any]:
+        ask("rank", bundle, "--input", log, "--output", tmp_path / "out")
+        return [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+
+    ranked = rank()
+    assert len(ranked) == world.events["user_id"].n_unique()
+    assert {row["user_id"][:2] for row in ranked} == {"00"}
+    assert not any(row["unknown"] or row["cold"] for row in ranked)
+
+    # Nor do ids need to be said to be text: those of the bundle are.
+    manifest = Manifest.read(bundle)
+    said = {**manifest.data, "reading": {**manifest.data["reading"], "id_type": "auto"}}
+    Manifest(**{**vars(manifest), "data": said}).write(bundle)
+    assert rank() == ranked
+
+
+def test_ids_that_the_catalogue_lacks_are_counted_and_the_first_is_named(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    best = ask("rank", tiny_bundle, "--history", "", "-k", 3)["items"]
+    file = tmp_path / "ids"
+    file.write_bytes("\ufeff{}\r\n\r\n {} \r\n{}\t\r\nno\u2028\r\n\r\nnone".format(*best).encode())
+    asked = ["rank", tiny_bundle, "--history", "", "--json"]
+    kept = call(*asked, "--candidates", file)
+    assert json.loads(kept.stdout)["items"] == best
+    assert kept.stderr == f"{file}: the catalogue lacks 2 of 5 ids, first 'no'\n"
+    left = call(*asked, "--exclude", file)
+    assert not set(best) & set(json.loads(left.stdout)["items"])
+    assert left.stderr == kept.stderr
+    file.write_text("\n".join(best))
+    assert call(*asked, "--candidates", file).stderr == ""
+    file.write_bytes(b"\xe9")
+    bad = call(*asked, "--candidates", file)
+    assert bad.exit_code == 4
+    assert f"{file} is not UTF-8" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "reason"),
+    [
+        ("rank", "nowhere/x", "No such file or directory"),
+        ("rank", "file/x", "Not a directory"),
+        ("export", "file/x", "Not a directory"),
+    ],
+)
+def test_what_can_not_be_written_is_one_line_with_path_and_reason(
+    command: str, name: str, reason: str, tiny_run: Run, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "h.jsonl", tmp_path / name
+    (tmp_path / "file").write_bytes(GOOD)
+    source.write_bytes(GOOD)
+    arguments = {
+        "rank": [tiny_bundle, "--input", source, "--output", target],
+        "export": [tiny_run.path, target],
+    }
+    result = call(command, *arguments[command])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == f"Error: {target}: {reason}"
+
+
 @pytest.mark.parametrize("arguments", [[], ["--history", "1", "--input", __file__]])
 def test_rank_takes_one_history_or_a_file(arguments: list[str], tiny_bundle: Path) -> None:
     result = call("rank", tiny_bundle, *arguments)
     assert result.exit_code == 2
     assert "either --history or --input" in result.stderr
+
+
+def test_output_belongs_to_input(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = call("rank", tiny_bundle, "--history", "1", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "--output belongs to --input" in result.stderr
 
 
 def test_verify_refuses_changed_golden_answers(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_batches_hold_the_gaps_of_their_events(timed_split: Split) -> None:
 
 
 def test_the_command_line_ranks_by_time(timed_ranker: Ranker, tmp_path: Path) -> None:
-    bundle = str(timed_ranker._folder)
+    bundle = str(timed_ranker._opened.folder)
     asked = ["rank", bundle, "--history", "i03,i04", "--times", f"0,{HOUR}", "-k", "1", "--json"]
     for now, expected in ((2 * HOUR, "i05"), (HOUR + MONTH, "i04")):
         result = CliRunner().invoke(cli, [*asked, "--now", str(now)])

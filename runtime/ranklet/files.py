@@ -28,8 +28,14 @@ def _aside(path: Path) -> Path:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Give a binary file to fill; on success it takes the place of ``path``, else it vanishes.
 
-    Temporary file, fsync, rename, fsync of the folder.
+    Temporary file, fsync, rename, fsync of the folder. Of a link the target is replaced; a pipe or
+    a device stays what it is, and is written into.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    path = path.resolve()
     temporary = _aside(path)
     try:
         with temporary.open("xb") as file:

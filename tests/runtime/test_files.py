@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,31 @@ def test_the_digest_of_a_known_text_is_right(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
     assert sha256(tmp_path / "file") == expected
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "other" / "target"
+    target.parent.mkdir()
+    target.write_bytes(OLD)
+    link.symlink_to(target)
+    atomic_write(link, NEW)
+    assert link.is_symlink()
+    assert target.read_bytes() == NEW
+    assert {path.name for path in tmp_path.rglob("*")} == {"link", "other", "target"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(pipe.read_bytes)
+        atomic_write(pipe, NEW)
+        assert found.result() == NEW
+    assert pipe.is_fifo()
+
+
+def test_a_device_stays_a_device() -> None:
+    null = Path(os.devnull)
+    atomic_write(null, NEW)
+    assert null.is_char_device()

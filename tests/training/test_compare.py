@@ -369,13 +369,11 @@ def test_a_run_and_its_bundle_do_not_differ(
         assert (row.ties, row.significant) == (result.users, False)
 
 
-def test_another_catalogue_is_refused_and_both_are_named(
-    tiny_run: Run, tiny_ranker: Ranker, events: Events
-) -> None:
+def test_another_catalogue_is_refused(tiny_run: Run, tiny_ranker: Ranker, events: Events) -> None:
     by_time = split_events(events.frame, "time")
     items = len(by_time.vocabulary)
     assert items < 60
-    message = f"run knows 60 items, bundle knows 60, and the events have {items}: compare"
+    message = f"run knows 60 items and the events have {items}: take the events"
     with pytest.raises(RunError, match=message):
         compare_models(tiny_run.load_model(), tiny_ranker, by_time, names=("run", "bundle"))
 
@@ -569,18 +567,27 @@ def test_blank_lines_of_a_csv_file_are_not_counted(tmp_path: Path) -> None:
         read_outcomes(path)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_other_columns_are_ignored_whatever_they_hold(kind: str, tmp_path: Path) -> None:
+    frame = LOG.with_columns(page=pl.lit(1))
+    path = write_log(frame, tmp_path / f"log.{kind}")
+    if kind == "jsonl":
+        path.write_text(path.read_text().replace('"page":1', '"page":[1]', 1))
+    assert read_outcomes(path).equals(read_outcomes(LOG))
+
+
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"clicked": [9, 5, 8]}, r"clicked items were not shown in row 2: \[8, 9\]"),
-    ({"clicked": [7, 7]}, r"clicked holds an id twice in row 2: \[7, 7\]"),
-    ({"shown": [5, 5, 7]}, r"shown holds an id twice in row 2: \[5, 5, 7\]"),
-    ({"shown": [], "clicked": []}, r"shown is empty in row 2: \[\]"),
-    ({"shown": [7, None]}, r"shown holds a missing id in row 2: \[7, None\]"),
-    ({"clicked": [None]}, r"clicked holds a missing id in row 2"),
-    ({"shown": None}, "shown has no value in row 2"),
-    ({"clicked": None}, "clicked has no value in row 2: None; write an empty list"),
-    ({"variant": None}, "variant has no value in row 2"),
-    ({"variant": ""}, "variant is an empty text in row 2"),
-    ({"user_id": None}, "user_id has no value in row 2"),
+    ({"clicked": [7, 7]}, r"'clicked' holds an id twice in row 2: \[7, 7\]"),
+    ({"shown": [5, 5, 7]}, r"'shown' holds an id twice in row 2: \[5, 5, 7\]"),
+    ({"shown": [], "clicked": []}, r"'shown' is empty in row 2: \[\]"),
+    ({"shown": [7, None]}, r"'shown' holds a missing id in row 2: \[7, None\]"),
+    ({"clicked": [None]}, r"'clicked' holds a missing id in row 2"),
+    ({"shown": None}, "'shown' has no value in row 2"),
+    ({"clicked": None}, "'clicked' has no value in row 2: None; write an empty list"),
+    ({"variant": None}, "'variant' has no value in row 2"),
+    ({"variant": ""}, "'variant' is an empty text in row 2"),
+    ({"user_id": None}, "'user_id' has no value in row 2"),
 ]
 
 
@@ -601,10 +608,10 @@ def test_a_bad_request_is_named_with_its_row(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1,a,5||7,", r"shown holds an empty id in row 2: \['5', '', '7'\]"),
-        ("1,a,,", "shown has no value in row 2"),
-        (",a,5,", "user_id has no value in row 2"),
-        ('1,"",5,', "variant has no value in row 2"),
+        ("1,a,5||7,", r"'shown' holds an empty id in row 2: \['5', '', '7'\]"),
+        ("1,a,,", "'shown' has no value in row 2"),
+        (",a,5,", "'user_id' has no value in row 2"),
+        ('1,"",5,', "'variant' has no value in row 2"),
         ("1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),
         ("1,a,5|7,5,7", "can't be read"),
     ],
@@ -619,11 +626,11 @@ def test_a_bad_line_of_a_csv_file_is_named(line: str, message: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"shown": "5|7"}, "row 2 has in shown '5|7', which is not a list of item ids"),
-        ({"user_id": [1]}, r"row 2 has in user_id \[1\], which is not text or an integer"),
-        ({"shown": ["5", "7"]}, "shown and clicked mix types: 5 in row 1 and '5' in row 2"),
-        ({"user_id": "1"}, "user_id mix types: 1 in row 1 and '1' in row 2"),
-        ({"shown": [2**70, 7]}, "shown holds an id that exceeds int64"),
+        ({"shown": "5|7"}, "'shown' holds in row 2 '5|7', which is not a list of ids"),
+        ({"user_id": [1]}, r"'user_id' holds in row 2 \[1\], which is not text or an integer"),
+        ({"shown": ["5", "7"]}, "'shown' or 'clicked' mixes types: 5 in row 1 and '5' in row 2"),
+        ({"user_id": "1"}, "'user_id' mixes types: 1 in row 1 and '1' in row 2"),
+        ({"shown": [2**70, 7]}, "'shown' holds an id that exceeds int64"),
     ],
 )
 def test_a_wrong_type_in_json_lines_is_named(
@@ -638,12 +645,18 @@ def test_a_wrong_type_in_json_lines_is_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (pl.col("shown").list.get(0), "shown holds Int64, such as .* in row 1; use lists of item"),
-        (pl.col("shown").cast(pl.List(pl.Float64)), "shown holds lists of Float64; ids are"),
+        (
+            pl.col("shown").list.get(0),
+            "'shown' holds Int64, such as .* in row 1; use lists of item",
+        ),
+        (pl.col("shown").cast(pl.List(pl.Float64)), "'shown' holds lists of Float64; ids are"),
         (pl.col("shown").cast(pl.List(pl.String)), r"shown is List\(String\) and clicked List\(I"),
-        (pl.col("user_id").cast(pl.Float64), "user_id holds Float64, such as 0.0 in row 1"),
-        (pl.col("variant") == "old", "variant holds Boolean, such as "),
-        (pl.lit([2**63], dtype=pl.List(pl.UInt64)).alias("shown"), "shown holds an id that exceed"),
+        (pl.col("user_id").cast(pl.Float64), "'user_id' holds Float64, such as 0.0 in row 1"),
+        (pl.col("variant") == "old", "'variant' holds Boolean, such as "),
+        (
+            pl.lit([2**63], dtype=pl.List(pl.UInt64)).alias("shown"),
+            "'shown' holds an id that exceed",
+        ),
     ],
 )
 def test_a_wrong_type_of_a_column_is_named(change: pl.Expr, message: str) -> None:
@@ -662,12 +675,12 @@ def test_a_missing_column_is_named(column: str) -> None:
     [
         ("log.txt", b"x", "unknown type; rename it to one of .parquet"),
         ("log.parquet", b"x", "can't be read"),
-        ("log.csv", b"", "can't be read"),
+        ("log.csv", b"", r"is empty \(0 bytes\)"),
         ("log.csv", b"user_id,variant,shown,clicked\n", "holds no rows"),
         ("log.jsonl", b"\n", "holds no rows"),
-        ("log.jsonl", b"{\n", "row 1 is not JSON"),
-        ("log.jsonl", b"[1]\n", "row 1 is not an object"),
-        ("log.jsonl", b"\xff\xfe", "can't be read"),
+        ("log.jsonl", b"{\n", "line 1 is not JSON"),
+        ("log.jsonl", b"[1]\n", "line 1 is not an object"),
+        ("log.jsonl", b"\xff\xfe", "line 1 is not UTF-8"),
         ("log.jsonl", None, "is not a file"),
     ],
 )

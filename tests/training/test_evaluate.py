@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from numpy.typing import NDArray
 
 from ranklet import Ranker
 from ranklet.errors import RunError
 from ranklet_training.checkpoint import Run
+from ranklet_training.compare import compare_models
 from ranklet_training.evaluate import (
     Scorer,
     answer,
@@ -300,6 +302,20 @@ def test_small_batches_give_the_same_ranks(monkeypatch: pytest.MonkeyPatch, spli
 
 def test_validation_can_be_asked_too(split: Split) -> None:
     assert evaluate({}, split, on="validation")["protocol"].startswith("leave-one-out, validation,")
+
+
+def test_a_catalogue_of_the_same_size_and_other_ids_is_refused(
+    events: Events, split: Split, tiny_ranker: Ranker
+) -> None:
+    renamed = events.frame.with_columns(pl.col("item_id").str.replace("^", "new-"))
+    other = split_events(renamed)
+    assert len(other.vocabulary) == len(split.vocabulary)
+    first = split.vocabulary.all_ids[0]
+    message = f"bundle knows the item {first!r} where the events have 'new-{first}': take the"
+    with pytest.raises(RunError, match=message):
+        evaluate({"bundle": tiny_ranker}, other)
+    with pytest.raises(RunError, match=message):
+        compare_models(tiny_ranker, tiny_ranker, other, names=("bundle", "again"))
 
 
 @pytest.mark.parametrize("which", ["run", "bundle"])

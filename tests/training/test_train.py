@@ -262,6 +262,44 @@ def test_a_missing_feature_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_killed_while_it_was_made_is_no_run(
+    start: Start, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, "write_run", 1)
+        with pytest.raises(Killed):
+            start()
+    with pytest.raises(RunError, match="is not a run"):
+        reopen_run(tmp_path / "run", events)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "write_run", 1, after=True)
+        with pytest.raises(Killed):
+            start()
+    run = reopen_run(tmp_path / "run", events)
+    assert run.read_questions() is not None  # what export asks before it accepts codes
+
+
+def test_batches_are_made_one_at_a_time(
+    start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, step, made, steps = training.epoch_batches, training._step, [0], [0]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        for batch in make(*args, **kwargs):
+            made[0] += 1
+            yield batch
+
+    def watched(*args: Any) -> Any:
+        steps[0] += 1
+        assert made == steps
+        return step(*args)
+
+    monkeypatch.setattr(training, "epoch_batches", counted)
+    monkeypatch.setattr(training, "_step", watched)
+    train(start(epochs=1), split, show_progress=False)
+    assert steps[0] > 1
+
+
 def test_items_with_ids_of_another_type_are_refused(
     tmp_path: Path, events: Events, split: Split
 ) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.errors import RunError
 from ranklet.plots import new_figure, save_figure
 from ranklet.ranker import Ranker
 from ranklet_training.bootstrap import (
@@ -21,7 +20,7 @@ from ranklet_training.bootstrap import (
     paired_bootstrap,
 )
 from ranklet_training.checkpoint import Model
-from ranklet_training.evaluate import answer_of
+from ranklet_training.evaluate import answer_of, check_catalogue
 from ranklet_training.metrics import CUTOFFS, all_metrics
 from ranklet_training.outcomes import OutcomeComparison
 from ranklet_training.split import Cases, Split
@@ -73,18 +72,13 @@ def compare_models(
         seed: As in ``paired_bootstrap``.
 
     Raises:
-        RunError: The catalogues of the models and of the events differ in size.
+        RunError: The catalogues of the models and of the events differ.
         InputError: As ``paired_bootstrap``.
     """
     check_resampling(resamples, seed, CHUNK)
     cases: Cases = getattr(split, on)
-    items = len(split.vocabulary)
-    sizes = [_size(model) for model in (a, b)]
-    if sizes != [items, items]:
-        raise RunError(
-            f"{names[0]} knows {sizes[0]} items, {names[1]} knows {sizes[1]}, and the events have "
-            f"{items}: compare models of one catalogue on the events that they were trained on"
-        )
+    for name, model in zip(names, (a, b), strict=True):
+        check_catalogue(name, model, split)
     a_values, b_values = (_user_metrics(model, split, cases) for model in (a, b))
     result = paired_bootstrap(a_values, b_values, resamples=resamples, seed=seed)
     gains = b_values - a_values
@@ -100,6 +94,7 @@ def compare_models(
             strict=True,
         )
     ]
+    items = len(split.vocabulary)
     protocol = f"{split.kind}, {on}, full ranking of {items} items, seen items masked"
     return ModelComparison(*names, protocol, len(cases), resamples, seed, rows)
 
@@ -110,10 +105,6 @@ def metrics_of_ranks(ranks: NDArray[np.int64]) -> Values:
     table = [list(all_metrics(np.array([rank])).values()) for rank in range(1, beyond + 1)]
     values: Values = np.array(table)[np.minimum(ranks, beyond) - 1]
     return values
-
-
-def _size(model: Model | Ranker) -> int:
-    return len(model) if isinstance(model, Ranker) else model.items.item.shape[0] - 1
 
 
 def _user_metrics(model: Model | Ranker, split: Split, cases: Cases) -> Values:

@@ -17,6 +17,7 @@ from ranklet.errors import RunError
 from ranklet.gaps import UNKNOWN, buckets_before, gap_buckets
 from ranklet.plots import new_figure, save_figure
 from ranklet.ranker import Ranker
+from ranklet.vocabulary import Vocabulary
 from ranklet_training.checkpoint import Model
 from ranklet_training.metrics import (
     CUTOFFS,
@@ -195,6 +196,33 @@ def answer_by_bundle(
     return Answers(ranks, mean_ranks, best)
 
 
+def check_catalogue(
+    name: str, model: Model | Ranker, split: Split, vocabulary: Vocabulary | None = None
+) -> None:
+    """Refuse a model that knows other items than the events.
+
+    Args:
+        name: Of the model, for the message.
+        model: A torch model or a loaded bundle, which knows its ids.
+        split: Of the events.
+        vocabulary: Of a torch model, if it is at hand: without it only sizes are compared.
+
+    Raises:
+        RunError: The catalogues differ.
+    """
+    todo = "take the events that it was trained on"
+    items = len(split.vocabulary)
+    size = len(model) if isinstance(model, Ranker) else model.items.item.shape[0] - 1
+    if size != items:
+        raise RunError(f"{name} knows {size} items and the events have {items}: {todo}")
+    known = model.vocabulary if isinstance(model, Ranker) else vocabulary
+    if known is None:
+        return
+    for own, other in zip(known.all_ids, split.vocabulary.all_ids, strict=True):
+        if own != other:
+            raise RunError(f"{name} knows the item {own!r} where the events have {other!r}: {todo}")
+
+
 def evaluate(
     models: dict[str, Model | Ranker], split: Split, *, on: str = "test"
 ) -> dict[str, Any]:
@@ -220,12 +248,7 @@ def evaluate(
     items = len(split.vocabulary)
     counts = split.training.counts(items)
     for name, model in models.items():
-        size = len(model) if isinstance(model, Ranker) else model.items.item.shape[0] - 1
-        if size != items:
-            raise RunError(
-                f"{name} knows {size} items and the events have {items}: "
-                "evaluate it on the events that it was trained on"
-            )
+        check_catalogue(name, model, split)
     is_cold = (counts[cases.targets] == 0) | (cases.targets == 0)
     slices = {"cold targets": is_cold, **_length_slices(cases)}
     slices = {name: rows for name, rows in slices.items() if rows.any()}

@@ -1,39 +1,26 @@
 """An event log in, one clean, sorted frame out.
 
-* Rows are counted from 1 in error messages, over data rows: neither the header of a csv file nor
-  blank lines count.
 * Events are sorted by user, then time; events of one user with equal times keep the file's order.
 * The digest covers the sorted content, so the file format and the order of users don't change it.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import polars as pl
-from polars.exceptions import PanicException, PolarsError
 
 from ranklet.errors import DataError
+from ranklet_training.tables import ArrowStream, open_table, refuse
 
 DuplicatePolicy = Literal["none", "exact", "consecutive"]
 IdType = Literal["auto", "int64", "string"]
 
-SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".ndjson")
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _HASHED_ROWS = 1 << 18  # strings joined at a time, so that hashing doesn't double the memory
+_MAPPING = "give a column this name, or map one: --{}-column NAME of train, in Python Columns"
 _TIME_ADVICE = "give numbers (such as unix seconds), or a date or datetime column"
-
-
-class ArrowStream(Protocol):
-    """Any table with the Arrow stream interface: polars, pandas, pyarrow, duckdb."""
-
-    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """Return the table as a capsule that holds a C stream."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -111,12 +98,12 @@ def read_events(
     if duplicates not in get_args(DuplicatePolicy):
         choices = ", ".join(get_args(DuplicatePolicy))
         raise DataError(f"duplicates {duplicates!r} is unknown; choose from {choices}")
-    table = _read(source, [columns.user, columns.item], infer_types=False)
+    table = open_table(source, [[columns.user], [columns.item]])
     wanted = {"user_id": columns.user, "item_id": columns.item, "timestamp": columns.timestamp}
     for ours, theirs in (("event", columns.event), ("rating", columns.rating)):
         if theirs is not None and (theirs in table.names or theirs != ours):
             wanted[ours] = theirs
-    raw = table.collect(wanted)
+    raw = table.collect(wanted, _MAPPING)
     read = {
         "user_id": _ids(raw["user_id"], table.label(columns.user), id_type, table.is_text),
         "item_id": _ids(raw["item_id"], table.label(columns.item), id_type, table.is_text),
@@ -149,14 +136,17 @@ def read_items(
 
     ``auto`` looks at this file alone: pass the ``id_type`` of the events so that ids match.
     """
-    table = _read(source, [item_column], infer_types=True)
+    table = open_table(source, [[item_column]], infer_types=True)
     others = [name for name in table.names if name != item_column]
     if "item_id" in others:
         raise DataError(f"{table.name}: 'item_id' is there beside {item_column!r}; rename one")
-    raw = table.collect({"item_id": item_column} | {name: name for name in others})
+    raw = table.collect(
+        {"item_id": item_column} | {name: name for name in others},
+        "give the column of ids this name, or in Python pass item_column",
+    )
     label = table.label(item_column)
     item_ids = _ids(raw["item_id"], label, id_type, table.is_text)
-    _refuse(
+    refuse(
         ~item_ids.is_first_distinct(),
         item_ids,
         label,
@@ -166,138 +156,8 @@ def read_items(
     return raw.with_columns(item_ids)
 
 
-class _Table:
-    """A source that was opened: its columns, not yet checked."""
-
-    def __init__(self, frame: pl.LazyFrame, name: str, *, is_text: bool) -> None:
-        self.name = name
-        self.is_text = is_text  # csv: no types, every value that counts is text
-        self.blank_lines = 0
-        self._frame = frame
-        with _named(name):
-            self.names = frame.collect_schema().names()
-        if any("\0" in column for column in self.names):
-            raise DataError(f"{name} is not UTF-8 text, it may be UTF-16; save it as UTF-8")
-
-    def label(self, column: str) -> str:
-        return f"{self.name}: column {column!r}"
-
-    def collect(self, wanted: dict[str, str]) -> pl.DataFrame:
-        """Return the columns under our names; ``wanted`` maps our names to theirs."""
-        for ours, theirs in wanted.items():
-            if theirs not in self.names:
-                raise DataError(
-                    f"{self.label(theirs)} is missing (columns: {', '.join(self.names)}); map it "
-                    f"with --{ours.removesuffix('_id')}-column NAME, in Python with Columns or "
-                    "item_column"
-                )
-            if f"{theirs}_duplicated_0" in self.names:
-                raise DataError(f"{self.label(theirs)} is there twice; rename one of them")
-        selected = self._frame.select(pl.col(theirs).alias(ours) for ours, theirs in wanted.items())
-        with _named(self.name):
-            frame = selected.collect()
-        if self.is_text:
-            frame = frame.with_columns(pl.col(pl.String).replace("", None))
-            rows = len(frame)
-            frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
-            self.blank_lines = rows - len(frame)
-        if frame.is_empty():
-            raise DataError(f"{self.name} holds no rows; expected one row for each event or item")
-        return frame
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Turn what polars raises, a panic of its Rust code included, into an error with the name."""
-    try:
-        yield
-    except DataError:
-        raise
-    # ValueError and TypeError come from the exporters of other Arrow libraries.
-    except (PolarsError, PanicException, OSError, ValueError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{name} can't be read: {reason}; check that it is complete, of the type that its name "
-            "says, and in UTF-8"
-        ) from error
-
-
-def _read(
-    source: str | Path | ArrowStream, id_columns: Sequence[str], *, infer_types: bool
-) -> _Table:
-    if not isinstance(source, str | Path):
-        name = type(source).__name__
-        if not hasattr(source, "__arrow_c_stream__"):
-            raise DataError(f"can't read a {name}; pass a path or a table with the Arrow interface")
-        with _named(name):
-            return _Table(pl.DataFrame(source).lazy(), name, is_text=False)
-    path = Path(source)
-    kind = path.name.lower()
-    if not path.is_file():
-        raise DataError(f"{path} is not a file; pass one of {', '.join(SUFFIXES)}")
-    if not kind.endswith(SUFFIXES):
-        raise DataError(f"{path} has an unknown type; rename it to one of {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes); expected one row for each event or item")
-    with _named(str(path)):
-        if kind.endswith(".parquet"):
-            return _Table(pl.scan_parquet(path, glob=False), str(path), is_text=False)
-        if kind.endswith((".csv", ".csv.gz")):
-            ids = dict.fromkeys(id_columns, pl.String)
-            frame = (
-                pl.scan_csv(path, glob=False, infer_schema_length=None, schema_overrides=ids)
-                if infer_types
-                else pl.scan_csv(path, glob=False, infer_schema=False)
-            )
-            return _Table(frame, str(path), is_text=True)
-        return _Table(_read_json_lines(path, id_columns).lazy(), str(path), is_text=False)
-
-
-def _read_json_lines(path: Path, id_columns: Sequence[str]) -> pl.DataFrame:
-    """Read one object a line in Python: polars would turn 7 into "7" where a column holds both."""
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}: row {len(rows) + 1} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}: row {len(rows) + 1} is not an object: {line.strip()!r}")
-            rows.append(row)
-    if not rows:
-        raise DataError(f"{path} holds no rows; expected one row for each event or item")
-    for column in id_columns:
-        first_of: dict[type, int] = {}
-        for number, row in enumerate(rows, start=1):
-            if row.get(column) is not None:
-                first_of.setdefault(type(row[column]), number)
-        if len(first_of) > 1:
-            shown = " and ".join(
-                f"{rows[number - 1][column]!r} in row {number}" for number in first_of.values()
-            )
-            raise DataError(
-                f"{path}: column {column!r} mixes types: {shown}; write all ids as text, or all as "
-                "integers"
-            )
-    return pl.from_dicts(rows, infer_schema_length=None)
-
-
-def _refuse(bad: pl.Series, values: pl.Series, label: str, problem: str, advice: str) -> None:
-    """Raise if any row is bad, with its number and value."""
-    rows = bad.arg_true()
-    if rows.is_empty():
-        return
-    more = f" (and {len(rows) - 1:,} more, next row {rows[1] + 1})" if len(rows) > 1 else ""
-    raise DataError(
-        f"{label} {problem} in row {rows[0] + 1}: {values[int(rows[0])]!r}{more}; {advice}"
-    )
-
-
 def _refuse_missing(values: pl.Series, label: str) -> None:
-    _refuse(values.is_null(), values, label, "has no value", "fill it in or remove the row")
+    refuse(values.is_null(), values, label, "has no value", "fill it in or remove the row")
 
 
 def _ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> pl.Series:
@@ -308,7 +168,7 @@ def _ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> pl.Se
     _refuse_missing(values, label)
     if values.dtype.is_integer():
         numbers = values.cast(pl.Int64, strict=False)
-        _refuse(numbers.is_null(), values, label, "exceeds int64", "write the ids as text")
+        refuse(numbers.is_null(), values, label, "exceeds int64", "write the ids as text")
         return numbers.cast(pl.String) if id_type == "string" else numbers
     if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
         raise DataError(
@@ -316,13 +176,13 @@ def _ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> pl.Se
             "convert the column"
         )
     texts = values.cast(pl.String)
-    _refuse(texts == "", texts, label, "is an empty id", "fill it in or remove the row")
+    refuse(texts == "", texts, label, "is an empty id", "fill it in or remove the row")
     if id_type == "string" or (id_type == "auto" and not is_text):
         return texts
     numbers = texts.cast(pl.Int64, strict=False)
     no_number = numbers.is_null() | ~texts.str.contains(_CANONICAL_INTEGER)
     if id_type == "int64":
-        _refuse(no_number, texts, label, "is not an int64 id", "read the ids as text (string)")
+        refuse(no_number, texts, label, "is not an int64 id", "read the ids as text (string)")
     return texts if no_number.any() else numbers
 
 
@@ -334,11 +194,11 @@ def _numbers(values: pl.Series, label: str, is_text: bool, advice: str) -> pl.Se
         if numbers.null_count() > values.null_count():
             numbers = texts.cast(pl.Float64, strict=False)
         bad = numbers.is_null() & values.is_not_null()
-        _refuse(bad, values, label, "is not a number", advice)
+        refuse(bad, values, label, "is not a number", advice)
     elif values.dtype.is_integer():
         numbers = values.cast(pl.Int64, strict=False)
         bad = numbers.is_null() & values.is_not_null()
-        _refuse(bad, values, label, "exceeds int64", "use a smaller unit of time")
+        refuse(bad, values, label, "exceeds int64", "use a smaller unit of time")
     elif values.dtype.is_float() or values.dtype.is_decimal() or values.dtype == pl.Null:
         numbers = values.cast(pl.Float64)
     else:
@@ -347,7 +207,7 @@ def _numbers(values: pl.Series, label: str, is_text: bool, advice: str) -> pl.Se
     if numbers.dtype.is_float():
         # -0.0 would give another digest than 0.0.
         numbers = numbers + 0.0
-        _refuse(~numbers.is_finite(), numbers, label, "is not finite", "remove the row")
+        refuse(~numbers.is_finite(), numbers, label, "is not finite", "remove the row")
     return numbers
 
 

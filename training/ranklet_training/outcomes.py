@@ -3,14 +3,12 @@
 Two variants have different users, so each is resampled by itself.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
-from polars.exceptions import PanicException, PolarsError
+from polars.exceptions import PolarsError
 
 from ranklet.errors import DataError, InputError
 from ranklet_training.bootstrap import (
@@ -21,11 +19,12 @@ from ranklet_training.bootstrap import (
     findings,
     unpaired_bootstrap,
 )
-from ranklet_training.events import SUFFIXES
+from ranklet_training.tables import open_table, refuse
 
 MISMATCH = 0.001  # one false alarm in a thousand tests that were split as planned
 
 OUTCOME_COLUMNS = ("user_id", "variant", "shown", "clicked")
+LISTS = OUTCOME_COLUMNS[2:]
 OUTCOME_METRICS = (
     "click-through rate",  # clicked items / shown items of a user
     "requests with a click",  # share of a user's requests
@@ -181,28 +180,28 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
             can't be used: nothing, an empty ``shown``, an item twice, a click on what was not
             shown.
     """
-    if isinstance(source, pl.DataFrame):
-        frame, name = source, "the log"
-    else:
-        frame, name = _read_outcomes_file(Path(source)), str(source)
-    if frame.is_empty():
-        raise DataError(f"{name} holds no rows; expected one row for each request")
+    table = open_table(source, [["user_id"], ["variant"], LISTS], lists=LISTS)
+    frame = table.collect(
+        {column: column for column in OUTCOME_COLUMNS},
+        f"a log of outcomes has {', '.join(OUTCOME_COLUMNS)}",
+    )
+    if table.is_text:
+        nothing = pl.lit([], dtype=pl.List(pl.String))
+        frame = frame.with_columns(pl.col(LISTS).str.split("|"))
+        frame = frame.with_columns(pl.col("clicked").fill_null(nothing))
     for column in OUTCOME_COLUMNS:
-        if column not in frame.columns:
-            raise DataError(
-                f"{name}: column {column!r} is missing (columns: {', '.join(frame.columns)}); a "
-                f"log of outcomes has {', '.join(OUTCOME_COLUMNS)}"
-            )
-    for column in OUTCOME_COLUMNS:
-        advice = "write an empty list where nothing was clicked" if column == "clicked" else ""
-        _refuse(frame[column].is_null(), frame[column], name, "has no value", advice)
-    shown, clicked = (_id_lists(frame[column], name) for column in ("shown", "clicked"))
-    _refuse(shown.list.len() == 0, shown, name, "is empty", "leave such requests out")
+        advice = "write an empty list where nothing was clicked" if column == "clicked" else None
+        refuse(frame[column].is_null(), frame[column], table.label(column), "has no value", advice)
+    shown, clicked = (_id_lists(frame[column], table.label(column)) for column in LISTS)
+    empty = shown.list.len() == 0
+    refuse(empty, shown, table.label("shown"), "is empty", "leave such requests out")
     if clicked.list.len().sum() and shown.dtype != clicked.dtype:
-        raise DataError(f"{name}: shown is {shown.dtype} and clicked {clicked.dtype}: use one type")
-    users, variants = (_scalars(frame[column], name) for column in ("user_id", "variant"))
+        raise DataError(
+            f"{table.name}: shown is {shown.dtype} and clicked {clicked.dtype}: use one type"
+        )
+    users, variants = (_scalars(frame[c], table.label(c)) for c in ("user_id", "variant"))
     frame = pl.DataFrame([users, variants.cast(pl.String), shown, clicked.cast(shown.dtype)])
-    _refuse_unshown(frame, name)
+    _refuse_unshown(frame, table.name)
     return frame
 
 
@@ -245,135 +244,42 @@ def _variants(requests: pl.DataFrame, control: str | None) -> tuple[str, str]:
     return first, names[1 - names.index(first)]
 
 
-def _read_outcomes_file(path: Path) -> pl.DataFrame:
-    kind = path.name.lower()
-    if not path.is_file():
-        raise DataError(f"{path} is not a file; pass one of {', '.join(SUFFIXES)}")
-    if not kind.endswith(SUFFIXES):
-        raise DataError(f"{path} has an unknown type; rename it to one of {', '.join(SUFFIXES)}")
-    try:
-        if kind.endswith(".parquet"):
-            return pl.read_parquet(path, glob=False)
-        if kind.endswith((".csv", ".csv.gz")):
-            return _split_texts(pl.read_csv(path, glob=False, infer_schema=False))
-        return _read_json_lines(path)
-    except DataError:
-        raise
-    # The same as for event logs: polars also panics, and Python refuses bytes and integers.
-    except (PolarsError, PanicException, OSError, ValueError, TypeError, OverflowError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} can't be read: {reason}") from error
-
-
-def _split_texts(frame: pl.DataFrame) -> pl.DataFrame:
-    """Turn the texts of a csv file into lists; an empty field of clicked is an empty one."""
-    frame = frame.with_columns(pl.all().replace("", None))
-    frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))  # blank lines
-    nothing = pl.lit([], dtype=pl.List(pl.String))
-    parts = [pl.col(c).str.split("|") for c in ("shown", "clicked") if c in frame.columns]
-    frame = frame.with_columns(parts)
-    if "clicked" in frame.columns:
-        frame = frame.with_columns(pl.col("clicked").fill_null(nothing))
-    return frame
-
-
-def _read_json_lines(path: Path) -> pl.DataFrame:
-    """Read one object a line in Python: polars would turn 7 into "7" where both occur."""
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for line in file:
-            if line.strip():
-                rows.append(_json_row(line, f"{path}: row {len(rows) + 1}"))
-    for columns in (("user_id",), ("variant",), ("shown", "clicked")):
-        _refuse_mixed_types(rows, columns, path)
-    return pl.from_dicts(rows, infer_schema_length=None) if rows else pl.DataFrame()
-
-
-def _json_row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is not an object: {line.strip()!r}")
-    row = {column: row[column] for column in OUTCOME_COLUMNS if column in row}
-    for column, value in row.items():
-        is_list = column in ("shown", "clicked")
-        if value is not None and isinstance(value, list) != is_list:
-            wanted = "a list of item ids" if is_list else "text or an integer"
-            raise DataError(f"{where} has in {column} {value!r}, which is not {wanted}")
-    return row
-
-
-def _refuse_mixed_types(rows: list[dict[str, Any]], columns: tuple[str, ...], path: Path) -> None:
-    first_of: dict[type, str] = {}
-    for number, row in enumerate(rows, start=1):
-        for column in columns:
-            value = row.get(column)
-            for part in value if isinstance(value, list) else [value]:
-                if part is not None and type(part) not in first_of:
-                    first_of[type(part)] = f"{part!r} in row {number}"
-    if len(first_of) > 1:
-        found = " and ".join(first_of.values())
-        raise DataError(
-            f"{path}: {' and '.join(columns)} mix types: {found}; write all as text, or all as "
-            "integers"
-        )
-
-
-def _refuse(bad: pl.Series, values: pl.Series, name: str, problem: str, advice: str = "") -> None:
-    """Raise if any row is bad, with the number and value of the first."""
-    rows = bad.arg_true()
-    if rows.is_empty():
-        return
-    value = values[int(rows[0])]
-    value = value.to_list() if isinstance(value, pl.Series) else value
-    more = f" (and {len(rows) - 1:,} more)" if len(rows) > 1 else ""
-    raise DataError(
-        f"{name}: {values.name} {problem} in row {rows[0] + 1}: {value!r}{more}"
-        + (f"; {advice}" if advice else "")
-    )
-
-
-def _scalars(values: pl.Series, name: str) -> pl.Series:
+def _scalars(values: pl.Series, label: str) -> pl.Series:
     """Return users or variants as integers or text."""
     if values.dtype.is_integer():
         return values
     if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
         raise DataError(
-            f"{name}: {values.name} holds {values.dtype}, such as {values[0]!r} in row 1; use text "
-            "or integers"
+            f"{label} holds {values.dtype}, such as {values[0]!r} in row 1; use text or integers"
         )
     texts = values.cast(pl.String)
-    _refuse(texts == "", texts, name, "is an empty text")
+    refuse(texts == "", texts, label, "is an empty text")
     return texts
 
 
-def _id_lists(values: pl.Series, name: str) -> pl.Series:
+def _id_lists(values: pl.Series, label: str) -> pl.Series:
     """Return lists of int64 or text, no id missing and none twice in a list."""
     if isinstance(values.dtype, pl.Array):
         values = values.arr.to_list()
     if not isinstance(values.dtype, pl.List):
         raise DataError(
-            f"{name}: {values.name} holds {values.dtype}, such as {values[0]!r} in row 1; use "
+            f"{label} holds {values.dtype}, such as {values[0]!r} in row 1; use "
             "lists of item ids (in csv, ids with | between them)"
         )
     inner = pl.Series(dtype=values.dtype.inner).dtype  # an instance, where inner may be a class
     missing = values.list.eval(pl.element().is_null()).list.any()
-    _refuse(missing, values, name, "holds a missing id")
+    refuse(missing, values, label, "holds a missing id")
     if inner == pl.Null:  # every list is empty
         return values
     if not inner.is_integer() and inner not in (pl.String, pl.Categorical, pl.Enum):
-        raise DataError(f"{name}: {values.name} holds lists of {inner}; ids are integers or text")
+        raise DataError(f"{label} holds lists of {inner}; ids are integers or text")
     try:
         lists = values.cast(pl.List(pl.Int64 if inner.is_integer() else pl.String))
     except PolarsError as error:
-        raise DataError(
-            f"{name}: {values.name} holds an id that exceeds int64; write the ids as text"
-        ) from error
+        raise DataError(f"{label} holds an id that exceeds int64; write the ids as text") from error
     if not inner.is_integer():
-        _refuse(lists.list.contains(""), lists, name, "holds an empty id")
-    _refuse(lists.list.n_unique() < lists.list.len(), lists, name, "holds an id twice")
+        refuse(lists.list.contains(""), lists, label, "holds an empty id")
+    refuse(lists.list.n_unique() < lists.list.len(), lists, label, "holds an id twice")
     return lists
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,9 @@ def start_run(
     versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
     path.mkdir(parents=True, exist_ok=True)
     run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
-    write_run(run)
     if questions := _held_out(split, config.model.max_length):
         run.write_questions(questions)
+    write_run(run)  # last: a folder with config.json is a run, and has all that export asks of it
     return run
 
 
@@ -261,7 +262,7 @@ def _train_epoch(
         with_gaps=run.config.model.time_gaps,
     )
     done = progress.step_in_epoch
-    for batch in list(batches)[done:]:
+    for batch in islice(batches, done, None):
         fraction = (progress.epoch + progress.targets_seen / total) / config.epochs
         warmup = (progress.step + 1) / max(1, config.warmup_steps)
         rate = config.learning_rate * min(warmup, 1 - fraction)

@@ -2,18 +2,19 @@
 
 Read are JSON lines, ``{"history": [...], "user_id": ..., "candidates": [...], "exclude": [...],
 "times": [...], "now": ...}`` with all but the history optional, streamed; or an event log (csv or
-parquet, where polars is installed) with the columns user_id, item_id and timestamp, one history a
+parquet, where polars is installed), read as the log of the bundle's training was, one history a
 user.
 """
 
-import gzip
 import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ranklet.cli.common import read_log
 from ranklet.errors import DataError, InputError
+from ranklet.lines import read_json_lines
 from ranklet.ranker import Ranker
 from ranklet.vocabulary import Unknown
 
@@ -50,7 +51,7 @@ def rank_file(
         DataError: A row can't be read; the message names it.
         InputError: A history can't be ranked.
     """
-    total, rows = 0, read_histories(source, with_times=ranker.uses_times)
+    total, rows = 0, read_histories(ranker, source)
     while block := list(islice(rows, ROWS_AT_ONCE)):
         try:
             rankings = ranker.rank_batch(
@@ -80,57 +81,42 @@ def rank_file(
     return total
 
 
-def read_histories(source: Path, *, with_times: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file of histories or of an event log, see the module.
-
-    Args:
-        source: The file.
-        with_times: An event log also tells when its events happened.
-    """
-    if not source.is_file():
-        raise DataError(f"{source} does not exist")
-    name = source.name.removesuffix(".gz")
+def read_histories(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file of histories or of an event log, see the module."""
+    name = source.name.lower().removesuffix(".gz")
     if name.endswith((".jsonl", ".ndjson")):
-        yield from _read_json_lines(source)
+        yield from _read_rows(source)
     elif name.endswith((".csv", ".parquet")):
-        for row in _read_event_log(source):
-            yield row if with_times else {**row, "times": None}
+        yield from _read_event_log(ranker, source)
     else:
-        raise DataError(f"{source} is not .jsonl, .csv, .csv.gz or .parquet")
+        raise DataError(f"{source} has an unknown type; pass .jsonl, .csv, .csv.gz or .parquet")
 
 
-def _read_json_lines(source: Path) -> Iterator[dict[str, Any]]:
-    opener = gzip.open if source.suffix == ".gz" else open
-    with opener(source, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{source}, line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict) or not isinstance(row.get("history"), list):
-                raise DataError(f'{source}, line {number}: expected {{"history": [...]}}')
-            if unknown := set(row) - KEYS:
-                raise DataError(
-                    f"{source}, line {number}: unknown keys {sorted(unknown)}; "
-                    f"there are {sorted(KEYS)}"
-                )
-            yield row
+def _read_rows(source: Path) -> Iterator[dict[str, Any]]:
+    for number, row in read_json_lines(source):
+        if not isinstance(row.get("history"), list):
+            raise DataError(f'{source}, line {number}: expected {{"history": [...]}}')
+        if unknown := set(row) - KEYS:
+            raise DataError(
+                f"{source}, line {number}: unknown keys {sorted(unknown)}; there are {sorted(KEYS)}"
+            )
+        yield row
 
 
-def _read_event_log(source: Path) -> Iterator[dict[str, Any]]:
+def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
+    """Read a log as that of the training was read, but for what ranking does not need."""
+    reading = {**ranker.manifest.data.get("reading", {}), "rating_column": None}
+    if reading.get("duplicates") != "exact":
+        reading["event_column"] = None
     try:
-        from ranklet_training.events import read_events
+        frame = read_log(source, reading).frame
     except ModuleNotFoundError as error:
         raise InputError(
             f"{source} needs {error.name} to be read: pip install 'ranklet[train]', or pass JSON "
             "lines"
         ) from error
-    users = (
-        read_events(source)
-        .frame.group_by("user_id", maintain_order=True)
-        .agg("item_id", "timestamp")
-    )
+    if ranker.vocabulary.is_text:  # where a csv file holds integers only, they were read as such
+        frame = frame.cast({"item_id": str})
+    users = frame.group_by("user_id", maintain_order=True).agg("item_id", "timestamp")
     for user, history, times in users.iter_rows():
-        yield {"user_id": user, "history": history, "times": times}
+        yield {"user_id": user, "history": history, "times": times if ranker.uses_times else None}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
@@ -15,6 +16,7 @@ from ranklet.errors import InputError, RankletError
 from ranklet.ranker import Ranker
 
 if TYPE_CHECKING:
+    from ranklet.vocabulary import Vocabulary
     from ranklet_training.checkpoint import Model
     from ranklet_training.events import Events
     from ranklet_training.presets import RunConfig
@@ -46,7 +48,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
 
 
 class Commands(click.Group):
-    """Turn errors that ranklet raises on purpose into one line and their exit status."""
+    """Turn errors of ranklet and of files into one line and their exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -59,8 +61,20 @@ class Commands(click.Group):
             needs_export = ctx.invoked_subcommand == "export"
             extra = "export" if needs_export else EXTRAS.get(package, "train")
             _stop(f"{package} is not installed: pip install 'ranklet[{extra}]'", 1)
+        except BrokenPipeError:  # nobody reads on: click ends without a word
+            raise
+        except OSError as error:
+            _stop(_describe(error), 1)
         except KeyboardInterrupt:
             _stop("interrupted", 130)
+
+
+def _describe(error: OSError) -> str:
+    """Return path and reason; what files.py writes aside goes by its later name."""
+    if error.filename is None:
+        return str(error)
+    path = re.sub(r"\.([^/\\]+)\.[0-9a-f]{8}\.tmp", r"\1", str(error.filename))
+    return f"{path}: {error.strerror}"
 
 
 def _stop(message: str, status: int) -> NoReturn:
@@ -170,21 +184,29 @@ def open_models(
     """Open runs and bundles by name, and cut the events as they were cut for training.
 
     Raises:
-        InputError: Not all were trained on the same cut.
+        InputError: Not all were trained on the same cut, or one on none.
+        RunError: A model knows other items than the events.
     """
+    from ranklet_training.evaluate import check_catalogue
+
     opened = {name: _open_model(path) for name, path in paths.items()}
-    (first, (_, config, facts)), *_ = opened.items()
-    log = read_log(events, facts["reading"])
-    for name, (_, other, own) in opened.items():
+    for name, (*_, own) in opened.items():
+        if not own.get("events"):
+            raise InputError(f"{name} was trained on no events: its weights are random")
+    (first, (_, _, config, facts)), *_ = opened.items()
+    log = read_log(events, facts.get("reading", {}))
+    split = split_log(log, config)
+    for name, (model, vocabulary, other, own) in opened.items():
         cuts = _describe_split(config), _describe_split(other)
         if cuts[0] != cuts[1]:
             raise InputError(
                 f"{first} was trained on the {cuts[0]} split and {name} on the {cuts[1]} split: "
                 "one may have learned what the other is asked"
             )
-        if log.digest != own["digest"]:
+        check_catalogue(name, model, split, vocabulary)
+        if log.digest != own.get("digest"):
             note(f"these are not the events that {name} was trained on; targets may have leaked")
-    return {name: model for name, (model, _, _) in opened.items()}, split_log(log, config)
+    return {name: model for name, (model, *_) in opened.items()}, split
 
 
 def _describe_split(config: "RunConfig") -> str:
@@ -192,14 +214,14 @@ def _describe_split(config: "RunConfig") -> str:
     return f"k-fold {train.fold} of {train.folds}" if train.split == "k-fold" else train.split
 
 
-def _open_model(path: Path) -> "tuple[Model | Ranker, RunConfig, dict[str, Any]]":
-    """Open a run or a bundle: (model, settings, facts of its data)."""
+def _open_model(path: Path) -> "tuple[Model | Ranker, Vocabulary, RunConfig, dict[str, Any]]":
+    """Open a run or a bundle: (model, its ids, settings, facts of its data)."""
     from ranklet_training.checkpoint import read_run
     from ranklet_training.presets import RunConfig
 
     if (path / "config.json").exists():
         run = read_run(path)
-        return run.load_model(), run.config, run.data
+        return run.load_model(), run.vocabulary, run.config, run.data
     ranker = Ranker.load(path)
     manifest = ranker.manifest
-    return ranker, RunConfig.from_dict(manifest.training), manifest.data
+    return ranker, ranker.vocabulary, RunConfig.from_dict(manifest.training), manifest.data

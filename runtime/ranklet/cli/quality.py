@@ -83,8 +83,6 @@ def format_evaluation(table: dict[str, Any]) -> str:
     lines = [f"{table['protocol']}; {table['users']:,} users, {table['cold_targets']} cold targets"]
     lines += _grid("seen items masked", names, [(r["model"], r["masked"]) for r in rows])
     lines += _grid("seen items not masked", names, [(r["model"], r["unmasked"]) for r in rows])
-    if "slices" not in table:  # models/ml-100k was evaluated before there were any
-        return "\n".join(lines)
     others = {"ties by mean rank": "mean_ties", "coverage@10": "coverage", "popularity@10": ""}
     lines += [
         "",

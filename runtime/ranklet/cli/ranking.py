@@ -68,12 +68,17 @@ def rank(
     """
     if (history is None) == (source is None):
         raise click.UsageError("pass either --history or --input")
-    ranker = Ranker.load(bundle, provider=provider, threads=threads)
+    if source is None and output is not None:
+        raise click.UsageError("--output belongs to --input: with --history, redirect stdout")
     if source is not None:
         if candidates or exclude or times is not None or now is not None:
             raise click.UsageError(
                 "with --input, candidates, exclude, times and now are keys of the rows"
             )
+        if as_json and output is None:
+            raise click.UsageError("--json with --input needs --output: stdout holds one document")
+    ranker = Ranker.load(bundle, provider=provider, threads=threads)
+    if source is not None:
         _rank_file(ranker, source, output, as_json, k=k, exclude_seen=exclude_seen, unknown=unknown)
         return
     parts = [part.strip() for part in (history or "").split(",")]
@@ -82,8 +87,8 @@ def rank(
         "times": None if times is None else _read_times(times),
         "now": now,
         "k": k,
-        "candidates": _read_ids(ranker, candidates, "candidates"),
-        "exclude": _read_ids(ranker, exclude, "exclude"),
+        "candidates": _read_ids(ranker, candidates),
+        "exclude": _read_ids(ranker, exclude),
         "exclude_seen": exclude_seen,
         "unknown": unknown,
     }
@@ -127,14 +132,19 @@ def _read_times(text: str) -> list[int]:
         raise InputError(f"--times takes whole numbers, got {text!r}") from error
 
 
-def _read_ids(ranker: Ranker, path: Path | None, name: str) -> list[str] | list[int] | None:
+def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None:
+    """Read one id a line; say how many the catalogue lacks."""
     if path is None:
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}") from error
-    return ranker.vocabulary.parse([line for line in lines if line], name)
+        raise InputError(f"{path} is not UTF-8: {error}; save it as UTF-8") from error
+    ids = ranker.vocabulary.parse(filter(None, map(str.strip, lines)), str(path))
+    indices = ranker.vocabulary.index(ids, str(path)).tolist()
+    if unknown := [item for item, index in zip(ids, indices, strict=True) if not index]:
+        note(f"{path}: the catalogue lacks {len(unknown)} of {len(ids)} ids, first {unknown[0]!r}")
+    return ids
 
 
 def _rank_file(
@@ -144,8 +154,6 @@ def _rank_file(
     from ranklet.cli.batch import rank_file
     from ranklet.files import atomic_file
 
-    if as_json and output is None:
-        raise click.UsageError("--json with --input needs --output: stdout holds one document")
     begin, done = time.perf_counter(), 0
     is_terminal = sys.stderr.isatty()
 

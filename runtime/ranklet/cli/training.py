@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ranklet.cli.common import (
     FILE,
@@ -21,7 +22,11 @@ from ranklet.cli.common import (
 from ranklet.errors import InputError
 
 if TYPE_CHECKING:
-    from ranklet_training.events import Events
+    import polars as pl
+
+    from ranklet_training.events import Events, IdType
+    from ranklet_training.presets import RunConfig
+    from ranklet_training.split import Split
 
 
 # Those of ranklet_training.presets, which would import torch.
@@ -107,28 +112,20 @@ def train(
     Example: ranklet train events.parquet --out run --set epochs=20
     """
     from ranklet_training.checkpoint import read_run
-    from ranklet_training.presets import configure, recommend
+    from ranklet_training.presets import configure
     from ranklet_training.train import reopen_run, start_run
     from ranklet_training.train import train as train_run
 
     chosen = read_settings(preset, config_file, settings)
     if resume:
+        _refuse_given("items", *reading)
         run = read_run(out)
         log = read_log(events, run.data["reading"])
         run = reopen_run(out, log, configure(chosen, run.config))
         split = split_log(log, run.config)
     else:
-        log = read_log(events, reading)
-        note(log.summary())
-        split = split_log(log, configure(chosen))
-        recommended, reason = recommend(split)
-        note(f"{split.notes}\n{reason}")
-        config = configure({**recommended, **chosen})
-        source = events.with_name("SOURCE.md")
-        origin = source.read_text() if source.is_file() else ""
-        run = start_run(
-            out, config, log, split, read_items_of(items, log), reading=reading, source=origin
-        )
+        log, split, config, catalogue, source = prepare(events, items, chosen, reading)
+        run = start_run(out, config, log, split, catalogue, reading=reading, source=source)
     writer = _tensorboard_writer(out) if tensorboard else None
     result = train_run(run, split, log=writer)
     metrics = {name: round(value, 5) for name, value in result.validation.items()}
@@ -181,14 +178,40 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
-def read_items_of(path: Path | None, log: "Events") -> Any:
-    """Read an item file, if any, with ids of the type that the log has."""
-    from ranklet_training.events import read_items
+def prepare(
+    events: Path, items: Path | None, chosen: dict[str, Any], reading: dict[str, str]
+) -> "tuple[Events, Split, RunConfig, pl.DataFrame | None, str]":
+    """Read and cut a log and complete the settings, with notes on both.
 
-    if path is None:
-        return None
+    Returns:
+        Log, split, all settings, items with ids of the type that the log has, origin of the data.
+    """
+    from ranklet_training.events import read_items
+    from ranklet_training.presets import configure, recommend
+
+    log = read_log(events, reading)
+    note(log.summary())
+    split = split_log(log, configure(chosen))
+    recommended, reason = recommend(split)
+    note(f"{split.notes}\n{reason}")
+    config = configure({**recommended, **chosen})
     is_text = str(log.frame["item_id"].dtype) == "String"
-    return read_items(path, id_type="string" if is_text else "int64")
+    id_type: IdType = "string" if is_text else "int64"
+    catalogue = None if items is None else read_items(items, id_type=id_type)
+    origin = events.with_name("SOURCE.md")
+    source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
+    return log, split, config, catalogue, source
+
+
+def _refuse_given(*names: str) -> None:
+    """Refuse options that --resume would ignore."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        is_default = context.get_parameter_source(option.name or "") is ParameterSource.DEFAULT
+        if option.name in names and not is_default:
+            raise click.UsageError(
+                f"{option.opts[0]} does not go with --resume, which takes it from the run"
+            )
 
 
 def _tensorboard_writer(out: Path) -> Callable[[dict[str, Any]], None]:

@@ -16,10 +16,8 @@ from ranklet.cli.common import (
     json_option,
     note,
     print_json,
-    read_log,
-    split_log,
 )
-from ranklet.cli.training import read_items_of, read_settings, settings_options
+from ranklet.cli.training import prepare, read_settings, settings_options
 from ranklet.errors import InputError
 
 if TYPE_CHECKING:
@@ -99,32 +97,28 @@ def tune(
     Example: ranklet tune events.parquet --out study --trials 30 --search dropout=0.1..0.6
     """
     from ranklet_training import tune as tuning
-    from ranklet_training.presets import configure, recommend
+    from ranklet_training.presets import configure
 
     chosen = read_settings(preset, config_file, settings)
     given = configure(chosen)
     specs = _read_search(search) or tuning.default_space(given, chosen)
     space = tuning.parse_space(specs, given)
-    log = read_log(events, reading)
-    note(log.summary())
-    split = split_log(log, given)
-    recommended, reason = recommend(split)
-    note(f"{split.notes}\n{reason}\nsearched: {', '.join(f'{k}={v}' for k, v in specs.items())}")
-    source = events.with_name("SOURCE.md")
+    log, split, config, catalogue, source = prepare(events, items, chosen, reading)
+    note(f"searched: {', '.join(f'{k}={v}' for k, v in specs.items())}")
     result = tuning.tune(
         out,
-        configure({**recommended, **chosen}),
+        config,
         space,
         log,
         tuning.folds_of(log, split, given),
-        read_items_of(items, log),
+        catalogue,
         sampler=sampler,
         trials=trials,
         minutes=minutes,
         prune=prune,
         seed=seed,
         reading=reading,
-        source=source.read_text() if source.is_file() else "",
+        source=source,
     )
     if find_spec("matplotlib") is None:
         note("no plots: matplotlib is not installed: pip install 'ranklet[plots]'")

@@ -1,9 +1,9 @@
 """Where this project began: predicting ratings. RMSE of the seed model beside what it must beat.
 
 A random fifth of all ratings is held out, as rating papers do; the rest trains. The seed model
-reads the training events that came before a held-out one. Learning rates and the decay were set by
-looking at the held-out errors of seed 0, for all models alike: the figures of that seed are a
-little too good, those of other seeds are not chosen.
+reads the training events before a held-out one (the first where there is none). Learning rates and
+the decay were set by looking at the held-out errors of seed 0, for all models alike: the figures of
+that seed are a little too good, those of other seeds are not chosen.
 """
 
 import numpy as np

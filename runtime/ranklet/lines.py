@@ -1,0 +1,65 @@
+"""Read JSON lines, one object each; what can't be read is named with its line.
+
+* Text is UTF-8, with or without byte order marks, compressed where the name ends in ``.gz``.
+* Lines are counted from 1, as an editor counts them; blank ones are skipped.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ranklet.errors import DataError
+from ranklet.vocabulary import show
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as a rule one of a pair
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line that is not blank.
+
+    Raises:
+        DataError: The file or a line can't be read.
+    """
+    number = 0
+    try:
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                content = line.removeprefix(BOM_UTF8)
+                if content.strip():
+                    yield number, _object(content, f"{path}, line {number}")
+    except (OSError, EOFError, zlib.error) as error:  # gzip raises all three
+        place = f" after line {number}" if number else ""
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{path} can't be read{place}: {reason}; check that it is complete and of the type "
+            "that its name says"
+        ) from error
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        text = line.decode()
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        reason = f"{error.reason} at byte {error.start + 1}"
+        raise DataError(f"{where} is not UTF-8: {reason}; save the file as UTF-8") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(f"{where} holds {half!r}, half of a character; write all of it") from error
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at column {error.colno}"
+        raise DataError(f"{where} is not JSON: {reason}; write one object a line") from error
+    except RecursionError as error:
+        raise DataError(f"{where} is nested too deeply; write flat objects") from error
+    except ValueError as error:  # Python refuses such integers
+        raise DataError(f"{where} has a number of thousands of digits; write a text") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is not an object: {show(value)}; write one object a line")
+    return value
