@@ -1,7 +1,5 @@
 """What crosses the rooms: the shipped bundle in plain onnxruntime, run and bundle side by side."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,20 @@ import pytest
 
 from ranklet import Manifest, Ranker
 from ranklet.bundle import map_table
+from ranklet.errors import DataError
 from ranklet.verify import verify
 from ranklet_export.export import Settings, export_bundle
 from ranklet_training.checkpoint import Run
+from ranklet_training.datasets import fetch
 from ranklet_training.evaluate import evaluate
-from ranklet_training.events import Events
+from ranklet_training.events import Events, read_events
 from ranklet_training.presets import PRESETS, configure
 from ranklet_training.simulator import Simulation
 from ranklet_training.split import Split, split_events
 from ranklet_training.train import start_run, train
 
 FOUR_DIGITS = 5e-5
+ONE_ANSWER = 1 / 943  # on another processor nearly equal scores may change places
 SCORE_TOLERANCE = 1e-4
 
 
@@ -88,13 +89,22 @@ def test_a_shipped_bundle_answers_here_as_where_it_was_made(any_shipped_bundle: 
     assert verify(any_shipped_bundle, provider="cpu").golden > 0
 
 
-def test_a_shipped_model_beats_what_stands_beside_it(any_shipped_bundle: Path) -> None:
-    rows = Ranker.load(any_shipped_bundle, provider="cpu").manifest.quality["rows"]
-    ndcg = {row["model"]: row["masked"]["NDCG@10"] for row in rows}
-    ours = ndcg.pop(any_shipped_bundle.name)
-    assert ours >= {"ml-100k": 0.110, "ml-1m": 0.196}[any_shipped_bundle.name]
-    assert set(ndcg) >= {"zero-block", "last-item Markov", "popularity"}
-    assert ours > max(ndcg.values())
+def test_a_shipped_bundle_is_as_good_as_the_run_it_was_made_of(
+    shipped_bundle: Path, tmp_path: Path
+) -> None:
+    try:
+        data = fetch("ml-100k", tmp_path)
+    except DataError as error:
+        pytest.skip(f"ml-100k is not at hand: {error}")
+    ranker = Ranker.load(shipped_bundle, provider="cpu")
+    table = evaluate({"ml-100k": ranker}, split_events(read_events(data.events).frame))
+    of_run = {row["model"]: row for row in ranker.manifest.quality["rows"]}
+    for row in table["rows"]:
+        for part in ("masked", "unmasked"):
+            assert row[part] == pytest.approx(of_run[row["model"]][part], abs=ONE_ANSWER)
+    ndcg = {name: row["masked"]["NDCG@10"] for name, row in of_run.items()}
+    assert set(ndcg) == {"ml-100k", "zero-block", "seed", "last-item Markov", "popularity"}
+    assert max(ndcg, key=lambda name: ndcg[name]) == "ml-100k"
 
 
 def test_no_local_path_is_in_a_shipped_bundle(any_shipped_bundle: Path) -> None:
@@ -103,15 +113,6 @@ def test_no_local_path_is_in_a_shipped_bundle(any_shipped_bundle: Path) -> None:
         assert b"site-packages" not in data, path
         assert b"/home/" not in data, path
         assert b"/tmp/" not in data, path
-
-
-def test_import_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, ranklet\n"
-        "heavy = {'torch', 'onnx', 'polars', 'click', 'ranklet_training', 'ranklet_export'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 @pytest.mark.parametrize("kind", ["leave-one-out", "time", "k-fold"])

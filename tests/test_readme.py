@@ -1,7 +1,8 @@
-"""README.md promises; every block of it is run here."""
+"""README.md and docs/ promise; every block of the one and all Python of the others is run here."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS: list[tuple[str, str]] = re.findall(
-    r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+def blocks_of(page: Path) -> list[tuple[str, str]]:
+    """Return language and text of every block."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks_of(PAGES[0])
+PYTHON = [
+    pytest.param(code, id=f"{page.relative_to(ROOT).as_posix()}, block {number}")
+    for page in PAGES
+    for number, (language, code) in enumerate(blocks_of(page), 1)
+    if language == "python"
+]
 
 
 def of(language: str) -> list[str]:
@@ -44,6 +58,14 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert len(of("text")) == 2
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
+    blocks = blocks_of(page)
+    assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks)
+    if page != PAGES[0]:
+        assert {language for language, _ in blocks} <= {"python", "text"}
+
+
 def test_make_demo_prints_what_the_readme_shows() -> None:
     assert of("bash")[0].split("\n")[0] == "make demo"
     printed = run("make demo", ROOT)
@@ -56,9 +78,10 @@ def test_make_test_runs_this_test() -> None:
     assert "-m pytest" in run("make --dry-run test", ROOT)
 
 
-@pytest.mark.parametrize("code", of("python"))
-def test_python_block_runs(code: str) -> None:
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_block_runs(code: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
 
 
 def test_shell_blocks_lead_from_an_event_log_to_ranked_items(tmp_path: Path) -> None:

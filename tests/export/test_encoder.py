@@ -204,12 +204,6 @@ def test_a_model_is_not_changed_by_its_layout(make_model: Callable[..., Model]) 
         assert torch.equal(tensor, before[name]), name
 
 
-def test_every_shape_of_model_passes_the_gate(any_model: Any) -> None:
-    manifest = any_model.ranker.manifest
-    assert len(manifest.parity["points"]) >= 4
-    assert manifest.parity["max_score_difference"] <= SCORE_TOLERANCE[manifest.precision]
-
-
 def test_graphs_of_an_older_opset_pass_the_gate(old_graphs: Any) -> None:
     assert old_graphs.check().max_score_difference <= SCORE_TOLERANCE["int8"]
 

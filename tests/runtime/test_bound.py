@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ranklet import Ranker, Ranking
 from ranklet import bound as bound_module
+from ranklet import graph as graph_module
 from ranklet import plain as plain_module
 
 histories = st.lists(st.integers(0, 59), min_size=1, max_size=45)
@@ -97,6 +98,21 @@ def test_what_is_kept_is_bounded(
         assert_equal(found, ranker.rank_batch([ids[:length]], k=5)[0])
         assert ranker.plain._idle.bytes <= bound_module.MOST_KEPT
         assert 1 <= idle_runs(ranker) <= 5
+
+
+def test_the_masks_that_are_kept_are_bounded(
+    ranker: Ranker, tiny_ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 6000  # bytes; masks of 20 events take 3,360, those of all lengths up to 20 24,640
+    monkeypatch.setattr(graph_module, "MOST_KEPT", most)
+    several = 0
+    for length in range(1, 21):
+        (found,), (expected,) = (r.rank_batch([ids[:length]]) for r in (ranker, tiny_ranker))
+        assert_equal(found, expected)
+        kept = [mask for masks in ranker.graphs._masks.values() for mask in masks.values()]
+        assert 0 < sum(mask.nbytes for mask in kept) == ranker.graphs._kept_bytes <= most
+        several += len(kept) > 2
+    assert several >= 10
 
 
 @pytest.mark.parametrize("limit", ["LONGEST_KEPT", "MOST_ANSWERS"])

@@ -31,11 +31,14 @@ def test_a_mapped_file_is_found_by_its_name(large_file: Path) -> None:
 
 
 @on_linux
-def test_forgotten_pages_are_read_again(large_file: Path) -> None:
+def test_forgotten_pages_leave_memory_until_they_are_read_again(large_file: Path) -> None:
     with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
         before = data[:]
+        assert resident_bytes(large_file) >= len(data)
         pages.forget_pages(pages.regions(str(large_file)))
+        assert resident_bytes(large_file) == 0
         assert data[:] == before
+        assert resident_bytes(large_file) >= len(data)
 
 
 @on_linux
@@ -53,14 +56,20 @@ def test_a_file_that_is_kept_out_does_not_stay_resident(large_file: Path) -> Non
 
 
 def resident_bytes(path: Path) -> int:
-    """Return how much of a mapped file is resident."""
-    _, _, rest = Path("/proc/self/smaps").read_text().partition(str(path))
-    return 1024 * int(re.search(r"^Rss: +(\d+) kB$", rest, re.MULTILINE)[1])  # type: ignore[index]
+    """Return how much of all mappings of a file is resident."""
+    mappings = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
+    sizes = [re.search(r"^Rss: +(\d+) kB$", rest, re.MULTILINE) for rest in mappings]
+    return 1024 * sum(int(size[1]) for size in sizes if size)
 
 
-def test_advice_that_nobody_takes_is_harmless() -> None:
-    pages.advise((mmap.PAGESIZE, mmap.PAGESIZE), 12345)
-    pages.forget_pages([])
+@on_linux
+def test_advice_that_the_kernel_does_not_know_changes_nothing(large_file: Path) -> None:
+    with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        before = data[:]
+        (region,) = pages.regions(str(large_file))
+        pages.advise(region, 12345)
+        assert resident_bytes(large_file) >= len(data)
+        assert data[:] == before
 
 
 @pytest.mark.parametrize(
@@ -95,20 +104,26 @@ def test_other_systems_have_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pages.regions("") == []
 
 
+@pytest.fixture
+def huge_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every table is treated as a huge one is."""
+    monkeypatch.setattr(graph_module, "LARGE_DATA", 0)
+    monkeypatch.setattr(graph_module, "HUGE_DATA", 0)
+    monkeypatch.setattr(pages, "use_huge_pages", lambda before: None)
+    monkeypatch.setattr(pages, "LARGE", 0)
+
+
 @on_linux
 @pytest.mark.parametrize("lookups", [0, 100], ids=["always", "now and then"])
 def test_a_table_treated_as_huge_gives_the_same_rankings(
     lookups: int,
+    huge_tables: None,
     tiny_bundle: Path,
     tiny_ranker: Ranker,
     ids: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(graph_module, "LARGE_DATA", 0)
-    monkeypatch.setattr(graph_module, "HUGE_DATA", 0)
     monkeypatch.setattr(graph_module, "MOST_LOOKUPS", lookups)
-    monkeypatch.setattr(pages, "use_huge_pages", lambda before: None)
-    monkeypatch.setattr(pages, "LARGE", 0)
     ranker = Ranker.load(tiny_bundle, provider="cpu")
     user, expected = ranker.user(), tiny_ranker.user()
     for count in range(1, 31):
@@ -119,6 +134,21 @@ def test_a_table_treated_as_huge_gives_the_same_rankings(
     assert ranker.rank(ids[:3], candidates=ids[9:]).items == (
         tiny_ranker.rank(ids[:3], candidates=ids[9:]).items
     )
+
+
+@on_linux
+def test_a_huge_table_leaves_memory_when_many_rows_were_looked_up(
+    huge_tables: None, bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker = Ranker.load(bundle, provider="cpu")
+    # Of an event, of what may be scored again, and of the candidates.
+    rows = 1 + ranker.graphs.smallest_pool + len(ids)
+    monkeypatch.setattr(graph_module, "MOST_LOOKUPS", 3 * rows - 1)
+    stays = []
+    for _ in range(6):
+        ranker.rank(ids[:1], candidates=ids)
+        stays.append(resident_bytes(bundle / "model.onnx.data") > 0)
+    assert stays == 2 * [True, True, False]
 
 
 @on_linux
