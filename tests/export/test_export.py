@@ -43,7 +43,7 @@ def test_the_table_of_fp16_is_rounded_once(any_ranker: Ranker, tiny_run: Run) ->
     is_half = any_ranker.manifest.precision == "fp16"
     kind = np.float16 if is_half else np.float32
     expected = (tiny_run.load_model().table() * 4).numpy().astype(kind)
-    np.testing.assert_array_equal(map_table(any_ranker._folder, any_ranker.manifest), expected)
+    np.testing.assert_array_equal(map_table(any_ranker._opened.folder, any_ranker.manifest), expected)
 
 
 def test_the_working_folder_is_in_no_file_of_the_bundle(tiny_bundle: Path, tiny_run: Run) -> None:
