@@ -142,7 +142,7 @@ def test_a_bundle_with_times_ranks_without_them(timed_ranker: Ranker) -> None:
         (["i01"], [0.5], None, r"times\[0\] is 0.5 \(float\); times are whole numbers"),
         (["i01"], [True], None, r"times\[0\] is True \(bool\)"),
         (["i01"], [2**70], None, r"times\[0\] is 1180591620717411303424, which is outside int64"),
-        (["i01"], [1], "soon", r"now\[0\] is 'soon' \(str\)"),
+        (["i01"], [1], "soon", r"now is 'soon' \(str\)"),
         (["i01"], "1", None, "times is the text '1'"),
     ],
 )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranklet.bundle import (
+    FILE_NAMES,
     FORMAT,
     GRAPH,
     MANIFEST,
@@ -25,7 +26,7 @@ from ranklet.bundle import (
     describe_files,
     write_catalogue,
 )
-from ranklet.errors import BundleError, InputError, ParityError, PrecisionError
+from ranklet.errors import BundleError, InputError, ParityError, PrecisionError, RunError
 from ranklet.files import atomic_folder, atomic_write
 from ranklet.graph import Graphs
 from ranklet.provider import create_session
@@ -189,8 +190,17 @@ def _check_target(bundle: Path, settings: Settings) -> None:
         return
     if not settings.replace:
         raise BundleError(f"{bundle} exists: choose another folder, or replace it (--replace)")
-    if not (bundle / MANIFEST).is_file():
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_bytes())
+        is_bundle = {"format", "files", "items"} <= set(manifest)
+    except (OSError, ValueError, TypeError):
+        is_bundle = False
+    if not is_bundle:
         raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
+    if strange := sorted({path.name for path in bundle.iterdir()} - FILE_NAMES - {MANIFEST}):
+        raise BundleError(
+            f"{bundle} is not replaced: it holds {strange[0]!r}, which is no part of a bundle"
+        )
 
 
 def _read_source(path: Path) -> Source:
@@ -199,7 +209,6 @@ def _read_source(path: Path) -> Source:
     if "title" in run.catalogue.columns:
         titles = [title or "" for title in run.catalogue["title"].to_list()]
     counts = run.catalogue["training_events"].to_numpy()
-    evaluation = path / "evaluation.json"
     return Source(
         model=run.load_model(),
         vocabulary=run.vocabulary,
@@ -208,8 +217,19 @@ def _read_source(path: Path) -> Source:
         questions=run.read_questions() or popular_histories(counts, run.config.model.max_length),
         training=run.config.to_dict(),
         data=run.data,
-        quality=json.loads(evaluation.read_bytes()) if evaluation.exists() else {},
+        quality=_read_evaluation(path / "evaluation.json"),
     )
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+        names = [row["model"] for row in found["rows"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is damaged ({error!r}): evaluate the run again") from error
+    return found if names else {}
 
 
 def popular_histories(

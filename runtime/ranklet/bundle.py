@@ -22,7 +22,7 @@ errors.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from math import isfinite
@@ -299,10 +299,11 @@ class Manifest:
 
 
 class Opened:
-    """The folder of a bundle that was opened: what is read of it later must have lain there then.
+    """The folder of a bundle that was opened: what is read of it later must be what lay there then.
 
     Attributes:
         folder: Wherever the process changes its working directory to, and links their targets.
+        files: What the manifest says; a file that was replaced by an equal one will do.
     """
 
     def __init__(self, path: Path) -> None:
@@ -315,39 +316,43 @@ class Opened:
             self.folder = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL
             raise BundleError(f"{path} is damaged or no path: {error}") from error
-        self._then = self._identities()
+        self.files: dict[str, File] = {}
+        self._then = {name: self._identity(name) for name in FILE_NAMES}
 
     @contextmanager
-    def unchanged(self) -> Iterator[Path]:
-        """Give the folder to read from.
+    def unchanged(self, *names: str) -> Iterator[Path]:
+        """Give the folder to read some files from.
 
         Raises:
-            BundleError: Before or meanwhile files were replaced or removed.
+            BundleError: Before or meanwhile one of them was replaced or removed.
         """
-        self._check()
+        self._check(names)
         yield self.folder
-        self._check()
+        self._check(names)
 
-    def _check(self) -> None:
-        now = self._identities()
-        if changed := sorted({name for name, _ in now.items() ^ self._then.items()}):
-            raise BundleError(
-                f"{self.folder} was replaced or removed since it was opened (see {changed[0]}): "
-                "load it again"
-            )
-
-    def _identities(self) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {}
-        for name in (MANIFEST, *FILE_NAMES):
-            with suppress(OSError):
-                status = (self.folder / name).stat()
-                found[name] = (
-                    status.st_dev,
-                    status.st_ino,
-                    status.st_size,
-                    status.st_mtime_ns,
+    def _check(self, names: Sequence[str]) -> None:
+        for name in names:
+            now = self._identity(name)
+            if now != self._then[name] and not (now and self._is_copy(name)):
+                raise BundleError(
+                    f"{self.folder / name} was replaced or removed since the bundle was opened: "
+                    "load it again"
                 )
-        return found
+            self._then[name] = now
+
+    def _identity(self, name: str) -> tuple[int, ...] | None:
+        try:
+            status = (self.folder / name).stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _is_copy(self, name: str) -> bool:
+        try:
+            found = sha256(self.folder / name)
+        except OSError:
+            return False
+        return name in self.files and found == self.files[name].sha256
 
 
 def of_one_event(shapes: dict[str, list[int | str]]) -> dict[str, list[int | str]]:

@@ -2,11 +2,15 @@
 
 import hashlib
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+DESCRIPTOR = re.compile(r"/dev/(stdout|stderr|fd/[0-9]+)|/proc/self/(fd/[0-9]+)")
 
 
 def _sync(path: Path) -> None:
@@ -28,10 +32,18 @@ def _aside(path: Path) -> Path:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Give a binary file to fill; on success it takes the place of ``path``, else it vanishes.
 
-    Temporary file, fsync, rename, fsync of the folder. Of a link the target is replaced; a pipe or
-    a device stays what it is, and is written into.
+    Temporary file, fsync, rename, fsync of the folder. Of a link the target is replaced; only who
+    may read what was there may read what takes its place. A descriptor of this process, a pipe or a
+    device is written into.
     """
-    if path.exists() and not path.is_file():
+    if descriptor := DESCRIPTOR.fullmatch(str(path)):
+        name = descriptor[1] or descriptor[2]
+        number = {"stdout": 1, "stderr": 2}.get(name) or int(name.rpartition("/")[2])
+        with os.fdopen(os.dup(number), "wb") as file:
+            yield file
+        return
+    mode = path.stat().st_mode if path.exists() else None
+    if mode is not None and not stat.S_ISREG(mode):
         with path.open("wb") as file:
             yield file
         return
@@ -39,6 +51,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     temporary = _aside(path)
     try:
         with temporary.open("xb") as file:
+            if mode is not None:
+                temporary.chmod(stat.S_IMODE(mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -60,8 +74,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; on success it takes the place of ``path``, else it vanishes.
 
     An existing folder is moved aside first and removed last: there is a short moment without
-    ``path``, but never one with a mixture of old and new files.
+    ``path``, but never one with a mixture of old and new files. Of a link the target is replaced.
     """
+    path = path.resolve()
     temporary, old = _aside(path), _aside(path)
     temporary.mkdir(parents=True)
     try:

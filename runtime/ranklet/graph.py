@@ -160,7 +160,7 @@ class Graphs:
         size = self._manifest.files[DATA].size
         before = pages.regions("") if size >= LARGE_DATA else []
         kept_out = pages.kept_out(data) if size >= HUGE_DATA else nullcontext()
-        with self._opened.unchanged() as folder, self._mapping(), kept_out:
+        with self._opened.unchanged(name, DATA) as folder, self._mapping(), kept_out:
             loaded = create_session(folder / name, self.provider, self._threads)
         session, self.provider = loaded
         if self.provider == "cuda":

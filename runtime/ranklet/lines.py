@@ -41,10 +41,14 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
+def _refuse(constant: str) -> None:
+    raise json.JSONDecodeError(f"{constant} is no number of JSON", constant, 0)
+
+
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         text = line.decode()
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.bundle import (
+    FILE_NAMES,
     NEVER,
     Manifest,
     Opened,
@@ -37,7 +38,9 @@ from ranklet.vocabulary import (
     Unknown,
     Vocabulary,
     flat,
+    listed,
     show,
+    whole_number,
     whole_numbers,
 )
 
@@ -164,8 +167,9 @@ class Ranker:
             ProviderError: CUDA was asked for and does not run.
         """
         opened = Opened(Path(path))
-        with opened.unchanged() as folder:
+        with opened.unchanged(*FILE_NAMES) as folder:
             manifest = Manifest.read(folder, check_digests=check_digests)
+            opened.files = manifest.files
             vocabulary = read_vocabulary(folder, manifest)
             graphs = Graphs(opened, manifest, provider, threads)
         ranker = cls(graphs, manifest, vocabulary, opened)
@@ -180,6 +184,10 @@ class Ranker:
                 user.append(first[0])
                 user.rank()
         return ranker
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: sessions can't be."""
+        raise TypeError(f"{self!r} can't be pickled or copied: load the bundle in each process")
 
     def __len__(self) -> int:
         """Return the number of items that can be ranked."""
@@ -359,7 +367,7 @@ class Ranker:
         Raises:
             InputError: An id can't be used.
         """
-        indices = self.vocabulary.index(ids, "ids", unknown=unknown)
+        indices = self.vocabulary.index(listed(ids), "ids", unknown=unknown)
         bias = np.full_like(self.graphs.bias, NEVER)
         bias[indices] = 0
         bias[0] = NEVER
@@ -391,13 +399,13 @@ class Ranker:
 
     @cached_property
     def _titles(self) -> Sequence[str] | None:
-        with self._opened.unchanged() as folder:
+        with self._opened.unchanged("titles.utf8", "titles.offsets.npy") as folder:
             return read_titles(folder, self.manifest)
 
     @cached_property
     def _popularity(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Item indices by falling popularity, and the popularity of every index from 0."""
-        with self._opened.unchanged() as folder:
+        with self._opened.unchanged("popularity.npy") as folder:
             shares = np.concatenate([[np.float32(0)], read_popularity(folder, self.manifest)])
         return np.argsort(-shares[1:], kind="stable") + 1, shares
 
@@ -433,7 +441,7 @@ class Ranker:
         """Return what may not be ranked, and of what alone to choose, as item indices."""
         if exclude is not None:
             place = name.replace("histories", "exclude").replace("history", "exclude")
-            excluded = excluded + self.vocabulary.index(exclude, place).tolist()
+            excluded = excluded + self.vocabulary.index(listed(exclude), place).tolist()
         dropped = NOTHING
         if excluded:
             unique = set(excluded)
@@ -442,7 +450,7 @@ class Ranker:
         if candidates is None:
             return dropped, None
         place = name.replace("histories", "candidates").replace("history", "candidates")
-        wanted = self.vocabulary.index(candidates, place, unknown=unknown)
+        wanted = self.vocabulary.index(listed(candidates), place, unknown=unknown)
         return dropped, np.setdiff1d(wanted, np.append(dropped, 0))
 
     def _gaps(
@@ -471,9 +479,10 @@ class Ranker:
         instants = instants[indices > 0]
         if now is None or not len(instants):
             return buckets_before(instants), UNKNOWN
-        asked, last = int(whole_numbers([now], "now")[0]), int(instants[-1])
+        place = name.replace("histories", "now").replace("history", "now")
+        asked, last = whole_number(now, place), int(instants[-1])
         if asked < last:
-            raise InputError(f"now is {asked}, before the last event of {name}, {last}")
+            raise InputError(f"{place} is {asked}, before the last event of {name}, {last}")
         return buckets_before(instants), bucket_until(asked, last)
 
     def _answer(self, requests: list[Request], k: int, eligible: Eligible | None) -> list[Ranking]:

@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ from ranklet.ranker import (
     check_k,
 )
 from ranklet.ring import Event, Ring
-from ranklet.vocabulary import Ids, ItemId, flat, show, whole_numbers
+from ranklet.vocabulary import Ids, ItemId, flat, show, whole_number, whole_numbers
 
 MAGIC = b"ranklet user 2\n"
 DIGEST_BYTES = 32
@@ -64,6 +65,20 @@ class User:
         self._last_time: int | None = None
         self.unknown = 0  # ids that the catalogue does not have
 
+    def __copy__(self) -> "User":
+        """Return a user that goes on alone."""
+        return User(self._ranker).load(self.save())
+
+    def __deepcopy__(self, _: object) -> "User":
+        """Return a user that goes on alone, of the same ranker."""
+        return self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: ``save`` and ``load`` are for that."""
+        raise TypeError(
+            "a User can't be pickled: save() gives bytes, and Ranker.user().load() takes them"
+        )
+
     def __len__(self) -> int:
         """Return the number of known events."""
         return len(self._history)
@@ -80,7 +95,7 @@ class User:
         """
         index = self._ranker.vocabulary.find(item) if time is None else None
         if index is None:
-            self.extend([item], times=None if time is None else [time])
+            self.extend([item], times=None if time is None else [time], name="item")
         else:  # the same without arrays
             del self._since[len(self._history) :]
             self._since += (UNKNOWN,)
@@ -285,7 +300,7 @@ class User:
         """Return the bucket of the gap from the last event to now."""
         if not self._ranker.uses_times:
             raise InputError(ORDER_ALONE)
-        asked = int(whole_numbers([now], "now")[0])
+        asked = whole_number(now, "now")
         if not self._history:
             return UNKNOWN
         if self._last_time is None:
@@ -416,14 +431,15 @@ class Users:
         if not len(done) == len(told) == len(self._users):
             raise InputError(f"{len(done)} items, {len(told)} times, {len(self._users)} users")
         before = [(len(user), user._last_time, user.unknown) for user in self._users]
+        place = 0
         try:
-            for user, item, time in zip(self._users, done, told, strict=True):
+            for place, (item, time) in enumerate(zip(done, told, strict=True)):
                 if item is not None:
-                    user.append(item, time=time)
-        except InputError:
+                    self._users[place].append(item, time=time)
+        except InputError as error:
             for user, counts in zip(self._users, before, strict=True):
                 user.forget(*counts)
-            raise
+            raise InputError(f"user {place}: {error}") from error
 
     def rank(
         self,

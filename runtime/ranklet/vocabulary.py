@@ -3,6 +3,7 @@
 Ids are int64 or UTF-8 text, compared exactly: "007", "7" and 7 are three different ids.
 """
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -18,8 +19,8 @@ IdLists: TypeAlias = Sequence[Ids] | NDArray[Any]  # one sequence of ids a row
 ItemId: TypeAlias = int | str
 Unknown: TypeAlias = Literal["skip", "error"]  # what to do with ids that the catalogue lacks
 
-
 REMEMBERED = 1 << 16  # ids of a large catalogue
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # as it is written; int64 is checked where it is used
 
 
 class Texts(Sequence[str]):
@@ -144,10 +145,10 @@ class Vocabulary:
         texts = list(texts)
         if self.is_text:
             return texts
-        try:
-            return [int(text) for text in texts]
-        except ValueError as error:
-            raise InputError(f"{name}: this bundle has integer item ids; {error}") from error
+        for text in texts:
+            if not INTEGER.fullmatch(text):  # int() would take 1_0 for 10, and 007 for 7
+                raise InputError(f"{name}: this bundle has integer item ids, got {show(text)}")
+        return [int(text) for text in texts]
 
     @cached_property
     def _index_of(self) -> "dict[str, int] | Texts":
@@ -227,6 +228,23 @@ def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:  # noqa: ANN401 
     found = flat(values, name)
     items = found if isinstance(found, list) else found.tolist()
     return _numbers(items, name, "times are whole numbers, as in the training events")
+
+
+def whole_number(value: Any, name: str) -> int:  # noqa: ANN401 (from outside)
+    """Return a whole number of 64 bits.
+
+    Raises:
+        InputError: It is something else.
+    """
+    try:
+        return int(whole_numbers([value], name)[0])
+    except InputError as error:
+        raise InputError(str(error).replace(f"{name}[0]", name, 1)) from None
+
+
+def listed(ids: Ids) -> Ids:
+    """Return ids whose order says nothing, as a list where they are a set."""
+    return list(ids) if isinstance(ids, set | frozenset) else ids
 
 
 def _numbers(

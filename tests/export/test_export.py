@@ -43,7 +43,9 @@ def test_the_table_of_fp16_is_rounded_once(any_ranker: Ranker, tiny_run: Run) ->
     is_half = any_ranker.manifest.precision == "fp16"
     kind = np.float16 if is_half else np.float32
     expected = (tiny_run.load_model().table() * 4).numpy().astype(kind)
-    np.testing.assert_array_equal(map_table(any_ranker._opened.folder, any_ranker.manifest), expected)
+    np.testing.assert_array_equal(
+        map_table(any_ranker._opened.folder, any_ranker.manifest), expected
+    )
 
 
 def test_the_working_folder_is_in_no_file_of_the_bundle(tiny_bundle: Path, tiny_run: Run) -> None:
@@ -201,6 +203,47 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tiny_run: Run, tmp_path: Pat
     with pytest.raises(BundleError, match="is not a bundle, so it is not replaced"):
         export_bundle(tiny_run.path, tmp_path, REPLACE)
     assert (tmp_path / "thesis.tex").exists()
+
+
+STRANGERS: dict[str, tuple[dict[str, str], str]] = {
+    "manifest of another program": ({"manifest.json": '{"name": "my app"}'}, "is not a bundle"),
+    "list": ({"manifest.json": "[1]"}, "is not a bundle"),
+    "no JSON": ({"manifest.json": "{"}, "is not a bundle"),
+    "notes in a bundle": (
+        {"manifest.json": '{"format": 5, "items": 1, "files": {}}', "thesis.tex": "precious"},
+        "it holds 'thesis.tex', which is no part of a bundle",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), STRANGERS.values(), ids=STRANGERS)
+def test_what_others_keep_is_not_replaced(
+    tiny_run: Run, tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BundleError, match=message):
+        export_bundle(tiny_run.path, tmp_path, REPLACE)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_a_bundle_behind_a_link_is_replaced_where_it_lies(
+    tiny_run: Run, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "v1")
+    (tmp_path / "current").symlink_to("v1")
+    export_bundle(tiny_run.path, tmp_path / "current", REPLACE)
+    assert {path.name for path in tmp_path.iterdir()} == {"current", "v1"}
+    assert (tmp_path / "current").is_symlink()
+    Manifest.read(tmp_path / "v1")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"rows": [1]}'])
+def test_a_damaged_evaluation_is_named(tiny_run: Run, tmp_path: Path, text: str) -> None:
+    run = shutil.copytree(tiny_run.path, tmp_path / "run")
+    (run / "evaluation.json").write_text(text)
+    with pytest.raises(RunError, match=r"evaluation\.json is damaged .*: evaluate the run again"):
+        export_bundle(run, tmp_path / "bundle")
 
 
 @pytest.mark.usefixtures("traced")

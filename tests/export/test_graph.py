@@ -169,7 +169,9 @@ def test_tables_are_in_the_file_beside_the_graphs(any_ranker: Ranker) -> None:
     if any_ranker.manifest.precision == "int8":
         wanted["batch.onnx"] = wanted["model.onnx"]
     for name, tables in wanted.items():
-        weights = onnx.load(any_ranker._opened.folder / name, load_external_data=False).graph.initializer
+        weights = onnx.load(
+            any_ranker._opened.folder / name, load_external_data=False
+        ).graph.initializer
         kept = {i.name.removesuffix("_fp16") for i in weights if i.external_data}
         assert kept >= tables
         assert max(i.dims[0] for i in weights if i.dims and not i.external_data) < 60
@@ -243,7 +245,9 @@ def test_one_event_is_put_into_a_state_that_does_not_grow(tiny_bundle: Path) -> 
 
 def test_a_compact_bundle_has_no_rows(any_model: Any) -> None:
     config = any_model.model.config
-    graph = onnx.load(any_model.ranker._opened.folder / "model.onnx", load_external_data=False).graph
+    graph = onnx.load(
+        any_model.ranker._opened.folder / "model.onnx", load_external_data=False
+    ).graph
     has_rows = any(tensor.name.startswith("rows") for tensor in graph.initializer)
     can_have = config.kind == "sequence" and config.blocks > 1 and not config.time_gaps
     assert has_rows == (can_have and not any_model.settings.compact)

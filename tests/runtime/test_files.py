@@ -5,6 +5,8 @@ import hashlib
 import io
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -243,3 +245,40 @@ def test_a_device_stays_a_device() -> None:
     null = Path(os.devnull)
     atomic_write(null, NEW)
     assert null.is_char_device()
+
+
+def test_who_may_read_a_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "private"
+    path.write_bytes(OLD)
+    path.chmod(0o600)
+    atomic_write(path, NEW)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (NEW, 0o600)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system has no /dev/fd")
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_what_was_written_to_stdout_before_and_after_stays(name: str, tmp_path: Path) -> None:
+    code = f"""
+import os
+from pathlib import Path
+from ranklet.files import atomic_write
+os.write(1, b"before ")
+atomic_write(Path({name!r}), b"this ")
+os.write(1, b"after")
+"""
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_bytes() == b"before this after"
+
+
+@pytest.mark.parametrize("kind", ["link", "dots"])
+def test_a_folder_is_replaced_where_it_lies(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").write_bytes(OLD)
+    link = tmp_path / "link"
+    link.symlink_to("folder")
+    with atomic_folder(link if kind == "link" else folder / ".." / "folder") as made:
+        (made / "new").write_bytes(NEW)
+    assert {path.name for path in tmp_path.rglob("*")} == {"link", "folder", "new"}
+    assert link.is_symlink()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,3 +205,18 @@ def test_threads_that_need_a_graph_at_once_load_it_once(
         sessions = set(pool.map(use, range(8)))
     assert len(sessions) == 1
     assert len(loaded) == len(set(loaded)) >= 1
+
+
+def test_onnxruntime_tells_nobody_that_it_runs(tmp_path: Path) -> None:
+    code = "import os, ranklet; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for given, expected in ((None, "1"), ("0", "0")):  # who wants it may have it
+        home = tmp_path / expected
+        home.mkdir()
+        variables = {**os.environ, "HOME": str(home)}
+        variables.pop("ORT_DISABLE_TELEMETRY", None)
+        if given is not None:
+            variables["ORT_DISABLE_TELEMETRY"] = given
+        command = [sys.executable, "-c", code]
+        found = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+        assert found.stdout.split() == [expected]
+    assert not list((tmp_path / "1").iterdir())

@@ -236,6 +236,19 @@ class Tensor:
         raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
 
 
+def test_a_set_will_do_where_order_means_nothing(tiny_ranker: Ranker, ids: list[str]) -> None:
+    some, history = set(ids[3:9]), ids[:2]
+    for kind in (set, frozenset):
+        found = tiny_ranker.rank(history, k=60, exclude=kind(some))
+        assert found.items == tiny_ranker.rank(history, k=60, exclude=ids[3:9]).items
+        found = tiny_ranker.rank_batch([history], candidates=[kind(some)])[0]
+        assert found.items == tiny_ranker.rank(history, candidates=ids[3:9]).items
+        found = tiny_ranker.rank(history, k=60, eligible=tiny_ranker.eligible(kind(some)))
+        assert set(found.items) == some
+    with pytest.raises(InputError, match="history is a set, which has no order"):
+        tiny_ranker.rank(some)
+
+
 STRANGE: dict[str, tuple[Callable[[Ranker], object], str]] = {
     "history": (lambda r: r.rank(Tensor()), r"history is no array of item ids: Can't call"),  # type: ignore[arg-type]
     "exclude_seen": (

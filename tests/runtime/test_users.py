@@ -1,7 +1,9 @@
 """Users in a batch answer as each alone; users that were saved go on as if nothing had been."""
 
+import copy
 import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -232,6 +234,36 @@ def test_a_truncated_user_is_refused(saved: bytes, other: User, length: int) -> 
 def test_what_is_no_saved_user_is_refused(other: User, data: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         other.load(data)
+
+
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
+def test_a_copy_of_a_user_goes_on_alone(
+    tiny_ranker: Ranker, take: Callable[[User], User], saved: bytes
+) -> None:
+    user = tiny_ranker.user().load(saved)
+    expected = user.rank(ITEMS)
+    other = take(user)
+    other.append(draw(tiny_ranker, 1)[0])
+    assert other.rank(ITEMS).items != expected.items
+    assert (len(user), user.rank(ITEMS).items) == (7, expected.items)
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_ranker_is_not_pickled_or_copied(tiny_ranker: Ranker, take: Any) -> None:
+    with pytest.raises(TypeError, match="can't be pickled or copied: load the bundle in each"):
+        take(tiny_ranker)
+
+
+def test_a_user_is_not_pickled(other: User) -> None:
+    with pytest.raises(TypeError, match=r"save\(\) gives bytes"):
+        pickle.dumps(other)
+
+
+def test_the_user_whose_item_is_wrong_is_named(tiny_ranker: Ranker) -> None:
+    users = tiny_ranker.users([[], []])
+    with pytest.raises(InputError, match=r"user 1: item\[0\] is 5 \(int\)"):
+        users.append([draw(tiny_ranker, 1)[0], 5])
+    assert [len(users[place]) for place in range(2)] == [0, 0]
 
 
 def forge(saved: bytes, change: Callable[[dict[str, Any], NDArray[np.int64]], object]) -> bytes:

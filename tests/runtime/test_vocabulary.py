@@ -329,7 +329,10 @@ def test_typed_ids_of_a_text_catalogue_stay_text() -> None:
     assert TEXTS.parse(["007", "7"]) == ["007", "7"]
 
 
-@pytest.mark.parametrize("text", ["a", "", "2.0", "9" * 5000], ids=["a", "nothing", "2.0", "long"])
+NO_INTEGERS = ["a", "", "2.0", "9" * 5000, "007", "1_0", "\u0663", " 7", "+7", "-0"]
+
+
+@pytest.mark.parametrize("text", NO_INTEGERS, ids=range(len(NO_INTEGERS)))
 def test_a_typed_id_that_is_no_integer_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="seen: this bundle has integer item ids"):
         NUMBERS.parse([text], "seen")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from ranklet.cli.common import read_log
 from ranklet.errors import DataError, InputError
 from ranklet.lines import read_json_lines
-from ranklet.ranker import Ranker
+from ranklet.ranker import Ranker, Ranking
 from ranklet.vocabulary import Unknown
 
 ROWS_AT_ONCE = 1024
@@ -51,21 +51,31 @@ def rank_file(
         DataError: A row can't be read; the message names it.
         InputError: A history can't be ranked.
     """
+
+    def rank(rows: list[dict[str, Any]]) -> list[Ranking]:
+        return ranker.rank_batch(
+            [row["history"] for row in rows],
+            times=[row.get("times") for row in rows],
+            now=[row.get("now") for row in rows],
+            k=k,
+            candidates=[row.get("candidates") for row in rows],
+            exclude=[row.get("exclude") for row in rows],
+            exclude_seen=exclude_seen,
+            unknown=unknown,
+        )
+
     total, rows = 0, read_histories(ranker, source)
     while block := list(islice(rows, ROWS_AT_ONCE)):
         try:
-            rankings = ranker.rank_batch(
-                [row["history"] for row in block],
-                times=[row.get("times") for row in block],
-                now=[row.get("now") for row in block],
-                k=k,
-                candidates=[row.get("candidates") for row in block],
-                exclude=[row.get("exclude") for row in block],
-                exclude_seen=exclude_seen,
-                unknown=unknown,
-            )
-        except InputError as error:
-            raise InputError(f"{source}, rows from {total + 1} on: {error}") from error
+            rankings = rank(block)
+        except InputError:
+            for number, row in enumerate(block, total + 1):  # alone, so that it is known which
+                try:
+                    rank([row])
+                except InputError as error:
+                    reason = str(error).replace("[0]", "", 1)  # of the one history
+                    raise InputError(f"{source}, history {number}: {reason}") from error
+            raise
         for row, ranking in zip(block, rankings, strict=True):
             line = {
                 "user_id": row.get("user_id"),

@@ -154,6 +154,8 @@ def _rank_file(
     from ranklet.cli.batch import rank_file
     from ranklet.files import atomic_file
 
+    if output is not None and output.exists() and output.samefile(source):
+        raise click.UsageError("--output is the file of --input: choose another")
     begin, done = time.perf_counter(), 0
     is_terminal = sys.stderr.isatty()
 
