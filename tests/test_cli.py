@@ -1,5 +1,6 @@
 """The command line: exit status, messages, and one JSON document on stdout."""
 
+import errno
 import gzip
 import json
 import subprocess
@@ -15,6 +16,7 @@ from ranklet.bundle import Manifest
 from ranklet.cli import cli
 from ranklet.cli.training import PRESET_NAMES
 from ranklet_training.checkpoint import Run
+from ranklet_training.lock import locked
 from ranklet_training.presets import PRESETS
 from ranklet_training.simulator import Simulation
 
@@ -141,6 +143,106 @@ def test_resume_refuses_options_that_the_run_decides(
     result = call("train", log, "--out", tmp_path, "--resume", *arguments)
     assert result.exit_code == 2
     assert f"{arguments[0]} does not go with --resume" in result.stderr
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["start", "resume"])
+def test_one_process_at_a_time_trains_a_run(resume: list[str], log: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    if resume:
+        assert call("train", log, "--out", run, *TINY).exit_code == 0
+    with locked(run / "run.lock", "taken"):
+        result = call("train", log, "--out", run, *TINY, *resume)
+    assert result.exit_code == 6
+    assert f"another process trains {run}" in result.stderr
+    assert call("train", log, "--out", run, *TINY, *resume).exit_code == 0
+
+
+def test_a_folder_of_other_files_gets_no_run(log: Path) -> None:
+    before = sorted(log.parent.iterdir())
+    result = call("train", log, "--out", log.parent)
+    assert result.exit_code == 6
+    assert "is not empty and holds no run" in result.stderr
+    assert sorted(log.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "LOG", "--out", ""], ["tune", "LOG", "--out", ""], ["data", "synthetic", ""]],
+)
+def test_an_empty_name_is_no_folder_to_write_into(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "the name is empty" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_is_missed_before_a_folder_is_made(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    result = call("train", log, "--out", tmp_path / "run", "--tensorboard")
+    assert result.exit_code == 4
+    assert "pip install tensorboard" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_items_are_found_by_the_column_of_the_log_and_counted(
+    world: Simulation, tmp_path: Path
+) -> None:
+    log, items, run = tmp_path / "log.csv", tmp_path / "items.csv", tmp_path / "run"
+    world.events.rename({"item_id": "film"}).write_csv(log)
+    names = world.items.select(film="item_id", title=pl.int_range(pl.len()))
+    names[1:].write_csv(items)
+    arguments = ["train", log, "--items", items, "--item-column", "film", "--out", run, *TINY]
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert f"{items} has no row for 1 of " in result.stderr
+    assert call("export", run, tmp_path / "bundle", "--precision", "fp32").exit_code == 0
+    names.with_columns(film=pl.format("x{}", "title")).write_csv(items)
+    lost = call(*arguments, "--out", tmp_path / "other")
+    assert lost.exit_code == 4
+    assert f"has a row in {items}" in lost.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_table_that_can_not_be_kept_is_printed(
+    tiny_run: Run, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, _: bytes) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("ranklet.files.atomic_write", refuse)
+    result = call("evaluate", tiny_run.path, log, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["rows"]
+    assert f"not kept in {tiny_run.path / 'evaluation.json'}: Permission denied" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 9 TiB"), "not enough memory: Unable to allocate 9 TiB"),
+        (MemoryError(), "not enough memory: try smaller settings"),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            "not enough memory: you tried 9 bytes",
+        ),
+    ],
+    ids=["numpy", "python", "torch"],
+)
+def test_memory_that_is_not_there_is_one_line(
+    error: Exception, message: str, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("ranklet_training.train.train", fail)
+    result = call("train", log, "--out", tmp_path / "run", *TINY)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == f"Error: {message}"
 
 
 @pytest.mark.parametrize("command", ["train", "tune"])

@@ -17,6 +17,7 @@ from ranklet_training.evaluate import (
     Scorer,
     answer,
     answer_by_bundle,
+    check_catalogue,
     evaluate,
     markov_scorer,
     model_scorer,
@@ -327,3 +328,13 @@ def test_a_model_of_another_catalogue_is_refused(
     assert items < 60
     with pytest.raises(RunError, match=f"{which} knows 60 items and the events have {items}"):
         evaluate({which: model}, time_split)
+
+
+def test_an_integer_id_is_named_as_it_is_written(events: Events, tiny_run: Run) -> None:
+    numbered = events.frame.with_columns(pl.col("item_id").str.slice(1).cast(pl.Int64))
+    split, other = (
+        split_events(numbered),
+        split_events(numbered.with_columns(pl.col("item_id") + 7)),
+    )
+    with pytest.raises(RunError, match="knows the item 1 where the events have 8: take the"):
+        check_catalogue("run", tiny_run.load_model(), other, split.vocabulary)

@@ -5,6 +5,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 
 from ranklet.errors import DataError
 from ranklet_training import events as events_module
-from ranklet_training.events import Columns, Events, frame_digest, read_events, read_items
+from ranklet_training.events import (
+    Columns,
+    Events,
+    frame_digest,
+    note_unmatched,
+    read_events,
+    read_items,
+)
 
 SMALL = pl.DataFrame(
     {
@@ -179,6 +187,15 @@ def test_csv_ids_become_integers_only_if_nothing_is_lost(
     users = read_csv(tmp_path, text).frame["user_id"]
     assert users.dtype == dtype
     assert sorted(users.cast(pl.String).to_list()) == sorted(ids)
+
+
+@pytest.mark.parametrize("id_type", ["auto", "int64"])
+def test_csv_ids_that_were_written_as_floats_are_named(tmp_path: Path, id_type: Any) -> None:
+    text = f"{HEADER}\n25.0,1,1\n7.0,1,2"
+    with pytest.raises(DataError, match=r"'user_id' holds floats, such as '25\.0'; ids are int"):
+        read_csv(tmp_path, text, id_type=id_type)
+    kept = read_csv(tmp_path, text, id_type="string").frame["user_id"]
+    assert kept.to_list() == ["25.0", "7.0"]
 
 
 @pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt16, pl.Int32, pl.UInt64, pl.Int64])
@@ -376,7 +393,7 @@ def test_bad_columns_are_named(tmp_path: Path, log: pl.DataFrame, words: str) ->
         ([event(), {"user_id": 1}], "'item_id' has no value in row 2"),
         ([event(timestamp="3")], "'timestamp' holds String"),
         ([event(user=2**63)], "'user_id' exceeds int64"),
-        ([event(timestamp=float("nan"))], "'timestamp' is not finite in row 1"),
+        ([event(timestamp=float("nan"))], "line 1 is not JSON: NaN is no number of JSON"),
         ([event(user=[1])], r"'user_id' holds in row 1 \[1\], which is not text or an integer"),
         ([event(), [1, 2, 3]], r"line 2 is not an object: \[1, 2, 3\]; write one object a line"),
         ([], "is empty"),
@@ -478,3 +495,51 @@ def test_an_item_without_id_is_named() -> None:
 def test_a_second_item_id_column_is_refused() -> None:
     with pytest.raises(DataError, match="'item_id' is there beside 'sku'"):
         read_items(pl.DataFrame({"sku": ["a"], "item_id": ["b"]}), item_column="sku")
+
+
+def test_items_may_be_called_as_in_the_log_or_item_id() -> None:
+    for name in ("sku", "item_id"):
+        items = read_items(pl.DataFrame({name: ["a"], "price": [1]}), item_column="sku")
+        assert items.columns == ["item_id", "price"]
+    with pytest.raises(DataError, match=r"column 'sku' is missing .*say --item-column NAME"):
+        read_items(pl.DataFrame({"id": ["a"]}), item_column="sku")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("items.csv", "item_id,title\n1,007\n2,1.50\n3,\n"),
+        (
+            "items.jsonl",
+            '{"item_id": 1, "title": 300}\n{"item_id": 2, "title": 2.5}\n{"item_id": 3}',
+        ),
+    ],
+)
+def test_titles_are_text_as_they_are_written(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    titles = {"items.csv": ["007", "1.50", None], "items.jsonl": ["300", "2.5", None]}
+    assert read_items(tmp_path / name)["title"].to_list() == titles[name]
+
+
+def test_typed_titles_become_text_and_lists_are_refused() -> None:
+    items = read_items(pl.DataFrame({"item_id": [1, 2], "title": [1984, None]}))
+    assert items["title"].to_list() == ["1984", None]
+    with pytest.raises(
+        DataError, match=r"'title' holds List\(String\), such as \[\['a'\]\]; titles"
+    ):
+        read_items(pl.DataFrame({"item_id": [1], "title": [["a"]]}))
+
+
+def test_an_item_file_that_matches_no_item_is_refused_and_gaps_are_counted() -> None:
+    log = read_events(SMALL)
+    ids = log.frame["item_id"].unique().sort()
+    items = read_items(pl.DataFrame({"item_id": ids}))
+    assert note_unmatched(log, items, "F") == ""
+    count = len(ids)
+    lacking = note_unmatched(log, items[1:], "F")
+    assert lacking == f"F has no row for 1 of {count} items, first {ids[0]!r}"
+    others = pl.DataFrame({"item_id": ["y"]}, schema={"item_id": pl.String})
+    log_of_text = read_events(SMALL, id_type="string")
+    message = f"none of the {count} items of the log has a row in F, first '.*'; F has ids like 'y'"
+    with pytest.raises(DataError, match=message):
+        note_unmatched(log_of_text, others, "F")

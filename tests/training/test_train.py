@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from ranklet.errors import DataError, RunError
+from ranklet.errors import DataError, InputError, RunError
 from ranklet.files import sha256
 from ranklet_training import train as training
 from ranklet_training.checkpoint import Run, read_run, read_tensors, save_checkpoint
@@ -225,10 +225,64 @@ def test_a_training_killed_by_the_system_at_random_moments_ends_with_the_same_bi
 # Refusals.
 
 
-def test_an_existing_run_is_refused(start: Start) -> None:
-    start()
+def test_an_existing_run_is_refused(start: Start, split: Split) -> None:
+    train(start(epochs=1), split, show_progress=False)
     with pytest.raises(RunError, match=r"already holds a run: resume it \(--resume\)"):
         start()
+
+
+def test_a_run_that_took_no_step_is_started_anew(
+    start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, "_step", 1)
+        with pytest.raises(Killed):
+            train(start(), split, show_progress=False)
+    assert start(width=16).config.model.width == 16
+
+
+def test_a_folder_of_other_files_is_refused(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(RunError, match=r"is not empty and holds no run .* but 'thesis\.tex'"):
+        start()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_only_half_written_files_of_a_run_are_removed(start: Start, split: Split) -> None:
+    run = start(epochs=1)
+    (run.path / ".last.safetensors.0123abcd.tmp").touch()
+    others = [run.path / ".notes.0123abcd.tmp", run.path / ".last.safetensors.tmp"]
+    for other in others:
+        other.touch()
+    (run.path / ".best.safetensors.0123abcd.tmp").mkdir()
+    train(run, split, show_progress=False)
+    assert sorted(run.path.glob(".*")) == sorted(
+        [*others, run.path / ".best.safetensors.0123abcd.tmp"]
+    )
+
+
+def test_titles_that_are_no_text_are_refused(tmp_path: Path, events: Events, split: Split) -> None:
+    items = pl.DataFrame({"item_id": ["i01"], "title": [1984]})
+    with pytest.raises(RunError, match="title is Int64 in the items, and must be text"):
+        start_run(tmp_path / "run", configure(SMALL), events, split, items)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [("seed", 2**63, "9,223,372,036,854,775,807"), ("width", 2**31, "2,147,483,647")],
+)
+def test_settings_that_are_too_large_are_named(name: str, value: int, most: str) -> None:
+    with pytest.raises(InputError, match=f"{name} must be at most {most}, got {value}"):
+        configure({name: value})
+    with pytest.raises(InputError, match=rf"{name} must be int, got '9+\.\.\."):
+        configure({name: "9" * 5000})
+    with pytest.raises(InputError, match="dropout must be finite, got "):
+        configure({"dropout": value**99})
+
+
+def test_the_largest_seed_trains(start: Start, split: Split) -> None:
+    train(start(epochs=1, seed=2**63 - 1), split, show_progress=False)
 
 
 def test_other_events_are_refused_by_their_digest(start: Start, world: Simulation) -> None:
@@ -319,6 +373,57 @@ def test_a_damaged_config_is_refused(text: str, start: Start) -> None:
     (run.path / "config.json").write_text(text)
     with pytest.raises(RunError, match="is damaged"):
         read_run(run.path)
+
+
+@pytest.mark.parametrize("data", [{}, [], {"digest": ""}, {"reading": 1}])
+def test_a_config_without_facts_of_its_data_is_refused(data: Any, start: Start) -> None:
+    run = start()
+    document = json.loads((run.path / "config.json").read_text())
+    facts = {**document["data"], **data} if "reading" in data else data
+    (run.path / "config.json").write_text(json.dumps({**document, "data": facts}))
+    with pytest.raises(RunError, match="is damaged"):
+        read_run(run.path)
+
+
+def test_a_catalogue_without_training_events_is_refused(start: Start) -> None:
+    run = start()
+    run.catalogue.drop("training_events").write_parquet(run.path / "catalogue.parquet")
+    with pytest.raises(RunError, match=r"is damaged: .*training_events"):
+        read_run(run.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"items": None}, {"targets": torch.tensor([1])}, {"ends": torch.tensor([0.5])}, {"items": 99}],
+    ids=["missing", "short", "floats", "unknown"],
+)
+def test_damaged_questions_are_refused(change: dict[str, Any], start: Start) -> None:
+    run = start()
+    path = run.path / "questions.safetensors"
+    tensors, _ = read_tensors(path)
+    for name, value in change.items():
+        changed = tensors.pop(name)
+        if value is not None:
+            tensors[name] = value if isinstance(value, torch.Tensor) else changed * 0 + value
+    training.write_tensors(path, tensors, {})
+    with pytest.raises(RunError, match=r"questions\.safetensors is damaged"):
+        run.read_questions()
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "{}", "\0"])
+def test_a_damaged_metric_line_is_refused(line: str, start: Start, split: Split) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    (run.path / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl is damaged"):
+        train(run, split, show_progress=False)
+
+
+def test_the_bar_is_drawn_on_a_terminal_alone(
+    start: Start, split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(start(epochs=1), split)
+    assert capsys.readouterr().err == ""
 
 
 def test_another_run_format_is_refused(start: Start) -> None:

@@ -23,6 +23,7 @@ from ranklet.errors import DataError, InputError, RunError
 from ranklet_training import tune as tuning
 from ranklet_training.checkpoint import read_run
 from ranklet_training.events import Events, read_events
+from ranklet_training.lock import locked
 from ranklet_training.presets import configure, recommend
 from ranklet_training.simulator import Simulation, simulate
 from ranklet_training.split import Split, split_events
@@ -278,9 +279,19 @@ def test_what_is_found_is_written_after_every_trial(
     assert configure(_read_toml(tmp_path / "study" / "best.toml")) == BASE
 
 
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), -1.0, 0.0])
+def test_minutes_that_are_no_time_are_refused(
+    minutes: float, search: Search, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"minutes must be above 0 and finite, got {minutes}"):
+        search(1, minutes=minutes)
+    assert not (tmp_path / "study").exists()
+
+
 def test_one_process_at_a_time_works_on_a_study(search: Search, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
-    with tuning._locked(tmp_path / "study"), pytest.raises(RunError, match="another process works"):
+    taken = locked(tmp_path / "study" / "study.lock", "")
+    with taken, pytest.raises(RunError, match="another process works on the study"):
         search(1)
 
 

@@ -7,6 +7,7 @@
     best.safetensors    weights of the best validation NDCG@10
     questions.safetensors   held-out histories and what came next, for the export's ranking gate
     evaluation.json     written by ``ranklet evaluate``
+    run.lock            held by the process that trains
 
 Weights are safetensors, the rest JSON and parquet: nothing here runs code when it is opened.
 Each file is whole or absent.
@@ -37,6 +38,7 @@ from ranklet_training.presets import RunConfig
 from ranklet_training.seed import SeedModel
 
 RUN_FORMAT = 3
+FACTS = ("digest", "users", "items", "events", "training_users", "split")  # that data must have
 Model = SequenceModel | SeedModel
 
 
@@ -99,8 +101,16 @@ class Run:
         if not path.exists():
             return None
         tensors, _ = read_tensors(path)
-        items, ends = tensors["items"].numpy(), tensors["ends"].numpy()
-        return Questions(np.split(items, ends[:-1]), tensors["targets"].numpy())
+        try:
+            items, ends, targets = (tensors[n].numpy() for n in ("items", "ends", "targets"))
+            histories = np.split(items, ends[:-1])
+            asked = np.concatenate([items, targets])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RunError(f"{path} is damaged: {error!r}") from error
+        is_known = asked.dtype == np.int64 and ((asked > 0) & (asked <= self.catalogue.height))
+        if len(histories) != len(targets) or not all(map(len, histories)) or not np.all(is_known):
+            raise RunError(f"{path} is damaged: its questions are not about this catalogue")
+        return Questions(histories, targets)
 
     def write_questions(self, questions: Questions) -> None:
         """Keep held-out questions beside the run."""
@@ -141,8 +151,15 @@ def read_run(path: Path) -> Run:
         if document["format"] != RUN_FORMAT:
             raise RunError(f"{path} has run format {document['format']}, not {RUN_FORMAT}")
         catalogue = pl.read_parquet(path / "catalogue.parquet")
-        config = RunConfig.from_dict(document)
-        return Run(path, config, document["data"], document["versions"], catalogue)
+        config, data = RunConfig.from_dict(document), document["data"]
+        for name in FACTS:
+            _ = data[name]
+        if not isinstance(data.get("reading", {}), dict):
+            raise TypeError("reading is no object")
+        types = [catalogue[name].dtype for name in ("item_id", "training_events")]
+        if types[0] not in (pl.String, pl.Int64) or not types[1].is_integer():
+            raise TypeError(f"item_id and training_events are {types}")
+        return Run(path, config, data, document["versions"], catalogue)
     except (KeyError, TypeError, ValueError, OSError, pl.exceptions.PolarsError) as error:
         raise RunError(f"the run {path} is damaged: {error!r}") from error
 

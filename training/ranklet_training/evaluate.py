@@ -17,7 +17,7 @@ from ranklet.errors import RunError
 from ranklet.gaps import UNKNOWN, buckets_before, gap_buckets
 from ranklet.plots import new_figure, save_figure
 from ranklet.ranker import Ranker
-from ranklet.vocabulary import Vocabulary
+from ranklet.vocabulary import Vocabulary, show
 from ranklet_training.checkpoint import Model
 from ranklet_training.metrics import (
     CUTOFFS,
@@ -220,7 +220,9 @@ def check_catalogue(
         return
     for own, other in zip(known.all_ids, split.vocabulary.all_ids, strict=True):
         if own != other:
-            raise RunError(f"{name} knows the item {own!r} where the events have {other!r}: {todo}")
+            raise RunError(
+                f"{name} knows the item {show(own)} where the events have {show(other)}: {todo}"
+            )
 
 
 def evaluate(

@@ -12,12 +12,14 @@ from typing import Literal, get_args
 import polars as pl
 
 from ranklet.errors import DataError
+from ranklet.vocabulary import show
 from ranklet_training.tables import ArrowStream, open_table, refuse
 
 DuplicatePolicy = Literal["none", "exact", "consecutive"]
 IdType = Literal["auto", "int64", "string"]
 
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]*)$"
+_WHOLE_FLOAT = r"^-?[0-9]+\.0$"  # what pandas makes of integers once a value was missing
 _HASHED_ROWS = 1 << 18  # strings joined at a time, so that hashing doesn't double the memory
 _MAPPING = "give a column this name, or map one: --{}-column NAME of train, in Python Columns"
 _TIME_ADVICE = "give numbers (such as unix seconds), or a date or datetime column"
@@ -132,17 +134,26 @@ def read_items(
     item_column: str = "item_id",
     id_type: IdType = "auto",
 ) -> pl.DataFrame:
-    """Read an item file: unique ``item_id`` first, all other columns as they are.
+    """Read an item file: unique ``item_id`` first, ``title`` as text, other columns as they are.
 
-    ``auto`` looks at this file alone: pass the ``id_type`` of the events so that ids match.
+    Args:
+        source: As ``read_events`` takes it.
+        item_column: The column of ids, if the file has it, else ``item_id`` is.
+        id_type: ``auto`` looks at this file alone: pass that of the events so that ids match.
+
+    Raises:
+        DataError: The file is missing, damaged or empty, or holds values that can't be used.
     """
-    table = open_table(source, [[item_column]], infer_types=True)
+    columns = [[item_column], ["item_id"]]
+    table = open_table(source, columns, texts=["title"], infer_types=True)
+    if item_column not in table.names and "item_id" in table.names:
+        item_column = "item_id"
     others = [name for name in table.names if name != item_column]
     if "item_id" in others:
         raise DataError(f"{table.name}: 'item_id' is there beside {item_column!r}; rename one")
     raw = table.collect(
         {"item_id": item_column} | {name: name for name in others},
-        "give the column of ids this name, or in Python pass item_column",
+        "give the column of ids this name, or say --item-column NAME, in Python item_column",
     )
     label = table.label(item_column)
     item_ids = _ids(raw["item_id"], label, id_type, table.is_text)
@@ -153,7 +164,41 @@ def read_items(
         "repeats an earlier id",
         "keep one row for each item",
     )
+    if "title" in others:
+        raw = raw.with_columns(_titles(raw["title"], table.label("title")))
     return raw.with_columns(item_ids)
+
+
+def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
+    """Return a line on items of the log that an item file has no row for, "" if it has all.
+
+    Args:
+        events: The log.
+        items: From ``read_items``, with ids of the type of the log's.
+        name: Of the item file.
+
+    Raises:
+        DataError: It has a row for none of them.
+    """
+    known = events.frame.select("item_id").unique()
+    lacking = known.join(items, on="item_id", how="anti")["item_id"].sort()
+    if lacking.is_empty():
+        return ""
+    first = show(lacking[0])
+    if len(lacking) == len(known):
+        raise DataError(
+            f"none of the {len(known):,} items of the log has a row in {name}, first {first}; "
+            f"{name} has ids like {show(items['item_id'][0])}: write both alike"
+        )
+    return f"{name} has no row for {len(lacking):,} of {len(known):,} items, first {first}"
+
+
+def _titles(values: pl.Series, label: str) -> pl.Series:
+    """Return titles as text, numbers among them as they are written."""
+    if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
+        example = show(values.drop_nulls().head(1).to_list())
+        raise DataError(f"{label} holds {values.dtype}, such as {example}; titles are text")
+    return values.cast(pl.String)
 
 
 def _refuse_missing(values: pl.Series, label: str) -> None:
@@ -179,6 +224,11 @@ def _ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> pl.Se
     refuse(texts == "", texts, label, "is an empty id", "fill it in or remove the row")
     if id_type == "string" or (id_type == "auto" and not is_text):
         return texts
+    if is_text and texts.str.contains(_WHOLE_FLOAT).all():
+        raise DataError(
+            f"{label} holds floats, such as {show(texts[0])}; ids are integers or text: convert "
+            "the column, or keep them as text (--id-type string)"
+        )
     numbers = texts.cast(pl.Int64, strict=False)
     no_number = numbers.is_null() | ~texts.str.contains(_CANONICAL_INTEGER)
     if id_type == "int64":

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from ranklet.gaps import BUCKETS
 from ranklet.positions import known_positions
+from ranklet.vocabulary import show
 from ranklet_training.attention import (
     RelativeBias,
     attention,
@@ -33,6 +34,8 @@ from ranklet_training.attention import (
 )
 from ranklet_training.features import Feature
 
+LARGEST = 2**31 - 1  # of whole settings
+LARGEST_SEED = 2**63 - 1  # that torch and numpy both take
 # Buckets of ranklet.gaps: before each event, and from an event to what is asked after it.
 Gaps = tuple[Tensor, Tensor]
 
@@ -42,6 +45,14 @@ def check_choices(config: object, **choices: tuple[str, ...]) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {getattr(config, name)!r}")
+
+
+def check_sizes(config: object) -> None:
+    """Raise ValueError where a whole setting is too large to count anything."""
+    for name, value in vars(config).items():
+        largest = LARGEST_SEED if name == "seed" else LARGEST
+        if isinstance(value, int) and value > largest:
+            raise ValueError(f"{name} must be at most {largest:,}, got {show(value)}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""
+        check_sizes(self)
         check_choices(
             self,
             kind=("sequence", "seed"),

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 
 from ranklet.errors import InputError
-from ranklet_training.model import ModelConfig, check_choices
+from ranklet.vocabulary import show
+from ranklet_training.model import ModelConfig, check_choices, check_sizes
 from ranklet_training.sequences import Windows, targets_per_epoch
 from ranklet_training.split import Split, SplitKind
 
@@ -43,6 +44,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no training can have."""
+        check_sizes(self)
         for name in ("epochs", "targets_per_step", "checkpoint_steps", "patience", "negatives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -206,9 +208,12 @@ def _convert(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401 (setting
                 return {"true": True, "false": False}[value.lower()]
             return kind(value)
         except (ValueError, KeyError) as error:
-            raise InputError(f"{name} must be {kind.__name__}, got {value!r}") from error
+            raise InputError(f"{name} must be {kind.__name__}, got {show(value)}") from error
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InputError(f"{name} must be finite, got {show(value)}") from error
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{name} must be {kind.__name__}, got {value!r}")
+        raise InputError(f"{name} must be {kind.__name__}, got {show(value)}")
     return value

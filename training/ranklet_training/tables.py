@@ -88,6 +88,7 @@ def open_table(
     ids: Sequence[Sequence[str]],
     *,
     lists: Collection[str] = (),
+    texts: Collection[str] = (),
     infer_types: bool = False,
 ) -> Table:
     """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table.
@@ -97,6 +98,7 @@ def open_table(
         ids: Columns of ids. In JSON lines those of a group must be of one type: polars would turn
             7 into "7" where there are both.
         lists: Which of them hold lists of ids.
+        texts: Columns that are text: what csv files and JSON lines hold stays as it is written.
         infer_types: Whether the other columns of a csv file get types.
 
     Raises:
@@ -117,7 +119,10 @@ def open_table(
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); {_EXPECTED}")
     if kind.endswith((".jsonl", ".ndjson")):
-        return Table(_read_rows(path, ids, lists), str(path))
+        rows = _read_rows(path, ids, lists)
+        for row in rows:
+            row.update({name: _text(row[name]) for name in texts if name in row})
+        return Table(rows, str(path))
     with _named(str(path)):
         if kind.endswith(".parquet"):
             return Table(pl.scan_parquet(path, glob=False), str(path))
@@ -126,7 +131,7 @@ def open_table(
             glob=False,
             infer_schema=infer_types,
             infer_schema_length=None,
-            schema_overrides={column: pl.String for group in ids for column in group},
+            schema_overrides={column: pl.String for group in [*ids, texts] for column in group},
         )
         return Table(frame, str(path), is_text=True)
 
@@ -161,6 +166,11 @@ def _named(name: str) -> Iterator[None]:
             f"{name} can't be read: {reason}; check that it is complete, of the type that its name "
             "says, and in UTF-8"
         ) from error
+
+
+def _text(value: Any) -> Any:  # noqa: ANN401 (values of any type)
+    """Return a number as it is written, and all else as it is."""
+    return str(value) if type(value) in (int, float) else value
 
 
 def _read_rows(

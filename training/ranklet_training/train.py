@@ -8,6 +8,7 @@ a few numbers, and one atomic file holds them. (On CPU, with the same number of 
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from ranklet.errors import RunError
 from ranklet.files import atomic_write
 from ranklet.gaps import UNKNOWN
+from ranklet.vocabulary import show
 from ranklet_training.checkpoint import (
     Model,
     Progress,
@@ -52,6 +54,11 @@ from ranklet_training.split import Split
 # Share of the rows that train without their gaps, so that a bundle also ranks without times.
 UNTOLD = 0.1
 HELD_OUT = 10_000  # validation questions that a run keeps
+
+MADE = ("config.json", "catalogue.parquet", "questions.safetensors")  # before the first step
+TRAINED = ("metrics.jsonl", "last.safetensors", "best.safetensors")  # after it
+BESIDE = ("run.lock", "tensorboard")
+TORN = re.compile(rf"\.({'|'.join(map(re.escape, (*MADE, *TRAINED)))})\.[0-9a-f]{{8}}\.tmp")
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -81,7 +88,8 @@ def start_run(
     """Make a new run folder.
 
     Args:
-        path: Where; a folder that holds a run is refused.
+        path: Where; a run that took no step is started anew, and any other folder with files in
+            it refused.
         config: All settings.
         events: The log, for its digest.
         split: Of these events, by the settings.
@@ -90,11 +98,10 @@ def start_run(
         source: Origin and terms of the data, for the model card.
 
     Raises:
-        RunError: There is a run already, the seed model misses its ratings, or ``time_gaps`` whole
-            timestamps.
+        RunError: There is something already, the seed model misses its ratings, ``time_gaps`` whole
+            timestamps, or titles are no text.
     """
-    if (path / "config.json").exists():
-        raise RunError(f"{path} already holds a run: resume it (--resume) or choose another folder")
+    check_new(path)
     ratings = split.training.ratings
     if config.model.kind == "seed" and ratings is None:
         raise RunError("the seed model learns from ratings, and the events have no rating column")
@@ -109,6 +116,8 @@ def start_run(
                 f"item_id is {catalogue['item_id'].dtype} in the events and "
                 f"{items['item_id'].dtype} in the items; read both with the same --id-type"
             )
+        if "title" in items and items["title"].dtype != pl.String:
+            raise RunError(f"title is {items['title'].dtype} in the items, and must be text")
         catalogue = catalogue.join(items, on="item_id", how="left", maintain_order="left")
     for name in config.train.feature_names:
         build_feature(catalogue, name)  # named errors come before anything is written
@@ -125,11 +134,31 @@ def start_run(
     }
     versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
     path.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "questions.safetensors"):  # of a run that took no step
+        (path / name).unlink(missing_ok=True)
     run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
     if questions := _held_out(split, config.model.max_length):
         run.write_questions(questions)
     write_run(run)  # last: a folder with config.json is a run, and has all that export asks of it
     return run
+
+
+def check_new(path: Path) -> None:
+    """Refuse a folder in which no run can start.
+
+    Raises:
+        RunError: It holds a run that took a step, or files that are not a run's.
+    """
+    names = {file.name for file in path.iterdir()} if path.exists() else set()
+    if "config.json" in names and not names.isdisjoint(TRAINED):
+        raise RunError(f"{path} already holds a run: resume it (--resume) or choose another folder")
+    # A run may have been killed while it was made.
+    others = [n for n in names if n not in (*MADE, *BESIDE) and not TORN.fullmatch(n)]
+    if others:
+        raise RunError(
+            f"{path} is not empty and holds no run that could be started anew, but "
+            f"{show(min(others))}: choose another folder"
+        )
 
 
 def _held_out(split: Split, length: int) -> Questions | None:
@@ -180,7 +209,7 @@ def train(
         run: From ``start_run`` or ``reopen_run``.
         split: Of the run's events, by its settings.
         log: Gets every line that goes to ``metrics.jsonl``.
-        show_progress: Draw a bar with loss, events/s and time left on stderr.
+        show_progress: Draw a bar with loss, events/s and time left on stderr, if it is a terminal.
 
     Raises:
         RunError: The loss is not finite; the last checkpoint and the best weights stay.
@@ -194,7 +223,7 @@ def train(
         initial=progress.epoch * total + progress.targets_seen,
         unit=" events",
         unit_scale=True,
-        disable=not show_progress,
+        disable=None if show_progress else True,  # None: where stderr is no terminal
     )
     with bar:
         while not progress.done:
@@ -225,7 +254,8 @@ def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
     model.init_weights()
     optimizer = make_optimizer(model, config)
     for torn in run.path.glob(".*.tmp"):  # what a killed training was about to write
-        torn.unlink()
+        if TORN.fullmatch(torn.name) and torn.is_file():
+            torn.unlink()
     last = run.path / "last.safetensors"
     if last.exists():
         progress = load_checkpoint(last, model, optimizer)
@@ -407,6 +437,9 @@ def _append_line(path: Path, line: dict[str, Any]) -> None:
 def _keep_lines(path: Path, epoch: int) -> None:
     """Drop lines that a killed training wrote after the checkpoint that it resumes from."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        try:
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] < epoch]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path} is damaged: {error!r}") from error
         atomic_write(path, "".join(kept).encode())

@@ -16,7 +16,6 @@
 import json
 import logging
 import math
-import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ from ranklet.files import atomic_write
 from ranklet.plots import new_figure, save_figure
 from ranklet_training.events import Events, frame_digest
 from ranklet_training.features import build_feature
+from ranklet_training.lock import locked
 from ranklet_training.presets import RunConfig, configure
 from ranklet_training.split import Split, split_events
 from ranklet_training.train import Log, start_run, train
@@ -263,13 +263,15 @@ def tune(
         seed: Of the draws; the trainings have that of the base.
         reading: As ``start_run`` takes it.
         source: As ``start_run`` takes it.
-        show_progress: Draw a bar over the trials on stderr.
+        show_progress: Draw a bar over the trials on stderr, if it is a terminal.
 
     Raises:
-        InputError: The space does not hold the base.
+        InputError: The space does not hold the base, or the minutes are no time.
         RunError: The study was started with something else, another process works on it, the base
             can't be trained, or no trial was finished in time.
     """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise InputError(f"minutes must be above 0 and finite, got {minutes}")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
     _check_space(space, base, items)
     facts = {
@@ -283,7 +285,8 @@ def tune(
         run = start_run(folder, config, events, split, items, reading=reading, source=source)
         return train(run, split, log=log, show_progress=False).validation["NDCG@10"]
 
-    with _locked(path), _opened(path) as study:
+    taken = f"another process works on the study {path}"
+    with locked(path / "study.lock", taken), _opened(path) as study:
         _check_facts(study, path, facts)
         _enqueue_unfinished(study, base, space)
         study.pruner = optuna.pruners.NopPruner()
@@ -293,7 +296,8 @@ def tune(
         search = _Search(study, path, base, splits, start, deadline)
         search.keep_best()  # a process may have been killed just before it
         done = len(_finished(study))
-        with tqdm(total=trials, initial=done, unit=" trials", disable=not show_progress) as bar:
+        is_off = None if show_progress else True  # None: where stderr is no terminal
+        with tqdm(total=trials, initial=done, unit=" trials", disable=is_off) as bar:
             while done < trials and time.monotonic() < deadline:
                 study.sampler = _sampler(sampler, seed, done)
                 search.run(study.ask(space))
@@ -395,21 +399,6 @@ def _sampler(
 
 
 # The study on disk.
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time work on a study; the lock goes when the process does."""
-    path.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(path / "study.lock", timeout=0, isolation_level=None)
-    try:
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise RunError(f"another process works on the study {path} ({error})") from error
-        yield
-    finally:
-        lock.close()
 
 
 @contextmanager

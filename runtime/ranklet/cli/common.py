@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots", "optuna": "tune"}
+NO_MEMORY = "can't allocate memory"  # torch says so in a RuntimeError
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -47,6 +48,19 @@ class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
             self.fail(f"{value!r} is not a list of integers like 1,32", param, ctx)
 
 
+class NewFolder(click.Path):
+    """A folder to write into; an unset variable of the shell names none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty name, which would be the working directory."""
+        if value == "":
+            self.fail("the name is empty; give a folder ('.' for this one)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+NEW_FOLDER = NewFolder(path_type=Path, file_okay=False)
+
+
 class Commands(click.Group):
     """Turn errors of ranklet and of files into one line and their exit status."""
 
@@ -65,6 +79,11 @@ class Commands(click.Group):
             raise
         except OSError as error:
             _stop(_describe(error), 1)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and NO_MEMORY not in str(error):
+                raise
+            reason = str(error).split(f"{NO_MEMORY}: ")[-1].partition("\n")[0]
+            _stop(f"not enough memory: {reason or 'try smaller settings'}", 1)
         except KeyboardInterrupt:
             _stop("interrupted", 130)
 

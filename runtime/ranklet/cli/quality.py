@@ -61,15 +61,21 @@ def evaluate(
         raise InputError("two of these models have the same folder name, which is their row's name")
     models, split = open_models(paths, events)
     table = evaluate_models(models, split, on=on)
+    not_kept = ""
     if (model / "config.json").exists() and on == "test":
-        atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
+        try:
+            atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
+        except OSError as error:  # the table is worth more than the file
+            not_kept = f"not kept in {model / 'evaluation.json'}: {error.strerror or error}"
+    if as_json:
+        print_json(table)
+    else:
+        click.echo(format_evaluation(table))
+    if not_kept:
+        note(not_kept)
     if plot_path is not None:
         plot_evaluation(table, plot_path)
         note(f"wrote {plot_path}")
-    if as_json:
-        return print_json(table)
-    click.echo(format_evaluation(table))
-    return None
 
 
 def _model_name(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The commands that get data and train on it."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from click.core import ParameterSource
 
 from ranklet.cli.common import (
     FILE,
+    NEW_FOLDER,
     PATH,
     F,
     cli,
@@ -48,7 +50,7 @@ def settings_options(command: F) -> F:
 @click.argument(
     "name", type=click.Choice(["ml-100k", "ml-1m", "ml-latest-small", "synthetic"]), metavar="NAME"
 )
-@click.argument("directory", type=PATH)
+@click.argument("directory", type=NEW_FOLDER)
 @click.option("--from", "source", type=click.Path(path_type=Path, exists=True), help="A copy.")
 @click.option(
     "--via",
@@ -85,8 +87,8 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 
 @cli.command()
 @click.argument("events", type=PATH)
-@click.option("--items", type=FILE, help="Titles and features by item_id.")
-@click.option("--out", type=PATH, required=True, help="Folder of the run.")
+@click.option("--items", type=FILE, help="Titles and features by item_id or --item-column.")
+@click.option("--out", type=NEW_FOLDER, required=True, help="Folder of the run.")
 @settings_options
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
@@ -112,22 +114,28 @@ def train(
     Example: ranklet train events.parquet --out run --set epochs=20
     """
     from ranklet_training.checkpoint import read_run
+    from ranklet_training.lock import locked
     from ranklet_training.presets import configure
-    from ranklet_training.train import reopen_run, start_run
+    from ranklet_training.train import check_new, reopen_run, start_run
     from ranklet_training.train import train as train_run
 
+    if tensorboard and find_spec("tensorboard") is None:  # before the work, not after it
+        raise InputError("TensorBoard is not installed: pip install tensorboard")
     chosen = read_settings(preset, config_file, settings)
     if resume:
         _refuse_given("items", *reading)
         run = read_run(out)
-        log = read_log(events, run.data["reading"])
-        run = reopen_run(out, log, configure(chosen, run.config))
-        split = split_log(log, run.config)
+        log = read_log(events, run.data.get("reading", {}))
     else:
+        check_new(out)
         log, split, config, catalogue, source = prepare(events, items, chosen, reading)
-        run = start_run(out, config, log, split, catalogue, reading=reading, source=source)
-    writer = _tensorboard_writer(out) if tensorboard else None
-    result = train_run(run, split, log=writer)
+    with locked(out / "run.lock", f"another process trains {out}"):
+        if resume:
+            run = reopen_run(out, log, configure(chosen, run.config))
+            split = split_log(log, run.config)
+        else:
+            run = start_run(out, config, log, split, catalogue, reading=reading, source=source)
+        result = train_run(run, split, log=_tensorboard_writer(out) if tensorboard else None)
     metrics = {name: round(value, 5) for name, value in result.validation.items()}
     if as_json:
         return print_json(
@@ -174,7 +182,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
     try:
         return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of integers that are too long
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
@@ -186,7 +194,7 @@ def prepare(
     Returns:
         Log, split, all settings, items with ids of the type that the log has, origin of the data.
     """
-    from ranklet_training.events import read_items
+    from ranklet_training.events import note_unmatched, read_items
     from ranklet_training.presets import configure, recommend
 
     log = read_log(events, reading)
@@ -197,7 +205,11 @@ def prepare(
     config = configure({**recommended, **chosen})
     is_text = str(log.frame["item_id"].dtype) == "String"
     id_type: IdType = "string" if is_text else "int64"
-    catalogue = None if items is None else read_items(items, id_type=id_type)
+    catalogue = None
+    if items is not None:
+        catalogue = read_items(items, item_column=reading["item_column"], id_type=id_type)
+        if unmatched := note_unmatched(log, catalogue, str(items)):
+            note(unmatched)
     origin = events.with_name("SOURCE.md")
     source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
     return log, split, config, catalogue, source
@@ -215,10 +227,8 @@ def _refuse_given(*names: str) -> None:
 
 
 def _tensorboard_writer(out: Path) -> Callable[[dict[str, Any]], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise InputError("TensorBoard is not installed: pip install tensorboard") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(out / "tensorboard"))
 
     def write(line: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import click
 
 from ranklet.cli.common import (
     FILE,
+    NEW_FOLDER,
     PATH,
     cli,
     column_options,
@@ -28,10 +29,10 @@ ROWS = 10  # of the table that is printed
 
 @cli.command()
 @click.argument("events", type=PATH)
-@click.option("--items", type=FILE, help="Titles and features by item_id.")
+@click.option("--items", type=FILE, help="Titles and features by item_id or --item-column.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NEW_FOLDER,
     required=True,
     help="Folder of the study; one that holds a study goes on.",
 )
