@@ -11,7 +11,8 @@ from ranklet.errors import (
     RankletError,
     RunError,
 )
-from ranklet.ranker import Eligible, Ranker, Ranking
+from ranklet.ranker import Ranker
+from ranklet.requests import Eligible, Ranking
 
 __version__ = "0.1.0"
 

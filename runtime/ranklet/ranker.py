@@ -6,12 +6,10 @@
   batches have a kernel of their own); ties go to the lower item index.
 """
 
-import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +19,26 @@ from ranklet.bundle import (
     NEVER,
     Manifest,
     Opened,
-    Rounding,
     read_popularity,
     read_titles,
     read_vocabulary,
 )
 from ranklet.errors import InputError
 from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
-from ranklet.graph import SUMS, Best, Events, Floats, Graphs
+from ranklet.graph import Best, Events, Floats, Graphs
 from ranklet.plain import Plain
 from ranklet.provider import Provider
+from ranklet.requests import (
+    NOTHING,
+    Eligible,
+    Margin,
+    Ranking,
+    Request,
+    Times,
+    check_flag,
+    check_k,
+    lists,
+)
 from ranklet.vocabulary import (
     IdLists,
     Ids,
@@ -55,72 +63,7 @@ MAX_BATCH = 64
 ORDER_ALONE = "this bundle does not use times: its model was trained on order alone"
 WARM_UP = 3  # requests
 
-NOTHING: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-
 T = TypeVar("T")
-Times = Sequence[int] | NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)  # to compare arrays would raise
-class Ranking:
-    """The best items for one history, best first.
-
-    Attributes:
-        items: Item ids, of the bundle's id type.
-        scores: One for each item, falling; for a cold user the popularity of the item.
-        unknown: How many ids of the history the catalogue does not have.
-        cold: No event of the history is known, so the answer is what is popular.
-    """
-
-    items: list[str] | list[int]
-    scores: NDArray[np.float32]
-    unknown: int
-    cold: bool
-    _margin: "_Margin | None" = field(default=None, repr=False)
-
-    @property
-    def exact(self) -> bool:
-        """Return whether 32-bit scores are proven to give these items.
-
-        Always true, but for an int8 or int4 bundle where an item outside the pool that was scored
-        again may be as good as the last one here.
-        """
-        return self._margin is None or self._margin.is_safe()
-
-
-class _Margin(NamedTuple):
-    """What proves that scores by codes left no better item out of one row of answers."""
-
-    user: NDArray[np.float32]  # its own: what it came with holds a batch and its states
-    last: float  # score of the last item
-    floor: float  # by codes, the last score of the pool
-    rounding: Rounding
-
-    def is_safe(self) -> bool:
-        """Compare the last score with the best that an item outside the pool can have."""
-        # Sums of fp32 products are off, too: far less than a ten thousandth.
-        slack = self.rounding.bound(self.user) + SUMS * (1 + abs(self.floor))
-        return bool(self.last > self.floor + slack)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Eligible:
-    """Items that may be ranked, see ``Ranker.eligible``."""
-
-    graphs: Graphs  # of the ranker that made it
-    bias: NDArray[np.float32]
-    count: int
-
-
-class Request(NamedTuple):
-    """One checked row: item indices only."""
-
-    history: NDArray[np.int64]  # known events, the latest max_length of them
-    since: NDArray[np.int64]  # bucket of the gap before each of them; empty if nobody asks
-    until: int  # bucket of the gap from the last one to now
-    unknown: int
-    excluded: NDArray[np.int64]  # unique
-    candidates: NDArray[np.int64] | None  # unique, none of them excluded
 
 
 class Ranker:
@@ -300,14 +243,14 @@ class Ranker:
             InputError: A value can't be used, or the lists differ in length.
         """
         check_flag(exclude_seen)
-        histories = _lists(histories, "histories")
+        histories = lists(histories, "histories")
         count = len(histories)
         rows = zip(
             histories,
-            [None] * count if times is None else _lists(times, "times", count),
-            [None] * count if now is None else _lists(now, "now", count),
-            [None] * count if candidates is None else _lists(candidates, "candidates", count),
-            [None] * count if exclude is None else _lists(exclude, "exclude", count),
+            [None] * count if times is None else lists(times, "times", count),
+            [None] * count if now is None else lists(now, "now", count),
+            [None] * count if candidates is None else lists(candidates, "candidates", count),
+            [None] * count if exclude is None else lists(exclude, "exclude", count),
             strict=True,
         )
         requests = []
@@ -347,8 +290,8 @@ class Ranker:
         """
         from ranklet.user import User, Users
 
-        rows = _lists(histories, "histories")
-        told = [None] * len(rows) if times is None else _lists(times, "times", len(rows))
+        rows = lists(histories, "histories")
+        told = [None] * len(rows) if times is None else lists(times, "times", len(rows))
         users = Users([User(self) for _ in rows], self)
         for place, (row, instants) in enumerate(zip(rows, told, strict=True)):
             users[place].extend(row, times=instants, name=f"histories[{place}]")
@@ -440,7 +383,7 @@ class Ranker:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Return what may not be ranked, and of what alone to choose, as item indices."""
         if exclude is not None:
-            place = name.replace("histories", "exclude").replace("history", "exclude")
+            place = _beside(name, "exclude")
             excluded = excluded + self.vocabulary.index(listed(exclude), place).tolist()
         dropped = NOTHING
         if excluded:
@@ -449,7 +392,7 @@ class Ranker:
             dropped = np.array(list(unique), dtype=np.int64)
         if candidates is None:
             return dropped, None
-        place = name.replace("histories", "candidates").replace("history", "candidates")
+        place = _beside(name, "candidates")
         wanted = self.vocabulary.index(listed(candidates), place, unknown=unknown)
         return dropped, np.setdiff1d(wanted, np.append(dropped, 0))
 
@@ -461,7 +404,7 @@ class Ranker:
             return NOTHING, UNKNOWN
         if not self.uses_times:
             raise InputError(ORDER_ALONE)
-        place = name.replace("histories", "times").replace("history", "times")
+        place = _beside(name, "times")
         if times is None:
             raise InputError(f"now was given without {place}: it counts from the last event")
         instants = whole_numbers(times, place)
@@ -479,7 +422,7 @@ class Ranker:
         instants = instants[indices > 0]
         if now is None or not len(instants):
             return buckets_before(instants), UNKNOWN
-        place = name.replace("histories", "now").replace("history", "now")
+        place = _beside(name, "now")
         asked, last = whole_number(now, place), int(instants[-1])
         if asked < last:
             raise InputError(f"{place} is {asked}, before the last event of {name}, {last}")
@@ -574,7 +517,7 @@ class Ranker:
         if self._rounding is not None and best.pool_scores is not None:
             assert best.users is not None
             last, floor = best.scores.item(row, -1), best.pool_scores.item(row, -1)
-            margin = _Margin(best.users[row].copy(), last, floor, self._rounding)
+            margin = Margin(best.users[row].copy(), last, floor, self._rounding)
         ids = self.vocabulary.ids(best.items[row])
         return Ranking(ids, best.scores[row], unknown, False, margin)
 
@@ -641,6 +584,11 @@ def batches(rows: list[T], items: int) -> Iterator[list[T]]:
         yield rows[begin : begin + size]
 
 
+def _beside(name: str, argument: str) -> str:
+    """Return what messages call the part of another argument that goes with a history."""
+    return name.replace("histories", argument).replace("history", argument)
+
+
 def _pad(rows: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
     """Return ragged rows as one array, 0 on the right; None if all are empty."""
     longest = max(len(row) for row in rows)
@@ -650,37 +598,3 @@ def _pad(rows: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
     for line, row in zip(padded, rows, strict=True):
         line[: len(row)] = row
     return padded
-
-
-def check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
-    """Return how many items are asked for."""
-    if isinstance(k, bool | np.bool_):
-        raise InputError(f"k must be a positive integer, got {show(k)}")
-    try:
-        number = operator.index(k)
-    except TypeError as error:
-        raise InputError(f"k must be a positive integer, got {show(k)}") from error
-    if number < 1:
-        raise InputError(f"k must be at least 1, got {show(number)}")
-    return number
-
-
-def check_flag(exclude_seen: Any) -> None:  # noqa: ANN401 (anything may come from outside)
-    """Refuse what is neither true nor false, such as a list of items."""
-    if exclude_seen is not False and not isinstance(exclude_seen, int | np.bool_):
-        raise InputError(f"exclude_seen must be True or False, got {show(exclude_seen)}")
-
-
-def _lists(lists: Any, name: str, count: int | None = None) -> list[Any]:  # noqa: ANN401
-    """Return one sequence of ids for each history, ``count`` of them if that is known."""
-    if isinstance(lists, str | bytes | dict | set | frozenset):
-        raise InputError(f"{name} is a {type(lists).__name__}; pass a list of lists of ids")
-    try:
-        rows = list(lists)
-    except TypeError as error:
-        raise InputError(f"{name} is {show(lists)}; pass a list of lists of ids") from error
-    if count is not None and len(rows) != count:
-        raise InputError(
-            f"{name} has {len(rows)} lists for {count} histories: pass one for each history"
-        )
-    return rows

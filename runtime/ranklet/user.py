@@ -28,15 +28,13 @@ from ranklet.device import DeviceArray
 from ranklet.errors import InputError
 from ranklet.gaps import BUCKETS, UNKNOWN, bucket_until, buckets_before
 from ranklet.graph import Best, Events, Floats, State
-from ranklet.ranker import (
+from ranklet.ranker import ORDER_ALONE, Ranker, batches
+from ranklet.requests import (
     NOTHING,
-    ORDER_ALONE,
     Eligible,
-    Ranker,
     Ranking,
     Request,
     Times,
-    batches,
     check_flag,
     check_k,
 )

@@ -12,7 +12,8 @@ from ranklet.bundle import Manifest
 from ranklet.errors import BundleError
 from ranklet.graph import SMALLEST_BATCH, Events
 from ranklet.provider import Provider
-from ranklet.ranker import Ranker, Ranking
+from ranklet.ranker import Ranker
+from ranklet.requests import Ranking
 
 # Another processor or provider sums in another order; cosines over the temperature reach 14.
 SCORE_TOLERANCE = 1e-3

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ranklet import Ranking
 from ranklet.bundle import CHUNK, CODE_BITS, NEVER, Precision, Rounding
-from ranklet.ranker import _Margin
+from ranklet.requests import Margin
 from ranklet_export import head
 from ranklet_export.head import Codes, add_head, can_batch, quantize
 
@@ -375,5 +375,5 @@ def test_a_better_row_that_rounds_badly_is_not_ruled_out(
     found = ask(session, users, 1, 2, bias, nothing)
     assert found["items"] == 1
     last, floor = found["scores"].item(0, -1), found["pool_scores"].item(0, -1)
-    margin = _Margin(users[0], last, floor, Rounding(codes.row_error, codes.row_norm))
+    margin = Margin(users[0], last, floor, Rounding(codes.row_error, codes.row_norm))
     assert not Ranking(["x"], found["scores"][0], 0, cold=False, _margin=margin).exact

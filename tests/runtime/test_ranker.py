@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ranklet import InputError, Ranker, Ranking
 from ranklet.bundle import read_popularity
 from ranklet.graph import Events
-from ranklet.ranker import MAX_BATCH, NOTHING, Request
+from ranklet.ranker import MAX_BATCH
+from ranklet.requests import NOTHING, Request
 
 SameOrder = Callable[[Ranking, Ranking], None]
 same_ranker = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -99,7 +100,8 @@ def test_ties_of_candidates_go_to_the_lower_index(
 def test_candidates_with_equal_rows_have_equal_scores(
     tiny_ranker: Ranker, ids: list[str], width: int
 ) -> None:
-    ranker, random = copy.copy(tiny_ranker), np.random.default_rng(0)
+    ranker, random = object.__new__(Ranker), np.random.default_rng(0)
+    ranker.__dict__ |= tiny_ranker.__dict__
     ranker.graphs = copy.copy(tiny_ranker.graphs)
     ranker.graphs.table = np.tile(random.normal(size=width).astype(np.float32), (61, 1))
     user = random.normal(size=width).astype(np.float32)

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 from ranklet.cli.common import read_log
 from ranklet.errors import DataError, InputError
 from ranklet.lines import read_json_lines
-from ranklet.ranker import Ranker, Ranking
+from ranklet.ranker import Ranker
+from ranklet.requests import Ranking
 from ranklet.vocabulary import Unknown
 
 ROWS_AT_ONCE = 1024
