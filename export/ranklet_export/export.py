@@ -225,11 +225,11 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_bytes())
-        names = [row["model"] for row in found["rows"]]
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        _ = [row["model"] for row in found["rows"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path} is damaged ({error!r}): evaluate the run again") from error
-    return found if names else {}
+    return found
 
 
 def popular_histories(

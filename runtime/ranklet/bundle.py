@@ -349,10 +349,9 @@ class Opened:
 
     def _is_copy(self, name: str) -> bool:
         try:
-            found = sha256(self.folder / name)
+            return name in self.files and sha256(self.folder / name) == self.files[name].sha256
         except OSError:
             return False
-        return name in self.files and found == self.files[name].sha256
 
 
 def of_one_event(shapes: dict[str, list[int | str]]) -> dict[str, list[int | str]]:

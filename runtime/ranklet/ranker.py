@@ -318,11 +318,11 @@ class Ranker:
 
     def titles(self, items: Sequence[ItemId]) -> list[str]:
         """Return what to show a person for each item: its title, or its id where there is none."""
-        titles, listed = self._titles, flat(items, "items")
+        titles, asked = self._titles, flat(items, "items")
         if titles is None:
-            return [str(item) for item in listed]
-        indices = self.vocabulary.index(listed, "items").tolist()
-        pairs = zip(listed, indices, strict=True)
+            return [str(item) for item in asked]
+        indices = self.vocabulary.index(asked, "items").tolist()
+        pairs = zip(asked, indices, strict=True)
         return [titles[index - 1] or str(item) if index else str(item) for item, index in pairs]
 
     def find(self, text: str) -> list[str] | list[int]:
