@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 
 from ranklet import Ranker
-from ranklet.bench import describe_machine
+from ranklet.machine import describe_machine
 from ranklet_export.gate import check_ranking
-from ranklet_training.checkpoint import read_run
+from ranklet_training.runs.checkpoint import read_run
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import click
 
-from ranklet.bench import describe_machine
-from ranklet.files import atomic_write
-from ranklet.plots import new_figure, save_figure
+from ranklet.files.atomic import atomic_write
+from ranklet.machine import describe_machine
+from ranklet_training.judge.plots import new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "quality"
@@ -153,7 +153,7 @@ def rate(events: Path) -> list[dict[str, float]]:
     """Return the errors of predicted ratings for every seed."""
     from ratings import rating_errors
 
-    from ranklet_training.events import read_events
+    from ranklet_training.data.events import read_events
 
     return [rating_errors(read_events(events), seed=seed) for seed in SEEDS]
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranklet.errors import DataError
-from ranklet_training.events import Events
-from ranklet_training.losses import rating_loss
-from ranklet_training.model import ModelConfig
-from ranklet_training.seed import SeedModel
-from ranklet_training.sequences import Sequences, epoch_batches, pad
+from ranklet_training.data.events import Events
+from ranklet_training.data.sequences import Sequences, epoch_batches, pad
+from ranklet_training.model.losses import rating_loss
+from ranklet_training.model.model import ModelConfig
+from ranklet_training.model.seed import SeedModel
 
 HELD_OUT = 0.2
 EPOCHS = 30

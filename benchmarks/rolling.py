@@ -14,10 +14,10 @@ import click
 import numpy as np
 
 from ranklet import Ranker, Ranking
-from ranklet.bench import describe_machine
-from ranklet_training.events import read_events
-from ranklet_training.metrics import hit_rate, ndcg
-from ranklet_training.split import split_events
+from ranklet.machine import describe_machine
+from ranklet_training.data.events import read_events
+from ranklet_training.data.split import split_events
+from ranklet_training.judge.metrics import hit_rate, ndcg
 
 TOP = 10
 

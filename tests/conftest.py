@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from ranklet import Ranker
 from ranklet.bundle import NEVER, BlockMask, Precision
 from ranklet_export.export import Settings, export_bundle
-from ranklet_training.checkpoint import Model, Run, read_run, write_run, write_tensors
-from ranklet_training.events import Events, read_events
-from ranklet_training.presets import RunConfig, configure
-from ranklet_training.simulator import Simulation, simulate
-from ranklet_training.split import Split, split_events
-from ranklet_training.train import start_run, train
+from ranklet_training.data.events import Events, read_events
+from ranklet_training.data.simulator import Simulation, simulate
+from ranklet_training.data.split import Split, split_events
+from ranklet_training.runs.checkpoint import Model, Run, read_run, write_run, write_tensors
+from ranklet_training.runs.presets import RunConfig, configure
+from ranklet_training.runs.train import start_run, train
 
 try:
     import fcntl

@@ -12,14 +12,14 @@ from ranklet.bundle import map_table
 from ranklet.errors import DataError
 from ranklet.verify import verify
 from ranklet_export.export import Settings, export_bundle
-from ranklet_training.checkpoint import Run
-from ranklet_training.datasets import fetch
-from ranklet_training.evaluate import evaluate
-from ranklet_training.events import Events, read_events
-from ranklet_training.presets import PRESETS, configure
-from ranklet_training.simulator import Simulation
-from ranklet_training.split import Split, split_events
-from ranklet_training.train import start_run, train
+from ranklet_training.data.datasets import fetch
+from ranklet_training.data.events import Events, read_events
+from ranklet_training.data.simulator import Simulation
+from ranklet_training.data.split import Split, split_events
+from ranklet_training.judge.evaluate import evaluate
+from ranklet_training.runs.checkpoint import Run
+from ranklet_training.runs.presets import PRESETS, configure
+from ranklet_training.runs.train import start_run, train
 
 FOUR_DIGITS = 5e-5
 ONE_ANSWER = 1 / 943  # on another processor nearly equal scores may change places

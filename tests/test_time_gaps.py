@@ -11,18 +11,18 @@ import pytest
 from click.testing import CliRunner
 
 from ranklet import Ranker
-from ranklet.cli import cli
-from ranklet.cli.batch import rank_file
 from ranklet.errors import InputError, RunError
-from ranklet.gaps import UNKNOWN, gap_buckets
+from ranklet.time_gaps import UNKNOWN, gap_buckets
+from ranklet_cli import cli
+from ranklet_cli.batch import rank_file
 from ranklet_export.export import export_bundle
-from ranklet_training.checkpoint import Run
-from ranklet_training.evaluate import answer_of, evaluate
-from ranklet_training.events import Events, read_events
-from ranklet_training.presets import configure
-from ranklet_training.sequences import epoch_batches
-from ranklet_training.split import Split, split_events
-from ranklet_training.train import start_run, train
+from ranklet_training.data.events import Events, read_events
+from ranklet_training.data.sequences import epoch_batches
+from ranklet_training.data.split import Split, split_events
+from ranklet_training.judge.evaluate import answer_of, evaluate
+from ranklet_training.runs.checkpoint import Run
+from ranklet_training.runs.presets import configure
+from ranklet_training.runs.train import start_run, train
 
 FOUR_DIGITS = 5e-5
 HOUR, MONTH = 3600, 30 * 86_400

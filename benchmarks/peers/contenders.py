@@ -122,9 +122,9 @@ def ranklet_indices(work: Work) -> Calls:
 def ranklet_append_index(work: Work) -> Calls:
     """The same after one more event, given the state of those before, which rolls."""
     from ranklet import Ranker
-    from ranklet.gaps import UNKNOWN
     from ranklet.graph import Events
     from ranklet.ring import Event, Ring
+    from ranklet.time_gaps import UNKNOWN
 
     ranker = Ranker.load(work.bundle, provider="cpu", threads=work.threads)
     graphs, appender, pool = ranker.graphs, ranker.appender, ranker.graphs.pool_of(K)
@@ -281,7 +281,7 @@ def _own_model(work: Work) -> Untyped:
     """Return ranklet's model with random weights."""
     import torch
 
-    from ranklet_training.model import ModelConfig, SequenceModel
+    from ranklet_training.model.model import ModelConfig, SequenceModel
 
     torch.set_num_threads(work.threads)
     torch.manual_seed(0)

@@ -58,9 +58,9 @@ from contenders import (
     shape_note,
 )
 
-from ranklet.bench import describe_machine
-from ranklet.files import atomic_write
-from ranklet.plots import new_figure, save_figure
+from ranklet.files.atomic import atomic_write
+from ranklet.machine import describe_machine
+from ranklet_training.judge.plots import new_figure, save_figure
 
 SHAPES = ((1, 1), (2, 4))  # heads, and feed-forward width in widths; the first is RePlay's own
 TURN, SETTLE = 10, 3  # calls of a turn that are timed, and those before them that are not
@@ -415,7 +415,7 @@ def bundle_of(folder: Path, items: int, shape: tuple[int, int], precision: str) 
         option = f"items={items},width={WIDTH},blocks={BLOCKS},length={LENGTH},{shape_text(shape)}"
         arguments = ["export", "--random", option, str(bundle), "--precision", precision]
         click.echo(f"$ ranklet {' '.join(arguments)}", err=True)
-        command = [sys.executable, "-m", "ranklet", *arguments]
+        command = [sys.executable, "-m", "ranklet_cli", *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return bundle
 

@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
-from ranklet.bench import describe_machine
 from ranklet.bundle import Manifest
+from ranklet.machine import describe_machine
 from ranklet.ranker import Ranker
 
 TIMED_RUNS = 200

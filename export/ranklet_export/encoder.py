@@ -31,10 +31,10 @@ from torch.onnx.ops import symbolic
 
 from ranklet.bundle import NEVER, BlockMask
 from ranklet.positions import WAVES
-from ranklet_training.attention import attention, rotary
-from ranklet_training.checkpoint import Model
-from ranklet_training.model import Block, ModelConfig, SequenceModel
-from ranklet_training.seed import SeedModel
+from ranklet_training.model.attention import attention, rotary
+from ranklet_training.model.model import Block, ModelConfig, SequenceModel
+from ranklet_training.model.seed import SeedModel
+from ranklet_training.runs.checkpoint import Model
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
 # All hidden events together weigh at most exp(-17) = 4e-8 of one that is seen: less than float32

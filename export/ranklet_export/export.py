@@ -27,7 +27,7 @@ from ranklet.bundle import (
     write_catalogue,
 )
 from ranklet.errors import BundleError, InputError, ParityError, PrecisionError, RunError
-from ranklet.files import atomic_folder, atomic_write
+from ranklet.files.atomic import atomic_folder, atomic_write
 from ranklet.graph import Graphs
 from ranklet.provider import create_session
 from ranklet.ranker import Ranker
@@ -36,9 +36,9 @@ from ranklet_export.card import model_card
 from ranklet_export.gate import check_ranking
 from ranklet_export.graph import OPSETS, WrittenGraphs, export_graphs
 from ranklet_export.parity import ParityReport, check_parity
-from ranklet_training.checkpoint import Model, Questions, read_run
-from ranklet_training.model import ModelConfig, SequenceModel
-from ranklet_training.presets import RunConfig, configure
+from ranklet_training.model.model import ModelConfig, SequenceModel
+from ranklet_training.runs.checkpoint import Model, Questions, read_run
+from ranklet_training.runs.presets import RunConfig, configure
 
 logger = logging.getLogger(__name__)
 

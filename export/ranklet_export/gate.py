@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ranklet.errors import PrecisionError
 from ranklet.ranker import Ranker
-from ranklet_training.checkpoint import Model, Questions
-from ranklet_training.metrics import hit_rate, ndcg
-from ranklet_training.sequences import pad
+from ranklet_training.data.sequences import pad
+from ranklet_training.judge.metrics import hit_rate, ndcg
+from ranklet_training.runs.checkpoint import Model, Questions
 
 TOP = 10
 BATCH = 256

@@ -47,7 +47,7 @@ from ranklet.bundle import (
 from ranklet.positions import known_positions
 from ranklet_export.encoder import Encoder, state_shapes
 from ranklet_export.head import LARGEST_TWICE, add_head, can_batch, quantize
-from ranklet_training.checkpoint import Model
+from ranklet_training.runs.checkpoint import Model
 
 OPSETS = range(18, 24)
 # From here on attention and rotary positions are one ONNX node each.

@@ -16,12 +16,12 @@ from torch import Tensor
 from ranklet.bound import MOST_ANSWERS
 from ranklet.bundle import BATCH, CODE_BITS, Manifest, Precision
 from ranklet.errors import ParityError
-from ranklet.gaps import BUCKETS
 from ranklet.graph import NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
 from ranklet.plain import Layout, Plain
 from ranklet.ring import Appender, Event
+from ranklet.time_gaps import BUCKETS
 from ranklet_export.graph import input_contract, state_contract
-from ranklet_training.checkpoint import Model
+from ranklet_training.runs.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
 # reach about 14, where 1 unit in the last place is 1e-6. A hundred of these are still no fault.

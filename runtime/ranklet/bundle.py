@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.errors import BundleError
-from ranklet.files import atomic_write, sha256
+from ranklet.files.atomic import atomic_write, sha256
 from ranklet.positions import WAVES
 from ranklet.vocabulary import Texts, Vocabulary
 

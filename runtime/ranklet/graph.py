@@ -37,9 +37,9 @@ from ranklet.bundle import (
 )
 from ranklet.device import STATE, DeviceArray, DeviceSession, Inputs
 from ranklet.errors import BundleError, ProviderError
-from ranklet.gaps import UNKNOWN
 from ranklet.positions import known_positions, relative_bias
 from ranklet.provider import ORT_ERRORS, Provider, create_session, is_sure_of_cpu
+from ranklet.time_gaps import UNKNOWN
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -3,7 +3,7 @@
 * Blocks before the last rotate queries and keys (rotary positions): a graph knows so many places.
 * The last block adds a bias to the score of an event for how many others came after it. It is a
   Fourier series: training needs no matrix of biases then
-  (``ranklet_training.attention.RelativeBias``), and a manifest only a few numbers.
+  (``ranklet_training.model.attention.RelativeBias``), and a manifest only a few numbers.
 """
 
 from collections.abc import Sequence

@@ -24,7 +24,6 @@ from ranklet.bundle import (
     read_vocabulary,
 )
 from ranklet.errors import InputError
-from ranklet.gaps import UNKNOWN, bucket_until, buckets_before
 from ranklet.graph import Best, Events, Floats, Graphs
 from ranklet.plain import Plain
 from ranklet.provider import Provider
@@ -39,6 +38,7 @@ from ranklet.requests import (
     check_k,
     lists,
 )
+from ranklet.time_gaps import UNKNOWN, bucket_until, buckets_before
 from ranklet.vocabulary import (
     IdLists,
     Ids,

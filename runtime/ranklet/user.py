@@ -26,7 +26,6 @@ from ranklet.bound import MOST_ANSWERS
 from ranklet.bundle import DATA, ENCODER
 from ranklet.device import DeviceArray
 from ranklet.errors import InputError
-from ranklet.gaps import BUCKETS, UNKNOWN, bucket_until, buckets_before
 from ranklet.graph import Best, Events, Floats, State
 from ranklet.ranker import ORDER_ALONE, Ranker, batches
 from ranklet.requests import (
@@ -39,6 +38,7 @@ from ranklet.requests import (
     check_k,
 )
 from ranklet.ring import Event, Ring
+from ranklet.time_gaps import BUCKETS, UNKNOWN, bucket_until, buckets_before
 from ranklet.vocabulary import Ids, ItemId, flat, show, whole_number, whole_numbers
 
 MAGIC = b"ranklet user 2\n"

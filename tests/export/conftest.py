@@ -27,9 +27,9 @@ from ranklet.bundle import (
 from ranklet.graph import Graphs
 from ranklet_export.graph import export_graphs
 from ranklet_export.parity import ParityReport, check_parity
-from ranklet_training.checkpoint import Model
-from ranklet_training.model import ModelConfig, SequenceModel
-from ranklet_training.seed import SeedModel
+from ranklet_training.model.model import ModelConfig, SequenceModel
+from ranklet_training.model.seed import SeedModel
+from ranklet_training.runs.checkpoint import Model
 
 ITEMS = 40
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ranklet.bundle import NEVER
-from ranklet.gaps import BUCKETS
+from ranklet.time_gaps import BUCKETS
 from ranklet_export.encoder import Encoder, hidden_score, state_shapes
 from ranklet_export.parity import SCORE_TOLERANCE
-from ranklet_training.attention import rotary
-from ranklet_training.checkpoint import Model
+from ranklet_training.model.attention import rotary
+from ranklet_training.runs.checkpoint import Model
 
 USER_TOLERANCE = 2e-5  # of vectors that are 14 long, or 4 for dot products
 ITEMS = 40

@@ -18,9 +18,16 @@ from ranklet.errors import BundleError, InputError, ParityError, RunError
 from ranklet_export import export, head
 from ranklet_export.export import Settings, export_bundle
 from ranklet_export.graph import WrittenGraphs
-from ranklet_training.checkpoint import Model, Questions, Run, read_run, write_run, write_tensors
-from ranklet_training.presets import configure
-from ranklet_training.split import Split
+from ranklet_training.data.split import Split
+from ranklet_training.runs.checkpoint import (
+    Model,
+    Questions,
+    Run,
+    read_run,
+    write_run,
+    write_tensors,
+)
+from ranklet_training.runs.presets import configure
 
 SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6
 REPLACE = Settings(replace=True)

@@ -15,11 +15,11 @@ import torch
 from click.testing import CliRunner
 
 from ranklet import Ranker
-from ranklet.cli import cli
 from ranklet.errors import ParityError, PrecisionError
+from ranklet_cli import cli
 from ranklet_export.export import Settings, export_bundle, popular_histories
 from ranklet_export.gate import check_ranking
-from ranklet_training.checkpoint import Model, Questions, Run, read_tensors, write_tensors
+from ranklet_training.runs.checkpoint import Model, Questions, Run, read_tensors, write_tensors
 
 METRIC_TOLERANCE = 1e-9
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ranklet import Manifest, Ranker
 from ranklet.bundle import CODE_BITS, BlockMask
-from ranklet.files import sha256
-from ranklet_training.checkpoint import Run
+from ranklet.files.atomic import sha256
+from ranklet_training.runs.checkpoint import Run
 
 Plain = tuple[onnxruntime.InferenceSession, list[BlockMask]]
 Ask = Callable[..., dict[str, NDArray[Any]]]

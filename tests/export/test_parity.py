@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ranklet.bundle import TensorContract
 from ranklet.errors import ParityError
 from ranklet_export.parity import check_contract
-from ranklet_training.checkpoint import Model
+from ranklet_training.runs.checkpoint import Model
 
 
 def weights_of(graph: Path) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from ranklet import Manifest, Ranker, Ranking
 from ranklet.bundle import describe_files
 from ranklet_export.export import Settings, export_bundle
-from ranklet_training.checkpoint import Run, write_run, write_tensors
+from ranklet_training.runs.checkpoint import Run, write_run, write_tensors
 
 
 def _sign(bundle: Path, manifest: Manifest, **changes: object) -> None:

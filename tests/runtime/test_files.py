@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ranklet.files import atomic_file, atomic_folder, atomic_write, sha256
+from ranklet.files.atomic import atomic_file, atomic_folder, atomic_write, sha256
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
 
@@ -261,7 +261,7 @@ def test_what_was_written_to_stdout_before_and_after_stays(name: str, tmp_path: 
     code = f"""
 import os
 from pathlib import Path
-from ranklet.files import atomic_write
+from ranklet.files.atomic import atomic_write
 os.write(1, b"before ")
 atomic_write(Path({name!r}), b"this ")
 os.write(1, b"after")

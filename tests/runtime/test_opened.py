@@ -8,7 +8,7 @@ import pytest
 
 from ranklet import BundleError, Ranker
 from ranklet import graph as graph_module
-from ranklet.files import atomic_folder
+from ranklet.files.atomic import atomic_folder
 from ranklet.user import User
 
 REPLACED = "was replaced or removed since the bundle was opened: load it again"

@@ -16,7 +16,14 @@ from ranklet import BundleError, Manifest, Ranker
 from ranklet.bundle import CODE_BITS, describe_files
 from ranklet.graph import SMALLEST_BATCH
 from ranklet_export.export import Settings, export_bundle
-from ranklet_training.checkpoint import Model, Run, read_run, read_tensors, write_run, write_tensors
+from ranklet_training.runs.checkpoint import (
+    Model,
+    Run,
+    read_run,
+    read_tensors,
+    write_run,
+    write_tensors,
+)
 
 ITEMS, CLUSTERS = 120, 6
 SCORE_TOLERANCE = 1e-4  # scores reach 14, where float32 has steps of 1e-6

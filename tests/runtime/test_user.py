@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ranklet import InputError, Ranker, Ranking
 from ranklet import user as user_module
-from ranklet.gaps import UNKNOWN, buckets_before, gap_buckets
-from ranklet_training.checkpoint import Model
-from ranklet_training.seed import SeedModel
+from ranklet.time_gaps import UNKNOWN, buckets_before, gap_buckets
+from ranklet_training.model.seed import SeedModel
+from ranklet_training.runs.checkpoint import Model
 
 ITEMS = 60
 # Scores reach 14, where float32 has steps of 1e-6; half precision rounds rows to 1 in 2048.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ranklet.errors import DataError
-from ranklet_training import datasets
+from ranklet_training.data import datasets
 
 
 @pytest.fixture(scope="session")

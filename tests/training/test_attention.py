@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ranklet.positions import WAVES, relative_bias
-from ranklet_training.attention import (
+from ranklet_training.model.attention import (
     RelativeBias,
     attention,
     biased_attention,

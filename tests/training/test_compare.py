@@ -20,20 +20,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ranklet import Ranker
-from ranklet.cli import cli
 from ranklet.errors import DataError, InputError, RunError
-from ranklet_training.bootstrap import Bootstrap, holm, paired_bootstrap, unpaired_bootstrap
-from ranklet_training.checkpoint import Run
-from ranklet_training.compare import (
+from ranklet_cli import cli
+from ranklet_training.data.events import Events
+from ranklet_training.data.simulator import Simulation
+from ranklet_training.data.split import Split, split_events
+from ranklet_training.judge.bootstrap import Bootstrap, holm, paired_bootstrap, unpaired_bootstrap
+from ranklet_training.judge.compare import (
     ModelComparison,
     compare_models,
     metrics_of_ranks,
     plot_comparison,
 )
-from ranklet_training.evaluate import evaluate
-from ranklet_training.events import Events
-from ranklet_training.metrics import all_metrics
-from ranklet_training.outcomes import (
+from ranklet_training.judge.evaluate import evaluate
+from ranklet_training.judge.metrics import all_metrics
+from ranklet_training.judge.outcomes import (
     OUTCOME_METRICS,
     OutcomeComparison,
     compare_outcomes,
@@ -41,10 +42,9 @@ from ranklet_training.outcomes import (
     sample_ratio,
     user_outcomes,
 )
-from ranklet_training.presets import RunConfig
-from ranklet_training.simulator import Simulation
-from ranklet_training.split import Split, split_events
-from ranklet_training.train import start_run, train
+from ranklet_training.runs.checkpoint import Run
+from ranklet_training.runs.presets import RunConfig
+from ranklet_training.runs.train import start_run, train
 
 FLOAT = 1e-12  # sums in another order
 NORMAL_95 = 1.959964

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ranklet_training.cooccurrence import _positive_mutual_information, cooccurrence_table
-from ranklet_training.sequences import Sequences
+from ranklet_training.data.sequences import Sequences
+from ranklet_training.model.cooccurrence import _positive_mutual_information, cooccurrence_table
 
 EXACT = 1e-5  # float32
 WIDTH = 8

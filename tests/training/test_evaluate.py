@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from ranklet import Ranker
 from ranklet.errors import RunError
-from ranklet_training.checkpoint import Run
-from ranklet_training.compare import compare_models
-from ranklet_training.evaluate import (
+from ranklet_training.data.events import Events
+from ranklet_training.data.sequences import Sequences
+from ranklet_training.data.simulator import Simulation
+from ranklet_training.data.split import Cases, Split, split_events
+from ranklet_training.judge.compare import compare_models
+from ranklet_training.judge.evaluate import (
     Scorer,
     answer,
     answer_by_bundle,
@@ -24,11 +27,8 @@ from ranklet_training.evaluate import (
     plot_evaluation,
     popularity_scorer,
 )
-from ranklet_training.events import Events
-from ranklet_training.metrics import all_metrics
-from ranklet_training.sequences import Sequences
-from ranklet_training.simulator import Simulation
-from ranklet_training.split import Cases, Split, split_events
+from ranklet_training.judge.metrics import all_metrics
+from ranklet_training.runs.checkpoint import Run
 
 FOUR_DIGITS = 5e-5  # what run and bundle agree to
 
@@ -296,7 +296,7 @@ def test_a_plot_of_the_table_is_a_whole_picture(split: Split, tmp_path: Path) ->
 def test_small_batches_give_the_same_ranks(monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
     scorer = markov_scorer(split.training, 60)
     expected = answer(scorer, split.test, mask_seen=True).ranks
-    monkeypatch.setattr("ranklet_training.evaluate.LARGEST_BATCH", 130)  # two questions of 60
+    monkeypatch.setattr("ranklet_training.judge.evaluate.LARGEST_BATCH", 130)  # two questions of 60
     found = answer(scorer, split.test, mask_seen=True, items=60).ranks
     assert found.tolist() == expected.tolist()
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranklet.errors import DataError
-from ranklet_training import events as events_module
-from ranklet_training.events import (
+from ranklet_training.data import events as events_module
+from ranklet_training.data.events import (
     Columns,
     Events,
     frame_digest,

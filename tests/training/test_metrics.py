@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ranklet_training.metrics import all_metrics, hit_rate, mrr, ndcg, ranks_of_targets
+from ranklet_training.judge.metrics import all_metrics, hit_rate, mrr, ndcg, ranks_of_targets
 
 EXACT = 1e-12  # float64 sums in another order
 

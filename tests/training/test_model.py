@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from ranklet.errors import DataError
-from ranklet_training.checkpoint import Model
-from ranklet_training.features import Feature, build_feature
-from ranklet_training.model import (
+from ranklet_training.data.features import Feature, build_feature
+from ranklet_training.model.model import (
     Dropout,
     ItemTable,
     ModelConfig,
     SequenceModel,
     reset_dropout,
 )
-from ranklet_training.seed import SeedModel
+from ranklet_training.model.seed import SeedModel
+from ranklet_training.runs.checkpoint import Model
 
 # User vectors have norm 1 / 0.07 = 14; a hundred units in the last place of that.
 TOLERANCE = 1e-4
@@ -342,7 +342,7 @@ def test_memory_of_a_long_history_is_linear() -> None:
     code = """
 import resource
 import torch
-from ranklet_training.model import ModelConfig, SequenceModel
+from ranklet_training.model.model import ModelConfig, SequenceModel
 
 model = SequenceModel(ModelConfig(width=8, heads=1, max_length=8000), items=50)
 model.init_weights()

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ranklet_training.checkpoint import Run, read_tensors
-from ranklet_training.events import Events
-from ranklet_training.optimizer import LazyAdam, clip_gradients, make_optimizer, shrink_l1
-from ranklet_training.presets import configure
-from ranklet_training.split import Split, split_events
-from ranklet_training.train import start_run, train
+from ranklet_training.data.events import Events
+from ranklet_training.data.split import Split, split_events
+from ranklet_training.model.optimizer import LazyAdam, clip_gradients, make_optimizer, shrink_l1
+from ranklet_training.runs.checkpoint import Run, read_tensors
+from ranklet_training.runs.presets import configure
+from ranklet_training.runs.train import start_run, train
 
 Start = Callable[..., Run]
 ROWS, WIDTH = 7, 3

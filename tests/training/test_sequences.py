@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from ranklet_training.sequences import (
+from ranklet_training.data.sequences import (
     Batch,
     Sequences,
     Windows,

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from ranklet.errors import DataError
-from ranklet_training.simulator import Simulation, simulate
+from ranklet_training.data.simulator import Simulation, simulate
 
 
 @pytest.fixture(scope="module")

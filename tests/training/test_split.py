@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ranklet.errors import DataError
-from ranklet_training.events import read_events
-from ranklet_training.simulator import Simulation
-from ranklet_training.split import Cases, Split, SplitKind, split_events
+from ranklet_training.data.events import read_events
+from ranklet_training.data.simulator import Simulation
+from ranklet_training.data.split import Cases, Split, SplitKind, split_events
 
 Event = tuple[str, str, int]  # user, item, time
 

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from ranklet.errors import DataError, InputError, RunError
-from ranklet.files import sha256
-from ranklet_training import train as training
-from ranklet_training.checkpoint import Run, read_run, read_tensors, save_checkpoint
-from ranklet_training.events import Events, read_events
-from ranklet_training.presets import PRESETS, configure
-from ranklet_training.simulator import Simulation
-from ranklet_training.split import Split, split_events
-from ranklet_training.train import reopen_run, start_run, train
+from ranklet.files.atomic import sha256
+from ranklet_training.data.events import Events, read_events
+from ranklet_training.data.simulator import Simulation
+from ranklet_training.data.split import Split, split_events
+from ranklet_training.runs import train as training
+from ranklet_training.runs.checkpoint import Run, read_run, read_tensors, save_checkpoint
+from ranklet_training.runs.presets import PRESETS, configure
+from ranklet_training.runs.train import reopen_run, start_run, train
 
 # Some twenty steps of a few milliseconds in three epochs.
 SMALL: dict[str, Any] = {
@@ -167,10 +167,10 @@ KILLER = """
 import os, random, select, signal, sys, tempfile, threading
 from dataclasses import replace
 from pathlib import Path
-from ranklet_training.events import read_events
-from ranklet_training.simulator import simulate
-from ranklet_training.split import split_events
-from ranklet_training.train import reopen_run, train
+from ranklet_training.data.events import read_events
+from ranklet_training.data.simulator import simulate
+from ranklet_training.data.split import split_events
+from ranklet_training.runs.train import reopen_run, train
 from tqdm import tqdm
 
 tqdm.set_lock(threading.RLock())

@@ -17,17 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from ranklet.cli import cli
-from ranklet.cli.training import _read_toml
 from ranklet.errors import DataError, InputError, RunError
-from ranklet_training import tune as tuning
-from ranklet_training.checkpoint import read_run
-from ranklet_training.events import Events, read_events
-from ranklet_training.lock import locked
-from ranklet_training.presets import configure, recommend
-from ranklet_training.simulator import Simulation, simulate
-from ranklet_training.split import Split, split_events
-from ranklet_training.tune import TuneResult, default_space, folds_of, parse_space, tune
+from ranklet_cli import cli
+from ranklet_cli.training import _read_toml
+from ranklet_training.data.events import Events, read_events
+from ranklet_training.data.simulator import Simulation, simulate
+from ranklet_training.data.split import Split, split_events
+from ranklet_training.judge import tune as tuning
+from ranklet_training.judge.tune import TuneResult, default_space, folds_of, parse_space, tune
+from ranklet_training.runs.checkpoint import read_run
+from ranklet_training.runs.lock import locked
+from ranklet_training.runs.presets import configure, recommend
 
 # A training of a fifth of a second.
 SMALL: dict[str, Any] = {
@@ -657,7 +657,7 @@ def test_wrong_options_are_named_and_nothing_is_written(
 
 def test_nothing_but_the_search_loads_optuna() -> None:
     code = (
-        "import sys, ranklet.cli, ranklet_training.train\n"
+        "import sys, ranklet_cli, ranklet_training.runs.train\n"
         "assert not {'optuna', 'sqlalchemy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

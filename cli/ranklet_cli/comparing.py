@@ -1,0 +1,265 @@
+"""The command that says whether two models, or two variants online, differ by more than chance."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ranklet_cli.common import (
+    FILE,
+    FOLDER,
+    PATH,
+    cli,
+    json_option,
+    note,
+    open_models,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ranklet_training.judge.bootstrap import Row
+    from ranklet_training.judge.compare import ModelComparison
+    from ranklet_training.judge.outcomes import OutcomeComparison
+
+
+class Ratio(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from 8.5
+    """Two positive numbers with a colon between them, like 1:1."""
+
+    name = "N:N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        """Read the text; a tuple was read before."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            control, treatment = (float(part) for part in str(value).split(":"))
+        except ValueError:
+            self.fail(f"{value!r} is not a ratio like 1:1", param, ctx)
+        return control, treatment
+
+
+@cli.command()
+@click.argument("a", type=FOLDER, required=False)
+@click.argument("b", type=FOLDER, required=False)
+@click.argument("events", type=PATH, required=False)
+@click.option("--log", type=FILE, help="Outcomes of an online test, in place of A, B and EVENTS.")
+@click.option(
+    "--on",
+    type=click.Choice(["test", "validation"]),
+    help="Which of the held-out events to ask for.  [default: test]",
+)
+@click.option(
+    "--control", metavar="NAME", help="Variant to compare with.  [default: first by name]"
+)
+@click.option(
+    "--ratio",
+    type=Ratio(),
+    help="Planned users of control to treatment, for --log.  [default: 1:1]",
+)
+@click.option("--resamples", default=10_000, show_default=True, help="Bootstrap samples of users.")
+@click.option("--seed", default=0, show_default=True, help="Decides the bootstrap samples.")
+@click.option("--plot", "plot_path", type=PATH, help="Draw differences and intervals, a .png file.")
+@json_option
+def compare(
+    a: Path | None,
+    b: Path | None,
+    events: Path | None,
+    log: Path | None,
+    on: str | None,
+    control: str | None,
+    ratio: tuple[float, float] | None,
+    resamples: int,
+    seed: int,
+    plot_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Say whether A and B, runs or bundles, differ by more than chance on the same users.
+
+    Every metric gets a paired bootstrap over users: means, difference B - A with its interval,
+    two-sided p-value, and what is significant at 5 % after Holm's correction.
+
+    With --log, compare the two variants of an online test instead. OUTCOMES has one row a request:
+    user_id, variant, shown and clicked (lists of item ids; in csv text like 50|181|172).
+
+    \b
+    Example: ranklet compare run-old run-new events.parquet
+             ranklet compare --log outcomes.parquet --control old
+    """
+    if plot_path is not None:
+        from ranklet_training.judge.plots import check_plot
+
+        check_plot(plot_path)  # before the work, not after it
+    comparison: ModelComparison | OutcomeComparison
+    if log is not None:
+        if a is not None or on is not None:
+            raise click.UsageError("--log takes neither A, B and EVENTS nor --on")
+        comparison, text = _compare_log(log, control, ratio, resamples, seed)
+    else:
+        if a is None or b is None or events is None:
+            raise click.UsageError("give A, B and EVENTS, or --log")
+        if control is not None or ratio is not None:
+            raise click.UsageError("--control and --ratio belong to --log")
+        comparison, text = _compare_pair(a, b, events, on or "test", resamples, seed)
+    if plot_path is not None:
+        from ranklet_training.judge.compare import plot_comparison
+
+        plot_comparison(comparison, plot_path)
+        note(f"wrote {plot_path}")
+    if as_json:
+        print_json(comparison)
+    else:
+        click.echo(text)
+
+
+def _compare_pair(
+    a: Path, b: Path, events: Path, on: str, resamples: int, seed: int
+) -> "tuple[ModelComparison, str]":
+    from ranklet_training.judge.compare import compare_models
+
+    names = (a.resolve().name, b.resolve().name)
+    if names[0] == names[1]:
+        names = (str(a), str(b))
+    models, split = open_models({names[0]: a, names[1]: b}, events)
+    comparison = compare_models(
+        models[names[0]],
+        models[names[1]],
+        split,
+        names=names,
+        on=on,
+        resamples=resamples,
+        seed=seed,
+    )
+    return comparison, format_models(comparison)
+
+
+def _compare_log(
+    log: Path,
+    control: str | None,
+    ratio: tuple[float, float] | None,
+    resamples: int,
+    seed: int,
+) -> "tuple[OutcomeComparison, str]":
+    from ranklet_training.judge.outcomes import compare_outcomes
+
+    comparison = compare_outcomes(
+        log, control=control, ratio=ratio or (1.0, 1.0), resamples=resamples, seed=seed
+    )
+    if comparison.users_in_both:
+        note(f"{comparison.users_in_both:,} users saw both variants and are left out")
+    if comparison.sample_ratio.mismatch:
+        note(_mismatch(comparison))
+    return comparison, format_outcomes(comparison)
+
+
+def format_models(comparison: "ModelComparison") -> str:
+    """Lay a comparison of models out for a terminal."""
+    header = ["metric", "A", "B", "B - A", "95 % interval", "p", "p (Holm)"]
+    header += ["A wins", "B wins", "ties", "significant"]
+    table = [header]
+    for row in comparison.rows:
+        counts = [f"{count:,}" for count in (row.a_wins, row.b_wins, row.ties)]
+        figures = [f"{row.a:.4f}", f"{row.b:.4f}", *_figures(row), *counts]
+        table.append([row.metric, *figures, _verdict(row)])
+    return "\n".join(
+        [
+            f"{comparison.protocol}; {comparison.users:,} users",
+            f"A = {comparison.a}, B = {comparison.b}; {comparison.resamples:,} bootstrap samples "
+            f"of users, paired, seed {comparison.seed}",
+            "",
+            *_aligned(table),
+            "",
+            _conclusion(comparison.rows, "B"),
+        ]
+    )
+
+
+def format_outcomes(comparison: "OutcomeComparison") -> str:
+    """Lay an online test out for a terminal."""
+    header = ["metric", "control", "treatment", "difference", "relative", "95 % interval"]
+    table = [[*header, "p", "p (Holm)", "significant"]]
+    for row in comparison.rows:
+        difference, *rest = _figures(row)
+        relative = row.relative_difference
+        percent = "-" if relative is None else f"{relative:+.1%}"
+        means = [f"{row.control:.4f}", f"{row.treatment:.4f}"]
+        table.append([row.metric, *means, difference, percent, *rest, _verdict(row)])
+    checked = comparison.sample_ratio
+    lines = [
+        f"{role} {variant.name}: {variant.users:,} users, {variant.requests:,} requests"
+        for role, variant in (
+            ("control", comparison.control),
+            ("treatment", comparison.treatment),
+        )
+    ]
+    if checked.mismatch:
+        lines += ["", _mismatch(comparison)]
+    else:
+        lines.append(
+            f"sample ratio: chi-square {checked.chi_square:.3f}, p {_show_p(checked.p)}: as planned"
+        )
+    return "\n".join(
+        [
+            *lines,
+            f"means over users; {comparison.resamples:,} bootstrap samples of users in each "
+            f"variant, seed {comparison.seed}",
+            "",
+            *_aligned(table),
+            "",
+            _conclusion(comparison.rows, "treatment"),
+            *(["THESE RESULTS CANNOT BE TRUSTED, see above"] if checked.mismatch else []),
+        ]
+    )
+
+
+def _mismatch(comparison: "OutcomeComparison") -> str:
+    checked, users = comparison.sample_ratio, (comparison.control.users, comparison.treatment.users)
+    return (
+        f"SAMPLE RATIO MISMATCH: {users[0]:,} to {users[1]:,} users where "
+        f"{checked.control_share:.1%} were planned in control "
+        f"(chi-square {checked.chi_square:.1f}, p {_show_p(checked.p)}). The results cannot be "
+        "trusted: find out why users are missing before reading them"
+    )
+
+
+def _figures(row: "Row") -> list[str]:
+    interval = f"[{row.low:+.4f}, {row.high:+.4f}]"
+    return [f"{row.difference:+.4f}", interval, _show_p(row.p), _show_p(row.p_holm)]
+
+
+def _show_p(p: float) -> str:
+    return f"{p:.4f}" if p >= 5e-5 else f"{p:.1e}"
+
+
+def _verdict(row: "Row") -> str:
+    return "yes" if row.significant else "no"
+
+
+def _conclusion(rows: "Sequence[Row]", second: str) -> str:
+    """Say in one line what is significant, and in which direction."""
+    found = [
+        f"{row.metric} ({second} {'better' if row.difference > 0 else 'worse'})"
+        for row in rows
+        if row.significant
+    ]
+    rule = f"at 5 % after Holm's correction over {len(rows)} metrics"
+    return (
+        f"significant {rule}: {', '.join(found)}"
+        if found
+        else f"no difference is significant {rule}"
+    )
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    """Return lines, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            text.rjust(width) if place else text.ljust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]

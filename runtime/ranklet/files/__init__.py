@@ -1,0 +1,1 @@
+"""Files: whole or absent, and JSON lines."""

@@ -1,0 +1,156 @@
+"""Bundles of random weights are like the one that is timed; least bytes are those of its graphs."""
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from ranklet import InputError, Manifest, Ranker, RankletError
+from ranklet.bundle import CODE_BITS, DATA, ENCODER, GRAPH, File, Precision, Table
+from ranklet_cli.bench import benchmark, format_table
+from ranklet_cli.bench.bundles import check_export, cold_start, make_random, random_shape
+from ranklet_cli.bench.limit import last_cache, least_bytes
+from ranklet_export.export import Settings
+
+RUNS = 100
+
+
+def test_a_fresh_process_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RankletError, match=r"can't rank: .*BundleError: .* is not a bundle"):
+        cold_start(tmp_path, "cpu", 1, [], 10)
+
+
+def test_a_fresh_process_loads_no_heavy_package(
+    tiny_bundle: Path, tiny_ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heavy = ("torch", "onnx", "polars", "click", "matplotlib")
+    for name in heavy:  # found before the real ones
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'x').close()")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    history = tiny_ranker.vocabulary.ids(np.array([1, 2]))
+    cold_start(tiny_bundle, "cpu", 1, history, 10)
+    assert [name for name in heavy if (tmp_path / name).exists()] == []
+
+
+def test_random_catalogues_have_the_shape_of_the_bundle(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifests = []
+
+    def make(like: Manifest, items: int, precision: str, folder: Path) -> Path:
+        path = make_random(like, items, precision, folder)
+        manifests.append(Manifest.read(path))
+        return path
+
+    monkeypatch.setattr("ranklet_cli.bench.run.make_random", make)
+    report = benchmark(
+        tiny_bundle,
+        provider="cpu",
+        lengths=(5,),
+        catalogues=(130,),
+        precisions=("fp32",),
+        loads=(),
+        runs=RUNS,
+    )
+    own, made = report.bundles
+    assert (own.items, own.is_random) == (60, False)
+    assert (made.items, made.precision, made.is_random) == (130, "fp32", True)
+    assert not Path(made.path).exists()
+    assert [m.items for m in report.measurements] == [60, 130]
+    assert [a.items for a in report.appends] == [60, 130]
+    tiny, (manifest,) = Manifest.read(tiny_bundle), manifests
+    assert manifest.training["model"] == {**tiny.training["model"], "dropout": 0.0}
+    assert manifest.opset == tiny.opset
+    assert "random weights: 130 items, fp32" in format_table(report)
+
+
+def test_a_shape_has_all_settings_of_the_model(tiny_bundle: Path) -> None:
+    tiny = Manifest.read(tiny_bundle)
+    parts = random_shape(tiny, 130).split(",")
+    assert parts[0] == "items=130"
+    assert {"width=16", "blocks=2", "heads=2", "max_length=20"} <= set(parts)
+    assert len(parts) == len(tiny.training["model"]) - 1  # without kind and dropout, with items
+
+
+def test_a_seed_model_has_no_random_catalogue(tiny_bundle: Path) -> None:
+    manifest = replace(Manifest.read(tiny_bundle), training={"model": {"kind": "seed"}})
+    with pytest.raises(InputError, match="is of a sequence model, this one is seed"):
+        random_shape(manifest, 130)
+
+
+def test_without_the_export_extra_a_catalogue_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match=r"needs onnx: pip install 'ranklet\[export\]'"):
+        check_export()
+
+
+@pytest.mark.parametrize("rows", [0, 101 * 3 * 32], ids=["compact", "with rows"])
+@pytest.mark.parametrize(
+    ("precision", "type", "stored", "read"),
+    [
+        ("int8", "<f4", 128 * (4 * 32 + 32 + 4), 128 * (32 + 4)),  # table, codes and scales
+        ("int4", "<f4", 128 * (4 * 32 + 16 + 4), 128 * (16 + 4)),
+        ("fp16", "<f2", 128 * 2 * 32, 128 * 4 * 32),
+        ("fp32", "<f4", 128 * 4 * 32, 128 * 4 * 32),
+    ],
+)
+def test_the_least_bytes_are_what_is_scored_bias_and_encoder(
+    tiny_bundle: Path, precision: Precision, type: Any, stored: int, read: int, rows: int
+) -> None:
+    tiny, weights, graph = Manifest.read(tiny_bundle), 5000, 1000
+    data = File(stored + rows * np.dtype(type).itemsize + weights, "")
+    # 100 items and padding are two chunks of 64 rows.
+    manifest = replace(
+        tiny,
+        precision=precision,
+        table=Table(DATA, 0, 101, 32, type),
+        files={**tiny.files, DATA: data, ENCODER: File(graph, "")},
+    )
+    assert least_bytes(manifest) == read + 4 * 128 + weights + graph
+
+
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [
+        (Settings(precision="int8"), {"width": 64, "heads": 1}),
+        (Settings(precision="int4"), {"width": 128, "heads": 2}),
+        (Settings(precision="fp16"), {"width": 64, "heads": 2, "block": "gated"}),
+        (Settings(precision="fp32", compact=True), {"width": 64, "heads": 1}),
+    ],
+    ids=["int8", "int4", "gated fp16", "compact fp32"],
+)
+def test_the_least_bytes_are_those_of_the_graphs(
+    exported: Callable[..., Any], settings: Settings, model: dict[str, Any]
+) -> None:
+    ranker = exported(settings, items=1000, **model).ranker
+    graph = onnx.load(ranker.graphs._folder / GRAPH, load_external_data=False).graph
+    looked_up = ("rows.", *(["table"] if settings.precision in CODE_BITS else []))
+    arrays = [i for i in graph.initializer if not i.name.startswith(looked_up)]
+    sizes = [4 if i.data_type == onnx.TensorProto.FLOAT16 else i.data_type for i in arrays]
+    numbers = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.UINT8: 1, onnx.TensorProto.INT64: 8}
+    bias = 4 * 1024
+    expected = bias + sum(
+        math.prod(i.dims) * numbers.get(size, size) for i, size in zip(arrays, sizes, strict=True)
+    )
+    # Arrays begin at a page, and encoder.onnx holds nodes, too.
+    slack = 4096 * len(arrays) + ranker.manifest.files[ENCODER].size
+    assert expected <= least_bytes(ranker.manifest) <= expected + slack
+    assert slack < ranker.manifest.files[DATA].size / 3
+
+
+def test_the_last_cache_is_the_largest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ranklet_cli.bench.limit.CACHE", tmp_path)
+    assert last_cache() == 32 << 20  # where the system does not say
+    for place, size in enumerate(["48K\n", "strange", "", "3M\n", "2048K\n"]):
+        (tmp_path / f"index{place}").mkdir()
+        (tmp_path / f"index{place}" / "size").write_text(size)
+    assert last_cache() == 3 << 20

@@ -1,0 +1,395 @@
+"""Named data sets, the same content whichever way they arrive.
+
+* Every way ends in the same two tables: ids and titles are text, spaces in titles are single,
+  genres are sorted, and a genre that the publisher calls unknown is no genre.
+* The digest of that content is compared with the recorded one. A file that has the publisher's own
+  MD5 outranks it: there, a difference is noted and not refused.
+"""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+import pooch
+from polars.exceptions import PolarsError
+
+from ranklet.errors import DataError
+from ranklet.files.atomic import atomic_write
+from ranklet_training.data.events import frame_digest
+from ranklet_training.data.simulator import simulate
+
+Way = Literal["auto", "publisher", "pip"]
+
+_WHEEL = "recbole==1.2.1"  # holds a copy of ml-100k
+_CONNECT_SECONDS, _READ_SECONDS = 5, 60  # a closed network fails fast, a slow one may be slow
+_PIP_SECONDS = 180
+_LARGEST_MEMBER = 1 << 28  # bytes; ten times the largest file of these sets
+# fmt: off
+_GENRES_100K = (  # in the order of u.item's flags
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
+    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
+    "Thriller", "War", "Western",
+)
+# fmt: on
+_NO_GENRE = {"", "unknown", "(no genres listed)"}
+
+_CITATION = (
+    "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. "
+    "ACM Transactions on Interactive Intelligent Systems 5, 4, Article 19. "
+    "https://doi.org/10.1145/2827872"
+)
+_RESEARCH_ONLY = (
+    "For research; no redistribution without separate permission, no commercial use without "
+    "permission of the GroupLens Research Project at the University of Minnesota, which is to be "
+    "acknowledged in publications and does not endorse the results."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from, on what terms, and how to tell that it is the right one."""
+
+    name: str
+    address: str | None
+    licence: str
+    citation: str | None
+    md5: str | None = None  # of the publisher's zip file
+    events_digest: str | None = None
+    items_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A data set on disk."""
+
+    name: str
+    directory: Path
+    events: Path
+    items: Path
+    events_digest: str
+    items_digest: str
+    user_count: int
+    item_count: int  # rows of the item file; some may have no event
+    event_count: int
+    via: str  # publisher, pip, copy or simulator
+    notes: list[str]
+    best_hit_rate: float | None = None  # HR@10 that no model beats; known for synthetic alone
+
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            name="ml-100k",
+            address="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+            licence=_RESEARCH_ONLY,
+            citation=_CITATION,
+            md5="0e33842e24a9c977be4e0107933c0723",
+            # Of the copy in the recbole wheel.
+            events_digest="d8ae9355a6ec26b5a6b45447055f4dbc3e9de26d644047a557c1246e57c531ea",
+            items_digest="86ebb25e3f0d0bb5d25094d11b25af0c8fa7f03a955afaef32481e08b8816536",
+        ),
+        Source(
+            name="ml-1m",
+            address="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+            licence=_RESEARCH_ONLY,
+            citation=_CITATION,
+            md5="c4d9eecfca2ab87c1945afe126590906",
+        ),
+        Source(
+            name="ml-latest-small",
+            address="https://files.grouplens.org/datasets/movielens/ml-latest-small.zip",
+            licence=(
+                "For research; may be redistributed under the same conditions, no commercial use "
+                "without permission of the GroupLens Research Project at the University of "
+                "Minnesota, which is to be acknowledged and does not endorse the results."
+            ),
+            citation=_CITATION,  # no digests: the publisher replaces this file from time to time
+        ),
+        Source(
+            name="synthetic",
+            address=None,
+            licence="Made by ranklet's simulator: no terms beyond those of ranklet.",
+            citation=None,
+        ),
+    )
+}
+
+_Frames = tuple[pl.DataFrame, pl.DataFrame]  # events, items
+
+
+def fetch(
+    name: str, directory: str | Path, *, source: Path | None = None, via: Way = "auto"
+) -> Fetched:
+    """Write a data set's events.parquet, items.parquet and SOURCE.md into a folder.
+
+    Args:
+        name: A key of ``SOURCES``.
+        directory: Is made if needed.
+        source: A copy at hand: the publisher's zip file, its unpacked folder, or for ml-100k a
+            recbole wheel. Nothing is downloaded then.
+        via: ``auto`` asks the publisher, and for ml-100k pip if the publisher can't be reached.
+
+    Raises:
+        DataError: The set is unknown, can't be reached, or is not what it should be.
+    """
+    if name not in SOURCES:
+        raise DataError(f"data set {name!r} is unknown; choose from {', '.join(SOURCES)}")
+    if via not in ("auto", "publisher", "pip"):
+        raise DataError(f"via {via!r} is unknown; choose from auto, publisher, pip")
+    if name == "synthetic":
+        if source is not None or via != "auto":
+            raise DataError("synthetic is made here; leave out the source and the way")
+        world = simulate()
+        frames = (world.events, world.items)
+        return _write(SOURCES[name], directory, frames, "simulator", [], world.best_hit_rate)
+    notes: list[str] = []
+    if source is not None:
+        way, is_publishers = "copy", _has_md5(source, SOURCES[name].md5)
+        frames = _parse(name, Path(source))
+    else:
+        frames, way = _download(name, via, notes)
+        is_publishers = way == "publisher" and SOURCES[name].md5 is not None
+    _compare(SOURCES[name], frames, notes, is_publishers=is_publishers)
+    return _write(SOURCES[name], directory, frames, way, notes, None)
+
+
+def _download(name: str, via: Way, notes: list[str]) -> tuple[_Frames, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        if via != "pip":
+            try:
+                archive = _from_publisher(SOURCES[name], folder)
+            except OSError as error:
+                reason = f"{SOURCES[name].address} can't be reached ({type(error).__name__})"
+                if via == "publisher" or name != "ml-100k":
+                    raise DataError(
+                        f"{reason}; fetch that file on a machine that can, and pass it: --from FILE"
+                    ) from error
+                notes.append(f"{reason}: took the copy in {_WHEEL} from PyPI instead")
+            else:
+                return _parse(name, archive), "publisher"
+        if name != "ml-100k":
+            raise DataError(f"pip holds no copy of {name}; use the publisher, or --from FILE")
+        return _parse(name, _from_pip(folder)), "pip"
+
+
+def _from_publisher(source: Source, folder: str) -> Path:
+    """Download the zip file; OSError says that the publisher can't be reached."""
+    downloader = pooch.HTTPDownloader(timeout=(_CONNECT_SECONDS, _READ_SECONDS))
+    known = None if source.md5 is None else f"md5:{source.md5}"
+    try:
+        path = pooch.retrieve(
+            url=source.address,
+            known_hash=known,
+            fname=f"{source.name}.zip",
+            path=folder,
+            downloader=downloader,
+        )
+    except ValueError as error:
+        raise DataError(
+            f"{source.address} is not the file it was ({error}); try again, or look for a proxy "
+            "that answers in the publisher's place"
+        ) from error
+    return Path(path)
+
+
+def _from_pip(folder: str) -> Path:
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+    options += ["--retries=1", "--timeout=10"]  # a closed network fails fast
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, _WHEEL]
+    advice = "download that wheel on a machine that can, and pass it: --from FILE"
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"pip took over {_PIP_SECONDS} s to get {_WHEEL}; {advice}") from error
+    wheels = list(Path(folder).glob("recbole-*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DataError(f"pip can't get {_WHEEL}: {reason}; {advice}")
+    return wheels[0]
+
+
+def _has_md5(path: Path, md5: str | None) -> bool:
+    return md5 is not None and path.is_file() and pooch.file_hash(str(path), alg="md5") == md5
+
+
+def _parse(name: str, source: Path) -> _Frames:
+    """Read a data set out of the publisher's zip file or folder, or out of a recbole wheel."""
+    first_missing = None
+    for folders, files, parse in _LAYOUTS[name]:
+        for folder in folders:
+            try:
+                return parse(*(_read_member(source, folder + file) for file in files))
+            except KeyError as error:
+                first_missing = first_missing or error
+            except (PolarsError, ValueError, IndexError) as error:
+                if isinstance(error, DataError):
+                    raise
+                raise DataError(f"{source} holds a damaged {name}: {error}") from error
+    raise DataError(
+        f"{source} doesn't hold {name}: no {first_missing} in it; pass the publisher's zip file or "
+        "its unpacked folder"
+    )
+
+
+def _read_member(source: Path, name: str) -> bytes:
+    """Return one file of a folder or zip file by its exact name; KeyError if it isn't there."""
+    if source.is_dir():
+        if not (source / name).is_file():
+            raise KeyError(name)
+        return (source / name).read_bytes()
+    try:
+        with zipfile.ZipFile(source) as archive:
+            if archive.getinfo(name).file_size > _LARGEST_MEMBER:
+                raise DataError(f"{source}: {name} is too large; pass the publisher's own file")
+            return archive.read(name)
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{source} can't be read: {error}; pass the publisher's zip file or its folder"
+        ) from error
+
+
+def _events(raw: bytes, separator: str, *, has_header: bool) -> pl.DataFrame:
+    """Read rows of user, item, rating, time, in the publisher's order."""
+    kinds = {
+        "user_id": pl.String,
+        "item_id": pl.String,
+        "rating": pl.Float64,
+        "timestamp": pl.Float64,  # recbole writes its times as floats
+    }
+    frame = pl.read_csv(
+        raw, separator=separator, has_header=False, skip_lines=int(has_header), schema=kinds
+    )
+    if frame.is_empty() or frame.null_count().sum_horizontal().item():
+        raise ValueError("ratings are missing")
+    return frame.select("user_id", "item_id", pl.col("timestamp").cast(pl.Int64), "rating")
+
+
+def _items(rows: list[tuple[str, str, list[str]]]) -> pl.DataFrame:
+    """Return item ids, titles and genres in their one normal form."""
+    return pl.DataFrame(
+        {
+            "item_id": [item_id for item_id, _, _ in rows],
+            "title": [" ".join(title.split()) for _, title, _ in rows],
+            "genres": [sorted(set(genres) - _NO_GENRE) for _, _, genres in rows],
+        },
+        schema={"item_id": pl.String, "title": pl.String, "genres": pl.List(pl.String)},
+    )
+
+
+def _parse_100k(data: bytes, item: bytes) -> _Frames:
+    rows = []
+    for line in item.decode("latin-1").splitlines():
+        item_id, title, _released, _video, _link, *flags = line.split("|")
+        present = [genre for genre, flag in zip(_GENRES_100K, flags, strict=True) if flag == "1"]
+        rows.append((item_id, title, present))
+    return _events(data, "\t", has_header=False), _items(rows)
+
+
+def _parse_recbole(inter: bytes, item: bytes) -> _Frames:
+    rows = []
+    for line in item.decode().split("\n")[1:]:
+        if line:
+            item_id, title, year, genres = line.split("\t")
+            # recbole moved the title's last brackets into the year's column, also where they hold
+            # no year, and invented (unkonwn) for the one title without brackets.
+            whole = "unknown" if year == "unkonwn" else f"{title} ({year})"
+            rows.append((item_id, whole, genres.split(" ")))
+    return _events(inter, "\t", has_header=True), _items(rows)
+
+
+def _parse_1m(ratings: bytes, movies: bytes) -> _Frames:
+    lines = [line.split("::") for line in movies.decode("latin-1").splitlines()]
+    rows = [(item_id, title, genres.split("|")) for item_id, title, genres in lines]
+    return _events(ratings.replace(b"::", b"\t"), "\t", has_header=False), _items(rows)
+
+
+def _parse_latest(ratings: bytes, movies: bytes) -> _Frames:
+    frame = pl.read_csv(movies, infer_schema=False)
+    rows = [(item_id, title, genres.split("|")) for item_id, title, genres in frame.iter_rows()]
+    return _events(ratings, ",", has_header=True), _items(rows)
+
+
+_RECBOLE = (
+    ("recbole/dataset_example/ml-100k/", ""),
+    ("ml-100k.inter", "ml-100k.item"),
+    _parse_recbole,
+)
+_LAYOUTS: Mapping[
+    str, tuple[tuple[tuple[str, ...], tuple[str, ...], Callable[[bytes, bytes], _Frames]], ...]
+] = {
+    "ml-100k": ((("ml-100k/", ""), ("u.data", "u.item"), _parse_100k), _RECBOLE),
+    "ml-1m": ((("ml-1m/", ""), ("ratings.dat", "movies.dat"), _parse_1m),),
+    "ml-latest-small": ((("ml-latest-small/", ""), ("ratings.csv", "movies.csv"), _parse_latest),),
+}
+
+
+def _compare(source: Source, frames: _Frames, notes: list[str], *, is_publishers: bool) -> None:
+    recorded = (source.events_digest, source.items_digest)
+    for part, frame, expected in zip(("events", "items"), frames, recorded, strict=True):
+        found = frame_digest(frame)
+        if expected is None:
+            notes.append(f"{part}: digest {found} was not compared, none is recorded")
+        elif found != expected and is_publishers:
+            notes.append(f"{part}: digest {found} differs from the recorded {expected}")
+        elif found != expected:
+            raise DataError(
+                f"{source.name}: the {part} are not the published ones (digest {found}, expected "
+                f"{expected}); get the file again from {source.address}"
+            )
+
+
+def _write(
+    source: Source,
+    directory: str | Path,
+    frames: _Frames,
+    via: str,
+    notes: list[str],
+    best_hit_rate: float | None,
+) -> Fetched:
+    events, items = frames
+    folder = Path(directory)
+    fetched = Fetched(
+        name=source.name,
+        directory=folder,
+        events=folder / "events.parquet",
+        items=folder / "items.parquet",
+        events_digest=frame_digest(events),
+        items_digest=frame_digest(items),
+        user_count=events["user_id"].n_unique(),
+        item_count=len(items),
+        event_count=len(events),
+        via=via,
+        notes=notes,
+        best_hit_rate=best_hit_rate,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, frame in ((fetched.events, events), (fetched.items, items)):
+        buffer = BytesIO()
+        frame.write_parquet(buffer)
+        atomic_write(path, buffer.getvalue())
+    lines = {
+        "address": source.address,
+        "arrived via": via,
+        "terms": source.licence,
+        "citation": source.citation,
+        "size": f"{fetched.user_count} users, {fetched.item_count} items, "
+        f"{fetched.event_count} events",
+        "digest of the events": fetched.events_digest,
+        "digest of the items": fetched.items_digest,
+        "best HR@10": best_hit_rate,
+        "note": "; ".join(notes) or None,
+    }
+    text = [f"- {key}: {value}" for key, value in lines.items() if value is not None]
+    atomic_write(folder / "SOURCE.md", "\n".join([f"# {source.name}", "", *text, ""]).encode())
+    return fetched

@@ -1,0 +1,173 @@
+"""Histories of all users in flat arrays, and the padded batches that a training epoch reads.
+
+Histories run from the oldest event to the latest and are padded on the right with 0.
+Where a history is longer than the maximum, its latest events are kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.time_gaps import UNKNOWN, gap_buckets
+
+Windows = Literal["last", "all"]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """User u has ``items[offsets[u]:offsets[u + 1]]``, oldest first, as item indices from 1.
+
+    An item that the catalogue does not have is 0; training sequences hold none.
+    ``ratings`` runs beside ``items`` where the event log has ratings, and so do ``times``.
+    """
+
+    items: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    ratings: NDArray[np.float32] | None = None
+    times: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of users."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, user: int) -> NDArray[np.int64]:
+        """Return the history of one user."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        """Yield every history."""
+        return (self[user] for user in range(len(self)))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the number of events of every user."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def gaps(self) -> NDArray[np.int64]:
+        """Return the bucket of the gap before each event, ``UNKNOWN`` before a user's first."""
+        assert self.times is not None
+        before = np.concatenate([[UNKNOWN], gap_buckets(np.diff(self.times))])[: len(self.items)]
+        before[self.offsets[:-1][self.lengths > 0]] = UNKNOWN
+        return before
+
+    def counts(self, items: int) -> NDArray[np.int64]:
+        """Return how often each item occurs, by index, (items + 1,)."""
+        return np.bincount(self.items, minlength=items + 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and the events that follow them, both (B, T), padded with 0 on the right."""
+
+    users: NDArray[np.int64]
+    history: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    ratings: NDArray[np.float32] | None
+    since: NDArray[np.int64] | None = None  # bucket of the gap before each event of the history
+    until: NDArray[np.int64] | None = None  # bucket of the gap from it to its target
+
+
+def pad(histories: Sequence[NDArray[np.int64]], length: int | None = None) -> NDArray[np.int64]:
+    """Return the latest ``length`` events of each history, padded on the right, (B, T)."""
+    cut = [history[-length:] if length else history for history in histories]
+    padded = np.zeros((len(cut), max(1, *map(len, cut), 1)), dtype=np.int64)
+    for row, history in zip(padded, cut, strict=True):
+        row[: len(history)] = history
+    return padded
+
+
+def targets_per_epoch(sequences: Sequences, windows: Windows, length: int) -> int:
+    """Return how many (history, next event) pairs one epoch trains on."""
+    pairs = np.maximum(sequences.lengths - 1, 0)
+    return int(pairs.sum() if windows == "all" else np.minimum(pairs, length).sum())
+
+
+def epoch_batches(
+    sequences: Sequences,
+    *,
+    windows: Windows,
+    length: int,
+    targets: int,
+    seed: int,
+    epoch: int,
+    with_gaps: bool = False,
+) -> Iterator[Batch]:
+    """Yield the batches of one epoch; their content depends on (seed, epoch) alone.
+
+    Windows of similar length share a batch, so that little is padded: that is 3 times faster on
+    short histories than padding all to the maximum. Batches come in random order.
+
+    Args:
+        sequences: What to train on.
+        windows: ``"last"`` trains on the latest ``length`` pairs of a user; ``"all"`` cuts the
+            whole history into windows at a phase that differs in every epoch.
+        length: Longest window.
+        targets: Pairs in a batch, nearly.
+        seed: Of the run.
+        epoch: From 0.
+        with_gaps: Also say how long before and after each event nothing happened.
+    """
+    random = np.random.Generator(np.random.Philox([seed, epoch]))
+    users, starts, ends = _cut_windows(sequences, windows, length, random)
+    shuffled = random.permutation(len(users))
+    order = shuffled[np.argsort((ends - starts)[shuffled], kind="stable")]
+    ends_of_batches = np.cumsum((ends - starts)[order]) // targets
+    batches = np.split(order, np.flatnonzero(np.diff(ends_of_batches)) + 1)
+    for batch in random.permutation(len(batches)):
+        rows = batches[batch]
+        if len(rows):
+            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps=with_gaps)
+
+
+def _cut_windows(
+    sequences: Sequences, windows: Windows, length: int, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return (user, start, end) of windows; targets are items[start:end], from 1 within a user."""
+    lengths = sequences.lengths
+    if windows == "last":
+        starts = np.maximum(1, lengths - length)
+        users = np.flatnonzero(lengths > 1)
+        return users, starts[users], lengths[users]
+    # A window that is moved to the left by its phase loses what lies before the first target.
+    phases = np.where(lengths > length + 1, random.integers(0, length, len(lengths)), 0)
+    counts = np.maximum(0, -(-(lengths - 1 + phases) // length))
+    users = np.repeat(np.arange(len(lengths)), counts)
+    nth = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = 1 - phases[users] + nth * length
+    ends = np.minimum(starts + length, lengths[users])
+    starts = np.maximum(starts, 1)
+    kept = ends > starts
+    return users[kept], starts[kept], ends[kept]
+
+
+def _gather(
+    sequences: Sequences,
+    users: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    *,
+    with_gaps: bool,
+) -> Batch:
+    steps = np.arange((ends - starts).max())
+    is_event = steps < (ends - starts)[:, None]  # (B, T)
+    places = np.where(is_event, (sequences.offsets[users] + starts)[:, None] + steps, 0)
+    ratings = None
+    if sequences.ratings is not None:
+        ratings = np.where(is_event, sequences.ratings[places], np.float32(0))
+    since = until = None
+    if with_gaps:
+        since = np.where(is_event, sequences.gaps[places - 1], UNKNOWN)
+        until = np.where(is_event, sequences.gaps[places], UNKNOWN)
+    return Batch(
+        users=users,
+        history=np.where(is_event, sequences.items[places - 1], 0),
+        targets=np.where(is_event, sequences.items[places], 0),
+        ratings=ratings,
+        since=since,
+        until=until,
+    )

@@ -1,0 +1,152 @@
+"""Say whether two models differ by more than chance on held-out events, and draw any comparison.
+
+Two models answer the same users, so the bootstrap is paired.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.ranker import Ranker
+from ranklet_training.data.split import Cases, Split
+from ranklet_training.judge.bootstrap import (
+    CHUNK,
+    Row,
+    Values,
+    check_resampling,
+    findings,
+    paired_bootstrap,
+)
+from ranklet_training.judge.evaluate import answer_of, check_catalogue
+from ranklet_training.judge.metrics import CUTOFFS, all_metrics
+from ranklet_training.judge.outcomes import OutcomeComparison
+from ranklet_training.judge.plots import new_figure, save_figure
+from ranklet_training.runs.checkpoint import Model
+
+
+@dataclass(frozen=True)
+class ModelRow(Row):
+    """One metric of two models on the same users."""
+
+    a: float  # means over users
+    b: float
+    a_wins: int  # users for whom A is better
+    b_wins: int
+    ties: int
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Two models on the held-out events of one split."""
+
+    a: str  # names
+    b: str
+    protocol: str
+    users: int
+    resamples: int
+    seed: int
+    rows: list[ModelRow]
+
+
+def compare_models(
+    a: Model | Ranker,
+    b: Model | Ranker,
+    split: Split,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    on: str = "test",
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> ModelComparison:
+    """Compare two models on the same users: full ranking, seen items masked, ties pessimistic.
+
+    Args:
+        a: A torch model or a loaded bundle.
+        b: Another one of the same catalogue.
+        split: Of the same kind as both were trained on.
+        names: Of ``a`` and ``b``, for the result and for errors.
+        on: ``"test"`` or ``"validation"``.
+        resamples: As in ``paired_bootstrap``.
+        seed: As in ``paired_bootstrap``.
+
+    Raises:
+        RunError: The catalogues of the models and of the events differ.
+        InputError: As ``paired_bootstrap``.
+    """
+    check_resampling(resamples, seed, CHUNK)
+    cases: Cases = getattr(split, on)
+    for name, model in zip(names, (a, b), strict=True):
+        check_catalogue(name, model, split)
+    a_values, b_values = (_user_metrics(model, split, cases) for model in (a, b))
+    result = paired_bootstrap(a_values, b_values, resamples=resamples, seed=seed)
+    gains = b_values - a_values
+    counts = [(gains < 0).sum(axis=0), (gains > 0).sum(axis=0), (gains == 0).sum(axis=0)]
+    rows = [
+        ModelRow(metric=metric, a=a, b=b, a_wins=lost, b_wins=won, ties=tied, **found)
+        for metric, found, a, b, lost, won, tied in zip(
+            all_metrics(np.ones(1, dtype=np.int64)),
+            findings(result),
+            result.a.tolist(),
+            result.b.tolist(),
+            *(count.tolist() for count in counts),
+            strict=True,
+        )
+    ]
+    items = len(split.vocabulary)
+    protocol = f"{split.kind}, {on}, full ranking of {items} items, seen items masked"
+    return ModelComparison(*names, protocol, len(cases), resamples, seed, rows)
+
+
+def metrics_of_ranks(ranks: NDArray[np.int64]) -> Values:
+    """Return every metric of ``all_metrics`` for each user alone, (U, M)."""
+    beyond = max(CUTOFFS) + 1  # all metrics are 0 from here on
+    table = [list(all_metrics(np.array([rank])).values()) for rank in range(1, beyond + 1)]
+    values: Values = np.array(table)[np.minimum(ranks, beyond) - 1]
+    return values
+
+
+def _user_metrics(model: Model | Ranker, split: Split, cases: Cases) -> Values:
+    return metrics_of_ranks(answer_of(model, split, cases, mask_seen=True).ranks)
+
+
+def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str | Path) -> None:
+    """Draw a forest plot: each metric's difference with its interval, filled where significant.
+
+    Outcomes have different units, so their differences are drawn in percent of the control's mean,
+    if no such mean is 0.
+
+    Raises:
+        InputError: As ``plots.check_plot``.
+    """
+    figure, axes = new_figure(path)
+    figure.set_figheight(1.8 + 0.4 * len(comparison.rows))
+    scales = [1.0] * len(comparison.rows)
+    if isinstance(comparison, ModelComparison):
+        title = f"{comparison.b} against {comparison.a}, {comparison.users:,} users"
+        label = f"difference ({comparison.b} - {comparison.a})"
+    else:
+        control, treatment = comparison.control, comparison.treatment
+        users = f"{treatment.users:,} and {control.users:,} users"
+        title = f"{treatment.name} against {control.name}, {users}"
+        if comparison.sample_ratio.mismatch:
+            title += "\nSAMPLE RATIO MISMATCH: not to be trusted"
+        label = "difference (treatment - control)"
+        if all(row.control for row in comparison.rows):
+            scales = [100 / row.control for row in comparison.rows]
+            label += ", % of the control's mean"
+    axes.axvline(0, color="0.6", linewidth=1)
+    for place, (row, scale) in enumerate(zip(comparison.rows, scales, strict=True)):
+        color = "C0" if row.significant else "0.45"
+        axes.plot([row.low * scale, row.high * scale], [place, place], color=color, linewidth=2)
+        face = color if row.significant else "white"
+        axes.plot(row.difference * scale, place, "o", color=color, markerfacecolor=face)
+    axes.set_yticks(range(len(scales)), [row.metric for row in comparison.rows])
+    axes.set_ylim(len(scales) - 0.5, -0.5)  # the first metric on top
+    axes.set_xlabel(f"{label}, and its 95 % interval\nfilled: significant at 5 % after Holm")
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(title, loc="left", fontweight="bold")
+    save_figure(figure, path)

@@ -1,0 +1,55 @@
+"""What every plot shares: matplotlib is optional, files are whole or absent, one plain style."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ranklet.errors import InputError
+from ranklet.files.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def check_plot(path: str | Path) -> None:
+    """Raise what saving a plot would, so that it is known before long work.
+
+    Raises:
+        InputError: matplotlib is missing, or it can't write such a file there.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            f"a plot needs matplotlib ({error}): pip install 'ranklet[plots]'"
+        ) from error
+    kinds = sorted(Figure().canvas.get_supported_filetypes())
+    if (kind := Path(path).suffix[1:].lower()) not in kinds:
+        raise InputError(f"plot {str(path)!r} must end in one of {', '.join(kinds)}, got {kind!r}")
+    if not Path(path).parent.is_dir():
+        raise InputError(f"plot {str(path)!r}: the folder {Path(path).parent} does not exist")
+
+
+def new_figure(path: str | Path) -> "tuple[Figure, Axes]":
+    """Return a figure for ``path`` with one pair of axes.
+
+    Raises:
+        InputError: As ``check_plot``.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a figure, whole or not at all."""
+    data = BytesIO()
+    figure.savefig(data, format=Path(path).suffix[1:].lower())
+    atomic_write(Path(path), data.getvalue())

@@ -1,0 +1,370 @@
+"""The sequence model: causal self-attention over a history gives a user vector, one table scores.
+
+score(user, item) = <user, e(item)>. Notable choices (what each is worth: docs/training.md):
+
+* one item table for input and output; a score is a cosine over a temperature (or a dot product);
+* e(item) = id embedding + mean embedding of each feature, folded into one table for export;
+* with ``time_gaps``, the gap before an event is added where the event enters, and the gap to the
+  question to what the last block asks with, so that neither changes a key that is kept;
+* pre-norm blocks, causal mask, right padding, positions by rotation and in the last block by a bias
+  of the distance: append-stable, so a state keeps, and keys of the last block need no layer;
+* when it serves, the last block computes its query, and all after it, for the last event alone.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ranklet.positions import known_positions
+from ranklet.time_gaps import BUCKETS
+from ranklet.vocabulary import show
+from ranklet_training.data.features import Feature
+from ranklet_training.model.attention import (
+    RelativeBias,
+    attention,
+    biased_attention,
+    local_attention,
+    rotary,
+    rotary_tables,
+)
+
+LARGEST = 2**31 - 1  # of whole settings
+LARGEST_SEED = 2**63 - 1  # that torch and numpy both take
+# Buckets of ranklet.time_gaps: before each event, and from an event to what is asked after it.
+Gaps = tuple[Tensor, Tensor]
+
+
+def check_choices(config: object, **choices: tuple[str, ...]) -> None:
+    """Raise ValueError where a setting is none of its choices."""
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {getattr(config, name)!r}")
+
+
+def check_sizes(config: object) -> None:
+    """Raise ValueError where a whole setting is too large to count anything."""
+    for name, value in vars(config).items():
+        largest = LARGEST_SEED if name == "seed" else LARGEST
+        if isinstance(value, int) and value > largest:
+            raise ValueError(f"{name} must be at most {largest:,}, got {show(value)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a model; what a run and a bundle need to build it again."""
+
+    kind: Literal["sequence", "seed"] = "sequence"
+    width: int = 64
+    blocks: int = 2  # 0 scores from the last event alone: the baseline that attention must beat
+    heads: int = 1
+    block: Literal["pre-norm", "gated"] = "pre-norm"
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    feed_forward: int = 4  # hidden width of the feed-forward layer, in widths
+    max_length: int = 200  # longer histories keep their latest events
+    # A block before the last sees so many events back, the last one all; 0: all of them see all.
+    attention_window: int = 32
+    dropout: float = 0.3
+    scoring: Literal["cosine", "dot"] = "cosine"
+    temperature: float = 0.07  # of cosine scores
+    rotary_base: float = 1000.0  # of all blocks but the last
+    time_gaps: bool = False  # know the time before each event and from the last one to the question
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model can have."""
+        check_sizes(self)
+        check_choices(
+            self,
+            kind=("sequence", "seed"),
+            block=("pre-norm", "gated"),
+            activation=("gelu", "swiglu"),
+            scoring=("cosine", "dot"),
+        )
+        for name in ("width", "heads", "feed_forward", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("blocks", "attention_window"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.time_gaps and (self.blocks == 0 or self.kind == "seed"):
+            raise ValueError("time_gaps needs a sequence model with at least 1 block")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width must be divisible by 2 * heads, got {self.width} and {self.heads} heads"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("temperature", "rotary_base"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask comes from raw random bytes of its own generator.
+
+    PyTorch's Bernoulli sampling took a third of a training step on CPU; bytes compared with a
+    threshold take a tenth of that. The rate is rounded to 1/256.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.threshold = min(255, round(rate * 256))  # 256 would keep nothing
+        self.random: np.random.BitGenerator = np.random.SFC64(0)
+
+    def reset(self, *entropy: int) -> None:
+        """Start the masks that belong to these numbers: seed, step, place in the model."""
+        self.random = np.random.SFC64(entropy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.threshold == 0:
+            return x
+        words = self.random.random_raw((x.numel() + 7) // 8)
+        kept = torch.from_numpy(words.view(np.uint8))[: x.numel()].view(x.shape) >= self.threshold
+        return x * kept.to(x.dtype).mul_(256 / (256 - self.threshold))
+
+
+def reset_dropout(model: nn.Module, seed: int, step: int) -> None:
+    """Make the masks of a step depend on (seed, step) alone, so that a resumed run repeats them."""
+    dropouts = (module for module in model.modules() if isinstance(module, Dropout))
+    for place, module in enumerate(dropouts):
+        module.reset(seed, step, place)
+
+
+class ItemTable(nn.Module):
+    """Embeddings of items and of their features; row 0 is padding."""
+
+    def __init__(self, items: int, width: int, features: Sequence[Feature] = ()) -> None:
+        super().__init__()
+        self.item = nn.Parameter(torch.empty(items + 1, width))
+        self.has_sparse_gradient = False  # of some rows: then it holds these rows alone
+        # By place: torch refuses names such as "type" or "item.genre".
+        self.features = nn.ModuleList()
+        for place, feature in enumerate(features):
+            self.features.append(nn.EmbeddingBag(len(feature.values), width, mode="mean"))
+            self.register_buffer(f"codes_{place}", torch.from_numpy(feature.codes))
+            self.register_buffer(f"offsets_{place}", torch.from_numpy(feature.offsets))
+
+    def init_weights(self) -> None:
+        """Draw every row from N(0, 0.02); the padding row is 0."""
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        with torch.no_grad():
+            self.item[0] = 0
+
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """Return e(item) for all items, (items + 1, D), or for some rows of that, (R, D)."""
+        table: Tensor = self.item
+        if rows is not None:
+            table = functional.embedding(rows, self.item, sparse=self.has_sparse_gradient)
+        for place, bag in enumerate(self.features):
+            codes, offsets = getattr(self, f"codes_{place}"), getattr(self, f"offsets_{place}")
+            if rows is not None:
+                codes, offsets = _take_ragged(codes, offsets, rows)
+            table = table + bag(codes, offsets)
+        return table
+
+
+def _take_ragged(codes: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes and offsets of some rows of a ragged array."""
+    ends = torch.cat([offsets[1:], offsets.new_tensor([len(codes)])])
+    lengths = (ends - offsets)[rows]
+    starts = lengths.cumsum(0) - lengths
+    shift = torch.repeat_interleave(offsets[rows] - starts, lengths)
+    return codes[torch.arange(len(shift)) + shift], starts
+
+
+class SwiGLU(nn.Module):
+    """Half of the channels, through SiLU, gate the other half.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return functional.silu(gate) * value
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, in two steps so that a server may ask one query only.
+
+    A gated block multiplies what each of the two adds by a sigmoid of the residual stream (the
+    LiGR block of Borisyuk et al., "LiGR", 2025, as in eSASRec, RecSys 2025).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.feed_forward * config.width
+        is_gated, is_swiglu = config.block == "gated", config.activation == "swiglu"
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * hidden if is_swiglu else hidden),
+            SwiGLU() if is_swiglu else nn.GELU(),
+            nn.Linear(hidden, width),
+        )
+        self.attention_gate = nn.Linear(width, width, bias=False) if is_gated else None
+        self.feed_forward_gate = nn.Linear(width, width, bias=False) if is_gated else None
+        self.attention_dropout = Dropout(config.dropout)
+        self.feed_forward_dropout = Dropout(config.dropout)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        split = x.view(*x.shape[:2], self.heads, -1)
+        return split.transpose(1, 2)  # (B, H, T, D / H)
+
+    def keys_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        return self.split_heads(key), self.split_heads(value)
+
+    def merge(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add what attention gave and the feed-forward layer to the residual stream."""
+        attended = attended.transpose(1, 2).flatten(2)  # (B, T, D)
+        x = x + self.attention_dropout(_gate(self.attention_gate, x, self.output(attended)))
+        added = _gate(self.feed_forward_gate, x, self.feed_forward(x))
+        out: Tensor = x + self.feed_forward_dropout(added)
+        return out
+
+
+def _gate(gate: nn.Module | None, x: Tensor, added: Tensor) -> Tensor:
+    return added if gate is None else gate(x).sigmoid() * added
+
+
+class SequenceModel(nn.Module):
+    """Histories in, user vectors out; ``table()`` holds what they are scored against."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, items: int, features: Sequence[Feature] = ()) -> None:
+        super().__init__()
+        self.config = config
+        self.items = ItemTable(items, config.width, features)
+        if config.time_gaps:
+            self.since = nn.Embedding(BUCKETS, config.width)
+            self.until = nn.Embedding(BUCKETS, config.width)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        if config.blocks:
+            self.bias = RelativeBias(config.heads)  # of the last block
+        self.norm = nn.LayerNorm(config.width)
+        positions = known_positions(config.max_length)
+        cos, sin = rotary_tables(positions, config.width // config.heads, config.rotary_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def init_weights(self) -> None:
+        """Initialise every parameter.
+
+        ====================  =========================================================
+        embeddings            N(0, 0.02), row 0 zero (then perhaps the co-occurrence start)
+        gaps                  N(0, 0.02)
+        linear weights        N(0, 0.02)
+        linear biases         0
+        bias of the distance  0
+        layer norms           scale 1, shift 0
+        ====================  =========================================================
+        """
+        self.items.init_weights()
+        if self.config.time_gaps:
+            nn.init.normal_(self.since.weight, std=0.02)
+            nn.init.normal_(self.until.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def table(self, rows: Tensor | None = None) -> Tensor:
+        """Return the table to score against, (items + 1, D): normalised if scores are cosines.
+
+        Args:
+            rows: Return these rows only, int64 (R,), from 0; then indices count in them.
+        """
+        table: Tensor = self.items(rows)
+        return functional.normalize(table, dim=-1) if self.config.scoring == "cosine" else table
+
+    def encode(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
+        """Return the user vector after every event, for training.
+
+        Args:
+            history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
+            table: What ``table()`` returned, so that a step computes it once.
+            gaps: With ``time_gaps``: buckets before each event and until its target, both (B, T).
+
+        Returns:
+            Vectors u with scores u @ table.T, (B, T, D).
+        """
+        since, until = gaps or (None, None)
+        x = self.dropout(self.embed(history, table, since))  # (B, T, D)
+        if not self.config.blocks:
+            return self.user(x)
+        x, final = self._before_last(x), self._last_block()
+        key, value = final.keys_values(final.attention_norm(x))
+        if until is not None:
+            x = x + self.until(until)
+        query = final.split_heads(final.query(final.attention_norm(x)))
+        return self.user(final.merge(x, biased_attention(query, key, value, self.bias)))
+
+    def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
+        """Return the user vector after the last event of each row, (B, D).
+
+        Args:
+            history: Item indices, oldest first, 0 pads on the right, int64 (B, T), T at least 1.
+            table: What ``table()`` returned.
+            gaps: With ``time_gaps``: buckets before each event (B, T), and until the question (B,).
+        """
+        last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
+        last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)
+        since, until = gaps or (None, None)
+        x = self.embed(history, table, since)  # (B, T, D)
+        if not self.config.blocks:
+            return self.user(x.gather(1, last_of))[:, 0]
+        x, final = self._before_last(x), self._last_block()
+        key, value = final.keys_values(final.attention_norm(x))
+        x = x.gather(1, last_of)  # (B, 1, D)
+        if until is not None:
+            x = x + self.until(until)[:, None]
+        query = final.split_heads(final.query(final.attention_norm(x)))
+        distance = last - torch.arange(history.shape[1], device=history.device)  # (B, T)
+        mask = self.bias(history.shape[1])[:, distance.clamp(min=0)]  # (H, B, T)
+        mask = mask.masked_fill(distance < 0, -torch.inf).transpose(0, 1)[:, :, None]
+        x = final.merge(x, attention(query, key, value, mask=mask))  # (B, 1, D)
+        return self.user(x)[:, 0]
+
+    def _before_last(self, x: Tensor) -> Tensor:
+        """Run all blocks but the last, (B, T, D)."""
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        for block in list(self.each_block())[:-1]:
+            normed = block.attention_norm(x)
+            key, value = block.keys_values(normed)
+            query = rotary(block.split_heads(block.query(normed)), self.cos, self.sin, positions)
+            key = rotary(key, self.cos, self.sin, positions)
+            x = block.merge(x, local_attention(query, key, value, self.config.attention_window))
+        return x
+
+    def _last_block(self) -> Block:
+        return list(self.each_block())[-1]
+
+    def embed(self, history: Tensor, table: Tensor, since: Tensor | None) -> Tensor:
+        embedded: Tensor = functional.embedding(history, table) * self.config.width**0.5
+        return embedded if since is None else embedded + self.since(since)
+
+    def user(self, x: Tensor) -> Tensor:
+        """Turn the residual stream into vectors whose product with the table is the score."""
+        user: Tensor = self.norm(x)
+        if self.config.scoring == "dot":
+            return user
+        return functional.normalize(user, dim=-1) / self.config.temperature
+
+    def each_block(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block

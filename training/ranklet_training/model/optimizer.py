@@ -1,0 +1,113 @@
+"""How weights move: AdamW, lazily for the rows of a large item table; SGD for the seed model."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ranklet_training.model.model import SequenceModel
+from ranklet_training.runs.presets import TrainConfig
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+class Optimizer:
+    """One or two PyTorch optimizers as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """Return the moments that belong to a parameter, to be read and written."""
+        for part in self.parts:
+            if any(parameter is p for group in part.param_groups for p in group["params"]):
+                state: dict[str, Any] = part.state[parameter]
+                return state
+        raise KeyError(f"no optimizer has this parameter of shape {tuple(parameter.shape)}")
+
+    def step(self, rate: float) -> None:
+        """Move all weights against their gradients, and forget these."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+
+class LazyAdam(torch.optim.Optimizer):
+    """Adam whose moments and weights change only in the rows that a sparse gradient holds.
+
+    A row that rests keeps its moments, as in TensorFlow's LazyAdam: for item tables, where a step
+    uses few rows, it costs what these cost.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the rows; ``closure`` is PyTorch's and not used."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._move(parameter, group["lr"])
+
+    def _move(self, parameter: nn.Parameter, rate: float) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        first = state["exp_avg"][rows].lerp_(values, 1 - BETAS[0])
+        second = state["exp_avg_sq"][rows].lerp_(values.square(), 1 - BETAS[1])
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
+        step = state["step"].item()
+        size = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
+        parameter[rows] -= rate / (1 - BETAS[0] ** step) * first / size
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """Return the optimizer of a model. Norms, biases and vectors are not regularised."""
+    lazy = []
+    if config.lazy_rows and isinstance(model, SequenceModel):
+        lazy = [model.items.item]
+        model.items.has_sparse_gradient = True
+    others = [p for p in model.parameters() if not any(p is row for row in lazy)]
+    groups = [
+        {"params": [p for p in others if p.ndim == 2], "weight_decay": config.l2},
+        {"params": [p for p in others if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    if not isinstance(model, SequenceModel):
+        return Optimizer(torch.optim.SGD(groups, lr=config.learning_rate))
+    adam = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+    return Optimizer(adam, LazyAdam(lazy, config.learning_rate)) if lazy else Optimizer(adam)
+
+
+def clip_gradients(model: nn.Module, largest: float) -> float:
+    """Scale all gradients, sparse ones too, to a norm of at most ``largest``; return their norm."""
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    parts = [g.values() if g.is_sparse else g for g in gradients]
+    norm = torch.nn.utils.get_total_norm(parts)
+    scale = (largest / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale)
+    return norm.item()
+
+
+def shrink_l1(model: nn.Module, amount: float) -> None:
+    """Move every weight towards 0 by ``amount``, and not past it: the proximal step of L1.
+
+    Norms, biases and vectors stay. Source: Parikh and Boyd, "Proximal Algorithms", 2014, section
+    6.5.2 (soft thresholding).
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.sub_(parameter.clamp(-amount, amount))

@@ -1,0 +1,229 @@
+"""A run on disk: a plain folder from which training resumes and an export is made.
+
+    config.json         settings, digests of data and settings, versions
+    catalogue.parquet   items in index order: id, training events, title, features
+    metrics.jsonl       one line an epoch
+    last.safetensors    weights, optimizer state and progress; what --resume reads
+    best.safetensors    weights of the best validation NDCG@10
+    questions.safetensors   held-out histories and what came next, for the export's ranking gate
+    evaluation.json     written by ``ranklet evaluate``
+    run.lock            held by the process that trains
+
+Weights are safetensors, the rest JSON and parquet: nothing here runs code when it is opened.
+Each file is whole or absent.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import safetensors
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ranklet.errors import RunError
+from ranklet.files.atomic import atomic_write
+from ranklet.vocabulary import Vocabulary
+from ranklet_training.data.features import build_feature
+from ranklet_training.model.model import SequenceModel
+from ranklet_training.model.optimizer import Optimizer
+from ranklet_training.model.seed import SeedModel
+from ranklet_training.runs.presets import RunConfig
+
+RUN_FORMAT = 3
+FACTS = ("digest", "users", "items", "events", "training_users", "split")  # that data must have
+Model = SequenceModel | SeedModel
+
+
+@dataclass
+class Progress:
+    """Where a training stands between two steps."""
+
+    epoch: int = 0
+    step: int = 0  # steps taken since the start
+    step_in_epoch: int = 0
+    best_ndcg: float = -1.0
+    best_epoch: int = -1
+    loss_sum: float = 0.0  # of this epoch, over its targets
+    targets_seen: int = 0  # in this epoch
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Histories that nobody trained on, as item indices, and the items that came next."""
+
+    histories: list[NDArray[np.int64]]  # none is empty
+    targets: NDArray[np.int64] | None  # None: nobody knows
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``config.json`` and ``catalogue.parquet`` say."""
+
+    path: Path
+    config: RunConfig
+    data: dict[str, Any]  # digest, users, items, events, rating_mean, split notes
+    versions: dict[str, str]
+    catalogue: pl.DataFrame
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Return the catalogue's ids in index order."""
+        ids = self.catalogue["item_id"]
+        return Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
+
+    def build_model(self) -> Model:
+        """Return a model of this run's shape, weights not loaded."""
+        items = self.catalogue.height
+        if self.config.model.kind == "seed":
+            return SeedModel(self.config.model, items, self.data["training_users"])
+        features = [build_feature(self.catalogue, n) for n in self.config.train.feature_names]
+        return SequenceModel(self.config.model, items, features)
+
+    def load_model(self) -> Model:
+        """Return the model with the best weights, in evaluation mode and without gradients."""
+        model = self.build_model()
+        weights, _ = read_tensors(self.path / "best.safetensors")
+        load_weights(model, weights, self.path / "best.safetensors")
+        return model.eval().requires_grad_(False)
+
+    def read_questions(self) -> Questions | None:
+        """Return held-out questions, None if the run keeps none (it is older than they are)."""
+        path = self.path / "questions.safetensors"
+        if not path.exists():
+            return None
+        tensors, _ = read_tensors(path)
+        try:
+            items, ends, targets = (tensors[n].numpy() for n in ("items", "ends", "targets"))
+            histories = np.split(items, ends[:-1])
+            asked = np.concatenate([items, targets])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RunError(f"{path} is damaged: {error!r}") from error
+        is_known = asked.dtype == np.int64 and ((asked > 0) & (asked <= self.catalogue.height))
+        if len(histories) != len(targets) or not all(map(len, histories)) or not np.all(is_known):
+            raise RunError(f"{path} is damaged: its questions are not about this catalogue")
+        return Questions(histories, targets)
+
+    def write_questions(self, questions: Questions) -> None:
+        """Keep held-out questions beside the run."""
+        assert questions.targets is not None
+        ends = np.cumsum([len(history) for history in questions.histories])
+        items = np.concatenate(questions.histories)
+        arrays = {"items": items, "ends": ends, "targets": questions.targets}
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        write_tensors(self.path / "questions.safetensors", tensors, {})
+
+
+def write_run(run: Run) -> None:
+    """Write the two files that say what a run is."""
+    buffer = io.BytesIO()
+    run.catalogue.write_parquet(buffer)
+    atomic_write(run.path / "catalogue.parquet", buffer.getvalue())
+    settings = run.config.to_dict()
+    document = {
+        "format": RUN_FORMAT,
+        **settings,
+        "config_digest": config_digest(run.config),
+        "data": run.data,
+        "versions": run.versions,
+    }
+    atomic_write(run.path / "config.json", json.dumps(document, indent=2).encode())
+
+
+def read_run(path: Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        RunError: It is not there, or it is damaged or of another format.
+    """
+    if not (path / "config.json").is_file():
+        raise RunError(f"{path} is not a run: it has no config.json; train one with ranklet train")
+    try:
+        document = json.loads((path / "config.json").read_bytes())
+        if document["format"] != RUN_FORMAT:
+            raise RunError(f"{path} has run format {document['format']}, not {RUN_FORMAT}")
+        catalogue = pl.read_parquet(path / "catalogue.parquet")
+        config, data = RunConfig.from_dict(document), document["data"]
+        for name in FACTS:
+            _ = data[name]
+        if not isinstance(data.get("reading", {}), dict):
+            raise TypeError("reading is no object")
+        types = [catalogue[name].dtype for name in ("item_id", "training_events")]
+        if types[0] not in (pl.String, pl.Int64) or not types[1].is_integer():
+            raise TypeError(f"item_id and training_events are {types}")
+        return Run(path, config, data, document["versions"], catalogue)
+    except (KeyError, TypeError, ValueError, OSError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"the run {path} is damaged: {error!r}") from error
+
+
+def config_digest(config: RunConfig) -> str:
+    """Return the SHA-256 of all settings."""
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors and a JSON document into one safetensors file."""
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    atomic_write(path, save(plain, {"ranklet": json.dumps(metadata)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``write_tensors`` wrote.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
+    if not path.is_file():
+        raise RunError(f"{path} is missing: the training has not reached its first checkpoint")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["ranklet"])
+        return load_file(path), metadata
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Copy weights into a model whose shape they must fit.
+
+    Raises:
+        RunError: Names or shapes differ.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"the weights of {source} do not fit this model: {error}") from error
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+    """Write ``last.safetensors``: weights, optimizer state and progress, all or nothing."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state_of(parameter).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{name}"] = value
+    write_tensors(path, tensors, asdict(progress))
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
+    """Bring model and optimizer to where ``save_checkpoint`` left them."""
+    tensors, metadata = read_tensors(path)
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    load_weights(model, weights, path)
+    for name, parameter in model.named_parameters():
+        state = optimizer.state_of(parameter)
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
+                state[key] = value
+    try:
+        return Progress(**metadata)
+    except TypeError as error:
+        raise RunError(f"{path} is damaged: {error}") from error

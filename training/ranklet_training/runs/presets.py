@@ -1,0 +1,219 @@
+"""Settings of a training run, and presets that choose them from the shape of the data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from ranklet.errors import InputError
+from ranklet.vocabulary import show
+from ranklet_training.data.sequences import Windows, targets_per_epoch
+from ranklet_training.data.split import Split, SplitKind
+from ranklet_training.model.model import ModelConfig, check_choices, check_sizes
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; with ``ModelConfig`` and the data it decides every weight."""
+
+    seed: int = 0
+    epochs: int = 12  # the learning rate falls to 0 at the end of the last one
+    patience: int = 10  # epochs without a better validation NDCG@10 before training stops
+    learning_rate: float = 3e-3
+    warmup_steps: int = 100
+    targets_per_step: int = 1024
+    windows: Windows = "all"
+    clip: float = 5.0  # largest norm of the gradient
+    l1: float = 0.0  # shrinks weights towards 0 by learning_rate * l1 a step
+    l2: float = 0.0  # decoupled weight decay of AdamW
+    cooccurrence_start: bool = True
+    loss: Literal["softmax", "sampled-softmax", "gbce"] = "softmax"
+    negatives: int = 2048  # items drawn: for a step in sampled-softmax, for a target in gbce
+    calibration: float = 0.75  # t of gbce; 0 is plain binary cross-entropy
+    # Update only the item rows that a step used, so that its time does not grow with the catalogue
+    # (lazy Adam); for sampled losses.
+    lazy_rows: bool = False
+    head_dtype: Literal["float32", "bfloat16"] = "float32"
+    features: str = ""  # columns of the item file, separated by commas
+    split: SplitKind = "leave-one-out"
+    folds: int = 5
+    fold: int = 0
+    checkpoint_steps: int = 500  # a checkpoint is also written after every epoch
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training can have."""
+        check_sizes(self)
+        for name in ("epochs", "targets_per_step", "checkpoint_steps", "patience", "negatives"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        for name in ("l1", "l2", "warmup_steps", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+        if not 0 <= self.fold < self.folds or self.folds < 3:
+            raise ValueError(
+                f"folds must be at least 3 and fold from 0 below it, got {self.folds}, {self.fold}"
+            )
+        if not 0 <= self.calibration <= 1:
+            raise ValueError(f"calibration must be in [0, 1], got {self.calibration}")
+        if self.lazy_rows and (self.loss == "softmax" or self.l1 or self.l2):
+            raise ValueError(
+                "lazy_rows needs a sampled loss and no l1 or l2: the others move every row, got "
+                f"loss {self.loss!r}, l1 {self.l1}, l2 {self.l2}: set lazy_rows=false"
+            )
+        check_choices(
+            self,
+            loss=("softmax", "sampled-softmax", "gbce"),
+            windows=("last", "all"),
+            head_dtype=("float32", "bfloat16"),
+            split=("leave-one-out", "time", "k-fold"),
+        )
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Return the feature columns that were asked for."""
+        return [name.strip() for name in self.features.split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run was started with."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
+        """Build a configuration that ``to_dict`` wrote; unknown keys are errors."""
+        return configure({**values["model"], **values["train"]})
+
+
+LONG_HISTORY = 50  # mean events a user: shops and reviews lie far below, films and songs above
+SAMPLED_FROM = 4096  # items; below, the whole softmax costs little more than 2048 negatives
+LAZY_FROM = 200_000  # items; below, updating all rows costs little
+LARGEST_START = 1_000_000  # items; beyond, the co-occurrence start was not tried
+STEPS = 2000  # of training on short histories; smaller data sets want more epochs
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "small": {"width": 64, "blocks": 1, "heads": 1, "feed_forward": 2, "block": "pre-norm"},
+    "large": {"width": 256, "blocks": 4, "heads": 4, "learning_rate": 1e-3},
+    "zero-block": {"blocks": 0},
+    # The model of most papers' SASRec rows: one negative, plain BCE, dot products.
+    "sasrec-bce": {
+        "width": 64,
+        "heads": 1,
+        "block": "pre-norm",
+        "scoring": "dot",
+        "attention_window": 0,
+        "loss": "gbce",
+        "negatives": 1,
+        "calibration": 0.0,
+        "windows": "last",
+        "learning_rate": 1e-3,
+        "cooccurrence_start": False,
+    },
+    "seed": {
+        "kind": "seed",
+        "blocks": 1,
+        "heads": 1,
+        "dropout": 0.0,
+        "learning_rate": 0.5,
+        "warmup_steps": 0,
+        "cooccurrence_start": False,
+    },
+}
+
+
+def recommend(split: Split) -> tuple[dict[str, Any], str]:
+    """Choose what depends on the data: (settings, the reasons in one line).
+
+    What was measured to choose so is in docs/training.md.
+    """
+    events, users, items = len(split.training.items), len(split.training), len(split.vocabulary)
+    reasons = []
+    if events / users > LONG_HISTORY:
+        is_large = events > 300_000
+        settings: dict[str, Any] = {
+            "max_length": 200,
+            "width": 128 if is_large else 64,
+            "heads": 2 if is_large else 1,
+            "block": "gated" if is_large else "pre-norm",
+            "learning_rate": 2e-3 if is_large else 3e-3,
+            "dropout": 0.25 if is_large else 0.4,
+            "targets_per_step": 4096 if is_large else 1024,
+            "epochs": 16 if is_large else 20,
+        }
+        size = "many events" if is_large else "few events"
+        reasons.append(f"long histories ({events / users:.0f} events a user), {size} ({events:,})")
+    else:
+        targets = 1024
+        pairs = targets_per_epoch(split.training, "all", 50)
+        settings = {
+            "max_length": 50,
+            "width": 256,
+            "heads": 1,
+            "learning_rate": 2e-3,
+            "dropout": 0.5,
+            "targets_per_step": targets,
+            "epochs": min(30, max(12, round(STEPS * targets / pairs))),
+        }
+        reasons.append(f"short histories ({events / users:.0f} events a user)")
+    settings["loss"] = "sampled-softmax" if items > SAMPLED_FROM else "softmax"
+    settings["lazy_rows"] = items > LAZY_FROM
+    settings["cooccurrence_start"] = items <= LARGEST_START
+    reasons.append(f"{items:,} items")
+    # Products in bfloat16 take a third of the time on a CPU that has them (docs/log.md).
+    has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    settings["head_dtype"] = "bfloat16" if has_bfloat16 else "float32"
+    reasons.append(f"this CPU {'multiplies' if has_bfloat16 else 'does not multiply'} bfloat16")
+    chosen = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return settings, f"{'; '.join(reasons)}: {chosen}"
+
+
+def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """Change settings of a configuration by name.
+
+    Raises:
+        InputError: A name is unknown, or a value has the wrong type or range.
+    """
+    base = base or RunConfig()
+    model, train = asdict(base.model), asdict(base.train)
+    for name, value in overrides.items():
+        part = model if name in model else train
+        if name not in part:
+            raise InputError(
+                f"no setting is called {name!r}; there are {', '.join([*model, *train])}"
+            )
+        part[name] = _convert(name, value, type(part[name]))
+    try:
+        return RunConfig(ModelConfig(**model), TrainConfig(**train))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _convert(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401 (settings of any type)
+    """Read text as the type of a setting; let no value of another type pass."""
+    if isinstance(value, str) and kind is not str:
+        try:
+            if kind is bool:
+                return {"true": True, "false": False}[value.lower()]
+            return kind(value)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{name} must be {kind.__name__}, got {show(value)}") from error
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InputError(f"{name} must be finite, got {show(value)}") from error
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{name} must be {kind.__name__}, got {show(value)}")
+    return value
