@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import polars as pl
 
 from ranklet.errors import DataError
-from ranklet.vocabulary import show
+from ranklet.values import show
 from ranklet_training.data.tables import ArrowStream, open_table, refuse
 
 DuplicatePolicy = Literal["none", "exact", "consecutive"]

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ranklet.errors import DataError
-from ranklet.vocabulary import Vocabulary
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet_training.data.sequences import Sequences
 
 SplitKind = Literal["leave-one-out", "time", "k-fold"]

@@ -14,7 +14,7 @@ from polars.exceptions import PanicException, PolarsError
 
 from ranklet.errors import DataError
 from ranklet.files.json_lines import read_json_lines
-from ranklet.vocabulary import show
+from ranklet.values import show
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".ndjson")
 _EXPECTED = "expected one row for each event, item or request"

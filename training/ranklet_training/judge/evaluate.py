@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ranklet.errors import RunError
 from ranklet.ranker import Ranker
 from ranklet.time_gaps import UNKNOWN, buckets_before, gap_buckets
-from ranklet.vocabulary import Vocabulary, show
+from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.values import show
 from ranklet_training.data.sequences import Sequences, pad
 from ranklet_training.data.split import Cases, Split
 from ranklet_training.judge.metrics import (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ranklet.positions import FREQUENCIES, WAVES
+from ranklet.positions import FREQUENCIES, WAVES, relative_bias
 
 # An optimizer such as Adam moves a number by about its learning rate a step; a bias goes further.
 STEP = 4.0

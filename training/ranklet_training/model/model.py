@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from ranklet.positions import known_positions
 from ranklet.time_gaps import BUCKETS
-from ranklet.vocabulary import show
+from ranklet.values import show
 from ranklet_training.data.features import Feature
 from ranklet_training.model.attention import (
     RelativeBias,

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
-from ranklet.vocabulary import Vocabulary
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet_training.data.features import build_feature
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.model.optimizer import Optimizer

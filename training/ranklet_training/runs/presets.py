@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ranklet.errors import InputError
-from ranklet.vocabulary import show
+from ranklet.values import show
 from ranklet_training.data.sequences import Windows, targets_per_epoch
 from ranklet_training.data.split import Split, SplitKind
 from ranklet_training.model.model import ModelConfig, check_choices, check_sizes

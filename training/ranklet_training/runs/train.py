@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
 from ranklet.time_gaps import UNKNOWN
-from ranklet.vocabulary import show
+from ranklet.values import show
 from ranklet_training.data.events import Events
 from ranklet_training.data.features import build_feature
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
