@@ -30,8 +30,8 @@ from torch.nn import functional
 from torch.onnx.ops import symbolic
 
 from ranklet.bundle import NEVER, BlockMask
-from ranklet.positions import WAVES
-from ranklet_training.model.attention import attention, rotary
+from ranklet.positions import WAVES, known_positions
+from ranklet_training.model.attention import attention, rotary, rotary_tables
 from ranklet_training.model.model import Block, ModelConfig, SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
@@ -80,6 +80,9 @@ class Encoder(nn.Module):
         table, rows = model.table().detach() * scale, list[Tensor]()
         if isinstance(model, SequenceModel):
             blocks = list(model.each_block())
+            places, width = known_positions(model.config.max_length), model.config.width
+            tables = rotary_tables(places, width // self.heads, model.config.rotary_base)
+            model.cos, model.sin = tables
             knows_item_alone = len(blocks) > 1 and not model.config.time_gaps
             self.keys_values = nn.ModuleList(map(served_key_value, blocks[:-1]))
             if blocks:

@@ -25,7 +25,6 @@ from ranklet_cli import cli
 from ranklet_training.data.events import Events
 from ranklet_training.data.simulator import Simulation
 from ranklet_training.data.split import Split, split_events
-from ranklet_training.judge.bootstrap import Bootstrap, holm, paired_bootstrap, unpaired_bootstrap
 from ranklet_training.judge.compare import (
     ModelComparison,
     compare_models,
@@ -39,12 +38,19 @@ from ranklet_training.judge.outcomes import (
     OutcomeComparison,
     compare_outcomes,
     read_outcomes,
-    sample_ratio,
     user_outcomes,
+)
+from ranklet_training.judge.statistics import (
+    Bootstrap,
+    holm,
+    paired_bootstrap,
+    sample_ratio,
+    unpaired_bootstrap,
 )
 from ranklet_training.runs.checkpoint import Run
 from ranklet_training.runs.presets import RunConfig
-from ranklet_training.runs.train import start_run, train
+from ranklet_training.runs.start import start_run
+from ranklet_training.runs.train import train
 
 FLOAT = 1e-12  # sums in another order
 NORMAL_95 = 1.959964

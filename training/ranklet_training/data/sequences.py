@@ -1,7 +1,7 @@
-"""Histories of all users in flat arrays, and the padded batches that a training epoch reads.
+"""Histories of all users in flat arrays, and the padded batches of a training epoch.
 
 Histories run from the oldest event to the latest and are padded on the right with 0.
-Where a history is longer than the maximum, its latest events are kept.
+A history beyond the maximum length keeps its latest events.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.time_gaps import UNKNOWN, gap_buckets
+from ranklet.time_gaps import UNKNOWN, buckets_before
 
 Windows = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """User u has ``items[offsets[u]:offsets[u + 1]]``, oldest first, as item indices from 1.
+    """Histories: user u has ``items[offsets[u]:offsets[u + 1]]``, item indices, oldest first.
 
-    An item that the catalogue does not have is 0; training sequences hold none.
-    ``ratings`` runs beside ``items`` where the event log has ratings, and so do ``times``.
+    An item outside the catalogue is 0; training sequences hold none. ``ratings`` and ``times`` run
+    parallel to ``items``, if the event log has them.
     """
 
     items: NDArray[np.int64]
@@ -51,25 +51,25 @@ class Sequences:
     def gaps(self) -> NDArray[np.int64]:
         """Return the bucket of the gap before each event, ``UNKNOWN`` before a user's first."""
         assert self.times is not None
-        before = np.concatenate([[UNKNOWN], gap_buckets(np.diff(self.times))])[: len(self.items)]
+        before = buckets_before(self.times)
         before[self.offsets[:-1][self.lengths > 0]] = UNKNOWN
         return before
 
     def counts(self, items: int) -> NDArray[np.int64]:
-        """Return how often each item occurs, by index, (items + 1,)."""
+        """Return the number of events of each item, by index, (items + 1,)."""
         return np.bincount(self.items, minlength=items + 1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and the events that follow them, both (B, T), padded with 0 on the right."""
+    """Histories and the next item after each event, both (B, T), padded with 0 on the right."""
 
     users: NDArray[np.int64]
     history: NDArray[np.int64]
     targets: NDArray[np.int64]
     ratings: NDArray[np.float32] | None
     since: NDArray[np.int64] | None = None  # bucket of the gap before each event of the history
-    until: NDArray[np.int64] | None = None  # bucket of the gap from it to its target
+    until: NDArray[np.int64] | None = None  # bucket of the gap between each event and its target
 
 
 def pad(histories: Sequence[NDArray[np.int64]], length: int | None = None) -> NDArray[np.int64]:
@@ -82,7 +82,7 @@ def pad(histories: Sequence[NDArray[np.int64]], length: int | None = None) -> ND
 
 
 def targets_per_epoch(sequences: Sequences, windows: Windows, length: int) -> int:
-    """Return how many (history, next event) pairs one epoch trains on."""
+    """Return the number of (history, next event) pairs of an epoch."""
     pairs = np.maximum(sequences.lengths - 1, 0)
     return int(pairs.sum() if windows == "all" else np.minimum(pairs, length).sum())
 
@@ -103,14 +103,14 @@ def epoch_batches(
     short histories than padding all to the maximum. Batches come in random order.
 
     Args:
-        sequences: What to train on.
+        sequences: Training histories.
         windows: ``"last"`` trains on the latest ``length`` pairs of a user; ``"all"`` cuts the
             whole history into windows at a phase that differs in every epoch.
         length: Longest window.
-        targets: Pairs in a batch, nearly.
+        targets: Approximate number of pairs in a batch.
         seed: Of the run.
         epoch: From 0.
-        with_gaps: Also say how long before and after each event nothing happened.
+        with_gaps: Add the time buckets before and after each event.
     """
     random = np.random.Generator(np.random.Philox([seed, epoch]))
     users, starts, ends = _cut_windows(sequences, windows, length, random)
@@ -133,7 +133,7 @@ def _cut_windows(
         starts = np.maximum(1, lengths - length)
         users = np.flatnonzero(lengths > 1)
         return users, starts[users], lengths[users]
-    # A window that is moved to the left by its phase loses what lies before the first target.
+    # A window that its phase moves to the left loses the part before the first target.
     phases = np.where(lengths > length + 1, random.integers(0, length, len(lengths)), 0)
     counts = np.maximum(0, -(-(lengths - 1 + phases) // length))
     users = np.repeat(np.arange(len(lengths)), counts)

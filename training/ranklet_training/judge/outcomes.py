@@ -1,9 +1,8 @@
-"""Judge an online A/B test: two variants of users, what was shown to them and what they clicked.
+"""Comparison of two variants of an online A/B test by the clicks of their users.
 
-Two variants have different users, so each is resampled by itself.
+The variants have different users, so each is resampled by itself.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +11,14 @@ from polars.exceptions import PolarsError
 
 from ranklet.errors import DataError, InputError
 from ranklet_training.data.tables import open_table, refuse
-from ranklet_training.judge.bootstrap import (
-    CHUNK,
+from ranklet_training.judge.statistics import (
     MIN_USERS,
     Row,
+    SampleRatio,
     check_resampling,
-    findings,
+    sample_ratio,
     unpaired_bootstrap,
 )
-
-MISMATCH = 0.001  # one false alarm in a thousand tests that were split as planned
 
 OUTCOME_COLUMNS = ("user_id", "variant", "shown", "clicked")
 LISTS = OUTCOME_COLUMNS[2:]
@@ -34,46 +31,8 @@ OUTCOME_METRICS = (
 
 
 @dataclass(frozen=True)
-class SampleRatio:
-    """Whether the users were split as planned."""
-
-    control_share: float  # planned, in (0, 1)
-    chi_square: float
-    p: float
-    mismatch: bool
-
-
-def sample_ratio(
-    control: int, treatment: int, ratio: tuple[float, float] = (1.0, 1.0)
-) -> SampleRatio:
-    """Test numbers of users against the planned ratio: chi-square, one degree of freedom.
-
-    With a mismatch, users went missing from one variant in a way that may have to do with what is
-    measured, so that no difference can be trusted. Source: Fabijan et al., "Diagnosing sample ratio
-    mismatch in online controlled experiments", KDD 2019.
-
-    Args:
-        control: Users of the control.
-        treatment: Users of the treatment.
-        ratio: Control to treatment, as planned; both above 0.
-
-    Raises:
-        InputError: A part of the ratio is not a positive number.
-    """
-    if not all(0 < part < math.inf for part in ratio):
-        raise InputError(f"a ratio is two positive numbers, got {ratio[0]:g}:{ratio[1]:g}")
-    share = ratio[0] / (ratio[0] + ratio[1])
-    users = control + treatment
-    # (O - E)^2 is the same in both cells, so the sum over cells is this quotient.
-    chi_square = (control - users * share) ** 2 / (users * share * (1 - share))
-    # The survival function of chi-square with one degree of freedom.
-    p = math.erfc(math.sqrt(chi_square / 2))
-    return SampleRatio(share, chi_square, p, p < MISMATCH)
-
-
-@dataclass(frozen=True)
 class OutcomeRow(Row):
-    """One metric of two variants, means over their users."""
+    """Test of one metric of two variants, means over their users."""
 
     control: float
     treatment: float
@@ -82,7 +41,7 @@ class OutcomeRow(Row):
 
 @dataclass(frozen=True)
 class Variant:
-    """What was counted of one variant, users who saw both left out."""
+    """Counts of one variant, without the users who saw both."""
 
     name: str
     users: int
@@ -91,11 +50,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class OutcomeComparison:
-    """An online A/B test."""
+    """Comparison of the two variants of an online A/B test."""
 
     control: Variant
     treatment: Variant
-    users_in_both: int  # saw both variants, left out of everything
+    users_in_both: int  # users who saw both variants, left out of everything
     sample_ratio: SampleRatio
     resamples: int
     seed: int
@@ -116,17 +75,17 @@ def compare_outcomes(
     as much as any other. Users who saw both variants are left out and counted.
 
     Args:
-        source: One row a request, see ``read_outcomes``.
-        control: Name of the variant to compare with; by default the first in sorted order.
-        ratio: Users of control to users of treatment, as the test was planned.
+        source: One row for each request, see ``read_outcomes``.
+        control: Name of the control; by default the first variant in sorted order.
+        ratio: Users of control to users of treatment, as planned.
         resamples: As in ``paired_bootstrap``.
         seed: As in ``paired_bootstrap``.
 
     Raises:
         DataError: As ``read_outcomes``; there are not two variants, or one has fewer than 20 users.
-        InputError: No variant is called like ``control``, or an option can't be used.
+        InputError: No variant has the name ``control``, or an option is out of range.
     """
-    check_resampling(resamples, seed, CHUNK)
+    check_resampling(resamples, seed)
     requests = read_outcomes(source)
     names = _variants(requests, control)
     users = user_outcomes(requests)
@@ -142,14 +101,17 @@ def compare_outcomes(
     checked = sample_ratio(len(groups[0]), len(groups[1]), ratio)
     a, b = (group.select(OUTCOME_METRICS).to_numpy() for group in groups)
     result = unpaired_bootstrap(a, b, resamples=resamples, seed=seed)
-    rows = []
-    columns = (OUTCOME_METRICS, findings(result), result.a.tolist(), result.b.tolist())
-    for metric, found, a_mean, b_mean in zip(*columns, strict=True):
-        relative = found["difference"] / a_mean if a_mean else None
-        row = OutcomeRow(
-            metric=metric, control=a_mean, treatment=b_mean, relative_difference=relative, **found
+    columns = (OUTCOME_METRICS, result.a.tolist(), result.b.tolist(), result.rows())
+    rows = [
+        OutcomeRow(
+            metric=metric,
+            control=a_mean,
+            treatment=b_mean,
+            relative_difference=test["difference"] / a_mean if a_mean else None,
+            **test,
         )
-        rows.append(row)
+        for metric, a_mean, b_mean, test in zip(*columns, strict=True)
+    ]
     before, after = (
         Variant(name, len(group), int(group["requests"].sum()))
         for name, group in zip(names, groups, strict=True)
@@ -158,7 +120,7 @@ def compare_outcomes(
 
 
 def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
-    """Read and check what was shown and clicked, one row a request.
+    """Read and check a log of outcomes, one row for each request.
 
     Columns, others are ignored:
 
@@ -166,19 +128,18 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
     * ``variant``: text or integers
     * ``shown``: item ids (all integers or all text) from the first place down; a list, in csv the
       ids with ``|`` between them
-    * ``clicked``: those of ``shown`` that were clicked, in any order, each once; may be empty
+    * ``clicked``: the clicked ones of ``shown``, in any order, each once; may be empty
 
     Args:
-        source: A .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a frame. Rows are counted
-            from 1 in errors; neither the header of a csv file nor blank lines count.
+        source: A .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a frame. Errors count rows
+            from 1, without the header of a csv file and blank lines.
 
     Returns:
         user_id, variant (text), shown and clicked (lists of one type), in the order of the source.
 
     Raises:
-        DataError: The log is missing, damaged or empty, lacks a column, or holds a value that
-            can't be used: nothing, an empty ``shown``, an item twice, a click on what was not
-            shown.
+        DataError: The log is missing, damaged or empty, lacks a column, or holds a wrong value: a
+            missing one, an empty ``shown``, an item twice, a click on an item that was not shown.
     """
     table = open_table(source, [["user_id"], ["variant"], LISTS], lists=LISTS)
     frame = table.collect(
@@ -206,13 +167,13 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
 
 
 def user_outcomes(requests: pl.DataFrame) -> pl.DataFrame:
-    """Return each user's requests and metrics, in each variant that the user saw.
+    """Return the requests and metrics of each user and variant.
 
     Args:
         requests: From ``read_outcomes``.
 
     Returns:
-        user_id, variant, requests and ``OUTCOME_METRICS``, by user and variant.
+        user_id, variant, requests and ``OUTCOME_METRICS``, sorted by user and variant.
     """
     rows = requests.with_row_index("row")
     first = _clicks(rows).group_by("row").agg(pl.col("place").min())
@@ -233,13 +194,13 @@ def user_outcomes(requests: pl.DataFrame) -> pl.DataFrame:
 def _variants(requests: pl.DataFrame, control: str | None) -> tuple[str, str]:
     """Return the names of control and treatment."""
     counts = sorted(requests["variant"].value_counts().iter_rows())
-    found = ", ".join(f"{name!r} {count:,} rows" for name, count in counts[:10])
+    listed = ", ".join(f"{name!r} {count:,} rows" for name, count in counts[:10])
     if len(counts) != 2:
         more = f" and {len(counts) - 10:,} more" if len(counts) > 10 else ""
-        raise DataError(f"a comparison needs two variants, got {len(counts)}: {found}{more}")
+        raise DataError(f"a comparison needs two variants, got {len(counts)}: {listed}{more}")
     names = [str(name) for name, _ in counts]
     if control is not None and control not in names:
-        raise InputError(f"control {control!r} is not among the variants: {found}")
+        raise InputError(f"control {control!r} is not among the variants: {listed}")
     first = names[0] if control is None else control
     return first, names[1 - names.index(first)]
 
@@ -258,7 +219,7 @@ def _scalars(values: pl.Series, label: str) -> pl.Series:
 
 
 def _id_lists(values: pl.Series, label: str) -> pl.Series:
-    """Return lists of int64 or text, no id missing and none twice in a list."""
+    """Return lists of int64 or text, without a missing or repeated id."""
     if isinstance(values.dtype, pl.Array):
         values = values.arr.to_list()
     if not isinstance(values.dtype, pl.List):
@@ -284,7 +245,7 @@ def _id_lists(values: pl.Series, label: str) -> pl.Series:
 
 
 def _clicks(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return row, item and place (from 1) of every click; no place where it was not shown."""
+    """Return row, item and place (from 1) of every click; null if the item was not shown."""
     rows = rows.filter(pl.col("clicked").list.len() > 0)
     length = pl.col("shown").list.len().cast(pl.Int64)
     places = rows.select("row", item="shown", place=pl.int_ranges(1, length + 1))

@@ -1,23 +1,23 @@
-"""Search for the settings with the best validation NDCG@10, in a study that can be stopped.
+"""Hyperparameter search by validation NDCG@10, in a study that survives a kill.
 
     study.db            every trial with its settings and values; optuna's SQLite storage
     trials/<number>/    a run as ``train`` writes it; only the best trial's keeps its weights
     best.toml           all settings of the best trial, for ``ranklet train --config``
     study.png           value of the trials in order (with matplotlib)
-    importance.png      what the value depended on (with matplotlib and enough trials)
+    importance.png      importance of the settings (with matplotlib and enough trials)
 
 * The first trial is the base configuration itself, so the best is never worse on validation.
-* A draw depends on the seed and the finished trials alone: a study that was killed and started
-  again makes the draws of one that was not.
-* With ``split=k-fold`` a trial trains once a fold (``trials/<number>/fold-<fold>/``), and its
-  value is the mean over the folds.
+* A draw depends on the seed and the finished trials alone: a study that was killed and resumed
+  makes the same draws as one without a stop.
+* With ``split=k-fold`` a trial trains once for each fold (``trials/<number>/fold-<fold>/``), and
+  its value is the mean over the folds.
 """
 
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -27,12 +27,6 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 import polars as pl
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DatabaseError
 from tqdm import tqdm
@@ -40,38 +34,21 @@ from tqdm import tqdm
 from ranklet.errors import InputError, RunError
 from ranklet.files.atomic import atomic_write
 from ranklet_training.data.events import Events, frame_digest
-from ranklet_training.data.features import build_feature
 from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge.plots import new_figure, save_figure
-from ranklet_training.runs.lock import locked
-from ranklet_training.runs.presets import RunConfig, configure
-from ranklet_training.runs.train import Log, start_run, train
+from ranklet_training.judge.space import Space, check_space, spec_of
+from ranklet_training.runs.checkpoint import locked
+from ranklet_training.runs.presets import RunConfig, configure, setting_differences
+from ranklet_training.runs.start import start_run
+from ranklet_training.runs.train import Log, train
 
 logger = logging.getLogger(__name__)
 
-Space = dict[str, BaseDistribution]
-
-# What is searched if nothing else is said; it holds what recommend() chooses.
-DEFAULT_SPACE = {
-    "dropout": "0.1..0.7",  # sparse data wants much; of 0.2 to 0.5 ml-100k tells the difference
-    "learning_rate": "5e-4..2e-2:log",  # its best value moves with width and targets_per_step
-    "width": "32,64,128,256",  # capacity against overfitting; time and size grow with it
-    "blocks": "1..3",  # none is the preset zero-block; time grows with them
-    "temperature": "0.03..0.2:log",  # how sharply the softmax tells cosines apart
-    "targets_per_step": "512..4096:log",  # few: more and noisier steps in an epoch
-}
-# A value is the answer to one question: what changes the question can't be searched.
-FIXED = {
-    "split": "it decides what is asked",
-    "folds": "it decides what is asked",
-    "fold": "it decides what is asked",
-    "seed": "the best seed is luck",
-}
-PRUNING_STARTS = 5  # trials that are finished before a median says something
-PRUNING_WAITS = 1 / 3  # share of the epochs: the first ones say little of the last
+PRUNING_STARTS = 5  # finished trials before the median is meaningful
+PRUNING_WAITS = 1 / 3  # share of the epochs: the first ones predict little of the last
 IMPORTANCE_STARTS = 10  # trials; below, the importances are noise
 ATTEMPTS = 3  # a trial that dies each time (memory?) must not stop the study for ever
-FILES_OF_BEST = {".safetensors", ".parquet", ".tmp"}  # other trials lose them
+FILES_OF_BEST = {".safetensors", ".parquet", ".tmp"}  # removed from all other trials
 
 
 @dataclass(frozen=True)
@@ -81,14 +58,14 @@ class TrialResult:
     number: int
     state: Literal["complete", "pruned"]
     value: float | None  # validation NDCG@10; of the last report if pruned, None without any
-    settings: dict[str, Any]  # those that are searched
+    settings: dict[str, Any]  # the searched ones
     seconds: float
-    note: str  # why it was pruned
+    note: str  # reason of pruning
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a study has come to."""
+    """Trials and best configuration of a study."""
 
     path: Path
     config: RunConfig  # of the best trial
@@ -99,84 +76,13 @@ class TuneResult:
 
     @property
     def ranking(self) -> list[TrialResult]:
-        """Return the complete trials, best first; the earlier one first where values are equal."""
+        """Return the complete trials, best first, equal values in order of their numbers."""
         complete = [trial for trial in self.trials if trial.state == "complete"]
         return sorted(complete, key=lambda trial: -(trial.value or 0.0))
 
 
-class _TimeIsOver(Exception):  # noqa: N818 (it is no error)
-    """Unwinds a training whose time is over."""
-
-
-# What is searched.
-
-
-def default_space(base: RunConfig, fixed: Collection[str] = ()) -> dict[str, str]:
-    """Return the specs of ``DEFAULT_SPACE`` that this configuration uses and nobody fixed."""
-    unused = set(fixed)
-    if base.model.kind == "seed":
-        unused |= {"blocks", "temperature"}
-    if base.model.scoring == "dot":
-        unused.add("temperature")
-    return {name: spec for name, spec in DEFAULT_SPACE.items() if name not in unused}
-
-
-def parse_space(specs: Mapping[str, str], base: RunConfig) -> Space:
-    """Read specs like ``0.1..0.6``, ``1e-4..1e-2:log`` and ``64,128,256``.
-
-    Raises:
-        InputError: A setting is unknown or can't be searched, or a value is none of its kind.
-    """
-    if not specs:
-        raise InputError(
-            "nothing is left to search, as every setting was given: name some, as in "
-            "--search dropout=0.1..0.6"
-        )
-    return {name: _distribution(name, spec.strip(), base) for name, spec in specs.items()}
-
-
-def _distribution(name: str, spec: str, base: RunConfig) -> BaseDistribution:
-    if name in FIXED:
-        raise InputError(f"{name} can't be searched: {FIXED[name]}; give it with --set")
-    if ".." not in spec:
-        values = list(dict.fromkeys(_value(name, text.strip(), base) for text in spec.split(",")))
-        if len(values) < 2:
-            raise InputError(
-                f"{name}={spec} leaves no choice: give LOW..HIGH, LOW..HIGH:log or A,B,..., "
-                "or fix it with --set"
-            )
-        return CategoricalDistribution(values)
-    ends, _, scale = spec.partition(":")
-    first, _, second = ends.partition("..")
-    low, high = _value(name, first.strip(), base), _value(name, second.strip(), base)
-    if isinstance(low, bool | str):
-        raise InputError(f"{name} has no range, got {spec!r}: give its values, as in {name}=A,B")
-    if scale not in ("", "log"):
-        raise InputError(f"{name}={spec}: a range ends in :log or in nothing, got {scale!r}")
-    if not low < high:
-        raise InputError(f"{name}={spec}: {low} is not below {high}")
-    if scale and low <= 0:
-        raise InputError(f"{name}={spec}: a log range starts above 0, got {low}")
-    kind = IntDistribution if isinstance(low, int) else FloatDistribution
-    return kind(low, high, log=bool(scale))
-
-
-def _value(name: str, text: str, base: RunConfig) -> Any:  # noqa: ANN401 (settings of any type)
-    """Read one value of a setting, as strictly as ``--set`` would."""
-    beside: dict[str, Any] = {}  # width and heads are judged together: here beside one that suits
-    if name == "heads" and text.isdecimal():
-        beside = {"width": 2 * max(1, int(text))}
-    elif name == "width":
-        beside = {"heads": 1}
-    value = flat(configure({name: text, **beside}, base))[name]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} must be finite to be searched, got {text!r}")
-    return value
-
-
-def flat(config: RunConfig) -> dict[str, Any]:
-    """Return all settings by name, as ``configure`` takes them."""
-    return {name: value for part in config.to_dict().values() for name, value in part.items()}
+class _TimeIsOver(Exception):  # noqa: N818 (no error)
+    """Signal that ends a training at the deadline."""
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:
@@ -190,40 +96,8 @@ def to_toml(settings: Mapping[str, Any]) -> str:
     return "".join(f"{name} = {text(value)}\n" for name, value in settings.items())
 
 
-def _spec(distribution: BaseDistribution) -> str:
-    """Return the text that ``parse_space`` reads as this distribution."""
-    if isinstance(distribution, CategoricalDistribution):
-        return ",".join(map(str, distribution.choices))
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return f"{distribution.low}..{distribution.high}{':log' if distribution.log else ''}"
-
-
-def _check_space(space: Space, base: RunConfig, items: pl.DataFrame | None) -> None:
-    """Refuse a space without the base, from which the search starts, and unknown features."""
-    for name, distribution in space.items():
-        value = flat(base)[name]
-        if isinstance(distribution, CategoricalDistribution):
-            holds = value in distribution.choices
-        else:
-            assert isinstance(distribution, IntDistribution | FloatDistribution)
-            holds = distribution.low <= value <= distribution.high
-        if not holds:
-            raise InputError(
-                f"the first trial is the base configuration, whose {name}={value} is not in "
-                f"{_spec(distribution)}: widen that, or start elsewhere with --set {name}=VALUE"
-            )
-    searched = space.get("features")
-    choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
-    for choice in choices:
-        for feature in configure({"features": str(choice)}).train.feature_names:
-            build_feature(items if items is not None else pl.DataFrame(), feature)
-
-
-# The search.
-
-
 def folds_of(events: Events, split: Split, base: RunConfig) -> list[Split]:
-    """Return the splits that a trial trains on: the one, or every fold of ``k-fold``."""
+    """Return the splits of a trial: the split itself, or every fold of ``k-fold``."""
     if split.kind != "k-fold":
         return [split]
     folds = base.train.folds
@@ -247,38 +121,38 @@ def tune(
     source: str = "",
     show_progress: bool = True,
 ) -> TuneResult:
-    """Search until so many trials are finished, those of an earlier call among them.
+    """Search until the study has a number of finished trials, earlier calls included.
 
     Args:
-        path: Folder of the study; one that holds a study goes on.
-        base: The first trial, and what the space doesn't name.
+        path: Folder of the study, which a new call resumes.
+        base: The first trial, and the settings outside the space.
         space: From ``parse_space``.
         events: The log.
         splits: From ``folds_of``.
         items: As ``start_run`` takes it.
-        sampler: ``"random"`` draws evenly; ``"tpe"`` where good trials were.
+        sampler: ``"random"`` draws evenly; ``"tpe"`` draws near good trials.
         trials: Number of finished trials at which the study ends.
-        minutes: No trial starts after them, and the running one stops at its next epoch.
+        minutes: Deadline: no trial starts after it, and the running one stops at its next epoch.
         prune: Stop a trial that falls behind the median of the earlier ones.
-        seed: Of the draws; the trainings have that of the base.
+        seed: Of the draws; trainings use the seed of the base.
         reading: As ``start_run`` takes it.
         source: As ``start_run`` takes it.
         show_progress: Draw a bar over the trials on stderr, if it is a terminal.
 
     Raises:
-        InputError: The space does not hold the base, or the minutes are no time.
-        RunError: The study was started with something else, another process works on it, the base
+        InputError: The base is outside the space, or the minutes are out of range.
+        RunError: The study has other data, base or space, another process works on it, the base
             can't be trained, or no trial was finished in time.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise InputError(f"minutes must be above 0 and finite, got {minutes}")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
-    _check_space(space, base, items)
+    check_space(space, base, items)
     facts = {
         "events": events.digest,
         "items": "none" if items is None else frame_digest(items),
-        "base": flat(base),
-        "space": {name: _spec(distribution) for name, distribution in space.items()},
+        "base": base.flat(),
+        "space": {name: spec_of(distribution) for name, distribution in space.items()},
     }
 
     def start(folder: Path, config: RunConfig, split: Split, log: Log) -> float:
@@ -296,7 +170,7 @@ def tune(
         search = _Search(study, path, base, splits, start, deadline)
         search.keep_best()  # a process may have been killed just before it
         done = len(_finished(study))
-        is_off = None if show_progress else True  # None: where stderr is no terminal
+        is_off = None if show_progress else True  # None: if stderr is no terminal
         with tqdm(total=trials, initial=done, unit=" trials", disable=is_off) as bar:
             while done < trials and time.monotonic() < deadline:
                 study.sampler = _sampler(sampler, seed, done)
@@ -310,7 +184,7 @@ def tune(
 
 @dataclass(frozen=True)
 class _Search:
-    """What all trials of a call share."""
+    """Parts that all trials of a call share."""
 
     study: optuna.Study
     path: Path
@@ -320,7 +194,7 @@ class _Search:
     deadline: float
 
     def run(self, trial: optuna.Trial) -> None:
-        """Run a trial and tell the study how it ended."""
+        """Run a trial and record its end in the study."""
         try:
             value = self._train(trial, configure(trial.params, self.base))
         except (_TimeIsOver, KeyboardInterrupt) as stop:
@@ -330,7 +204,7 @@ class _Search:
                 raise
         except (optuna.TrialPruned, InputError, RunError) as reason:
             if not isinstance(reason, optuna.TrialPruned):
-                if trial.user_attrs.get("is_base"):  # where the base can't be trained, nothing can
+                if trial.user_attrs.get("is_base"):  # other trials would fail alike
                     self.study.tell(trial, state=TrialState.FAIL)
                     raise
                 logger.warning("trial %d is left out: %s", trial.number, reason)
@@ -356,7 +230,7 @@ class _Search:
         return float(np.mean(values))
 
     def _log(self, config: RunConfig, trial: optuna.Trial | None = None) -> Log:
-        """Return what stops a training between two epochs; epochs are reported to a trial."""
+        """Return a log that reports epochs to a trial and stops a training between two epochs."""
 
         def log(line: dict[str, Any]) -> None:
             is_last = line["epoch"] + 1 == config.train.epochs
@@ -374,10 +248,10 @@ class _Search:
             raise _TimeIsOver
 
     def keep_best(self) -> FrozenTrial | None:
-        """Write ``best.toml``, and take the weights from all other trials."""
+        """Write ``best.toml`` and remove the weights of all other trials."""
         if (best := _best(self.study)) is None:
             return None
-        settings = to_toml(flat(configure(best.params, self.base)))
+        settings = to_toml(configure(best.params, self.base).flat())
         title = f"# trial {best.number} of ranklet tune: validation NDCG@10 {best.value:.5f}\n"
         atomic_write(self.path / "best.toml", (title + settings).encode())
         for folder in (self.path / "trials").glob("*"):
@@ -391,7 +265,7 @@ class _Search:
 def _sampler(
     kind: Literal["tpe", "random"], seed: int, finished: int
 ) -> optuna.samplers.BaseSampler:
-    """Return a sampler for one draw, which so depends on nothing but the study."""
+    """Return the sampler of one draw, which depends on the study alone."""
     state = int(np.random.SeedSequence([seed, finished]).generate_state(1)[0])
     if kind == "random":
         return optuna.samplers.RandomSampler(seed=state)
@@ -418,23 +292,17 @@ def _opened(path: Path) -> Iterator[optuna.Study]:
 
 
 def _check_facts(study: optuna.Study, path: Path, facts: Mapping[str, Any]) -> None:
-    """Record what a new study is about; refuse to go on with an old one about something else."""
+    """Record data, base and space of a new study; refuse to resume one with others."""
     known = study.user_attrs
     differences = []
     for name, new in facts.items():
         if name not in known:
             study.set_user_attr(name, new)
             continue
-        old = known[name]
-        if name == "base":
-            old = flat(configure(old))
+        old = configure(known[name]).flat() if name == "base" else known[name]
         if isinstance(new, str):
             old, new = {f"digest of the {name}": old[:12]}, {f"digest of the {name}": new[:12]}
-        differences += [
-            f"{key} was {old.get(key, 'not searched')!r}, now {new.get(key, 'not searched')!r}"
-            for key in {**old, **new}
-            if old.get(key) != new.get(key)
-        ]
+        differences += setting_differences(old, new)
     if differences:
         raise RunError(
             f"the study {path} was started with something else ({'; '.join(differences)}): "
@@ -443,19 +311,19 @@ def _check_facts(study: optuna.Study, path: Path, facts: Mapping[str, Any]) -> N
 
 
 def _enqueue_unfinished(study: optuna.Study, base: RunConfig, space: Space) -> None:
-    """Enqueue what a killed process left unfinished; in a new study that is the base."""
+    """Enqueue the trials that a killed process left unfinished, or the base of a new study."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         is_base, attempt = trial.user_attrs.get("is_base"), trial.user_attrs.get("attempt", 1)
         if attempt >= ATTEMPTS and not is_base:
             logger.warning("trial %d is left out: it was killed %d times", trial.number, attempt)
             study.tell(trial.number, state=TrialState.PRUNED)
             continue
-        # One that was killed while it was drawn has no settings: it is drawn again.
+        # A trial that was killed during its draw lacks settings: it is drawn again.
         if is_base or trial.params.keys() == space.keys():
             _enqueue_again(study, trial, base, attempt + 1)
         study.tell(trial.number, state=TrialState.FAIL)
     if not _finished(study) and not study.get_trials(states=(TrialState.WAITING,)):
-        start = {name: flat(base)[name] for name in space}
+        start = {name: base.flat()[name] for name in space}
         study.enqueue_trial(start, user_attrs={"is_base": True})
 
 
@@ -465,7 +333,7 @@ def _enqueue_again(
     is_base = trial.user_attrs.get("is_base", False)
     settings = trial.params
     if is_base:
-        settings = {name: flat(base)[name] for name in study.user_attrs["space"]}
+        settings = {name: base.flat()[name] for name in study.user_attrs["space"]}
     study.enqueue_trial(settings, user_attrs={"is_base": is_base, "attempt": attempt})
 
 
@@ -485,35 +353,38 @@ def _result(study: optuna.Study, path: Path, base: RunConfig) -> TuneResult:
             f"no trial was finished in time; the study {path} is kept: run the same command "
             "again, with more --minutes"
         )
-    killed = f"killed {ATTEMPTS} times"
-    found = {
-        trial.number: TrialResult(
-            trial.number,
-            "complete" if trial.state == TrialState.COMPLETE else "pruned",
-            trial.value,
-            trial.params,
-            round((trial.duration or timedelta()).total_seconds(), 2),
-            trial.user_attrs.get("note", "" if trial.state == TrialState.COMPLETE else killed),
-        )
-        for trial in _finished(study)
-    }
-    base_number = next(t.number for t in _finished(study) if t.user_attrs.get("is_base"))
+    finished = _finished(study)
+    results = {trial.number: _trial_result(trial) for trial in finished}
+    base_number = next(trial.number for trial in finished if trial.user_attrs.get("is_base"))
     return TuneResult(
         path,
         configure(best.params, base),
-        found[best.number],
-        found[base_number],
-        list(found.values()),
+        results[best.number],
+        results[base_number],
+        list(results.values()),
         _importance(study),
     )
 
 
+def _trial_result(trial: FrozenTrial) -> TrialResult:
+    is_complete = trial.state == TrialState.COMPLETE
+    return TrialResult(
+        trial.number,
+        "complete" if is_complete else "pruned",
+        trial.value,
+        trial.params,
+        round((trial.duration or timedelta()).total_seconds(), 2),
+        trial.user_attrs.get("note", "" if is_complete else f"killed {ATTEMPTS} times"),
+    )
+
+
 def _importance(study: optuna.Study) -> dict[str, float]:
-    """Return what set the best trials apart, as shares: the best quarter, but no less than five.
+    """Return the share of each setting in what distinguishes the best quarter of the trials.
 
     Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in
     Arbitrary Subspaces", 2023.
     """
+    # At least five trials count as the best.
     complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     if complete < IMPORTANCE_STARTS:
         return {}
@@ -526,7 +397,7 @@ def _importance(study: optuna.Study) -> dict[str, float]:
 
 
 def plot_study(result: TuneResult) -> None:
-    """Draw ``study.png`` and, where importances are known, ``importance.png``.
+    """Draw ``study.png`` and, if importances are known, ``importance.png``.
 
     Raises:
         InputError: matplotlib is missing.
@@ -567,7 +438,7 @@ def _plot_importance(result: TuneResult, path: Path) -> None:
     figure, axes = new_figure(path)
     names = list(result.importance)[::-1]  # barh draws from below
     axes.barh(names, [result.importance[name] for name in names])
-    axes.set_xlabel("share in what set the best trials apart (PED-ANOVA)")
-    title = f"{result.path.resolve().name}: what {len(result.ranking)} trials depended on"
+    axes.set_xlabel("importance: share in the distinction of the best trials (PED-ANOVA)")
+    title = f"{result.path.resolve().name}: importance in {len(result.ranking)} trials"
     axes.set_title(title, loc="left", fontweight="bold")
     save_figure(figure, path)

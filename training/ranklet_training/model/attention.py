@@ -1,18 +1,23 @@
-"""The formulas that every model here shares: attention, and two ways to know places.
+"""Attention, rotary positions and a relative bias: the formulas that every model here shares.
 
-Both are append-stable, so that keys which were computed once stay right when later events arrive:
-rotary positions turn a key by its own place, and a relative bias leaves keys alone.
+Both kinds of position are append-stable: a key that was computed once stays right when later events
+arrive. Rotary positions turn a key by its own place, and a relative bias leaves keys alone.
 
 Histories are padded on the right. Under a causal mask no real event attends to padding, and no row
 is ever fully masked (execution providers differ there: onnxruntime#28904, #29020).
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ranklet.positions import FREQUENCIES, WAVES
-
+WAVES = 8  # of a relative bias
+# From a wave of 6 events to one of 2,650: longer than most histories, nearly a straight line.
+FREQUENCIES: NDArray[np.float64] = 1000.0 ** (-np.arange(WAVES) / WAVES)
 # An optimizer such as Adam moves a number by about its learning rate a step; a bias goes further.
 STEP = 4.0
 # Histories of up to so many windows are not cut: products are larger then.
@@ -39,7 +44,7 @@ def attention(
         mask: Added to the scores, -inf where a query may not look; or bool, False there. Broadcast
             to (B, H, T, S).
         is_causal: Query t looks at keys 0 to t only.
-        scale: In the place of 1 / sqrt(d_k).
+        scale: Replaces 1 / sqrt(d_k).
     """
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale
@@ -56,7 +61,7 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> T
         query: (B, H, T, d_k).
         key: (B, H, T, d_k).
         value: (B, H, T, d_v).
-        window: How many events are seen, the one that asks included; 0: all.
+        window: Number of visible events, the query's own included; 0: all.
     """
     length = query.shape[2]
     if not 0 < window < length:
@@ -112,11 +117,11 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
 
 
 class RelativeBias(nn.Module):
-    """What a head adds to a score for the distance n: sum_f a_f cos(w_f n) + b_f sin(w_f n).
+    """Bias of a head's score at distance n: sum_f a_f cos(w_f n) + b_f sin(w_f n).
 
-    Additive as in T5 (Raffel et al., 2020), but each term is a product of something of the query's
-    place and something of the key's. So training appends channels to queries and keys, and
-    attention stays fused, where it would not with a matrix of biases that has a gradient.
+    Additive as in T5 (Raffel et al., 2020), but each term is a product of a number of the query's
+    place and a number of the key's. Training appends these numbers as channels to queries and keys.
+    Attention stays fused that way, which a matrix of biases with a gradient would prevent.
     """
 
     frequencies: Tensor
@@ -131,14 +136,14 @@ class RelativeBias(nn.Module):
         return STEP * self.steps
 
     def channels(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return what products of queries (H, T, 2 WAVES) and keys (T, 2 WAVES) make the bias."""
+        """Return channels of queries (H, T, 2 WAVES) and keys (T, 2 WAVES): products are biases."""
         cos, sin = self._cos_sin(length)
         a, b = self.waves()[:, :, None]  # (H, 1, WAVES)
         query = torch.cat([a * cos + b * sin, a * sin - b * cos], dim=-1)
         return query, torch.cat([cos, sin], dim=-1)
 
     def forward(self, length: int) -> Tensor:
-        """Return the bias of the distances from 0 on, (H, T)."""
+        """Return the bias of the distances 0 to length - 1, (H, T)."""
         cos, sin = self._cos_sin(length)
         a, b = self.waves()
         bias: Tensor = a @ cos.T + b @ sin.T
@@ -149,10 +154,26 @@ class RelativeBias(nn.Module):
         return angles.cos().to(self.steps), angles.sin().to(self.steps)
 
 
-def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias) -> Tensor:
-    """Return causal attention with a bias, for training; shapes as ``attention``.
+def relative_bias(
+    cosines: Sequence[Sequence[float]], sines: Sequence[Sequence[float]], distances: int
+) -> NDArray[np.float32]:
+    """Return the bias of ``RelativeBias`` from its numbers, (H, distances).
 
-    Query, key and value are of one width, for which fused attention is there.
+    Args:
+        cosines: a of each head and wave, (H, WAVES).
+        sines: b of each head and wave, (H, WAVES).
+        distances: Number of distances, from 0.
+    """
+    angles = FREQUENCIES[:, None] * np.arange(distances)
+    bias: NDArray[np.float64] = np.asarray(cosines) @ np.cos(angles)
+    bias += np.asarray(sines) @ np.sin(angles)
+    return bias.astype(np.float32)
+
+
+def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias) -> Tensor:
+    """Return causal attention with a relative bias, for training; shapes as ``attention``.
+
+    Query, key and value share one width, as fused attention needs.
     """
     batch, heads, length, width = query.shape
     scale = width**-0.5
