@@ -1,9 +1,9 @@
-"""Named data sets, the same content whichever way they arrive.
+"""Named data sets, of the same content from the publisher, from PyPI or from a copy.
 
-* Every way ends in the same two tables: ids and titles are text, spaces in titles are single,
-  genres are sorted, and a genre that the publisher calls unknown is no genre.
-* The digest of that content is compared with the recorded one. A file that has the publisher's own
-  MD5 outranks it: there, a difference is noted and not refused.
+* Each way ends in the same two tables: ids and titles are text, spaces in titles are single, genres
+  are sorted, and the publisher's genre "unknown" is left out.
+* The digest of the content is compared with the recorded one. A file with the publisher's own MD5
+  outranks the record: a difference is noted and not refused.
 """
 
 import subprocess
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -51,11 +51,17 @@ _RESEARCH_ONLY = (
     "permission of the GroupLens Research Project at the University of Minnesota, which is to be "
     "acknowledged in publications and does not endorse the results."
 )
+_SAME_CONDITIONS = (
+    "For research; may be redistributed under the same conditions, no commercial use without "
+    "permission of the GroupLens Research Project at the University of Minnesota, which is to be "
+    "acknowledged and does not endorse the results."
+)
+_ADDRESS = "https://files.grouplens.org/datasets/movielens/{}.zip"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, on what terms, and how to tell that it is the right one."""
+    """Origin, terms and digests of a data set."""
 
     name: str
     address: str | None
@@ -81,47 +87,34 @@ class Fetched:
     event_count: int
     via: str  # publisher, pip, copy or simulator
     notes: list[str]
-    best_hit_rate: float | None = None  # HR@10 that no model beats; known for synthetic alone
+    best_hit_rate: float | None = None  # the highest possible HR@10, known for synthetic alone
 
 
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            name="ml-100k",
-            address="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-            licence=_RESEARCH_ONLY,
-            citation=_CITATION,
-            md5="0e33842e24a9c977be4e0107933c0723",
-            # Of the copy in the recbole wheel.
-            events_digest="d8ae9355a6ec26b5a6b45447055f4dbc3e9de26d644047a557c1246e57c531ea",
-            items_digest="86ebb25e3f0d0bb5d25094d11b25af0c8fa7f03a955afaef32481e08b8816536",
-        ),
-        Source(
-            name="ml-1m",
-            address="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-            licence=_RESEARCH_ONLY,
-            citation=_CITATION,
-            md5="c4d9eecfca2ab87c1945afe126590906",
-        ),
-        Source(
-            name="ml-latest-small",
-            address="https://files.grouplens.org/datasets/movielens/ml-latest-small.zip",
-            licence=(
-                "For research; may be redistributed under the same conditions, no commercial use "
-                "without permission of the GroupLens Research Project at the University of "
-                "Minnesota, which is to be acknowledged and does not endorse the results."
-            ),
-            citation=_CITATION,  # no digests: the publisher replaces this file from time to time
-        ),
-        Source(
-            name="synthetic",
-            address=None,
-            licence="Made by ranklet's simulator: no terms beyond those of ranklet.",
-            citation=None,
-        ),
-    )
-}
+_ALL = (
+    Source(
+        "ml-100k",
+        _ADDRESS.format("ml-100k"),
+        _RESEARCH_ONLY,
+        _CITATION,
+        md5="0e33842e24a9c977be4e0107933c0723",
+        # Of the copy in the recbole wheel.
+        events_digest="d8ae9355a6ec26b5a6b45447055f4dbc3e9de26d644047a557c1246e57c531ea",
+        items_digest="86ebb25e3f0d0bb5d25094d11b25af0c8fa7f03a955afaef32481e08b8816536",
+    ),
+    Source(
+        "ml-1m",
+        _ADDRESS.format("ml-1m"),
+        _RESEARCH_ONLY,
+        _CITATION,
+        md5="c4d9eecfca2ab87c1945afe126590906",
+    ),
+    # Without digests: the publisher replaces this file from time to time.
+    Source("ml-latest-small", _ADDRESS.format("ml-latest-small"), _SAME_CONDITIONS, _CITATION),
+    Source(
+        "synthetic", None, "Made by ranklet's simulator: no terms beyond those of ranklet.", None
+    ),
+)
+SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
 _Frames = tuple[pl.DataFrame, pl.DataFrame]  # events, items
 
@@ -129,17 +122,17 @@ _Frames = tuple[pl.DataFrame, pl.DataFrame]  # events, items
 def fetch(
     name: str, directory: str | Path, *, source: Path | None = None, via: Way = "auto"
 ) -> Fetched:
-    """Write a data set's events.parquet, items.parquet and SOURCE.md into a folder.
+    """Write events.parquet, items.parquet and SOURCE.md of a data set into a folder.
 
     Args:
         name: A key of ``SOURCES``.
-        directory: Is made if needed.
-        source: A copy at hand: the publisher's zip file, its unpacked folder, or for ml-100k a
-            recbole wheel. Nothing is downloaded then.
-        via: ``auto`` asks the publisher, and for ml-100k pip if the publisher can't be reached.
+        directory: The folder, made if needed.
+        source: A copy, which replaces the download: the publisher's zip file, its unpacked folder,
+            or for ml-100k a recbole wheel.
+        via: ``auto`` tries the publisher, then for ml-100k pip.
 
     Raises:
-        DataError: The set is unknown, can't be reached, or is not what it should be.
+        DataError: The set is unknown, out of reach, or not the published one.
     """
     if name not in SOURCES:
         raise DataError(f"data set {name!r} is unknown; choose from {', '.join(SOURCES)}")
@@ -152,12 +145,14 @@ def fetch(
         frames = (world.events, world.items)
         return _write(SOURCES[name], directory, frames, "simulator", [], world.best_hit_rate)
     notes: list[str] = []
+    md5 = SOURCES[name].md5
     if source is not None:
-        way, is_publishers = "copy", _has_md5(source, SOURCES[name].md5)
-        frames = _parse(name, Path(source))
+        way, frames = "copy", _parse(name, Path(source))
+        is_file = md5 is not None and source.is_file()
+        is_publishers = is_file and pooch.file_hash(str(source), alg="md5") == md5
     else:
         frames, way = _download(name, via, notes)
-        is_publishers = way == "publisher" and SOURCES[name].md5 is not None
+        is_publishers = way == "publisher" and md5 is not None
     _compare(SOURCES[name], frames, notes, is_publishers=is_publishers)
     return _write(SOURCES[name], directory, frames, way, notes, None)
 
@@ -182,17 +177,12 @@ def _download(name: str, via: Way, notes: list[str]) -> tuple[_Frames, str]:
 
 
 def _from_publisher(source: Source, folder: str) -> Path:
-    """Download the zip file; OSError says that the publisher can't be reached."""
+    """Download the zip file; OSError means that the publisher can't be reached."""
     downloader = pooch.HTTPDownloader(timeout=(_CONNECT_SECONDS, _READ_SECONDS))
-    known = None if source.md5 is None else f"md5:{source.md5}"
+    digest = None if source.md5 is None else f"md5:{source.md5}"
+    file = f"{source.name}.zip"
     try:
-        path = pooch.retrieve(
-            url=source.address,
-            known_hash=known,
-            fname=f"{source.name}.zip",
-            path=folder,
-            downloader=downloader,
-        )
+        path = pooch.retrieve(source.address, digest, file, folder, downloader=downloader)
     except ValueError as error:
         raise DataError(
             f"{source.address} is not the file it was ({error}); try again, or look for a proxy "
@@ -219,15 +209,11 @@ def _from_pip(folder: str) -> Path:
     return wheels[0]
 
 
-def _has_md5(path: Path, md5: str | None) -> bool:
-    return md5 is not None and path.is_file() and pooch.file_hash(str(path), alg="md5") == md5
-
-
 def _parse(name: str, source: Path) -> _Frames:
-    """Read a data set out of the publisher's zip file or folder, or out of a recbole wheel."""
+    """Read a data set from the publisher's zip file or folder, or from a recbole wheel."""
     first_missing = None
-    for folders, files, parse in _LAYOUTS[name]:
-        for folder in folders:
+    for inside, files, parse in _LAYOUTS[name]:
+        for folder in (inside, ""):
             try:
                 return parse(*(_read_member(source, folder + file) for file in files))
             except KeyError as error:
@@ -243,7 +229,7 @@ def _parse(name: str, source: Path) -> _Frames:
 
 
 def _read_member(source: Path, name: str) -> bytes:
-    """Return one file of a folder or zip file by its exact name; KeyError if it isn't there."""
+    """Return one file of a folder or zip file by its exact name, KeyError if it is missing."""
     if source.is_dir():
         if not (source / name).is_file():
             raise KeyError(name)
@@ -261,14 +247,14 @@ def _read_member(source: Path, name: str) -> bytes:
 
 def _events(raw: bytes, separator: str, *, has_header: bool) -> pl.DataFrame:
     """Read rows of user, item, rating, time, in the publisher's order."""
-    kinds = {
+    schema = {
         "user_id": pl.String,
         "item_id": pl.String,
         "rating": pl.Float64,
         "timestamp": pl.Float64,  # recbole writes its times as floats
     }
     frame = pl.read_csv(
-        raw, separator=separator, has_header=False, skip_lines=int(has_header), schema=kinds
+        raw, separator=separator, has_header=False, skip_lines=int(has_header), schema=schema
     )
     if frame.is_empty() or frame.null_count().sum_horizontal().item():
         raise ValueError("ratings are missing")
@@ -320,31 +306,27 @@ def _parse_latest(ratings: bytes, movies: bytes) -> _Frames:
     return _events(ratings, ",", has_header=True), _items(rows)
 
 
-_RECBOLE = (
-    ("recbole/dataset_example/ml-100k/", ""),
-    ("ml-100k.inter", "ml-100k.item"),
-    _parse_recbole,
-)
-_LAYOUTS: Mapping[
-    str, tuple[tuple[tuple[str, ...], tuple[str, ...], Callable[[bytes, bytes], _Frames]], ...]
-] = {
-    "ml-100k": ((("ml-100k/", ""), ("u.data", "u.item"), _parse_100k), _RECBOLE),
-    "ml-1m": ((("ml-1m/", ""), ("ratings.dat", "movies.dat"), _parse_1m),),
-    "ml-latest-small": ((("ml-latest-small/", ""), ("ratings.csv", "movies.csv"), _parse_latest),),
+# Folder inside the source, files of events and items, parser.
+_Layout = tuple[str, tuple[str, str], Callable[[bytes, bytes], _Frames]]
+_RECBOLE = ("recbole/dataset_example/ml-100k/", ("ml-100k.inter", "ml-100k.item"), _parse_recbole)
+_LAYOUTS: dict[str, list[_Layout]] = {
+    "ml-100k": [("ml-100k/", ("u.data", "u.item"), _parse_100k), _RECBOLE],
+    "ml-1m": [("ml-1m/", ("ratings.dat", "movies.dat"), _parse_1m)],
+    "ml-latest-small": [("ml-latest-small/", ("ratings.csv", "movies.csv"), _parse_latest)],
 }
 
 
 def _compare(source: Source, frames: _Frames, notes: list[str], *, is_publishers: bool) -> None:
     recorded = (source.events_digest, source.items_digest)
     for part, frame, expected in zip(("events", "items"), frames, recorded, strict=True):
-        found = frame_digest(frame)
+        digest = frame_digest(frame)
         if expected is None:
-            notes.append(f"{part}: digest {found} was not compared, none is recorded")
-        elif found != expected and is_publishers:
-            notes.append(f"{part}: digest {found} differs from the recorded {expected}")
-        elif found != expected:
+            notes.append(f"{part}: digest {digest} was not compared, none is recorded")
+        elif digest != expected and is_publishers:
+            notes.append(f"{part}: digest {digest} differs from the recorded {expected}")
+        elif digest != expected:
             raise DataError(
-                f"{source.name}: the {part} are not the published ones (digest {found}, expected "
+                f"{source.name}: the {part} are not the published ones (digest {digest}, expected "
                 f"{expected}); get the file again from {source.address}"
             )
 

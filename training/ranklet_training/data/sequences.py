@@ -72,6 +72,14 @@ class Batch:
     until: NDArray[np.int64] | None = None  # bucket of the gap between each event and its target
 
 
+def ragged_places(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places of ranges in a flat array, joined, and the offsets of each range."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
+
+
 def pad(histories: Sequence[NDArray[np.int64]], length: int | None = None) -> NDArray[np.int64]:
     """Return the latest ``length`` events of each history, padded on the right, (B, T)."""
     cut = [history[-length:] if length else history for history in histories]
@@ -156,18 +164,12 @@ def _gather(
     steps = np.arange((ends - starts).max())
     is_event = steps < (ends - starts)[:, None]  # (B, T)
     places = np.where(is_event, (sequences.offsets[users] + starts)[:, None] + steps, 0)
-    ratings = None
+    history = np.where(is_event, sequences.items[places - 1], 0)
+    targets = np.where(is_event, sequences.items[places], 0)
+    ratings = since = until = None
     if sequences.ratings is not None:
         ratings = np.where(is_event, sequences.ratings[places], np.float32(0))
-    since = until = None
     if with_gaps:
         since = np.where(is_event, sequences.gaps[places - 1], UNKNOWN)
         until = np.where(is_event, sequences.gaps[places], UNKNOWN)
-    return Batch(
-        users=users,
-        history=np.where(is_event, sequences.items[places - 1], 0),
-        targets=np.where(is_event, sequences.items[places], 0),
-        ratings=ratings,
-        since=since,
-        until=until,
-    )
+    return Batch(users, history, targets, ratings, since, until)

@@ -1,13 +1,13 @@
-"""A seeded world in which the best possible ranking is known.
+"""Simulated event logs with a known best possible ranking.
 
-Users have a taste over clusters of items. A user's next item is drawn, among the items that have
-arrived and that this user has not had yet, from a mixture of
+Users have a taste over clusters of items. A user's next item is drawn, among the arrived items that
+are new to this user, from a mixture of
 
 * a Markov step: each item has a few followers, most of them from its own cluster, and
 * a fresh choice: the cluster of the last item again or one by taste, then an item by popularity.
 
-The draw uses the probabilities themselves, so the best ranking of a user's last event is exact. It
-knows the user's taste and the arrival times, which a model can only estimate: an upper bound.
+The probabilities of the draw give the exact best ranking of a user's last event. It depends on the
+user's taste and the arrival times, which a model can only estimate: an upper bound.
 """
 
 from dataclasses import dataclass
@@ -34,15 +34,12 @@ _MAKERS = ("Amber", "Birch", "Cedar", "Delta", "Ember", "Fjord", "Grove", "Heron
 
 @dataclass(frozen=True)
 class Simulation:
-    """A log with its items, and the ranking that no model beats on average.
-
-    ``oracle`` lists for each user the ten likeliest items at the last event, best first.
-    """
+    """A log with its items, and the best ranking, which no model beats on average."""
 
     events: pl.DataFrame  # user_id, item_id, timestamp, rating; by time over all users
     items: pl.DataFrame  # item_id, title, genres, maker
     best_hit_rate: float  # HR@10 of the oracle in expectation, leave-one-out, seen items masked
-    oracle: pl.DataFrame  # user_id, item_ids
+    oracle: pl.DataFrame  # user_id, item_ids: the ten likeliest at the last event, best first
 
 
 @dataclass(frozen=True)
@@ -82,15 +79,11 @@ def simulate(
     late_items: float = 0.05,
     seed: int = 0,
 ) -> Simulation:
-    """Draw a world and its log; the same arguments give the same log.
+    """Draw a world and its log; equal arguments give equal logs.
 
-    Args:
-        users: How many users.
-        items: How many items.
-        clusters: How many groups of items that a taste can hold on to.
-        mean_length: Events a user has on average, before cuts to 5 and to half of the items.
-        late_items: Share of the items that arrive after 80 % of the time.
-        seed: Start of the random numbers.
+    Users have ``mean_length`` events on average, before cuts to at least 5 and at most half of the
+    items. A taste is over ``clusters`` of items. The share ``late_items`` arrives after 80 % of the
+    time.
     """
     if not (users >= 1 and clusters >= 1 and items >= max(clusters, 2 * _SHORTEST)):
         raise DataError(
@@ -119,22 +112,16 @@ def simulate(
     user_ids = _names("u", random.permutation(users))
     item_ids = _names("i", np.arange(items))
     liking = taste[user, world.cluster_of[item]] / taste.max(axis=1)[user]
-    ratings = np.rint(2.5 + 2 * liking + random.normal(0, 0.7, len(user))).clip(1, 5)
-    return Simulation(
-        events=pl.DataFrame(
-            {
-                "user_id": user_ids[user],
-                "item_id": item_ids[item],
-                "timestamp": times[happens][by_time],
-                "rating": ratings,
-            }
-        ),
-        items=_describe(random, world, item_ids),
-        best_hit_rate=float(mass.mean()),
-        oracle=pl.DataFrame(
-            {"user_id": user_ids.tolist(), "item_ids": [item_ids[best].tolist() for best in top]}
-        ).sort("user_id"),
-    )
+    columns = {
+        "user_id": user_ids[user],
+        "item_id": item_ids[item],
+        "timestamp": times[happens][by_time],
+        "rating": np.rint(2.5 + 2 * liking + random.normal(0, 0.7, len(user))).clip(1, 5),
+    }
+    best = {"user_id": user_ids.tolist(), "item_ids": [item_ids[row].tolist() for row in top]}
+    described = _describe(random, world, item_ids)
+    oracle = pl.DataFrame(best).sort("user_id")
+    return Simulation(pl.DataFrame(columns), described, float(mass.mean()), oracle)
 
 
 def _names(prefix: str, numbers: NDArray[np.int64]) -> NDArray[np.str_]:
@@ -177,7 +164,7 @@ def _draw_items(
     lengths: NDArray[np.int64],  # from long to short
     times: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return the items (users, longest), the best ten at the last event, and their probability."""
+    """Return items (users, longest), the best ten at the last event, and their probability."""
     users, items = len(lengths), len(world.cluster_of)
     chosen = np.full(times.shape, -1)
     seen = np.zeros((users, items), np.bool_)
@@ -204,7 +191,7 @@ def _draw_items(
 def _describe(
     random: np.random.Generator, world: _World, item_ids: NDArray[np.str_]
 ) -> pl.DataFrame:
-    """Give items features that tell of their cluster, with some noise."""
+    """Return items with noisy features of their clusters."""
     genres, makers, titles = [], [], []
     for number, cluster in enumerate(world.cluster_of.tolist()):
         # Two genres a cluster; neighbouring clusters share one.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import DataError
 from ranklet.vocabulary import Vocabulary
-from ranklet_training.data.sequences import Sequences
+from ranklet_training.data.sequences import Sequences, ragged_places
 
 SplitKind = Literal["leave-one-out", "time", "k-fold"]
 
@@ -50,10 +50,8 @@ class Cases:
 
     def take(self, rows: NDArray[np.int64]) -> "Cases":
         """Return some of the cases, in the order of ``rows``."""
-        lengths = self.histories.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        shift = np.repeat(self.histories.offsets[rows] - offsets[:-1], lengths)
-        places = np.arange(len(shift)) + shift
+        starts, lengths = self.histories.offsets[rows], self.histories.lengths[rows]
+        places, offsets = ragged_places(starts, lengths)
         items, times = self.histories.items, self.histories.times
         return Cases(
             Sequences(items[places], offsets, times=None if times is None else times[places]),
@@ -103,20 +101,17 @@ def split_events(
     fold: int = 0,
     seed: int = 0,
 ) -> Split:
-    """Cut a frame of ``read_events`` (sorted by user and time).
+    """Cut a frame of ``read_events``, sorted by user and time.
 
-    Args:
-        frame: Columns user_id, item_id, timestamp, perhaps rating.
-        kind: The protocol, see the module.
-        folds: Number of folds of ``k-fold``.
-        fold: Index of the test fold, from 0.
-        seed: Deals users into folds.
+    ``kind`` is the protocol, see the module. Of the ``folds`` of ``k-fold``, into which ``seed``
+    deals the users, number ``fold`` is the test.
 
     Raises:
         DataError: No user is left for training or as a case.
     """
     users = frame["user_id"].rle_id().to_numpy().astype(np.int64)  # 0, 0, 0, 1, 1, ...
-    from_end = _places_from_end(users)
+    # Number of later events of the same user, for each event.
+    from_end = np.cumsum(np.bincount(users))[users] - 1 - np.arange(len(users))
     if kind == "leave-one-out":
         # Users with fewer than three events are no cases: all of their events are for training.
         is_case = (np.bincount(users) >= 3)[users]
@@ -138,16 +133,19 @@ def split_events(
         test = (fold_of[users] == fold) & (from_end == 0)
     # The papers rank all items of the log, also those outside training.
     known = frame if kind == "leave-one-out" else frame.filter(pl.Series(in_training))
-    vocabulary = _vocabulary(known["item_id"])
+    ids = known["item_id"].unique().sort()
+    vocabulary = Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
     items = _indices(frame["item_id"], vocabulary)
+    times = frame["timestamp"].to_numpy()
+    lengths = np.unique(users[in_training], return_counts=True)[1]
     ratings = None
     if "rating" in frame.columns:
-        ratings = frame["rating"].cast(pl.Float32).to_numpy()
-    times = frame["timestamp"].to_numpy()
+        ratings = frame["rating"].cast(pl.Float32).to_numpy()[in_training]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     split = Split(
         kind,
         vocabulary,
-        _sequences(users, items, ratings, times, in_training),
+        Sequences(items[in_training], offsets, ratings, times[in_training]),
         _cases(users, items, times, validation, strict_time=kind == "time"),
         _cases(users, items, times, test, strict_time=kind == "time"),
     )
@@ -162,22 +160,11 @@ def split_events(
     return split
 
 
-def _places_from_end(users: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the number of later events of the same user, for each event."""
-    ends = np.cumsum(np.bincount(users))
-    return ends[users] - 1 - np.arange(len(users))
-
-
 def _first_of_user(users: NDArray[np.int64], candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
     places = np.flatnonzero(candidate)
     first = np.zeros(len(users), dtype=bool)
     first[places[np.unique(users[places], return_index=True)[1]]] = True
     return first
-
-
-def _vocabulary(ids: pl.Series) -> Vocabulary:
-    unique = ids.unique().sort()
-    return Vocabulary(unique.to_list() if unique.dtype == pl.String else unique.to_numpy())
 
 
 def _indices(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
@@ -186,18 +173,6 @@ def _indices(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
         known.with_row_index("index", offset=1), on="item_id", how="left", maintain_order="left"
     )
     return joined["index"].fill_null(0).to_numpy().astype(np.int64)
-
-
-def _sequences(
-    users: NDArray[np.int64],
-    items: NDArray[np.int64],
-    ratings: NDArray[np.float32] | None,
-    times: NDArray[np.int64],
-    kept: NDArray[np.bool_],
-) -> Sequences:
-    lengths = np.unique(users[kept], return_counts=True)[1]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Sequences(items[kept], offsets, None if ratings is None else ratings[kept], times[kept])
 
 
 def _cases(
@@ -212,18 +187,14 @@ def _cases(
 
     With ``strict_time`` an event at the same instant as the target is not part of the history.
     """
-    starts = np.searchsorted(users, users)
-    histories, history_times, places = [], [], []
-    for place in np.flatnonzero(is_target):
-        end = place
-        if strict_time:
-            end = starts[place] + np.searchsorted(times[starts[place] : place], times[place])
-        if end > starts[place]:
-            histories.append(items[starts[place] : end])
-            history_times.append(times[starts[place] : end])
-            places.append(place)
-    offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
-    empty = np.zeros(0, dtype=np.int64)  # lets concatenate join no histories, too
-    flat = np.concatenate([empty, *histories])
-    flat_times = np.concatenate([empty, *history_times])
-    return Cases(Sequences(flat, offsets, times=flat_times), items[places], times[places])
+    targets = np.flatnonzero(is_target)
+    starts, ends = np.searchsorted(users, users[targets]), targets
+    if strict_time:
+        pairs = zip(starts.tolist(), targets.tolist(), strict=True)
+        lengths = [np.searchsorted(times[start:end], times[end]) for start, end in pairs]
+        ends = starts + np.array(lengths, dtype=np.int64)
+    kept = ends > starts
+    places, offsets = ragged_places(starts[kept], (ends - starts)[kept])
+    targets = targets[kept]
+    histories = Sequences(items[places], offsets, times=times[places])
+    return Cases(histories, items[targets], times[targets])

@@ -1,7 +1,7 @@
-"""Open a file, or a table of another library, and name what in it can't be used.
+"""Tables from files and other libraries, with errors that name column, row and value.
 
-Rows are counted from 1 in error messages, over data rows: neither the header of a csv file nor
-blank lines count. Only what is wrong with a line of JSON itself is named by its line.
+Errors count data rows from 1, without the header of a csv file and blank lines. Only errors in a
+line of JSON itself count lines.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -29,7 +29,7 @@ class ArrowStream(Protocol):
 
 
 class Table:
-    """A source that was opened: its columns, not yet checked."""
+    """An opened source, its columns not yet checked."""
 
     def __init__(
         self, source: pl.LazyFrame | list[dict[str, Any]], name: str, *, is_text: bool = False
@@ -48,17 +48,15 @@ class Table:
             raise DataError(f"{name} is not UTF-8 text, it may be UTF-16; save it as UTF-8")
 
     def label(self, column: str) -> str:
-        """Return how messages name a column."""
+        """Return the name of a column in messages."""
         return f"{self.name}: column {column!r}"
 
-    def collect(self, wanted: dict[str, str], advice: str) -> pl.DataFrame:
-        """Return columns under our names, without blank lines.
+    def collect(self, names: dict[str, str], advice: str) -> pl.DataFrame:
+        """Return columns by our names (ours to theirs), without blank lines.
 
-        Args:
-            wanted: Our names and theirs.
-            advice: What to do about a column that is missing; {} stands for user, item, ...
+        ``advice`` says what to do about a missing column; its {} stands for user, item, ...
         """
-        for ours, theirs in wanted.items():
+        for ours, theirs in names.items():
             if theirs not in self.names:
                 raise DataError(
                     f"{self.label(theirs)} is missing (columns: {', '.join(self.names)}); "
@@ -66,12 +64,12 @@ class Table:
                 )
             if f"{theirs}_duplicated_0" in self.names:
                 raise DataError(f"{self.label(theirs)} is there twice; rename one of them")
-        columns = [pl.col(theirs).alias(ours) for ours, theirs in wanted.items()]
+        columns = [pl.col(theirs).alias(ours) for ours, theirs in names.items()]
         with _named(self.name):
             source = self._source
             if isinstance(source, list):
-                names = list(wanted.values())
-                source = pl.from_dicts(source, schema=names, infer_schema_length=None).lazy()
+                schema = list(names.values())
+                source = pl.from_dicts(source, schema=schema, infer_schema_length=None).lazy()
             frame = source.select(columns).collect()
         if self.is_text:
             frame = frame.with_columns(pl.col(pl.String).replace("", None))
@@ -91,18 +89,17 @@ def open_table(
     texts: Collection[str] = (),
     infer_types: bool = False,
 ) -> Table:
-    """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table.
+    """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table with an Arrow stream.
 
     Args:
-        source: A path, or a table with the Arrow stream interface.
-        ids: Columns of ids. In JSON lines those of a group must be of one type: polars would turn
-            7 into "7" where there are both.
-        lists: Which of them hold lists of ids.
-        texts: Columns that are text: what csv files and JSON lines hold stays as it is written.
+        source: A path or a table.
+        ids: Groups of id columns, each of one type: polars would turn 7 into "7" in mixed JSON.
+        lists: Columns of lists of ids, among them.
+        texts: Columns of text: csv files and JSON lines keep them as written.
         infer_types: Whether the other columns of a csv file get types.
 
     Raises:
-        DataError: The source is missing, damaged or empty, or its ids are of several types.
+        DataError: The source is missing, damaged or empty, or the ids of a group differ in type.
     """
     if not isinstance(source, str | Path):
         name = type(source).__name__
@@ -139,7 +136,7 @@ def open_table(
 def refuse(
     bad: pl.Series, values: pl.Series, label: str, problem: str, advice: str | None = None
 ) -> None:
-    """Raise if any row is bad, with its number and value."""
+    """Raise DataError if a row is bad, with its number and value."""
     rows = bad.arg_true()
     if rows.is_empty():
         return
@@ -153,7 +150,7 @@ def refuse(
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turn what polars raises, a panic of its Rust code included, into an error with the name."""
+    """Turn errors of polars, panics of its Rust code included, into DataError with the name."""
     try:
         yield
     except DataError:
@@ -169,14 +166,14 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _text(value: Any) -> Any:  # noqa: ANN401 (values of any type)
-    """Return a number as it is written, and all else as it is."""
+    """Return a number as text, other values unchanged."""
     return str(value) if type(value) in (int, float) else value
 
 
 def _read_rows(
     path: Path, ids: Sequence[Sequence[str]], lists: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Read JSON lines and check the types of ids, which polars would make one."""
+    """Read JSON lines and check the types of ids, which polars would unify."""
     rows = [row for _, row in read_json_lines(path)]
     if not rows:
         raise DataError(f"{path} holds no rows; {_EXPECTED}")
@@ -186,10 +183,10 @@ def _read_rows(
             for column in group:
                 value = row.get(column)
                 if value is not None and isinstance(value, list) != (column in lists):
-                    wanted = "a list of ids" if column in lists else "text or an integer"
+                    expected = "a list of ids" if column in lists else "text or an integer"
                     raise DataError(
                         f"{path}: column {column!r} holds in row {number} {show(value)}, which is "
-                        f"not {wanted}"
+                        f"not {expected}"
                     )
                 for part in value if isinstance(value, list) else [value]:
                     if part is not None and type(part) not in first_of:

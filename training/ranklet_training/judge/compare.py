@@ -52,14 +52,8 @@ def compare_models(
 ) -> ModelComparison:
     """Compare two models on the same users: full ranking, seen items masked, ties pessimistic.
 
-    Args:
-        a: A torch model or a loaded bundle.
-        b: A model or bundle of the same catalogue.
-        split: The split that both were trained on.
-        names: Of ``a`` and ``b``, for the result and for errors.
-        on: ``"test"`` or ``"validation"``.
-        resamples: As in ``paired_bootstrap``.
-        seed: As in ``paired_bootstrap``.
+    Each is a torch model or a loaded bundle, trained on this split; ``names`` are for the result
+    and for errors, ``on`` is ``"test"`` or ``"validation"``.
 
     Raises:
         RunError: The catalogues of the models and of the events differ.

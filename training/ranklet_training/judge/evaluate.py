@@ -53,14 +53,10 @@ class TargetRanks:
 def rank_targets(
     model: Model | Ranker | Scorer, split: Split, cases: Cases, *, mask_seen: bool, top: int = 0
 ) -> TargetRanks:
-    """Rank all items for each case.
+    """Rank all items for each case, by a torch model, a loaded bundle or a scorer.
 
-    Args:
-        model: A torch model, a loaded bundle or a scorer.
-        split: Of the events.
-        cases: Held-out cases of the split.
-        mask_seen: Leave out every item of the whole history, except the target itself.
-        top: Number of best items to keep.
+    ``mask_seen`` leaves out every item of the whole history, except the target itself; ``top`` is
+    the number of best items to keep.
     """
     if isinstance(model, Ranker):
         return rank_by_bundle(model, split, cases, mask_seen=mask_seen, top=top)
@@ -210,11 +206,7 @@ def check_catalogue(
 ) -> None:
     """Refuse a model whose catalogue differs from that of the events.
 
-    Args:
-        name: Of the model, for the message.
-        model: A torch model or a loaded bundle, which has its ids.
-        split: Of the events.
-        vocabulary: Of a torch model; without it only sizes are compared.
+    A bundle has its ids; a torch model needs its vocabulary, or only sizes are compared.
 
     Raises:
         RunError: The catalogues differ.
@@ -237,23 +229,17 @@ def check_catalogue(
 def evaluate(
     models: dict[str, Model | Ranker], split: Split, *, on: str = "test"
 ) -> dict[str, Any]:
-    """Return one table of metrics: every model and the two baselines.
+    """Return one table of metrics: every model, by name, and the two baselines.
 
-    Args:
-        models: By the name of their row.
-        split: The split that the models were trained on.
-        on: ``"test"`` or ``"validation"``.
+    The table has ``protocol``, ``users``, ``cold_targets``, ``slices`` (name to number of users),
+    ``target_popularity`` (mean training events of the targets) and ``rows``, each with
 
-    Returns:
-        ``protocol``, ``users``, ``cold_targets``, ``slices`` (name to number of users),
-        ``target_popularity`` (mean training events of the targets) and ``rows``, each with
-
-        * ``model``, ``masked`` and ``unmasked``: every metric, seen items left out or not;
-        * ``mean_ties``: HR@10 and NDCG@10 by mean ranks; a difference shows collapsed scores;
-        * ``slices``: HR@10 and NDCG@10 of cold targets and by length of the history;
-        * ``coverage``: share of the catalogue in anybody's first 10;
-        * ``popularity``: mean training events of the items in the first 10 (the average
-          recommendation popularity of Abdollahpouri et al., 2019).
+    * ``model``, ``masked`` and ``unmasked``: every metric, seen items left out or not;
+    * ``mean_ties``: HR@10 and NDCG@10 by mean ranks; a difference shows collapsed scores;
+    * ``slices``: HR@10 and NDCG@10 of cold targets and by length of the history;
+    * ``coverage``: share of the catalogue in anybody's first 10;
+    * ``popularity``: mean training events of the items in the first 10 (the average
+      recommendation popularity of Abdollahpouri et al., 2019).
     """
     cases: Cases = getattr(split, on)
     items = len(split.vocabulary)

@@ -42,10 +42,8 @@ def ranks_of_targets(
     """Return the rank of each row's target, ties pessimistic, and its mean rank among ties, (B,).
 
     The pessimistic rank is 1 + better items + equal items; the mean rank counts half of the latter.
-
-    Args:
-        scores: (B, items + 1); -inf in column 0, which is padding, and for masked items.
-        targets: Column of the target, (B,); 0 if the catalogue lacks it.
+    Scores are (B, items + 1), -inf in column 0, which is padding, and for masked items. Targets are
+    columns (B,), 0 if the catalogue lacks the item.
 
     Raises:
         FloatingPointError: A score is NaN; a rank among NaNs would mean nothing.

@@ -79,7 +79,7 @@ def compare_outcomes(
         control: Name of the control; by default the first variant in sorted order.
         ratio: Users of control to users of treatment, as planned.
         resamples: As in ``paired_bootstrap``.
-        seed: As in ``paired_bootstrap``.
+        seed: Of the draws.
 
     Raises:
         DataError: As ``read_outcomes``; there are not two variants, or one has fewer than 20 users.
@@ -122,7 +122,7 @@ def compare_outcomes(
 def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
     """Read and check a log of outcomes, one row for each request.
 
-    Columns, others are ignored:
+    Columns of a file or frame as ``open_table`` takes it, others are ignored:
 
     * ``user_id``: integers or text
     * ``variant``: text or integers
@@ -130,12 +130,7 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
       ids with ``|`` between them
     * ``clicked``: the clicked ones of ``shown``, in any order, each once; may be empty
 
-    Args:
-        source: A .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a frame. Errors count rows
-            from 1, without the header of a csv file and blank lines.
-
-    Returns:
-        user_id, variant (text), shown and clicked (lists of one type), in the order of the source.
+    Returns them in the order of the source, variants as text, both lists of one type.
 
     Raises:
         DataError: The log is missing, damaged or empty, lacks a column, or holds a wrong value: a
@@ -167,14 +162,7 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
 
 
 def user_outcomes(requests: pl.DataFrame) -> pl.DataFrame:
-    """Return the requests and metrics of each user and variant.
-
-    Args:
-        requests: From ``read_outcomes``.
-
-    Returns:
-        user_id, variant, requests and ``OUTCOME_METRICS``, sorted by user and variant.
-    """
+    """Return ``requests`` and ``OUTCOME_METRICS`` of each user and variant, sorted by both."""
     rows = requests.with_row_index("row")
     first = _clicks(rows).group_by("row").agg(pl.col("place").min())
     clicks = pl.col("clicked").list.len()

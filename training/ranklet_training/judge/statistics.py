@@ -75,11 +75,8 @@ class Row:
 def paired_bootstrap(a: Values, b: Values, *, resamples: int = 10_000, seed: int = 0) -> Bootstrap:
     """Compare two models on the same users; a draw of users takes both of their values.
 
-    Args:
-        a: One value for each user and metric, (U, M).
-        b: Values of the same users and metrics, (U, M).
-        resamples: Number of draws of all users, at least 1,000.
-        seed: Of the draws.
+    ``a`` and ``b`` hold one value for each user and metric, (U, M). All users are drawn
+    ``resamples`` times, at least 1,000.
 
     Raises:
         InputError: Shapes differ, a value is not finite, or there are fewer than 20 users.
@@ -94,13 +91,7 @@ def paired_bootstrap(a: Values, b: Values, *, resamples: int = 10_000, seed: int
 def unpaired_bootstrap(
     a: Values, b: Values, *, resamples: int = 10_000, seed: int = 0
 ) -> Bootstrap:
-    """Compare two groups of different users; draws keep the size of each group.
-
-    Args:
-        a: One value for each user and metric, (U, M).
-        b: Values of other users, the same metrics, (V, M).
-        resamples: As in ``paired_bootstrap``.
-        seed: As in ``paired_bootstrap``.
+    """Compare two groups of different users, (U, M) and (V, M); draws keep the size of each.
 
     Raises:
         InputError: As ``paired_bootstrap``; the groups may differ in size.
@@ -197,16 +188,11 @@ class SampleRatio:
 def sample_ratio(
     control: int, treatment: int, ratio: tuple[float, float] = (1.0, 1.0)
 ) -> SampleRatio:
-    """Test numbers of users against the planned ratio: chi-square, one degree of freedom.
+    """Test numbers of users against the planned ratio of control to treatment: chi-square.
 
     A mismatch says that users are missing from one variant for a reason that may affect the
     metrics, so that no difference can be trusted. Source: Fabijan et al., "Diagnosing sample ratio
     mismatch in online controlled experiments", KDD 2019.
-
-    Args:
-        control: Users of the control.
-        treatment: Users of the treatment.
-        ratio: Control to treatment, as planned; both above 0.
 
     Raises:
         InputError: A part of the ratio is not a positive number.

@@ -17,8 +17,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +27,6 @@ import numpy as np
 import optuna
 import polars as pl
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DatabaseError
 from tqdm import tqdm
 
 from ranklet.errors import InputError, RunError
@@ -37,8 +35,9 @@ from ranklet_training.data.events import Events, frame_digest
 from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge.plots import new_figure, save_figure
 from ranklet_training.judge.space import Space, check_space, spec_of
+from ranklet_training.judge.study import ATTEMPTS, Study, open_study
 from ranklet_training.runs.checkpoint import locked
-from ranklet_training.runs.presets import RunConfig, configure, setting_differences
+from ranklet_training.runs.presets import RunConfig, configure
 from ranklet_training.runs.start import start_run
 from ranklet_training.runs.train import Log, train
 
@@ -47,7 +46,6 @@ logger = logging.getLogger(__name__)
 PRUNING_STARTS = 5  # finished trials before the median is meaningful
 PRUNING_WAITS = 1 / 3  # share of the epochs: the first ones predict little of the last
 IMPORTANCE_STARTS = 10  # trials; below, the importances are noise
-ATTEMPTS = 3  # a trial that dies each time (memory?) must not stop the study for ever
 FILES_OF_BEST = {".safetensors", ".parquet", ".tmp"}  # removed from all other trials
 
 
@@ -121,7 +119,7 @@ def tune(
     source: str = "",
     show_progress: bool = True,
 ) -> TuneResult:
-    """Search until the study has a number of finished trials, earlier calls included.
+    """Search until the study has ``trials`` finished trials, earlier calls included.
 
     Args:
         path: Folder of the study, which a new call resumes.
@@ -129,14 +127,14 @@ def tune(
         space: From ``parse_space``.
         events: The log.
         splits: From ``folds_of``.
-        items: As ``start_run`` takes it.
+        items: As in ``start_run``.
         sampler: ``"random"`` draws evenly; ``"tpe"`` draws near good trials.
         trials: Number of finished trials at which the study ends.
         minutes: Deadline: no trial starts after it, and the running one stops at its next epoch.
         prune: Stop a trial that falls behind the median of the earlier ones.
         seed: Of the draws; trainings use the seed of the base.
-        reading: As ``start_run`` takes it.
-        source: As ``start_run`` takes it.
+        reading: As in ``start_run``.
+        source: As in ``start_run``.
         show_progress: Draw a bar over the trials on stderr, if it is a terminal.
 
     Raises:
@@ -160,62 +158,63 @@ def tune(
         return train(run, split, log=log, show_progress=False).validation["NDCG@10"]
 
     taken = f"another process works on the study {path}"
-    with locked(path / "study.lock", taken), _opened(path) as study:
-        _check_facts(study, path, facts)
-        _enqueue_unfinished(study, base, space)
-        study.pruner = optuna.pruners.NopPruner()
+    with locked(path / "study.lock", taken), open_study(path, base, space) as study:
+        study.check_facts(facts)
+        study.enqueue_unfinished()
+        study.handle.pruner = optuna.pruners.NopPruner()
         if prune:
             wait = 0 if len(splits) > 1 else int(base.train.epochs * PRUNING_WAITS)
-            study.pruner = optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
-        search = _Search(study, path, base, splits, start, deadline)
+            study.handle.pruner = optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
+        search = _Search(study, splits, start, deadline)
         search.keep_best()  # a process may have been killed just before it
-        done = len(_finished(study))
+        done = len(study.finished())
         is_off = None if show_progress else True  # None: if stderr is no terminal
         with tqdm(total=trials, initial=done, unit=" trials", disable=is_off) as bar:
             while done < trials and time.monotonic() < deadline:
-                study.sampler = _sampler(sampler, seed, done)
-                search.run(study.ask(space))
-                done = len(_finished(study))
+                study.handle.sampler = _sampler(sampler, seed, done)
+                search.run(study.handle.ask(space))
+                done = len(study.finished())
                 bar.update(done - bar.n)
                 if best := search.keep_best():
                     bar.set_postfix_str(f"best {best.value:.4f} of trial {best.number}")
-        return _result(study, path, base)
+        return _result(study)
 
 
 @dataclass(frozen=True)
 class _Search:
     """Parts that all trials of a call share."""
 
-    study: optuna.Study
-    path: Path
-    base: RunConfig
+    study: Study
     splits: Sequence[Split]
     start: Callable[[Path, RunConfig, Split, Log], float]  # train one run, return its NDCG@10
     deadline: float
 
     def run(self, trial: optuna.Trial) -> None:
         """Run a trial and record its end in the study."""
+        tell = self.study.handle.tell
         try:
-            value = self._train(trial, configure(trial.params, self.base))
+            value = self._train(trial, configure(trial.params, self.study.base))
         except (_TimeIsOver, KeyboardInterrupt) as stop:
-            _enqueue_again(self.study, trial, self.base, trial.user_attrs.get("attempt", 1))
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.enqueue_again(trial, trial.user_attrs.get("attempt", 1))
+            tell(trial, state=TrialState.FAIL)
             if isinstance(stop, KeyboardInterrupt):
                 raise
-        except (optuna.TrialPruned, InputError, RunError) as reason:
-            if not isinstance(reason, optuna.TrialPruned):
-                if trial.user_attrs.get("is_base"):  # other trials would fail alike
-                    self.study.tell(trial, state=TrialState.FAIL)
-                    raise
-                logger.warning("trial %d is left out: %s", trial.number, reason)
+        except (InputError, RunError) as error:
+            if trial.user_attrs.get("is_base"):  # other trials would fail alike
+                tell(trial, state=TrialState.FAIL)
+                raise
+            logger.warning("trial %d is left out: %s", trial.number, error)
+            trial.set_user_attr("note", str(error))
+            tell(trial, state=TrialState.PRUNED)
+        except optuna.TrialPruned as reason:
             trial.set_user_attr("note", str(reason))
-            self.study.tell(trial, state=TrialState.PRUNED)
+            tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, value)
+            tell(trial, value)
 
     def _train(self, trial: optuna.Trial, config: RunConfig) -> float:
         """Return the mean of the best epochs' NDCG@10 over the splits."""
-        folder = self.path / "trials" / str(trial.number)
+        folder = self.study.path / "trials" / str(trial.number)
         if len(self.splits) == 1:
             return self.start(folder, config, self.splits[0], self._log(config, trial))
         values: list[float] = []
@@ -249,16 +248,16 @@ class _Search:
 
     def keep_best(self) -> FrozenTrial | None:
         """Write ``best.toml`` and remove the weights of all other trials."""
-        if (best := _best(self.study)) is None:
+        best, path = self.study.best(), self.study.path
+        if best is None:
             return None
-        settings = to_toml(configure(best.params, self.base).flat())
+        settings = to_toml(configure(best.params, self.study.base).flat())
         title = f"# trial {best.number} of ranklet tune: validation NDCG@10 {best.value:.5f}\n"
-        atomic_write(self.path / "best.toml", (title + settings).encode())
-        for folder in (self.path / "trials").glob("*"):
-            if folder.name != str(best.number):
-                for file in folder.rglob("*"):
-                    if file.suffix in FILES_OF_BEST:
-                        file.unlink()
+        atomic_write(path / "best.toml", (title + settings).encode())
+        for folder in (path / "trials").glob("*"):
+            for file in folder.rglob("*") if folder.name != str(best.number) else ():
+                if file.suffix in FILES_OF_BEST:
+                    file.unlink()
         return best
 
 
@@ -272,93 +271,19 @@ def _sampler(
     return optuna.samplers.TPESampler(seed=state)
 
 
-# The study on disk.
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[optuna.Study]:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path / 'study.db'}")
-    except (DatabaseError, RuntimeError) as error:
-        raise RunError(f"{path / 'study.db'} is damaged, or of another optuna: {error}") from error
-    try:
-        yield optuna.create_study(
-            storage=storage, study_name="ranklet", direction="maximize", load_if_exists=True
-        )
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def _check_facts(study: optuna.Study, path: Path, facts: Mapping[str, Any]) -> None:
-    """Record data, base and space of a new study; refuse to resume one with others."""
-    known = study.user_attrs
-    differences = []
-    for name, new in facts.items():
-        if name not in known:
-            study.set_user_attr(name, new)
-            continue
-        old = configure(known[name]).flat() if name == "base" else known[name]
-        if isinstance(new, str):
-            old, new = {f"digest of the {name}": old[:12]}, {f"digest of the {name}": new[:12]}
-        differences += setting_differences(old, new)
-    if differences:
-        raise RunError(
-            f"the study {path} was started with something else ({'; '.join(differences)}): "
-            "go on with the same, or choose another folder"
-        )
-
-
-def _enqueue_unfinished(study: optuna.Study, base: RunConfig, space: Space) -> None:
-    """Enqueue the trials that a killed process left unfinished, or the base of a new study."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        is_base, attempt = trial.user_attrs.get("is_base"), trial.user_attrs.get("attempt", 1)
-        if attempt >= ATTEMPTS and not is_base:
-            logger.warning("trial %d is left out: it was killed %d times", trial.number, attempt)
-            study.tell(trial.number, state=TrialState.PRUNED)
-            continue
-        # A trial that was killed during its draw lacks settings: it is drawn again.
-        if is_base or trial.params.keys() == space.keys():
-            _enqueue_again(study, trial, base, attempt + 1)
-        study.tell(trial.number, state=TrialState.FAIL)
-    if not _finished(study) and not study.get_trials(states=(TrialState.WAITING,)):
-        start = {name: base.flat()[name] for name in space}
-        study.enqueue_trial(start, user_attrs={"is_base": True})
-
-
-def _enqueue_again(
-    study: optuna.Study, trial: optuna.Trial | FrozenTrial, base: RunConfig, attempt: int
-) -> None:
-    is_base = trial.user_attrs.get("is_base", False)
-    settings = trial.params
-    if is_base:
-        settings = {name: base.flat()[name] for name in study.user_attrs["space"]}
-    study.enqueue_trial(settings, user_attrs={"is_base": is_base, "attempt": attempt})
-
-
-def _finished(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-
-def _best(study: optuna.Study) -> FrozenTrial | None:
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
-
-
-def _result(study: optuna.Study, path: Path, base: RunConfig) -> TuneResult:
-    best = _best(study)
+def _result(study: Study) -> TuneResult:
+    best = study.best()
     if best is None:
         raise RunError(
-            f"no trial was finished in time; the study {path} is kept: run the same command "
+            f"no trial was finished in time; the study {study.path} is kept: run the same command "
             "again, with more --minutes"
         )
-    finished = _finished(study)
+    finished = study.finished()
     results = {trial.number: _trial_result(trial) for trial in finished}
     base_number = next(trial.number for trial in finished if trial.user_attrs.get("is_base"))
     return TuneResult(
-        path,
-        configure(best.params, base),
+        study.path,
+        configure(best.params, study.base),
         results[best.number],
         results[base_number],
         list(results.values()),
@@ -378,22 +303,18 @@ def _trial_result(trial: FrozenTrial) -> TrialResult:
     )
 
 
-def _importance(study: optuna.Study) -> dict[str, float]:
+def _importance(study: Study) -> dict[str, float]:
     """Return the share of each setting in what distinguishes the best quarter of the trials.
 
     Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in
     Arbitrary Subspaces", 2023.
     """
-    # At least five trials count as the best.
-    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    complete = len(study.trials(TrialState.COMPLETE))
     if complete < IMPORTANCE_STARTS:
         return {}
-    share = max(0.25, 5 / complete)
+    share = max(0.25, 5 / complete)  # at least five trials
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-# Plots.
+    return optuna.importance.get_param_importances(study.handle, evaluator=evaluator)
 
 
 def plot_study(result: TuneResult) -> None:

@@ -35,16 +35,9 @@ def attention(
 ) -> Tensor:
     """Return softmax(QK^T / sqrt(d_k))V, (B, H, T, d_v).
 
-    Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
-
-    Args:
-        query: (B, H, T, d_k).
-        key: (B, H, S, d_k).
-        value: (B, H, S, d_v).
-        mask: Added to the scores, -inf where a query may not look; or bool, False there. Broadcast
-            to (B, H, T, S).
-        is_causal: Query t looks at keys 0 to t only.
-        scale: Replaces 1 / sqrt(d_k).
+    Query is (B, H, T, d_k), key (B, H, S, d_k), value (B, H, S, d_v). A mask broadcasts to
+    (B, H, T, S): floats are added to the scores, a bool hides keys where it is False. ``scale``
+    replaces 1 / sqrt(d_k). Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
     """
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale
@@ -52,16 +45,11 @@ def attention(
 
 
 def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Return causal attention to the latest events; shapes as ``attention``.
+    """Return causal attention to the latest ``window`` events, the query's own included; 0: all.
 
-    Source: Beltagy et al., "Longformer", 2020, section 3.1, its causal half. A long history is cut
-    into chunks, each beside the one before: time and memory grow with its length, not the square.
-
-    Args:
-        query: (B, H, T, d_k).
-        key: (B, H, T, d_k).
-        value: (B, H, T, d_v).
-        window: Number of visible events, the query's own included; 0: all.
+    A long history is cut into chunks, each beside the one before: time and memory grow with its
+    length, not the square. Query, key and value are (B, H, T, d). Source: Beltagy et al.,
+    "Longformer", 2020, section 3.1, its causal half.
     """
     length = query.shape[2]
     if not 0 < window < length:
@@ -100,16 +88,11 @@ def rotary_tables(positions: int, head_width: int, base: float) -> tuple[Tensor,
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
-    """Rotate pairs of channels by an angle proportional to the position.
+    """Rotate pairs of channels of x (B, H, T, d_k) by an angle proportional to the position.
 
-    Source: Su et al., "RoFormer", 2021, section 3.2; halves instead of neighbours are paired, as
-    in the ONNX operator RotaryEmbedding.
-
-    Args:
-        x: Queries or keys, (B, H, T, d_k).
-        cos: Table from ``rotary_tables``, (positions, d_k / 2).
-        sin: Table from ``rotary_tables``, (positions, d_k / 2).
-        positions: Place of each event in its history, int64 (B, T) or (1, T).
+    ``cos`` and ``sin`` are from ``rotary_tables``; positions are int64 (B, T) or (1, T). Source: Su
+    et al., "RoFormer", 2021, section 3.2; halves instead of neighbours are paired, as in the ONNX
+    operator RotaryEmbedding.
     """
     c, s = cos[positions][:, None], sin[positions][:, None]  # (B, 1, T, d_k / 2)
     first, second = x.chunk(2, dim=-1)
@@ -157,12 +140,9 @@ class RelativeBias(nn.Module):
 def relative_bias(
     cosines: Sequence[Sequence[float]], sines: Sequence[Sequence[float]], distances: int
 ) -> NDArray[np.float32]:
-    """Return the bias of ``RelativeBias`` from its numbers, (H, distances).
+    """Return the bias of distances from 0 on, (H, distances).
 
-    Args:
-        cosines: a of each head and wave, (H, WAVES).
-        sines: b of each head and wave, (H, WAVES).
-        distances: Number of distances, from 0.
+    ``cosines`` and ``sines`` are a and b of ``RelativeBias``, (H, WAVES) each.
     """
     angles = FREQUENCIES[:, None] * np.arange(distances)
     bias: NDArray[np.float64] = np.asarray(cosines) @ np.cos(angles)

@@ -71,11 +71,9 @@ def softmax_loss(
 ) -> Tensor:
     """Return the mean cross-entropy of the softmax over all items.
 
-    Args:
-        users: User vectors, one for each target, (N, D).
-        table: Item table, (items + 1, D); row 0 is padding and no candidate.
-        targets: Index of the next item, int64 (N,), from 1.
-        dtype: Of logits and products; bfloat16 saves time on a CPU that multiplies it.
+    Users are vectors (N, D), one for each target, the table (items + 1, D) with padding in row 0,
+    targets int64 (N,), from 1. ``dtype`` is that of logits and products: bfloat16 saves time on a
+    CPU that multiplies it.
     """
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         users, functional.embedding(targets, table), table[1:], targets - 1, 0.0, dtype
@@ -97,13 +95,8 @@ def sampled_softmax_loss(
     correction of Bengio and Senecal, "Adaptive importance sampling", 2008, for uniform sampling.
     A target among the negatives does not compete with itself.
 
-    Args:
-        users: (N, D).
-        table: Rows that targets and negatives index, (R, D).
-        targets: int64 (N,).
-        negatives: Distinct rows, drawn uniformly, sorted, int64 (M,).
-        items: Size of the catalogue.
-        dtype: Of the logits and the products.
+    Users are (N, D), targets int64 (N,) and negatives int64 (M,) rows of the table (R, D); the
+    negatives are distinct, sorted and drawn uniformly from all ``items``.
     """
     place = torch.searchsorted(negatives, targets).clamp_(max=len(negatives) - 1)
     column = torch.where(negatives[place] == targets, place, -1)
@@ -130,16 +123,10 @@ def gbce_loss(
     """Return the mean generalised binary cross-entropy.
 
     -log(sigmoid(s+)^beta) - sum log(1 - sigmoid(s-)), beta = a (t (1 - 1 / a) + 1 / a), where a is
-    the share of items drawn and t the calibration; t = 0 is plain BCE, as in SASRec.
+    the share of items drawn and t the calibration in [0, 1]; t = 0 is plain BCE, as in SASRec.
     Source: Petrov and Macdonald, "gSASRec", RecSys 2023, equation 7.
 
-    Args:
-        users: (N, D).
-        table: Rows that targets and negatives index, (R, D).
-        targets: int64 (N,).
-        negatives: Rows drawn for each target, int64 (N, M).
-        items: Size of the catalogue.
-        calibration: t, from 0 to 1.
+    Users are (N, D), targets int64 (N,) and negatives int64 (N, M) rows of the table (R, D).
     """
     share = min(1.0, negatives.shape[1] / max(1, items - 1))
     beta = share * (calibration * (1 - 1 / share) + 1 / share)
@@ -152,11 +139,7 @@ def gbce_loss(
 def rating_loss(users: Tensor, table: Tensor, targets: Tensor, ratings: Tensor) -> Tensor:
     """Return the mean squared error of the predicted ratings <user, e(target)>.
 
-    Args:
-        users: (N, D).
-        table: (items + 1, D).
-        targets: int64 (N,).
-        ratings: Less the mean rating, (N,).
+    Users are (N, D), the table (items + 1, D), targets int64 (N,), ratings less their mean (N,).
     """
     predicted = (users * functional.embedding(targets, table)).sum(dim=-1)
     return (predicted - ratings).square().mean()

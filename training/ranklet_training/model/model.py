@@ -14,7 +14,7 @@ score(user, item) = <user, e(item)>. Choices (docs/training.md holds the worth o
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -39,16 +39,13 @@ LARGEST_SEED = 2**63 - 1  # the largest that torch and numpy both take
 Gaps = tuple[Tensor, Tensor]
 
 
-def check_choices(config: object, **choices: tuple[str, ...]) -> None:
-    """Raise ValueError if a setting is not one of its choices."""
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {getattr(config, name)!r}")
-
-
-def check_sizes(config: object) -> None:
-    """Raise ValueError if an integer setting exceeds its largest value."""
+def check_settings(config: object) -> None:
+    """Raise ValueError if a setting is none of its choices or exceeds the largest integer."""
+    types = get_type_hints(type(config))
     for name, value in vars(config).items():
+        choices = get_args(types[name])  # of a Literal
+        if choices and value not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
         largest = LARGEST_SEED if name == "seed" else LARGEST
         if isinstance(value, int) and value > largest:
             raise ValueError(f"{name} must be at most {largest:,}, got {show(value)}")
@@ -82,14 +79,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""
-        check_sizes(self)
-        check_choices(
-            self,
-            kind=("sequence", "seed"),
-            block=("pre-norm", "gated"),
-            activation=("gelu", "swiglu"),
-            scoring=("cosine", "dot"),
-        )
+        check_settings(self)
         check_least(self, width=1, heads=1, feed_forward=1, max_length=1)
         check_least(self, blocks=0, attention_window=0)
         if self.time_gaps and (self.blocks == 0 or self.kind == "seed"):

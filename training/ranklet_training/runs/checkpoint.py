@@ -13,12 +13,12 @@ Weights are safetensors, the rest JSON and parquet: no file runs code when it is
 Each file is whole or absent.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,11 @@ def write_run(run: Run) -> None:
     buffer = io.BytesIO()
     run.catalogue.write_parquet(buffer)
     atomic_write(run.path / "catalogue.parquet", buffer.getvalue())
+    settings = run.config.to_dict()
     document = {
         "format": RUN_FORMAT,
-        **run.config.to_dict(),
-        "config_digest": config_digest(run.config),
+        **settings,
+        "config_digest": sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "data": run.data,
         "versions": run.versions,
     }
@@ -188,11 +189,6 @@ def read_run(path: Path) -> Run:
         return Run(path, config, data, document["versions"], catalogue)
     except (KeyError, TypeError, ValueError, OSError, pl.exceptions.PolarsError) as error:
         raise RunError(f"the run {path} is damaged: {error!r}") from error
-
-
-def config_digest(config: RunConfig) -> str:
-    """Return the SHA-256 of all settings."""
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from ranklet.errors import InputError
 from ranklet.vocabulary import show
 from ranklet_training.data.sequences import Windows, targets_per_epoch
 from ranklet_training.data.split import Split, SplitKind
-from ranklet_training.model.model import ModelConfig, check_choices, check_least, check_sizes
+from ranklet_training.model.model import ModelConfig, check_least, check_settings
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no training can have."""
-        check_sizes(self)
+        check_settings(self)
         check_least(self, epochs=1, targets_per_step=1, checkpoint_steps=1, patience=1, negatives=1)
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
@@ -61,13 +61,6 @@ class TrainConfig:
                 "lazy_rows needs a sampled loss and no l1 or l2: the others move every row, got "
                 f"loss {self.loss!r}, l1 {self.l1}, l2 {self.l2}: set lazy_rows=false"
             )
-        check_choices(
-            self,
-            loss=("softmax", "sampled-softmax", "gbce"),
-            windows=("last", "all"),
-            head_dtype=("float32", "bfloat16"),
-            split=("leave-one-out", "time", "k-fold"),
-        )
 
     @property
     def feature_names(self) -> list[str]:
@@ -152,17 +145,16 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
         size = "many events" if is_large else "few events"
         reasons.append(f"long histories ({events / users:.0f} events a user), {size} ({events:,})")
     else:
-        targets = 1024
-        pairs = targets_per_epoch(split.training, "all", 50)
         settings = {
             "max_length": 50,
             "width": 256,
             "heads": 1,
             "learning_rate": 2e-3,
             "dropout": 0.5,
-            "targets_per_step": targets,
-            "epochs": min(30, max(12, round(STEPS * targets / pairs))),
+            "targets_per_step": 1024,
         }
+        pairs = targets_per_epoch(split.training, "all", 50)
+        settings["epochs"] = min(30, max(12, round(STEPS * 1024 / pairs)))
         reasons.append(f"short histories ({events / users:.0f} events a user)")
     settings["loss"] = "sampled-softmax" if items > SAMPLED_FROM else "softmax"
     settings["lazy_rows"] = items > LAZY_FROM
@@ -187,9 +179,8 @@ def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> Ru
     for name, value in overrides.items():
         part = model if name in model else train
         if name not in part:
-            raise InputError(
-                f"no setting is called {name!r}; there are {', '.join([*model, *train])}"
-            )
+            known = ", ".join([*model, *train])
+            raise InputError(f"no setting is called {name!r}; there are {known}")
         part[name] = _convert(name, value, type(part[name]))
     try:
         return RunConfig(ModelConfig(**model), TrainConfig(**train))
@@ -209,18 +200,16 @@ def setting_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 def _convert(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401 (settings of any type)
     """Return the value of a setting, text read as its type; refuse other types."""
-    if isinstance(value, str) and kind is not str:
-        try:
-            if kind is bool:
-                return {"true": True, "false": False}[value.lower()]
+    try:
+        if isinstance(value, str) and kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if (isinstance(value, str) and kind is not str) or (is_whole and kind is float):
             return kind(value)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{name} must be {kind.__name__}, got {show(value)}") from error
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise InputError(f"{name} must be finite, got {show(value)}") from error
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    except OverflowError as error:
+        raise InputError(f"{name} must be finite, got {show(value)}") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{name} must be {kind.__name__}, got {show(value)}") from error
+    if type(value) is not kind:
         raise InputError(f"{name} must be {kind.__name__}, got {show(value)}")
     return value

@@ -113,12 +113,10 @@ def _held_out(split: Split, length: int) -> Questions | None:
     """Return validation questions with the latest ``length`` known events of each."""
     cases = split.validation
     rows = np.random.default_rng(0).permutation(len(cases))[:HELD_OUT]
-    histories = [cases.histories[row] for row in rows]
-    histories = [history[history > 0][-length:] for history in histories]
-    known = [place for place, history in enumerate(histories) if len(history)]
-    if not known:
-        return None
-    return Questions([histories[place] for place in known], cases.targets[rows[known]])
+    held_out = cases.take(rows).drop_unknown()
+    known = np.flatnonzero(held_out.histories.lengths)
+    histories = [held_out.histories[row][-length:] for row in known.tolist()]
+    return Questions(histories, held_out.targets[known]) if histories else None
 
 
 def reopen_run(path: Path, events: Events, config: RunConfig | None = None) -> Run:

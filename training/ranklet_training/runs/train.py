@@ -25,7 +25,7 @@ from ranklet.time_gaps import UNKNOWN
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.data.split import Split
 from ranklet_training.judge.evaluate import rank_targets
-from ranklet_training.judge.metrics import all_metrics
+from ranklet_training.judge.metrics import Metrics, all_metrics
 from ranklet_training.model.cooccurrence import cooccurrence_table
 from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
 from ranklet_training.model.model import Gaps, reset_dropout
@@ -53,7 +53,7 @@ class TrainResult:
 
     run: Run
     model: Model  # with the best weights
-    validation: dict[str, float]  # metrics of the best epoch
+    validation: Metrics  # of the best epoch
     best_epoch: int
     epochs: int
     seconds: float  # of this process, evaluation included
@@ -64,11 +64,8 @@ def train(
 ) -> TrainResult:
     """Train from the run's last checkpoint, or from the start, to the end.
 
-    Args:
-        run: From ``start_run`` or ``reopen_run``.
-        split: Of the run's events, by its settings.
-        log: Receives every line of ``metrics.jsonl``.
-        show_progress: Draw a bar with loss, events/s and time left on stderr, if it is a terminal.
+    The split is of the run's events, by its settings. ``log`` receives every line of
+    ``metrics.jsonl``; the bar is drawn on stderr, if it is a terminal.
 
     Raises:
         RunError: The loss is not finite; the last checkpoint and the best weights stay.
@@ -115,11 +112,9 @@ def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
         _keep_lines(run.path / "metrics.jsonl", progress.epoch)
         return model.train(), optimizer, progress
     if config.cooccurrence_start:
-        start = cooccurrence_table(
-            split.training, len(split.vocabulary), run.config.model.width, config.seed
-        )
+        items, width = len(split.vocabulary), run.config.model.width
         with torch.no_grad():
-            model.items.item.copy_(start)
+            model.items.item.copy_(cooccurrence_table(split.training, items, width, config.seed))
     (run.path / "metrics.jsonl").unlink(missing_ok=True)
     return model.train(), optimizer, Progress()
 
@@ -241,7 +236,7 @@ def draw_negatives(random: np.random.Generator, count: int, items: int) -> Tenso
     return torch.from_numpy(np.sort(random.choice(items, count, replace=False, shuffle=False)) + 1)
 
 
-def _validate(model: Model, split: Split) -> dict[str, float]:
+def _validate(model: Model, split: Split) -> Metrics:
     was_training = model.training
     model.eval()
     try:
@@ -252,20 +247,17 @@ def _validate(model: Model, split: Split) -> dict[str, float]:
     return all_metrics(ranks)
 
 
-def _end_epoch(run: Run, model: Model, progress: Progress, metrics: dict[str, float]) -> None:
+def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> None:
     """Keep the weights if they are the best, and decide whether training is done."""
     if metrics["NDCG@10"] > progress.best_ndcg:
         progress.best_ndcg, progress.best_epoch = metrics["NDCG@10"], progress.epoch
         weights = dict(model.state_dict())
         write_tensors(run.path / "best.safetensors", weights, {"epoch": progress.epoch, **metrics})
-    config = run.config.train
-    waited = progress.epoch - progress.best_epoch
+    config, waited = run.config.train, progress.epoch - progress.best_epoch
     progress.done = progress.epoch + 1 == config.epochs or waited >= config.patience
 
 
-def _log_line(
-    progress: Progress, metrics: dict[str, float], speed: float, seconds: float
-) -> dict[str, Any]:
+def _log_line(progress: Progress, metrics: Metrics, speed: float, seconds: float) -> dict[str, Any]:
     """Return the metric line of an epoch and move ``progress`` to the next."""
     line = {
         "epoch": progress.epoch,
