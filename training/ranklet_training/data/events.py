@@ -103,7 +103,7 @@ def read_events(
     raw, is_text = table.collect(names, _MAPPING), table.is_text
     labels = {ours: table.label(theirs) for ours, theirs in names.items()}
     read = {
-        name: _ids(raw[name], labels[name], id_type, is_text) for name in ("user_id", "item_id")
+        name: read_ids(raw[name], labels[name], id_type, is_text) for name in ("user_id", "item_id")
     }
     read["timestamp"] = _timestamps(raw["timestamp"], labels["timestamp"], is_text)
     if "event" in raw:
@@ -126,10 +126,7 @@ def read_events(
 
 
 def read_items(
-    source: str | Path | ArrowStream,
-    *,
-    item_column: str = "item_id",
-    id_type: IdType = "auto",
+    source: str | Path | ArrowStream, *, item_column: str = "item_id", id_type: IdType = "auto"
 ) -> pl.DataFrame:
     """Read an item file: unique ``item_id`` first, ``title`` as text, other columns unchanged.
 
@@ -151,7 +148,7 @@ def read_items(
         "give the column of ids this name, or say --item-column NAME, in Python item_column",
     )
     label = table.label(item_column)
-    item_ids = _ids(raw["item_id"], label, id_type, table.is_text)
+    item_ids = read_ids(raw["item_id"], label, id_type, table.is_text)
     repeats = ~item_ids.is_first_distinct()
     refuse(repeats, item_ids, label, "repeats an earlier id", "keep one row for each item")
     if "title" in others:
@@ -197,7 +194,9 @@ def _refuse_missing(values: pl.Series, label: str) -> None:
     refuse(values.is_null(), values, label, "has no value", "fill it in or remove the row")
 
 
-def _ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> pl.Series:
+def read_ids(
+    values: pl.Series, label: str, id_type: IdType = "auto", is_text: bool = False
+) -> pl.Series:
     """Return ids as int64 or text, without loss."""
     _check_choice("id_type", id_type, IdType)
     _refuse_missing(values, label)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ranklet.time_gaps import UNKNOWN, buckets_before
 
 Windows = Literal["last", "all"]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -25,37 +26,37 @@ class Sequences:
     parallel to ``items``, if the event log has them.
     """
 
-    items: NDArray[np.int64]
-    offsets: NDArray[np.int64]
+    items: Ints
+    offsets: Ints
     ratings: NDArray[np.float32] | None = None
-    times: NDArray[np.int64] | None = None
+    times: Ints | None = None
 
     def __len__(self) -> int:
         """Return the number of users."""
         return len(self.offsets) - 1
 
-    def __getitem__(self, user: int) -> NDArray[np.int64]:
+    def __getitem__(self, user: int) -> Ints:
         """Return the history of one user."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+    def __iter__(self) -> Iterator[Ints]:
         """Yield every history."""
         return (self[user] for user in range(len(self)))
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """Return the number of events of every user."""
         return np.diff(self.offsets)
 
     @cached_property
-    def gaps(self) -> NDArray[np.int64]:
+    def gaps(self) -> Ints:
         """Return the bucket of the gap before each event, ``UNKNOWN`` before a user's first."""
         assert self.times is not None
         before = buckets_before(self.times)
         before[self.offsets[:-1][self.lengths > 0]] = UNKNOWN
         return before
 
-    def counts(self, items: int) -> NDArray[np.int64]:
+    def counts(self, items: int) -> Ints:
         """Return the number of events of each item, by index, (items + 1,)."""
         return np.bincount(self.items, minlength=items + 1)
 
@@ -64,23 +65,21 @@ class Sequences:
 class Batch:
     """Histories and the next item after each event, both (B, T), padded with 0 on the right."""
 
-    users: NDArray[np.int64]
-    history: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    users: Ints
+    history: Ints
+    targets: Ints
     ratings: NDArray[np.float32] | None
-    since: NDArray[np.int64] | None = None  # bucket of the gap before each event of the history
-    until: NDArray[np.int64] | None = None  # bucket of the gap between each event and its target
+    since: Ints | None = None  # bucket of the gap before each event of the history
+    until: Ints | None = None  # bucket of the gap between each event and its target
 
 
-def ragged_places(
-    starts: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def ragged_places(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
     """Return the places of ranges in a flat array, joined, and the offsets of each range."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 
-def pad(histories: Sequence[NDArray[np.int64]], length: int | None = None) -> NDArray[np.int64]:
+def pad(histories: Sequence[Ints], length: int | None = None) -> Ints:
     """Return the latest ``length`` events of each history, padded on the right, (B, T)."""
     cut = [history[-length:] if length else history for history in histories]
     padded = np.zeros((len(cut), max(1, *map(len, cut), 1)), dtype=np.int64)
@@ -134,7 +133,7 @@ def epoch_batches(
 
 def _cut_windows(
     sequences: Sequences, windows: Windows, length: int, random: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Ints, Ints, Ints]:
     """Return (user, start, end) of windows; targets are items[start:end], from 1 within a user."""
     lengths = sequences.lengths
     if windows == "last":
@@ -154,12 +153,7 @@ def _cut_windows(
 
 
 def _gather(
-    sequences: Sequences,
-    users: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    *,
-    with_gaps: bool,
+    sequences: Sequences, users: Ints, starts: Ints, ends: Ints, *, with_gaps: bool
 ) -> Batch:
     steps = np.arange((ends - starts).max())
     is_event = steps < (ends - starts)[:, None]  # (B, T)

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ranklet.errors import DataError
+from ranklet_training.data.sequences import Ints
 
 TOP = 10  # best_hit_rate is HR@10
 
@@ -44,14 +45,14 @@ class Simulation:
 
 @dataclass(frozen=True)
 class _World:
-    cluster_of: NDArray[np.int64]  # (items,)
+    cluster_of: Ints  # (items,)
     popularity: NDArray[np.float64]  # (items,), sums to 1 within a cluster
-    followers: NDArray[np.int64]  # (items, len(_FOLLOWERS))
+    followers: Ints  # (items, len(_FOLLOWERS))
     late_from: int  # items with this index or a higher one arrive late
 
     def weights(
         self,
-        last: NDArray[np.int64],
+        last: Ints,
         taste: NDArray[np.float64],
         seen: NDArray[np.bool_],
         has_late: NDArray[np.bool_],
@@ -124,7 +125,7 @@ def simulate(
     return Simulation(pl.DataFrame(columns), described, float(mass.mean()), oracle)
 
 
-def _names(prefix: str, numbers: NDArray[np.int64]) -> NDArray[np.str_]:
+def _names(prefix: str, numbers: Ints) -> NDArray[np.str_]:
     width = len(str(len(numbers)))
     return np.array([f"{prefix}{number + 1:0{width}}" for number in numbers.tolist()])
 
@@ -143,7 +144,7 @@ def _draw_world(random: np.random.Generator, items: int, clusters: int, late_fro
     return _World(cluster_of, popularity, followers, late_from)
 
 
-def _draw_times(random: np.random.Generator, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def _draw_times(random: np.random.Generator, lengths: Ints) -> Ints:
     """Return unix seconds, (users, longest), strictly increasing; a row's tail is padding."""
     longest = int(lengths.max())
     begin = random.uniform(0, 0.9, len(lengths))
@@ -161,9 +162,9 @@ def _draw_items(
     random: np.random.Generator,
     world: _World,
     taste: NDArray[np.float64],
-    lengths: NDArray[np.int64],  # from long to short
-    times: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    lengths: Ints,  # from long to short
+    times: Ints,
+) -> tuple[Ints, Ints, NDArray[np.float64]]:
     """Return items (users, longest), the best ten at the last event, and their probability."""
     users, items = len(lengths), len(world.cluster_of)
     chosen = np.full(times.shape, -1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import DataError
 from ranklet.vocabulary import Vocabulary
-from ranklet_training.data.sequences import Sequences, ragged_places
+from ranklet_training.data.sequences import Ints, Sequences, ragged_places
 
 SplitKind = Literal["leave-one-out", "time", "k-fold"]
 
@@ -35,20 +35,20 @@ class Cases:
     """
 
     histories: Sequences
-    targets: NDArray[np.int64]
-    target_times: NDArray[np.int64] | None = None
+    targets: Ints
+    target_times: Ints | None = None
 
     def __len__(self) -> int:
         """Return the number of cases."""
         return len(self.targets)
 
-    def times(self, row: int) -> NDArray[np.int64]:
+    def times(self, row: int) -> Ints:
         """Return the times of one history."""
         assert self.histories.times is not None
         offsets = self.histories.offsets
         return self.histories.times[offsets[row] : offsets[row + 1]]
 
-    def take(self, rows: NDArray[np.int64]) -> "Cases":
+    def take(self, rows: Ints) -> "Cases":
         """Return some of the cases, in the order of ``rows``."""
         starts, lengths = self.histories.offsets[rows], self.histories.lengths[rows]
         places, offsets = ragged_places(starts, lengths)
@@ -160,14 +160,14 @@ def split_events(
     return split
 
 
-def _first_of_user(users: NDArray[np.int64], candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _first_of_user(users: Ints, candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
     places = np.flatnonzero(candidate)
     first = np.zeros(len(users), dtype=bool)
     first[places[np.unique(users[places], return_index=True)[1]]] = True
     return first
 
 
-def _indices(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
+def _indices(ids: pl.Series, vocabulary: Vocabulary) -> Ints:
     known = pl.DataFrame({"item_id": vocabulary.all_ids}, schema={"item_id": ids.dtype})
     joined = pl.DataFrame({"item_id": ids}).join(
         known.with_row_index("index", offset=1), on="item_id", how="left", maintain_order="left"
@@ -176,12 +176,7 @@ def _indices(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
 
 
 def _cases(
-    users: NDArray[np.int64],
-    items: NDArray[np.int64],
-    times: NDArray[np.int64],
-    is_target: NDArray[np.bool_],
-    *,
-    strict_time: bool,
+    users: Ints, items: Ints, times: Ints, is_target: NDArray[np.bool_], *, strict_time: bool
 ) -> Cases:
     """Return the target events with all earlier events of their users; empty histories drop out.
 

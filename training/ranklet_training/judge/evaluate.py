@@ -17,7 +17,7 @@ from ranklet.errors import RunError
 from ranklet.ranker import Ranker
 from ranklet.time_gaps import UNKNOWN, gap_buckets
 from ranklet.vocabulary import Vocabulary, show
-from ranklet_training.data.sequences import Sequences, pad
+from ranklet_training.data.sequences import Ints, Sequences, pad
 from ranklet_training.data.split import Cases, Split
 from ranklet_training.judge.metrics import (
     CUTOFFS,
@@ -45,9 +45,9 @@ LENGTHS = (1, 5, 10, 20, 50, 100, 200)
 class TargetRanks:
     """Ranks of the targets of Q cases, and the best items."""
 
-    ranks: NDArray[np.int64]  # among all items, from 1, ties pessimistic, (Q,)
+    ranks: Ints  # among all items, from 1, ties pessimistic, (Q,)
     mean_ranks: NDArray[np.float64]  # the mean of the places that a tie takes, (Q,)
-    top: NDArray[np.int64]  # the best items, 0 past the last one, (Q, K)
+    top: Ints  # the best items, 0 past the last one, (Q, K)
 
 
 def rank_targets(
@@ -129,7 +129,7 @@ def rank_by_bundle(
     return TargetRanks(ranks, mean_ranks, best)
 
 
-def _batches(cases: Cases, items: int = 1) -> Iterator[NDArray[np.int64]]:
+def _batches(cases: Cases, items: int = 1) -> Iterator[Ints]:
     """Yield rows of cases, histories of similar length together."""
     order = np.argsort(cases.histories.lengths, kind="stable")
     size = max(1, min(BATCH, LARGEST_BATCH // items))
@@ -277,7 +277,7 @@ def _figures(
     model: Model | Ranker | Scorer,
     split: Split,
     cases: Cases,
-    counts: NDArray[np.int64],
+    counts: Ints,
     slices: dict[str, NDArray[np.bool_]],
 ) -> dict[str, Any]:
     unmasked = rank_targets(model, split, cases, mask_seen=False)

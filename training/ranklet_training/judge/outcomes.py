@@ -10,6 +10,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from ranklet.errors import DataError, InputError
+from ranklet_training.data.events import read_ids
 from ranklet_training.data.tables import open_table, refuse
 from ranklet_training.judge.statistics import (
     MIN_USERS,
@@ -22,6 +23,7 @@ from ranklet_training.judge.statistics import (
 
 OUTCOME_COLUMNS = ("user_id", "variant", "shown", "clicked")
 LISTS = OUTCOME_COLUMNS[2:]
+NO_CLICK = "write an empty list where nothing was clicked"
 OUTCOME_METRICS = (
     "click-through rate",  # clicked items / shown items of a user
     "requests with a click",  # share of a user's requests
@@ -137,17 +139,15 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
             missing one, an empty ``shown``, an item twice, a click on an item that was not shown.
     """
     table = open_table(source, [["user_id"], ["variant"], LISTS], lists=LISTS)
-    frame = table.collect(
-        {column: column for column in OUTCOME_COLUMNS},
-        f"a log of outcomes has {', '.join(OUTCOME_COLUMNS)}",
-    )
+    advice = f"a log of outcomes has {', '.join(OUTCOME_COLUMNS)}"
+    frame = table.collect({column: column for column in OUTCOME_COLUMNS}, advice)
     if table.is_text:
         nothing = pl.lit([], dtype=pl.List(pl.String))
         frame = frame.with_columns(pl.col(LISTS).str.split("|"))
         frame = frame.with_columns(pl.col("clicked").fill_null(nothing))
-    for column in OUTCOME_COLUMNS:
-        advice = "write an empty list where nothing was clicked" if column == "clicked" else None
-        refuse(frame[column].is_null(), frame[column], table.label(column), "has no value", advice)
+    users, variants = (read_ids(frame[n], table.label(n)) for n in ("user_id", "variant"))
+    for name, advice in zip(LISTS, ("leave such requests out", NO_CLICK), strict=True):
+        refuse(frame[name].is_null(), frame[name], table.label(name), "has no value", advice)
     shown, clicked = (_id_lists(frame[column], table.label(column)) for column in LISTS)
     empty = shown.list.len() == 0
     refuse(empty, shown, table.label("shown"), "is empty", "leave such requests out")
@@ -155,7 +155,6 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
         raise DataError(
             f"{table.name}: shown is {shown.dtype} and clicked {clicked.dtype}: use one type"
         )
-    users, variants = (_scalars(frame[c], table.label(c)) for c in ("user_id", "variant"))
     frame = pl.DataFrame([users, variants.cast(pl.String), shown, clicked.cast(shown.dtype)])
     _refuse_unshown(frame, table.name)
     return frame
@@ -166,17 +165,16 @@ def user_outcomes(requests: pl.DataFrame) -> pl.DataFrame:
     rows = requests.with_row_index("row")
     first = _clicks(rows).group_by("row").agg(pl.col("place").min())
     clicks = pl.col("clicked").list.len()
-    table = rows.join(first, on="row", how="left", maintain_order="left").group_by(
-        "user_id", "variant"
-    )
+    rows = rows.join(first, on="row", how="left", maintain_order="left")
     rate, any_click, per_request, reciprocal = OUTCOME_METRICS
-    return table.agg(
+    table = rows.group_by("user_id", "variant").agg(
         pl.len().alias("requests"),
         (clicks.sum() / pl.col("shown").list.len().sum()).alias(rate),
         (clicks > 0).mean().alias(any_click),
         clicks.mean().alias(per_request),
         (1 / pl.col("place")).fill_null(0.0).mean().alias(reciprocal),
-    ).sort("user_id", "variant")
+    )
+    return table.sort("user_id", "variant")
 
 
 def _variants(requests: pl.DataFrame, control: str | None) -> tuple[str, str]:
@@ -191,19 +189,6 @@ def _variants(requests: pl.DataFrame, control: str | None) -> tuple[str, str]:
         raise InputError(f"control {control!r} is not among the variants: {listed}")
     first = names[0] if control is None else control
     return first, names[1 - names.index(first)]
-
-
-def _scalars(values: pl.Series, label: str) -> pl.Series:
-    """Return users or variants as integers or text."""
-    if values.dtype.is_integer():
-        return values
-    if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
-        raise DataError(
-            f"{label} holds {values.dtype}, such as {values[0]!r} in row 1; use text or integers"
-        )
-    texts = values.cast(pl.String)
-    refuse(texts == "", texts, label, "is an empty text")
-    return texts
 
 
 def _id_lists(values: pl.Series, label: str) -> pl.Series:
@@ -248,11 +233,10 @@ def _refuse_unshown(frame: pl.DataFrame, name: str) -> None:
     unshown = _clicks(frame.with_row_index("row")).filter(pl.col("place").is_null())
     if unshown.is_empty():
         return
-    row = int(unshown["row"].min())  # type: ignore[arg-type]  # not empty, so a number
-    items = sorted(unshown.filter(pl.col("row") == row)["item"].to_list())
+    row, items = unshown.group_by("row").agg("item").sort("row").row(0)
     others = unshown["row"].n_unique() - 1
     more = f" (and {others:,} more rows)" if others else ""
     raise DataError(
-        f"{name}: clicked items were not shown in row {row + 1}: {items[:10]}{more}; clicks belong "
-        "to the request that showed the item"
+        f"{name}: clicked items were not shown in row {row + 1}: {sorted(items)[:10]}{more}; "
+        "clicks belong to the request that showed the item"
     )

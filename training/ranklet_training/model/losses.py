@@ -113,12 +113,7 @@ def sampled_softmax_loss(
 
 
 def gbce_loss(
-    users: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    items: int,
-    calibration: float,
+    users: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, items: int, calibration: float
 ) -> Tensor:
     """Return the mean generalised binary cross-entropy.
 
