@@ -546,7 +546,7 @@ def test_what_a_study_records_of_a_range_is_read_as_the_range(
         ("windows", "all..last", r"windows has no range, got 'all\.\.last'"),
         ("windows", "all,some", "windows must be one of"),
         ("cooccurrence_start", "true..false", "has no range"),
-        ("split", "time,k-fold", "split can't be searched: it decides what is asked"),
+        ("split", "time,k-fold", "split can't be searched: it decides the held-out cases"),
         ("seed", "0..9", "seed can't be searched: the best seed is luck"),
     ],
 )

@@ -13,7 +13,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
 from ranklet_training.data.events import frame_digest
 from ranklet_training.data.simulator import simulate
+from ranklet_training.data.tables import write_frame
 
 Way = Literal["auto", "publisher", "pip"]
 
@@ -56,7 +56,7 @@ _SAME_CONDITIONS = (
     "permission of the GroupLens Research Project at the University of Minnesota, which is to be "
     "acknowledged and does not endorse the results."
 )
-_ADDRESS = "https://files.grouplens.org/datasets/movielens/{}.zip"
+_SIMULATED = "Made by ranklet's simulator: no terms beyond those of ranklet."
 
 
 @dataclass(frozen=True)
@@ -90,29 +90,22 @@ class Fetched:
     best_hit_rate: float | None = None  # the highest possible HR@10, known for synthetic alone
 
 
+def _movielens(name: str, licence: str = _RESEARCH_ONLY, **digests: str) -> Source:
+    address = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
+    return Source(name, address, licence, _CITATION, **digests)
+
+
 _ALL = (
-    Source(
+    _movielens(
         "ml-100k",
-        _ADDRESS.format("ml-100k"),
-        _RESEARCH_ONLY,
-        _CITATION,
         md5="0e33842e24a9c977be4e0107933c0723",
         # Of the copy in the recbole wheel.
         events_digest="d8ae9355a6ec26b5a6b45447055f4dbc3e9de26d644047a557c1246e57c531ea",
         items_digest="86ebb25e3f0d0bb5d25094d11b25af0c8fa7f03a955afaef32481e08b8816536",
     ),
-    Source(
-        "ml-1m",
-        _ADDRESS.format("ml-1m"),
-        _RESEARCH_ONLY,
-        _CITATION,
-        md5="c4d9eecfca2ab87c1945afe126590906",
-    ),
-    # Without digests: the publisher replaces this file from time to time.
-    Source("ml-latest-small", _ADDRESS.format("ml-latest-small"), _SAME_CONDITIONS, _CITATION),
-    Source(
-        "synthetic", None, "Made by ranklet's simulator: no terms beyond those of ranklet.", None
-    ),
+    _movielens("ml-1m", md5="c4d9eecfca2ab87c1945afe126590906"),
+    _movielens("ml-latest-small", _SAME_CONDITIONS),  # whose file is replaced from time to time
+    Source("synthetic", None, _SIMULATED, None),
 )
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
@@ -124,12 +117,8 @@ def fetch(
 ) -> Fetched:
     """Write events.parquet, items.parquet and SOURCE.md of a data set into a folder.
 
-    Args:
-        name: A key of ``SOURCES``.
-        directory: The folder, made if needed.
-        source: A copy, which replaces the download: the publisher's zip file, its unpacked folder,
-            or for ml-100k a recbole wheel.
-        via: ``auto`` tries the publisher, then for ml-100k pip.
+    A ``source`` is a copy, which replaces the download: the publisher's zip file, its unpacked
+    folder, or for ml-100k a recbole wheel. ``auto`` tries the publisher, then for ml-100k pip.
 
     Raises:
         DataError: The set is unknown, out of reach, or not the published one.
@@ -143,7 +132,7 @@ def fetch(
             raise DataError("synthetic is made here; leave out the source and the way")
         world = simulate()
         frames = (world.events, world.items)
-        return _write(SOURCES[name], directory, frames, "simulator", [], world.best_hit_rate)
+        return _write(SOURCES[name], Path(directory), frames, "simulator", [], world.best_hit_rate)
     notes: list[str] = []
     md5 = SOURCES[name].md5
     if source is not None:
@@ -154,7 +143,7 @@ def fetch(
         frames, way = _download(name, via, notes)
         is_publishers = way == "publisher" and md5 is not None
     _compare(SOURCES[name], frames, notes, is_publishers=is_publishers)
-    return _write(SOURCES[name], directory, frames, way, notes, None)
+    return _write(SOURCES[name], Path(directory), frames, way, notes, None)
 
 
 def _download(name: str, via: Way, notes: list[str]) -> tuple[_Frames, str]:
@@ -197,9 +186,7 @@ def _from_pip(folder: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, _WHEEL]
     advice = "download that wheel on a machine that can, and pass it: --from FILE"
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"pip took over {_PIP_SECONDS} s to get {_WHEEL}; {advice}") from error
     wheels = list(Path(folder).glob("recbole-*.whl"))
@@ -210,7 +197,6 @@ def _from_pip(folder: str) -> Path:
 
 
 def _parse(name: str, source: Path) -> _Frames:
-    """Read a data set from the publisher's zip file or folder, or from a recbole wheel."""
     first_missing = None
     for inside, files, parse in _LAYOUTS[name]:
         for folder in (inside, ""):
@@ -245,7 +231,7 @@ def _read_member(source: Path, name: str) -> bytes:
         ) from error
 
 
-def _events(raw: bytes, separator: str, *, has_header: bool) -> pl.DataFrame:
+def _events(raw: bytes, separator: str, skip: int) -> pl.DataFrame:
     """Read rows of user, item, rating, time, in the publisher's order."""
     schema = {
         "user_id": pl.String,
@@ -253,16 +239,13 @@ def _events(raw: bytes, separator: str, *, has_header: bool) -> pl.DataFrame:
         "rating": pl.Float64,
         "timestamp": pl.Float64,  # recbole writes its times as floats
     }
-    frame = pl.read_csv(
-        raw, separator=separator, has_header=False, skip_lines=int(has_header), schema=schema
-    )
+    frame = pl.read_csv(raw, separator=separator, has_header=False, skip_lines=skip, schema=schema)
     if frame.is_empty() or frame.null_count().sum_horizontal().item():
         raise ValueError("ratings are missing")
     return frame.select("user_id", "item_id", pl.col("timestamp").cast(pl.Int64), "rating")
 
 
 def _items(rows: list[tuple[str, str, list[str]]]) -> pl.DataFrame:
-    """Return item ids, titles and genres in their one normal form."""
     return pl.DataFrame(
         {
             "item_id": [item_id for item_id, _, _ in rows],
@@ -279,7 +262,7 @@ def _parse_100k(data: bytes, item: bytes) -> _Frames:
         item_id, title, _released, _video, _link, *flags = line.split("|")
         present = [genre for genre, flag in zip(_GENRES_100K, flags, strict=True) if flag == "1"]
         rows.append((item_id, title, present))
-    return _events(data, "\t", has_header=False), _items(rows)
+    return _events(data, "\t", 0), _items(rows)
 
 
 def _parse_recbole(inter: bytes, item: bytes) -> _Frames:
@@ -291,19 +274,19 @@ def _parse_recbole(inter: bytes, item: bytes) -> _Frames:
             # no year, and invented (unkonwn) for the one title without brackets.
             whole = "unknown" if year == "unkonwn" else f"{title} ({year})"
             rows.append((item_id, whole, genres.split(" ")))
-    return _events(inter, "\t", has_header=True), _items(rows)
+    return _events(inter, "\t", 1), _items(rows)
 
 
 def _parse_1m(ratings: bytes, movies: bytes) -> _Frames:
     lines = [line.split("::") for line in movies.decode("latin-1").splitlines()]
     rows = [(item_id, title, genres.split("|")) for item_id, title, genres in lines]
-    return _events(ratings.replace(b"::", b"\t"), "\t", has_header=False), _items(rows)
+    return _events(ratings.replace(b"::", b"\t"), "\t", 0), _items(rows)
 
 
 def _parse_latest(ratings: bytes, movies: bytes) -> _Frames:
     frame = pl.read_csv(movies, infer_schema=False)
     rows = [(item_id, title, genres.split("|")) for item_id, title, genres in frame.iter_rows()]
-    return _events(ratings, ",", has_header=True), _items(rows)
+    return _events(ratings, ",", 1), _items(rows)
 
 
 # Folder inside the source, files of events and items, parser.
@@ -332,15 +315,9 @@ def _compare(source: Source, frames: _Frames, notes: list[str], *, is_publishers
 
 
 def _write(
-    source: Source,
-    directory: str | Path,
-    frames: _Frames,
-    via: str,
-    notes: list[str],
-    best_hit_rate: float | None,
+    source: Source, folder: Path, frames: _Frames, via: str, notes: list[str], best: float | None
 ) -> Fetched:
     events, items = frames
-    folder = Path(directory)
     fetched = Fetched(
         name=source.name,
         directory=folder,
@@ -353,23 +330,21 @@ def _write(
         event_count=len(events),
         via=via,
         notes=notes,
-        best_hit_rate=best_hit_rate,
+        best_hit_rate=best,
     )
     folder.mkdir(parents=True, exist_ok=True)
     for path, frame in ((fetched.events, events), (fetched.items, items)):
-        buffer = BytesIO()
-        frame.write_parquet(buffer)
-        atomic_write(path, buffer.getvalue())
+        write_frame(path, frame)
+    users, rows = fetched.user_count, fetched.event_count
     lines = {
         "address": source.address,
         "arrived via": via,
         "terms": source.licence,
         "citation": source.citation,
-        "size": f"{fetched.user_count} users, {fetched.item_count} items, "
-        f"{fetched.event_count} events",
+        "size": f"{users} users, {fetched.item_count} items, {rows} events",
         "digest of the events": fetched.events_digest,
         "digest of the items": fetched.items_digest,
-        "best HR@10": best_hit_rate,
+        "best HR@10": best,
         "note": "; ".join(notes) or None,
     }
     text = [f"- {key}: {value}" for key, value in lines.items() if value is not None]

@@ -80,16 +80,12 @@ def read_events(
     duplicates: DuplicatePolicy = "none",
     id_type: IdType = "auto",
 ) -> Events:
-    """Read, check and sort an event log.
+    """Read, check and sort an event log of any source that ``open_table`` takes.
 
-    Args:
-        source: A .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table with the Arrow stream
-            interface.
-        columns: Names of the columns in ``source``.
-        duplicates: ``exact`` keeps the first of events with the same user, item, time (and kind);
-            ``consecutive`` keeps the first of a user's successive events on one item.
-        id_type: ``auto`` keeps the type of the source. A csv file has none: its ids are int64 if
-            each is an integer in its shortest form, so "007" stays text.
+    Of duplicates, ``exact`` keeps the first of events with the same user, item, time (and kind),
+    ``consecutive`` the first of a user's successive events on one item. ``id_type`` auto keeps the
+    type of the source. A csv file has none: its ids are int64 if each is an integer in its shortest
+    form, so "007" stays text.
 
     Raises:
         DataError: The log is missing, damaged or empty, or holds a wrong value.
@@ -102,9 +98,7 @@ def read_events(
             names[ours] = theirs
     raw, is_text = table.collect(names, _MAPPING), table.is_text
     labels = {ours: table.label(theirs) for ours, theirs in names.items()}
-    read = {
-        name: read_ids(raw[name], labels[name], id_type, is_text) for name in ("user_id", "item_id")
-    }
+    read = {n: read_ids(raw[n], labels[n], id_type, is_text) for n in ("user_id", "item_id")}
     read["timestamp"] = _timestamps(raw["timestamp"], labels["timestamp"], is_text)
     if "event" in raw:
         read["event"] = _event_types(raw["event"], labels["event"])
@@ -266,7 +260,7 @@ def _timestamps(values: pl.Series, label: str, is_text: bool) -> pl.Series:
 def _event_types(values: pl.Series, label: str) -> pl.Series:
     _refuse_missing(values, label)
     if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
-        raise DataError(f"{label} holds {values.dtype}; kinds of events are text: convert it")
+        raise DataError(f"{label} holds {values.dtype}; event types are text: convert it")
     return values.cast(pl.String)
 
 

@@ -26,8 +26,7 @@ class Feature:
 def build_feature(items: pl.DataFrame, name: str) -> Feature:
     """Turn a column of an item frame, whose rows are in index order, into a feature.
 
-    A list column is multi-valued; any other column holds one category, whatever its type.
-    Nulls are items without a value.
+    A list column is multi-valued; any other holds one category. Nulls are items without a value.
 
     Raises:
         DataError: The column is missing or holds no value.

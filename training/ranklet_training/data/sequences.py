@@ -16,6 +16,7 @@ from ranklet.time_gaps import UNKNOWN, buckets_before
 
 Windows = Literal["last", "all"]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,10 @@ def epoch_batches(
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch; their content depends on (seed, epoch) alone.
 
-    Windows of similar length share a batch, so that little is padded: that is 3 times faster on
-    short histories than padding all to the maximum. Batches come in random order.
-
-    Args:
-        sequences: Training histories.
-        windows: ``"last"`` trains on the latest ``length`` pairs of a user; ``"all"`` cuts the
-            whole history into windows at a phase that differs in every epoch.
-        length: Longest window.
-        targets: Approximate number of pairs in a batch.
-        seed: Of the run.
-        epoch: From 0.
-        with_gaps: Add the time buckets before and after each event.
+    Windows ``"last"`` are the latest ``length`` pairs of each user; ``"all"`` are cut from the
+    whole history at a phase that differs in every epoch. Windows of similar length share a batch of
+    about ``targets`` pairs, so that little is padded: that is 3 times faster on short histories
+    than padding all to the maximum. Batches come in random order.
     """
     random = np.random.Generator(np.random.Philox([seed, epoch]))
     users, starts, ends = _cut_windows(sequences, windows, length, random)
@@ -128,7 +121,7 @@ def epoch_batches(
     for batch in random.permutation(len(batches)):
         rows = batches[batch]
         if len(rows):
-            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps=with_gaps)
+            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps)
 
 
 def _cut_windows(
@@ -152,9 +145,7 @@ def _cut_windows(
     return users[kept], starts[kept], ends[kept]
 
 
-def _gather(
-    sequences: Sequences, users: Ints, starts: Ints, ends: Ints, *, with_gaps: bool
-) -> Batch:
+def _gather(sequences: Sequences, users: Ints, starts: Ints, ends: Ints, with_gaps: bool) -> Batch:
     steps = np.arange((ends - starts).max())
     is_event = steps < (ends - starts)[:, None]  # (B, T)
     places = np.where(is_event, (sequences.offsets[users] + starts)[:, None] + steps, 0)

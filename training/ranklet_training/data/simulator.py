@@ -17,8 +17,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ranklet.errors import DataError
-from ranklet_training.data.sequences import Ints
+from ranklet_training.data.sequences import Ints, Mask
 
+Floats = NDArray[np.float64]
 TOP = 10  # best_hit_rate is HR@10
 
 _FOLLOW = 0.5  # share of Markov steps
@@ -46,23 +47,17 @@ class Simulation:
 @dataclass(frozen=True)
 class _World:
     cluster_of: Ints  # (items,)
-    popularity: NDArray[np.float64]  # (items,), sums to 1 within a cluster
+    popularity: Floats  # (items,), sums to 1 within a cluster
     followers: Ints  # (items, len(_FOLLOWERS))
     late_from: int  # items with this index or a higher one arrive late
 
-    def weights(
-        self,
-        last: Ints,
-        taste: NDArray[np.float64],
-        seen: NDArray[np.bool_],
-        has_late: NDArray[np.bool_],
-    ) -> NDArray[np.float64]:
+    def weights(self, last: Ints, taste: Floats, seen: Mask, has_late: Mask) -> Floats:
         """Return the unnormalised probability of each next item; ``last`` is -1 at the start."""
         rows = np.arange(len(last))
         started = last >= 0
         mixture = taste * np.where(started, 1 - _STAY, 1.0)[:, None]  # (users, clusters)
         mixture[rows[started], self.cluster_of[last[started]]] += _STAY
-        weights: NDArray[np.float64] = mixture[:, self.cluster_of] * self.popularity
+        weights: Floats = mixture[:, self.cluster_of] * self.popularity
         weights *= np.where(started, 1 - _FOLLOW, 1.0)[:, None]  # (users, items)
         for place, share in enumerate(_FOLLOWERS):
             weights[rows[started], self.followers[last[started], place]] += _FOLLOW * share
@@ -137,10 +132,8 @@ def _draw_world(random: np.random.Generator, items: int, clusters: int, late_fro
     followers = random.integers(items, size=(items, len(_FOLLOWERS)))
     for cluster in range(clusters):
         members = np.flatnonzero(cluster_of == cluster)
-        at_home = random.random((len(members), len(_FOLLOWERS))) < 0.8
-        followers[members] = np.where(
-            at_home, random.choice(members, at_home.shape), followers[members]
-        )
+        home = random.random((len(members), len(_FOLLOWERS))) < 0.8
+        followers[members] = np.where(home, random.choice(members, home.shape), followers[members])
     return _World(cluster_of, popularity, followers, late_from)
 
 
@@ -149,9 +142,8 @@ def _draw_times(random: np.random.Generator, lengths: Ints) -> Ints:
     longest = int(lengths.max())
     begin = random.uniform(0, 0.9, len(lengths))
     end = begin + random.uniform(0.1, 1, len(lengths)) * (1 - begin)
-    shares = np.where(
-        np.arange(longest) < lengths[:, None], random.random((len(lengths), longest)), np.inf
-    )
+    happens = np.arange(longest) < lengths[:, None]
+    shares = np.where(happens, random.random(happens.shape), np.inf)
     shares.sort(axis=1)
     shares[np.isinf(shares)] = 1.0
     seconds = (_SPAN * (begin[:, None] + shares * (end - begin)[:, None])).astype(np.int64)
@@ -161,10 +153,10 @@ def _draw_times(random: np.random.Generator, lengths: Ints) -> Ints:
 def _draw_items(
     random: np.random.Generator,
     world: _World,
-    taste: NDArray[np.float64],
+    taste: Floats,
     lengths: Ints,  # from long to short
     times: Ints,
-) -> tuple[Ints, Ints, NDArray[np.float64]]:
+) -> tuple[Ints, Ints, Floats]:
     """Return items (users, longest), the best ten at the last event, and their probability."""
     users, items = len(lengths), len(world.cluster_of)
     chosen = np.full(times.shape, -1)
@@ -181,17 +173,14 @@ def _draw_items(
         ends = lengths[:active] == step + 1
         best = np.argsort(-weights[ends], axis=1, kind="stable")[:, :TOP]
         top[:active][ends] = best
-        mass[:active][ends] = (
-            np.take_along_axis(weights[ends], best, axis=1).sum(axis=1) / sums[ends, -1]
-        )
+        likeliest = np.take_along_axis(weights[ends], best, axis=1)
+        mass[:active][ends] = likeliest.sum(axis=1) / sums[ends, -1]
         chosen[:active, step] = last[:active] = drawn
         seen[np.arange(active), drawn] = True
     return chosen, top, mass
 
 
-def _describe(
-    random: np.random.Generator, world: _World, item_ids: NDArray[np.str_]
-) -> pl.DataFrame:
+def _describe(random: np.random.Generator, world: _World, ids: NDArray[np.str_]) -> pl.DataFrame:
     """Return items with noisy features of their clusters."""
     genres, makers, titles = [], [], []
     for number, cluster in enumerate(world.cluster_of.tolist()):
@@ -204,5 +193,5 @@ def _describe(
         genres.append(sorted(own))
         makers.append(maker)
         titles.append(f"{maker}'s {' '.join(sorted(own))} {number + 1}")
-    columns = {"item_id": item_ids.tolist(), "title": titles, "genres": genres, "maker": makers}
+    columns = {"item_id": ids.tolist(), "title": titles, "genres": genres, "maker": makers}
     return pl.DataFrame(columns)

@@ -14,11 +14,10 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from ranklet.errors import DataError
 from ranklet.vocabulary import Vocabulary
-from ranklet_training.data.sequences import Ints, Sequences, ragged_places
+from ranklet_training.data.sequences import Ints, Mask, Sequences, ragged_places
 
 SplitKind = Literal["leave-one-out", "time", "k-fold"]
 
@@ -41,12 +40,6 @@ class Cases:
     def __len__(self) -> int:
         """Return the number of cases."""
         return len(self.targets)
-
-    def times(self, row: int) -> Ints:
-        """Return the times of one history."""
-        assert self.histories.times is not None
-        offsets = self.histories.offsets
-        return self.histories.times[offsets[row] : offsets[row + 1]]
 
     def take(self, rows: Ints) -> "Cases":
         """Return some of the cases, in the order of ``rows``."""
@@ -133,9 +126,12 @@ def split_events(
         test = (fold_of[users] == fold) & (from_end == 0)
     # The papers rank all items of the log, also those outside training.
     known = frame if kind == "leave-one-out" else frame.filter(pl.Series(in_training))
-    ids = known["item_id"].unique().sort()
-    vocabulary = Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
-    items = _indices(frame["item_id"], vocabulary)
+    ids = known.select(pl.col("item_id").unique().sort())
+    is_text = ids["item_id"].dtype == pl.String
+    vocabulary = Vocabulary(ids["item_id"].to_list() if is_text else ids["item_id"].to_numpy())
+    indices = ids.with_row_index("index", offset=1)
+    joined = frame.join(indices, on="item_id", how="left", maintain_order="left")
+    items = joined["index"].fill_null(0).to_numpy().astype(np.int64)
     times = frame["timestamp"].to_numpy()
     lengths = np.unique(users[in_training], return_counts=True)[1]
     ratings = None
@@ -160,24 +156,14 @@ def split_events(
     return split
 
 
-def _first_of_user(users: Ints, candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _first_of_user(users: Ints, candidate: Mask) -> Mask:
     places = np.flatnonzero(candidate)
     first = np.zeros(len(users), dtype=bool)
     first[places[np.unique(users[places], return_index=True)[1]]] = True
     return first
 
 
-def _indices(ids: pl.Series, vocabulary: Vocabulary) -> Ints:
-    known = pl.DataFrame({"item_id": vocabulary.all_ids}, schema={"item_id": ids.dtype})
-    joined = pl.DataFrame({"item_id": ids}).join(
-        known.with_row_index("index", offset=1), on="item_id", how="left", maintain_order="left"
-    )
-    return joined["index"].fill_null(0).to_numpy().astype(np.int64)
-
-
-def _cases(
-    users: Ints, items: Ints, times: Ints, is_target: NDArray[np.bool_], *, strict_time: bool
-) -> Cases:
+def _cases(users: Ints, items: Ints, times: Ints, is_target: Mask, *, strict_time: bool) -> Cases:
     """Return the target events with all earlier events of their users; empty histories drop out.
 
     With ``strict_time`` an event at the same instant as the target is not part of the history.

@@ -6,6 +6,7 @@ line of JSON itself count lines.
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +14,12 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from ranklet.errors import DataError
+from ranklet.files.atomic import atomic_write
 from ranklet.files.json_lines import read_json_lines
 from ranklet.vocabulary import show
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".ndjson")
+NUMBERS = (int, float)
 _EXPECTED = "expected one row for each event, item or request"
 
 
@@ -36,7 +39,7 @@ class Table:
     ) -> None:
         """Take a frame, or the objects of JSON lines."""
         self.name = name
-        self.is_text = is_text  # csv: no types, every value that counts is text
+        self.is_text = is_text  # csv: no types
         self.blank_lines = 0
         self._source = source
         if isinstance(source, list):
@@ -91,12 +94,9 @@ def open_table(
 ) -> Table:
     """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table with an Arrow stream.
 
-    Args:
-        source: A path or a table.
-        ids: Groups of id columns, each of one type: polars would turn 7 into "7" in mixed JSON.
-        lists: Columns of lists of ids, among them.
-        texts: Columns of text: csv files and JSON lines keep them as written.
-        infer_types: Whether the other columns of a csv file get types.
+    Each group of ``ids`` must be of one type: polars would turn 7 into "7" in mixed JSON. Among
+    them are ``lists``, columns of lists of ids. csv files and JSON lines keep ``texts`` as written;
+    ``infer_types`` gives the other columns of a csv file types.
 
     Raises:
         DataError: The source is missing, damaged or empty, or the ids of a group differ in type.
@@ -118,7 +118,8 @@ def open_table(
     if kind.endswith((".jsonl", ".ndjson")):
         rows = _read_rows(path, ids, lists)
         for row in rows:
-            row.update({name: _text(row[name]) for name in texts if name in row})
+            # Numbers become text as written.
+            row.update({name: str(row[name]) for name in texts if type(row.get(name)) in NUMBERS})
         return Table(rows, str(path))
     with _named(str(path)):
         if kind.endswith(".parquet"):
@@ -131,6 +132,13 @@ def open_table(
             schema_overrides={column: pl.String for group in [*ids, texts] for column in group},
         )
         return Table(frame, str(path), is_text=True)
+
+
+def write_frame(path: Path, frame: pl.DataFrame) -> None:
+    """Write a parquet file atomically."""
+    buffer = BytesIO()
+    frame.write_parquet(buffer)
+    atomic_write(path, buffer.getvalue())
 
 
 def refuse(
@@ -163,11 +171,6 @@ def _named(name: str) -> Iterator[None]:
             f"{name} can't be read: {reason}; check that it is complete, of the type that its name "
             "says, and in UTF-8"
         ) from error
-
-
-def _text(value: Any) -> Any:  # noqa: ANN401 (values of any type)
-    """Return a number as text, other values unchanged."""
-    return str(value) if type(value) in (int, float) else value
 
 
 def _read_rows(

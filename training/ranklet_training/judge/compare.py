@@ -100,9 +100,6 @@ def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str |
 
     Outcomes differ in unit, so their differences are in percent of the control's mean, unless a
     mean is 0.
-
-    Raises:
-        InputError: As ``plots.check_plot``.
     """
     figure, axes = new_figure(path)
     figure.set_figheight(1.8 + 0.4 * len(comparison.rows))
@@ -130,7 +127,5 @@ def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str |
     axes.set_ylim(len(scales) - 0.5, -0.5)  # the first metric on top
     axes.set_xlabel(f"{label}, and its 95 % interval\nfilled: significant at 5 % after Holm")
     axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     axes.set_title(title, loc="left", fontweight="bold")
     save_figure(figure, path)

@@ -17,7 +17,7 @@ from ranklet.errors import RunError
 from ranklet.ranker import Ranker
 from ranklet.time_gaps import UNKNOWN, gap_buckets
 from ranklet.vocabulary import Vocabulary, show
-from ranklet_training.data.sequences import Ints, Sequences, pad
+from ranklet_training.data.sequences import Ints, Mask, Sequences, pad
 from ranklet_training.data.split import Cases, Split
 from ranklet_training.judge.metrics import (
     CUTOFFS,
@@ -109,7 +109,8 @@ def rank_by_bundle(
         histories = [ids_of(history) for history in batch.histories]
         options: dict[str, Any] = {}
         if ranker.uses_times and batch.target_times is not None:
-            times = [batch.times(row) for row in range(len(batch))]
+            assert batch.histories.times is not None
+            times = np.split(batch.histories.times, batch.histories.offsets[1:-1])
             options = {"times": times, "now": batch.target_times}
         if mask_seen:
             pairs = zip(histories, targets, strict=True)
@@ -267,7 +268,7 @@ def evaluate(
     }
 
 
-def _length_slices(cases: Cases) -> dict[str, NDArray[np.bool_]]:
+def _length_slices(cases: Cases) -> dict[str, Mask]:
     place = np.searchsorted(LENGTHS, cases.histories.lengths, side="right") - 1
     names = [f"{low}-{high - 1} events" for low, high in pairwise(LENGTHS)]
     return {name: place == index for index, name in enumerate([*names, f"{LENGTHS[-1]}+ events"])}
@@ -278,7 +279,7 @@ def _figures(
     split: Split,
     cases: Cases,
     counts: Ints,
-    slices: dict[str, NDArray[np.bool_]],
+    slices: dict[str, Mask],
 ) -> dict[str, Any]:
     unmasked = rank_targets(model, split, cases, mask_seen=False)
     masked = rank_targets(model, split, cases, mask_seen=True, top=10)
@@ -298,11 +299,7 @@ def _main_metrics(ranks: Ranks) -> Metrics:
 
 
 def plot_evaluation(table: dict[str, Any], path: str | Path) -> None:
-    """Draw NDCG@10 of every slice, a group of bars for each, a colour for each model.
-
-    Raises:
-        InputError: As ``plots.check_plot``.
-    """
+    """Draw NDCG@10 of every slice, a group of bars for each, a colour for each model."""
     figure, axes = new_figure(path)
     names = ["all", *table["slices"]]
     users = [table["users"], *table["slices"].values()]

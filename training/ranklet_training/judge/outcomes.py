@@ -14,6 +14,7 @@ from ranklet_training.data.events import read_ids
 from ranklet_training.data.tables import open_table, refuse
 from ranklet_training.judge.statistics import (
     MIN_USERS,
+    Ratio,
     Row,
     SampleRatio,
     check_resampling,
@@ -67,21 +68,16 @@ def compare_outcomes(
     source: str | Path | pl.DataFrame,
     *,
     control: str | None = None,
-    ratio: tuple[float, float] = (1.0, 1.0),
+    ratio: Ratio = (1.0, 1.0),
     resamples: int = 10_000,
     seed: int = 0,
 ) -> OutcomeComparison:
-    """Compare the two variants of an online A/B test.
+    """Compare the two variants of an online A/B test, a log as ``read_outcomes`` takes it.
 
     Metrics are means over users of each user's own value, so that a user with many requests weighs
-    as much as any other. Users who saw both variants are left out and counted.
-
-    Args:
-        source: One row for each request, see ``read_outcomes``.
-        control: Name of the control; by default the first variant in sorted order.
-        ratio: Users of control to users of treatment, as planned.
-        resamples: As in ``paired_bootstrap``.
-        seed: Of the draws.
+    as much as any other. Users who saw both variants are left out and counted. ``control`` is a
+    name, by default the first in sorted order; ``ratio`` is its planned users to those of the
+    other.
 
     Raises:
         DataError: As ``read_outcomes``; there are not two variants, or one has fewer than 20 users.

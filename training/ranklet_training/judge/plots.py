@@ -25,20 +25,14 @@ def check_plot(path: str | Path) -> None:
             f"a plot needs matplotlib ({error}): pip install 'ranklet[plots]'"
         ) from error
     types = sorted(Figure().canvas.get_supported_filetypes())
-    if (suffix := Path(path).suffix[1:].lower()) not in types:
-        raise InputError(
-            f"plot {str(path)!r} must end in one of {', '.join(types)}, got {suffix!r}"
-        )
+    if (end := Path(path).suffix[1:].lower()) not in types:
+        raise InputError(f"plot {str(path)!r} must end in one of {', '.join(types)}, got {end!r}")
     if not Path(path).parent.is_dir():
         raise InputError(f"plot {str(path)!r}: the folder {Path(path).parent} does not exist")
 
 
 def new_figure(path: str | Path) -> "tuple[Figure, Axes]":
-    """Return a figure for ``path`` with one pair of axes.
-
-    Raises:
-        InputError: As ``check_plot``.
-    """
+    """Return a figure for ``path``, which ``check_plot`` accepts, with one pair of axes."""
     check_plot(path)
     from matplotlib.figure import Figure
 

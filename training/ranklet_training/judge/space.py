@@ -26,13 +26,9 @@ DEFAULT_SPACE = {  # it holds what recommend() chooses
     "temperature": "0.03..0.2:log",  # sharpness of the softmax over cosines
     "targets_per_step": "512..4096:log",  # few: more and noisier steps in an epoch
 }
-# All values of a study answer one question: a setting that changes the question can't be searched.
-FIXED = {
-    "split": "it decides what is asked",
-    "folds": "it decides what is asked",
-    "fold": "it decides what is asked",
-    "seed": "the best seed is luck",
-}
+# Values of a study must be comparable: settings that change the cases can't be searched.
+FIXED = {name: "it decides the held-out cases" for name in ("split", "folds", "fold")}
+FIXED["seed"] = "the best seed is luck"
 
 
 def default_space(base: RunConfig, fixed: Collection[str] = ()) -> dict[str, str]:
@@ -106,12 +102,7 @@ def spec_of(distribution: BaseDistribution) -> str:
 
 
 def check_space(space: Space, base: RunConfig, items: pl.DataFrame | None) -> None:
-    """Refuse a space without the base, where the search starts, and unknown features.
-
-    Raises:
-        InputError: A value of the base is outside its distribution.
-        DataError: An item feature is missing.
-    """
+    """Refuse a space without the base, where the search starts, and missing item features."""
     for name, distribution in space.items():
         value = base.flat()[name]
         if isinstance(distribution, CategoricalDistribution):

@@ -93,11 +93,7 @@ class Study:
 
 @contextmanager
 def open_study(path: Path, base: RunConfig, space: Space) -> Iterator[Study]:
-    """Open or make the study of a folder.
-
-    Raises:
-        RunError: ``study.db`` is damaged.
-    """
+    """Open or make the study of a folder; RunError says that it is damaged."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         storage = optuna.storages.RDBStorage(f"sqlite:///{path / 'study.db'}")

@@ -7,8 +7,7 @@
     importance.png      importance of the settings (with matplotlib and enough trials)
 
 * The first trial is the base configuration itself, so the best is never worse on validation.
-* A draw depends on the seed and the finished trials alone: a study that was killed and resumed
-  makes the same draws as one without a stop.
+* A draw depends on the seed and the finished trials alone, whether a study was killed or not.
 * With ``split=k-fold`` a trial trains once for each fold (``trials/<number>/fold-<fold>/``), and
   its value is the mean over the folds.
 """
@@ -43,6 +42,7 @@ from ranklet_training.runs.train import Log, train
 
 logger = logging.getLogger(__name__)
 
+SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 PRUNING_STARTS = 5  # finished trials before the median is meaningful
 PRUNING_WAITS = 1 / 3  # share of the epochs: the first ones predict little of the last
 IMPORTANCE_STARTS = 10  # trials; below, the importances are noise
@@ -84,14 +84,8 @@ class _TimeIsOver(Exception):  # noqa: N818 (no error)
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:
-    """Write flat settings as TOML."""
-
-    def text(value: Any) -> str:  # noqa: ANN401 (settings of any type)
-        # JSON's true, false and quoted texts are TOML's; its numbers are Python's.
-        is_json = isinstance(value, bool | str)
-        return json.dumps(value, ensure_ascii=False) if is_json else repr(value)
-
-    return "".join(f"{name} = {text(value)}\n" for name, value in settings.items())
+    """Return flat settings as TOML, whose booleans, numbers and quoted texts are JSON's."""
+    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
 
 
 def folds_of(events: Events, split: Split, base: RunConfig) -> list[Split]:
@@ -121,21 +115,11 @@ def tune(
 ) -> TuneResult:
     """Search until the study has ``trials`` finished trials, earlier calls included.
 
-    Args:
-        path: Folder of the study, which a new call resumes.
-        base: The first trial, and the settings outside the space.
-        space: From ``parse_space``.
-        events: The log.
-        splits: From ``folds_of``.
-        items: As in ``start_run``.
-        sampler: ``"random"`` draws evenly; ``"tpe"`` draws near good trials.
-        trials: Number of finished trials at which the study ends.
-        minutes: Deadline: no trial starts after it, and the running one stops at its next epoch.
-        prune: Stop a trial that falls behind the median of the earlier ones.
-        seed: Of the draws; trainings use the seed of the base.
-        reading: As in ``start_run``.
-        source: As in ``start_run``.
-        show_progress: Draw a bar over the trials on stderr, if it is a terminal.
+    The base is the first trial, with the settings outside the space; its seed is that of every
+    training. ``seed`` is that of the draws: even ones with ``"random"``, near good trials with
+    ``"tpe"``. After ``minutes`` no trial starts, and the running one stops at its next epoch.
+    ``prune`` stops a trial that falls behind the median of the earlier ones. The splits are from
+    ``folds_of``; ``items``, ``reading`` and ``source`` are as in ``start_run``.
 
     Raises:
         InputError: The base is outside the space, or the minutes are out of range.
@@ -171,7 +155,9 @@ def tune(
         is_off = None if show_progress else True  # None: if stderr is no terminal
         with tqdm(total=trials, initial=done, unit=" trials", disable=is_off) as bar:
             while done < trials and time.monotonic() < deadline:
-                study.handle.sampler = _sampler(sampler, seed, done)
+                # A new sampler for each draw, which so depends on the study alone.
+                state = int(np.random.SeedSequence([seed, done]).generate_state(1)[0])
+                study.handle.sampler = SAMPLERS[sampler](seed=state)
                 search.run(study.handle.ask(space))
                 done = len(study.finished())
                 bar.update(done - bar.n)
@@ -261,16 +247,6 @@ class _Search:
         return best
 
 
-def _sampler(
-    kind: Literal["tpe", "random"], seed: int, finished: int
-) -> optuna.samplers.BaseSampler:
-    """Return the sampler of one draw, which depends on the study alone."""
-    state = int(np.random.SeedSequence([seed, finished]).generate_state(1)[0])
-    if kind == "random":
-        return optuna.samplers.RandomSampler(seed=state)
-    return optuna.samplers.TPESampler(seed=state)
-
-
 def _result(study: Study) -> TuneResult:
     best = study.best()
     if best is None:
@@ -292,19 +268,15 @@ def _result(study: Study) -> TuneResult:
 
 
 def _trial_result(trial: FrozenTrial) -> TrialResult:
-    is_complete = trial.state == TrialState.COMPLETE
-    return TrialResult(
-        trial.number,
-        "complete" if is_complete else "pruned",
-        trial.value,
-        trial.params,
-        round((trial.duration or timedelta()).total_seconds(), 2),
-        trial.user_attrs.get("note", "" if is_complete else f"killed {ATTEMPTS} times"),
-    )
+    seconds = round((trial.duration or timedelta()).total_seconds(), 2)
+    if trial.state == TrialState.COMPLETE:
+        return TrialResult(trial.number, "complete", trial.value, trial.params, seconds, "")
+    note = trial.user_attrs.get("note", f"killed {ATTEMPTS} times")
+    return TrialResult(trial.number, "pruned", trial.value, trial.params, seconds, note)
 
 
 def _importance(study: Study) -> dict[str, float]:
-    """Return the share of each setting in what distinguishes the best quarter of the trials.
+    """Return importances: shares of the settings in the distinction of the best trials.
 
     Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in
     Arbitrary Subspaces", 2023.
@@ -318,11 +290,7 @@ def _importance(study: Study) -> dict[str, float]:
 
 
 def plot_study(result: TuneResult) -> None:
-    """Draw ``study.png`` and, if importances are known, ``importance.png``.
-
-    Raises:
-        InputError: matplotlib is missing.
-    """
+    """Draw ``study.png`` and, if importances are known, ``importance.png``."""
     _plot_trials(result, result.path / "study.png")
     if result.importance:
         _plot_importance(result, result.path / "importance.png")
@@ -332,18 +300,16 @@ def _plot_trials(result: TuneResult, path: Path) -> None:
     figure, axes = new_figure(path)
     from matplotlib.ticker import MaxNLocator
 
-    points: dict[str, list[tuple[int, float]]] = {"complete": [], "pruned": []}
-    for trial in result.trials:
-        if trial.value is not None:
-            points[trial.state].append((trial.number, trial.value))
-    numbers, values = np.array(points["complete"], dtype=np.float64).T
-    so_far = np.maximum.accumulate(values)
+    complete = [trial for trial in result.trials if trial.state == "complete"]
+    pruned = [t for t in result.trials if t.state == "pruned" and t.value is not None]
+    numbers, values = ([t.number for t in complete], [t.value or 0.0 for t in complete])
+    so_far = np.maximum.accumulate(values).tolist()
     base, last = result.base.value or 0.0, result.trials[-1].number
     axes.axhline(base, color="0.5", linestyle="--", linewidth=1, label="the base")
     axes.step([*numbers, last], [*so_far, so_far[-1]], where="post", label="best so far")
     axes.scatter(numbers, values, s=28, zorder=3, label="complete")
-    if points["pruned"]:
-        numbers, values = np.array(points["pruned"], dtype=np.float64).T
+    if pruned:
+        numbers, values = [t.number for t in pruned], [t.value or 0.0 for t in pruned]
         axes.scatter(numbers, values, marker="x", color="0.5", label="pruned: its last value")
     axes.legend(frameon=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

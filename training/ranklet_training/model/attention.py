@@ -73,10 +73,8 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> T
     distance = places[window:, None] - places
     mask = ((distance >= 0) & (distance < window)).repeat(chunks, 1, 1)
     mask[0, :, :window] = False
-    # Chunks as heads, for they share masks.
-    attended = attention(
-        *(x.flatten(1, 2) for x in (query, key, value)), mask=mask.repeat(heads, 1, 1)
-    )
+    query, key, value = (x.flatten(1, 2) for x in (query, key, value))  # chunks as heads
+    attended = attention(query, key, value, mask=mask.repeat(heads, 1, 1))
     return attended.view(batch, heads, chunks * window, -1)[:, :, :length]
 
 

@@ -101,13 +101,9 @@ def sampled_softmax_loss(
     place = torch.searchsorted(negatives, targets).clamp_(max=len(negatives) - 1)
     column = torch.where(negatives[place] == targets, place, -1)
     shift = math.log(items / len(negatives))
+    right, others = functional.embedding(targets, table), functional.embedding(negatives, table)
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        users,
-        functional.embedding(targets, table),
-        functional.embedding(negatives, table),
-        column,
-        shift,
-        dtype,
+        users, right, others, column, shift, dtype
     )
     return loss
 

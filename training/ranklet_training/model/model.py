@@ -58,6 +58,13 @@ def check_least(config: object, **least: int) -> None:
             raise ValueError(f"{name} must be at least {value}, got {getattr(config, name)}")
 
 
+def check_positive(config: object, *names: str) -> None:
+    """Raise ValueError if a setting is not a positive finite number."""
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, got {getattr(config, name)}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of a model, from which a run and a bundle build it again."""
@@ -90,9 +97,7 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        for name in ("temperature", "rotary_base"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        check_positive(self, "temperature", "rotary_base")
 
 
 class Dropout(nn.Module):
@@ -255,8 +260,7 @@ class SequenceModel(nn.Module):
         """Initialise every parameter.
 
         ====================  =========================================================
-        embeddings            N(0, 0.02), row 0 zero (perhaps replaced by cooccurrence_table)
-        gaps                  N(0, 0.02)
+        embeddings, gaps      N(0, 0.02), row 0 of items zero
         linear weights        N(0, 0.02)
         linear biases         0
         bias of the distance  0
@@ -274,10 +278,9 @@ class SequenceModel(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def table(self, rows: Tensor | None = None) -> Tensor:
-        """Return the item table, (items + 1, D), normalised if scores are cosines.
+        """Return the item table, (items + 1, D), or some rows int64 (R,) of it, (R, D).
 
-        Args:
-            rows: Return these rows only, (R, D); int64 (R,), from 0.
+        Rows are normalised if scores are cosines.
         """
         table: Tensor = self.items(rows)
         return functional.normalize(table, dim=-1) if self.config.scoring == "cosine" else table
@@ -285,10 +288,9 @@ class SequenceModel(nn.Module):
     def encode(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
         """Return the user vector after every event, for training, (B, T, D).
 
-        Args:
-            history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
-            table: From ``table()``, so that a step computes it once; scores are u @ table.T.
-            gaps: With ``time_gaps``: buckets before each event and until its target, both (B, T).
+        The history holds item indices, oldest first, 0 pads on the right, int64 (B, T). The table
+        is from ``table()``, so that a step computes it once; scores are u @ table.T. With
+        ``time_gaps``, gaps are buckets before each event and until its target, both (B, T).
         """
         since, until = gaps or (None, None)
         x = self.dropout(self.embed(history, table, since))  # (B, T, D)
@@ -304,10 +306,8 @@ class SequenceModel(nn.Module):
     def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
         """Return the user vector after the last event of each row, (B, D).
 
-        Args:
-            history: Item indices, oldest first, 0 pads on the right, int64 (B, T), T at least 1.
-            table: From ``table()``.
-            gaps: With ``time_gaps``: buckets before each event (B, T) and before the next one (B,).
+        Arguments are as in ``encode``, T at least 1, but the second of the gaps is (B,): the bucket
+        between the last event and the next one.
         """
         last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
         last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)

@@ -36,10 +36,7 @@ class Optimizer:
 
 
 class LazyAdam(torch.optim.Optimizer):
-    """Adam that updates only the rows of a sparse gradient, as TensorFlow's LazyAdam does.
-
-    Other rows keep their moments, so a step costs the rows that it uses and not the table.
-    """
+    """Adam for the rows of a sparse gradient; other rows rest, as in TensorFlow's LazyAdam."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})

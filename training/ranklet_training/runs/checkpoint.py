@@ -13,7 +13,6 @@ Weights are safetensors, the rest JSON and parquet: no file runs code when it is
 Each file is whole or absent.
 """
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
 from ranklet.vocabulary import Vocabulary
 from ranklet_training.data.features import build_feature
+from ranklet_training.data.tables import write_frame
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.model.optimizer import Optimizer
 from ranklet_training.model.seed import SeedModel
@@ -107,12 +107,10 @@ class Run:
         try:
             items, ends, targets = (tensors[n].numpy() for n in ("items", "ends", "targets"))
             histories = np.split(items, ends[:-1])
-            indices = np.concatenate([items, targets])
+            index = np.concatenate([items, targets])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RunError(f"{path} is damaged: {error!r}") from error
-        is_known = indices.dtype == np.int64 and (
-            (indices > 0) & (indices <= self.catalogue.height)
-        )
+        is_known = index.dtype == np.int64 and ((index > 0) & (index <= self.catalogue.height))
         if len(histories) != len(targets) or not all(map(len, histories)) or not np.all(is_known):
             raise RunError(f"{path} is damaged: its questions are not about this catalogue")
         return Questions(histories, targets)
@@ -121,9 +119,10 @@ class Run:
         """Write held-out questions into the run folder."""
         assert questions.targets is not None
         ends = np.cumsum([len(history) for history in questions.histories])
-        items = np.concatenate(questions.histories)
-        arrays = {"items": items, "ends": ends, "targets": questions.targets}
-        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        arrays = (np.concatenate(questions.histories), ends, questions.targets)
+        tensors = dict(
+            zip(("items", "ends", "targets"), map(torch.from_numpy, arrays), strict=True)
+        )
         write_tensors(self.path / "questions.safetensors", tensors, {})
 
 
@@ -151,9 +150,7 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 
 def write_run(run: Run) -> None:
     """Write ``config.json`` and ``catalogue.parquet``."""
-    buffer = io.BytesIO()
-    run.catalogue.write_parquet(buffer)
-    atomic_write(run.path / "catalogue.parquet", buffer.getvalue())
+    write_frame(run.path / "catalogue.parquet", run.catalogue)
     settings = run.config.to_dict()
     document = {
         "format": RUN_FORMAT,
@@ -198,11 +195,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of ``write_tensors``.
-
-    Raises:
-        RunError: The file is missing or damaged.
-    """
+    """Read a file of ``write_tensors``; RunError says that it is missing or damaged."""
     if not path.is_file():
         raise RunError(f"{path} is missing: the training has not reached its first checkpoint")
     try:
@@ -214,11 +207,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Copy weights into a model of their shape.
-
-    Raises:
-        RunError: Names or shapes differ.
-    """
+    """Copy weights into a model; RunError says that their names or shapes differ."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

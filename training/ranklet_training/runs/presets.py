@@ -11,7 +11,7 @@ from ranklet.errors import InputError
 from ranklet.vocabulary import show
 from ranklet_training.data.sequences import Windows, targets_per_epoch
 from ranklet_training.data.split import Split, SplitKind
-from ranklet_training.model.model import ModelConfig, check_least, check_settings
+from ranklet_training.model.model import ModelConfig, check_least, check_positive, check_settings
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class TrainConfig:
         """Refuse values that no training can have."""
         check_settings(self)
         check_least(self, epochs=1, targets_per_step=1, checkpoint_steps=1, patience=1, negatives=1)
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        check_positive(self, "learning_rate", "clip")
         for name in ("l1", "l2", "warmup_steps", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
@@ -142,8 +140,8 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
             "targets_per_step": 4096 if is_large else 1024,
             "epochs": 16 if is_large else 20,
         }
-        size = "many events" if is_large else "few events"
-        reasons.append(f"long histories ({events / users:.0f} events a user), {size} ({events:,})")
+        size = f"{'many' if is_large else 'few'} events ({events:,})"
+        reasons.append(f"long histories ({events / users:.0f} events a user), {size}")
     else:
         settings = {
             "max_length": 50,

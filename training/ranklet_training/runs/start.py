@@ -34,16 +34,11 @@ def start_run(
     reading: dict[str, str] | None = None,
     source: str = "",
 ) -> Run:
-    """Make a new run folder.
+    """Make a new run folder, or start a run without any step anew.
 
-    Args:
-        path: A new or empty folder, or one of a run without any step, which starts anew.
-        config: All settings.
-        events: The log, for its digest.
-        split: Of these events, by the settings.
-        items: Titles and features by ``item_id``; items without a row get nulls.
-        reading: Options of reading the log, for evaluations.
-        source: Origin and terms of the data, for the model card.
+    ``split`` is of the events, by the settings. ``items`` holds titles and features by ``item_id``;
+    items without a row get nulls. ``reading`` are the options of reading the log, for evaluations,
+    and ``source`` is the origin and terms of the data, for the model card.
 
     Raises:
         RunError: The folder has other content, the seed model lacks ratings, ``time_gaps`` integer

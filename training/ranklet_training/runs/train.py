@@ -83,7 +83,7 @@ def train(
     )
     with bar:
         while not progress.done:
-            speed = _train_epoch(run, split, model, optimizer, progress, bar, total)
+            speed = _train_epoch(run, split, model, optimizer, progress, bar)
             metrics = _validate(model, split)
             _end_epoch(run, model, progress, metrics)
             line = _log_line(progress, metrics, speed, time.perf_counter() - begin)
@@ -120,20 +120,16 @@ def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
 
 
 def _train_epoch(
-    run: Run,
-    split: Split,
-    model: Model,
-    optimizer: Optimizer,
-    progress: Progress,
-    bar: "tqdm[Any]",
-    total: int,
+    run: Run, split: Split, model: Model, optimizer: Optimizer, progress: Progress, bar: "tqdm[Any]"
 ) -> float:
     """Take the remaining steps of an epoch; return the speed in targets a second."""
     config, begin, seen = run.config.train, time.perf_counter(), progress.targets_seen
+    length = run.config.model.max_length
+    total = targets_per_epoch(split.training, config.windows, length)
     batches = epoch_batches(
         split.training,
         windows=config.windows,
-        length=run.config.model.max_length,
+        length=length,
         targets=config.targets_per_step,
         seed=config.seed,
         epoch=progress.epoch,
