@@ -19,9 +19,9 @@ from ranklet_cli.common import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranklet_training.judge.bootstrap import Row
     from ranklet_training.judge.compare import ModelComparison
     from ranklet_training.judge.outcomes import OutcomeComparison
+    from ranklet_training.judge.statistics import Row
 
 
 class Ratio(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from 8.5

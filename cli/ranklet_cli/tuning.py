@@ -98,12 +98,13 @@ def tune(
     Example: ranklet tune events.parquet --out study --trials 30 --search dropout=0.1..0.6
     """
     from ranklet_training.judge import tune as tuning
+    from ranklet_training.judge.space import default_space, parse_space
     from ranklet_training.runs.presets import configure
 
     chosen = read_settings(preset, config_file, settings)
     given = configure(chosen)
-    specs = _read_search(search) or tuning.default_space(given, chosen)
-    space = tuning.parse_space(specs, given)
+    specs = _read_search(search) or default_space(given, chosen)
+    space = parse_space(specs, given)
     log, split, config, catalogue, source = prepare(events, items, chosen, reading)
     note(f"searched: {', '.join(f'{k}={v}' for k, v in specs.items())}")
     result = tuning.tune(

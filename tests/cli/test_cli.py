@@ -16,8 +16,7 @@ from ranklet.bundle import Manifest
 from ranklet_cli import cli
 from ranklet_cli.training import PRESET_NAMES
 from ranklet_training.data.simulator import Simulation
-from ranklet_training.runs.checkpoint import Run
-from ranklet_training.runs.lock import locked
+from ranklet_training.runs.checkpoint import Run, locked
 from ranklet_training.runs.presets import PRESETS
 
 COMMANDS = [
