@@ -1,4 +1,4 @@
-"""Bundles of random weights are like the one that is timed; least bytes are those of its graphs."""
+"""Cold starts, bundles with random weights, and the bytes that a call must read."""
 
 import math
 import os
@@ -14,9 +14,10 @@ import pytest
 
 from ranklet import InputError, Manifest, Ranker, RankletError
 from ranklet.bundle import CODE_BITS, DATA, ENCODER, GRAPH, File, Precision, Table
-from ranklet_cli.bench import benchmark, format_table
 from ranklet_cli.bench.bundles import check_export, cold_start, make_random, random_shape
 from ranklet_cli.bench.limit import last_cache, least_bytes
+from ranklet_cli.bench.run import Sweep, benchmark
+from ranklet_cli.bench.show import format_report
 from ranklet_export.export import Settings
 
 RUNS = 100
@@ -50,15 +51,8 @@ def test_random_catalogues_have_the_shape_of_the_bundle(
         return path
 
     monkeypatch.setattr("ranklet_cli.bench.run.make_random", make)
-    report = benchmark(
-        tiny_bundle,
-        provider="cpu",
-        lengths=(5,),
-        catalogues=(130,),
-        precisions=("fp32",),
-        loads=(),
-        runs=RUNS,
-    )
+    sweep = Sweep("cpu", lengths=(5,), catalogues=(130,), precisions=("fp32",), loads=(), runs=RUNS)
+    report = benchmark(tiny_bundle, sweep)
     own, made = report.bundles
     assert (own.items, own.is_random) == (60, False)
     assert (made.items, made.precision, made.is_random) == (130, "fp32", True)
@@ -68,7 +62,7 @@ def test_random_catalogues_have_the_shape_of_the_bundle(
     tiny, (manifest,) = Manifest.read(tiny_bundle), manifests
     assert manifest.training["model"] == {**tiny.training["model"], "dropout": 0.0}
     assert manifest.opset == tiny.opset
-    assert "random weights: 130 items, fp32" in format_table(report)
+    assert "random weights: 130 items, fp32" in format_report(report)
 
 
 def test_a_shape_has_all_settings_of_the_model(tiny_bundle: Path) -> None:
@@ -118,6 +112,7 @@ def test_the_least_bytes_are_what_is_scored_bias_and_encoder(
     assert least_bytes(manifest) == read + 4 * 128 + weights + graph
 
 
+@pytest.mark.slow  # exports
 @pytest.mark.parametrize(
     ("settings", "model"),
     [

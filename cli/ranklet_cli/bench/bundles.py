@@ -1,24 +1,24 @@
-"""The bundles that are timed: open them, time that, and make some of random weights."""
+"""Load time, cold start and memory of a bundle, and bundles with random weights."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from ranklet.bundle import Manifest
-from ranklet.errors import InputError
+from ranklet.errors import InputError, RankletError
 from ranklet.provider import Provider
 from ranklet.ranker import Ranker
 from ranklet.vocabulary import Ids
-from ranklet_cli.bench.processes import memory_mb, run_fresh, status
 from ranklet_cli.bench.report import BundleFacts, Load, Setting
 
 COLD_STARTS = 3
 
-# What a fresh process does. Its peak is read from /proc: ru_maxrss would start at the peak of the
+# The code of a fresh process. Its peak is read from /proc: ru_maxrss would start at the peak of the
 # process that started it (Linux keeps it over exec).
 COLD_START = """
 import json, sys
@@ -33,7 +33,7 @@ except OSError:
 """
 
 # In a process of its own, so that torch neither stays in memory nor runs threads beside a timing.
-# Nobody reads the answers of random weights, so no precision is refused.
+# The accuracy of random weights does not matter, so every precision passes the gate.
 EXPORT = """
 import json, sys
 from pathlib import Path
@@ -45,7 +45,7 @@ export_random(shape, Path(folder), Settings(opset=opset, precision=precision, al
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """A bundle, loaded once for each count of threads."""
+    """A bundle, loaded once for each number of threads."""
 
     path: Path
     is_random: bool
@@ -53,32 +53,30 @@ class OpenBundle:
     loads: list[Load]
 
     @property
-    def ranker(self) -> Ranker:
-        """Return one of the rankers."""
-        return next(iter(self.rankers.values()))
+    def manifest(self) -> Manifest:
+        """Return the manifest."""
+        return next(iter(self.rankers.values())).manifest
+
+    @property
+    def provider(self) -> Provider:
+        """Return the active provider."""
+        return next(iter(self.rankers.values())).provider
 
     def setting(self, threads: int, batch: int, length: int, k: int) -> Setting:
-        """Name a call of this bundle."""
-        ranker = self.rankers[threads]
-        precision = ranker.manifest.precision
-        place = (len(ranker), precision, self.is_random, ranker.provider)
-        return Setting(*place, threads, batch, length, k)
+        """Return the setting of a call of this bundle."""
+        items, precision = self.manifest.items, self.manifest.precision
+        return Setting(items, precision, self.is_random, self.provider, threads, batch, length, k)
 
 
 def open_bundle(
     path: Path, provider: Provider, threads: Sequence[int], *, is_random: bool = False
 ) -> OpenBundle:
-    """Load a bundle and time that.
-
-    Raises:
-        BundleError: The bundle is missing or damaged.
-        ProviderError: CUDA was asked for and does not run.
-    """
+    """Load a bundle with each number of threads, and measure time and memory of that."""
     rankers, loads = {}, []
     for count in threads:
-        before, start = memory_mb(status(), "VmRSS"), time.perf_counter()
+        before, start = memory_mb(_status(), "VmRSS"), time.perf_counter()
         ranker = Ranker.load(path, provider=provider, threads=count)
-        seconds, after = time.perf_counter() - start, memory_mb(status(), "VmRSS")
+        seconds, after = time.perf_counter() - start, memory_mb(_status(), "VmRSS")
         grown = None if before is None or after is None else after - before
         precision, ran = ranker.manifest.precision, ranker.provider
         loads.append(Load(len(ranker), precision, is_random, count, ran, seconds * 1e3, grown))
@@ -87,13 +85,12 @@ def open_bundle(
 
 
 def describe_bundle(bundle: OpenBundle, history: Ids, k: int) -> BundleFacts:
-    """Start processes that load it and rank once, the quickest counts; return all about it."""
-    threads, ranker = next(iter(bundle.rankers.items()))
+    """Return the facts about a bundle, with the fastest of some cold starts."""
+    threads, manifest = next(iter(bundle.rankers)), bundle.manifest
     starts = [
-        cold_start(bundle.path, ranker.provider, threads, history, k) for _ in range(COLD_STARTS)
+        cold_start(bundle.path, bundle.provider, threads, history, k) for _ in range(COLD_STARTS)
     ]
     milliseconds, peak_mb = min(starts, key=lambda start: start[0])
-    manifest = ranker.manifest
     return BundleFacts(
         path=str(bundle.path),
         items=manifest.items,
@@ -111,12 +108,12 @@ def cold_start(
 ) -> tuple[float, float | None]:
     """Return milliseconds and peak megabytes of a process that starts, loads and ranks once."""
     start = time.perf_counter()
-    told = run_fresh(COLD_START, str(path), provider, threads, history, k, task="rank")
-    return (time.perf_counter() - start) * 1e3, memory_mb(told, "VmHWM")
+    status = run_fresh(COLD_START, str(path), provider, threads, history, k, task="rank")
+    return (time.perf_counter() - start) * 1e3, memory_mb(status, "VmHWM")
 
 
 def check_export() -> None:
-    """Raise what making a bundle would, so that it is known before long work."""
+    """Refuse random bundles where the packages of an export are missing."""
     needed = ("ranklet_export", "torch", "onnx", "onnxscript", "polars", "safetensors")
     if missing := [name for name in needed if find_spec(name) is None]:
         raise InputError(
@@ -126,10 +123,10 @@ def check_export() -> None:
 
 
 def make_random(like: Manifest, items: int, precision: str, folder: Path) -> Path:
-    """Export random weights of the shape of a bundle; its rows of the first block come with them.
+    """Export random weights of the shape of a bundle.
 
     Raises:
-        InputError: The model is a seed model, which has no such bundles.
+        InputError: The model is a seed model, which has no random bundles.
         RankletError: The export fails.
     """
     shape, path = random_shape(like, items), folder / f"{items}-{precision}"
@@ -139,7 +136,7 @@ def make_random(like: Manifest, items: int, precision: str, folder: Path) -> Pat
 
 
 def random_shape(like: Manifest, items: int) -> str:
-    """Return the shape of a bundle with other items, as ``ranklet export --random`` takes it."""
+    """Return the ``ranklet export --random`` shape of a bundle with another catalogue."""
     settings = like.training["model"]
     if settings["kind"] != "sequence":
         raise InputError(
@@ -149,9 +146,36 @@ def random_shape(like: Manifest, items: int) -> str:
     return ",".join(f"{name}={value}" for name, value in {"items": items, **kept}.items())
 
 
-def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list[Ids]:
-    """Draw known ids: (batch, length)."""
-    indices = np.random.default_rng([seed, batch, length]).integers(
-        1, len(ranker) + 1, (batch, length)
-    )
-    return [ranker.vocabulary.ids(row) for row in indices]
+def run_fresh(code: str, *arguments: object, task: str) -> str:
+    """Run Python code in a new process and return its output.
+
+    Args:
+        code: Reads its arguments as JSON from ``sys.argv[1]``.
+        arguments: Plain values.
+        task: The purpose, for the message of an error.
+
+    Raises:
+        RankletError: The process fails; the message ends with the last line of its error output.
+    """
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode != 0:
+        reason = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
+        raise RankletError(f"a fresh {sys.executable} can't {task}: {reason}")
+    return child.stdout
+
+
+def _status() -> str:
+    """Return /proc/self/status, or an empty text where there is none."""
+    try:
+        return Path("/proc/self/status").read_text()
+    except OSError:
+        return ""
+
+
+def memory_mb(status: str, name: str) -> float | None:
+    """Return a figure of /proc/self/status, which counts in KiB."""
+    for line in status.splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return None

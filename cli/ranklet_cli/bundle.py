@@ -1,4 +1,4 @@
-"""The commands that make a bundle, check it and show it."""
+"""``ranklet export``, ``verify`` and ``inspect``: make a bundle, check it, show it."""
 
 import logging
 from pathlib import Path
@@ -6,51 +6,44 @@ from typing import Any
 
 import click
 
-from ranklet_cli.common import FOLDER, PATH, cli, json_option, print_json, session_options
-from ranklet_cli.quality import format_evaluation
+from ranklet.bundle import Manifest
+from ranklet_cli.evaluate import format_evaluation
+from ranklet_cli.options import FOLDER, PATH, json_option, print_json, session_options
 
 
-@cli.command()
+@click.command()
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="[RUN] BUNDLE")
 @click.option(
     "--random",
     "shape",
     metavar="items=N,width=N,...",
-    help="No run but random weights of this shape, to size hardware.",
+    help="Export random weights of this shape instead of a RUN, to size hardware.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "int8", "int4", "fp16", "fp32"]),
     default="auto",
-    show_default=True,
-    help="Of the scores that choose from the catalogue; auto is int8 if ranking stays as good.",
+    help="Precision of the item scores; auto is int8 if --allow-drop permits it.",
 )
-@click.option(
-    "--allow-drop",
-    default=0.005,
-    show_default=True,
-    help="By which share NDCG@10 may be lower than in fp32.",
-)
-@click.option("--compact", is_flag=True, help="A smaller bundle whose encoder is slower.")
-@click.option("--opset", default=23, show_default=True, help="ONNX operator set, 18 to 23.")
-@click.option("--replace", is_flag=True, help="Put it in the place of an existing bundle.")
+@click.option("--allow-drop", default=0.005, help="Largest relative loss of NDCG@10 against fp32.")
+@click.option("--compact", is_flag=True, help="Make a smaller bundle with a slower encoder.")
+@click.option("--opset", default=23, help="ONNX operator set, 18 to 23.")
+@click.option("--replace", is_flag=True, help="Replace an existing bundle.")
 @json_option
 def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
-    """Export the best weights of a RUN as a BUNDLE, after checking that both answer alike.
+    """Export the best weights of a RUN as a BUNDLE; both must give the same rankings.
 
     \b
     Examples:
       ranklet export run bundle
       ranklet export --random items=12000,width=64,blocks=2,heads=1,length=200 bundle
     """
-    from ranklet.bundle import Manifest
     from ranklet_export.export import Settings, export_bundle, export_random
 
     if len(paths) != (2 if shape is None else 1):
         raise click.UsageError("pass a RUN and a BUNDLE, or --random and a BUNDLE")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it speaks of torchvision
-    how = Settings(**settings)
-    bundle = paths[-1]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision
+    bundle, how = paths[-1], Settings(**settings)
     if shape is None:
         report = export_bundle(paths[0], bundle, how)
     else:
@@ -70,7 +63,7 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
     return None
 
 
-@cli.command()
+@click.command()
 @click.argument("bundle", type=FOLDER)
 @session_options
 @json_option
@@ -85,23 +78,21 @@ def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
     if as_json:
         return print_json(report)
     click.echo(
-        f"{bundle} is whole and answers as it should on {report.provider}: {report.files} files, "
-        f"{report.bytes / 1e6:.2f} MB, {report.items:,} items, {report.golden} golden answers, "
-        f"scores differ by at most {report.max_score_difference:.1e}"
+        f"{bundle} is intact and gives the golden answers on {report.provider}: "
+        f"{report.files} files, {report.bytes / 1e6:.2f} MB, {report.items:,} items, "
+        f"{report.golden} answers, scores differ by at most {report.max_score_difference:.1e}"
     )
     return None
 
 
-@cli.command()
+@click.command()
 @click.argument("bundle", type=FOLDER)
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what a BUNDLE is: model, data, quality, graph, files.
+    """Show model, data, quality, graph contract and files of a BUNDLE.
 
     Example: ranklet inspect models/ml-100k
     """
-    from ranklet.bundle import Manifest
-
     manifest = Manifest.read(bundle)
     if as_json:
         return print_json(manifest)

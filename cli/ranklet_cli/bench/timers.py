@@ -1,0 +1,363 @@
+"""Timers: back-to-back calls, stages of a request, appended events, requests at random times."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.device import Inputs
+from ranklet.errors import ProviderError
+from ranklet.graph import Events
+from ranklet.provider import ORT_ERRORS
+from ranklet.ranker import Ranker, batches
+from ranklet.vocabulary import Ids
+from ranklet_cli.bench.limit import least_bytes
+from ranklet_cli.bench.report import Append, Measurement, Setting, Stages, Waiting
+
+if TYPE_CHECKING:
+    from ranklet.graph import Session
+
+WARM_UP = 10  # calls of each timer before anything is timed
+BLOCK = 20  # timed calls of a timer before the next one has its turn
+SETTLE = 3  # untimed calls at the start of a block: caches are cold, other threads still spin
+REQUESTS = 16  # different requests of a timer, so that no history stays in the caches
+APART = REQUESTS // 3  # places between the request timed whole and the one timed in stages
+RUNS_OF_P99_9 = 1000
+ROUNDS = 5  # of requests at random times
+SECONDS = 0.2  # length of a round,
+FEWEST, MOST = 100, 1000  # within these numbers of arrivals
+
+Blocks = list[list[int]]  # times of calls in ns, a list for each block
+Seconds = NDArray[np.float64]
+clock = time.perf_counter_ns
+
+
+def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list[Ids]:
+    """Draw known ids: (batch, length)."""
+    random = np.random.default_rng([seed, batch, length])
+    indices = random.integers(1, len(ranker) + 1, (batch, length))
+    return [ranker.vocabulary.ids(row) for row in indices]
+
+
+def milliseconds(blocks: Blocks) -> NDArray[np.float64]:
+    """Return the times of all blocks."""
+    return np.concatenate(blocks) / 1e6
+
+
+def median(blocks: Blocks) -> float:
+    """Return the median of all blocks in milliseconds."""
+    return float(np.median(milliseconds(blocks)))
+
+
+def block_medians(blocks: Blocks) -> list[float]:
+    """Return the median of each block in milliseconds."""
+    return [float(np.median(block)) / 1e6 for block in blocks]
+
+
+# The engine: only the five functions below know its graphs.
+
+
+class BareRun(NamedTuple):
+    """One run of a graph, without the Python around it."""
+
+    session: "Session"
+    inputs: Inputs
+    outputs: list[str]
+
+    def go(self) -> object:
+        """Run the graph.
+
+        Raises:
+            ProviderError: onnxruntime fails.
+        """
+        try:
+            return self.session.run(self.outputs, self.inputs)
+        except ORT_ERRORS as error:
+            raise ProviderError(f"onnxruntime failed: {error}") from error
+
+
+def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[BareRun]:
+    """Return the graph runs of a request for histories of one length."""
+    graphs, plain, runs = ranker.graphs, ranker.plain, []
+    pool = min(graphs.pool_of(k), len(ranker))
+    for part in batches(histories, len(ranker)):
+        indices = np.stack([ranker.vocabulary.index(history) for history in part])
+        is_alone = len(histories) == 1 and pool < len(ranker)
+        if is_alone and plain is not None and plain.can_rank(indices.shape[1], k):
+            session, inputs = plain.bare(indices[0], k, pool)
+        else:
+            session = graphs.session_for(len(part))
+            inputs = graphs.rank_inputs(Events(indices), min(k, pool), pool=pool)
+        runs.append(BareRun(session, inputs, graphs.answers))
+    return runs
+
+
+def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Callable[[], object]]:
+    """Return the stages of a request for one history, each as a call to time."""
+    graphs, (run,) = ranker.graphs, bare_runs(ranker, [history], k)
+    pool = min(graphs.pool_of(k), len(ranker))
+    event = Events(ranker.vocabulary.index(history[-1:])[None])
+    inputs = graphs.rank_inputs(event, min(k, pool), pool=pool)
+    encoder = graphs.encoder
+    encoder_inputs = {tensor.name: inputs[tensor.name] for tensor in encoder.get_inputs()}
+    items = ranker.vocabulary.index(ranker.rank(history, k=k).items)
+    return {
+        "lookup": lambda: ranker.vocabulary.index(history),
+        "graph": run.go,
+        "ids": lambda: ranker.vocabulary.ids(items),
+        "event": BareRun(graphs.session, inputs, graphs.answers).go,
+        "event_encoder": BareRun(encoder, encoder_inputs, ["user"]).go,
+    }
+
+
+def split_stages(times: dict[str, float]) -> dict[str, float]:
+    """Return the times of lookup, encode, score and ids from those of ``stage_calls``.
+
+    model.onnx and encoder.onnx encode one event alike: the difference of their times is the score.
+    """
+    score = times["event"] - times["event_encoder"]
+    encode = times["graph"] - score
+    return {"lookup": times["lookup"], "encode": encode, "score": score, "ids": times["ids"]}
+
+
+@dataclass
+class CallTimer:
+    """Back-to-back calls of one setting, and the bare graph runs of the same requests."""
+
+    setting: Setting
+    ranker: Ranker
+    seed: int
+    times: Blocks = field(default_factory=list)
+    bare_times: Blocks = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Draw the requests, and warm up."""
+        batch, length, k = self.setting.batch, self.setting.length, self.setting.k
+        self.requests = [
+            random_histories(self.ranker, batch, length, self.seed + number)
+            for number in range(REQUESTS)
+        ]
+        self.bare = [bare_runs(self.ranker, rows, k) for rows in self.requests]
+        for call in (self.rank, self.run_bare):
+            for number in range(WARM_UP):
+                call(number)
+
+    def rank(self, number: int) -> None:
+        """Answer one of the requests."""
+        histories = self.requests[number % REQUESTS]
+        if self.setting.batch == 1:
+            self.ranker.rank(histories[0], k=self.setting.k)
+        else:
+            self.ranker.rank_batch(histories, k=self.setting.k)
+
+    def run_bare(self, number: int) -> None:
+        """Run the graphs of one of the requests."""
+        for run in self.bare[number % REQUESTS]:
+            run.go()
+
+    def time_block(self, begin: int, count: int) -> None:
+        """Time ``count`` calls from request ``begin`` on."""
+        for call, times in ((self.rank, self.times), (self.run_bare, self.bare_times)):
+            times += time_passes(partial(_time_call, call), begin, count)
+
+    def measurement(self, bandwidth: float | None) -> Measurement:
+        """Return the results; ``bandwidth`` is in bytes a second."""
+        times = milliseconds(self.times)
+        p50, p95, p99, p99_9 = np.percentile(times, [50, 95, 99, 99.9]).tolist()
+        mean, least = float(times.mean()), least_bytes(self.ranker.manifest)
+        return Measurement(
+            **vars(self.setting),
+            runs=len(times),
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99,
+            p99_9_ms=p99_9 if len(times) >= RUNS_OF_P99_9 else None,
+            mean_ms=mean,
+            users_per_second=1e3 * self.setting.batch / mean,
+            session_p50_ms=median(self.bare_times),
+            read_bytes=least,
+            limit_ms=None if bandwidth is None else 1e3 * least / bandwidth,
+            blocks_ms=block_medians(self.times),
+        )
+
+
+def _time_call(call: Callable[[int], None], number: int) -> list[int]:
+    start = clock()
+    call(number)
+    return [clock() - start]
+
+
+def time_passes(time_pass: Callable[[int], list[int]], begin: int, count: int) -> Blocks:
+    """Return a block of times for each part of a pass, after passes that are not counted."""
+    passes = [time_pass(begin + number) for number in range(SETTLE + count)]
+    return [list(times) for times in zip(*passes[SETTLE:], strict=True)]
+
+
+@dataclass
+class StageTimer:
+    """A whole request, then the stages of another one, so that caches are as in a request."""
+
+    setting: Setting
+    ranker: Ranker
+    seed: int
+    passes: list[Blocks] = field(default_factory=list)  # for each block: whole, then the stages
+
+    def __post_init__(self) -> None:
+        """Draw the requests."""
+        self.requests = random_histories(self.ranker, REQUESTS, self.setting.length, self.seed)
+        self.stages = [stage_calls(self.ranker, row, self.setting.k) for row in self.requests]
+
+    def time_block(self, begin: int, count: int) -> None:
+        """Time ``count`` requests from request ``begin`` on."""
+        self.passes.append(time_passes(self._time_pass, begin, count))
+
+    def _time_pass(self, number: int) -> list[int]:
+        calls = self.stages[(number + APART) % REQUESTS].values()
+        history, marks = self.requests[number % REQUESTS], [clock()]
+        self.ranker.rank(history, k=self.setting.k)
+        marks.append(clock())
+        for call in calls:
+            call()
+            marks.append(clock())
+        return np.diff(marks).tolist()
+
+    def result(self) -> Stages:
+        """Return the median of each stage."""
+        rank, *others = (median(list(blocks)) for blocks in zip(*self.passes, strict=True))
+        stages = split_stages(dict(zip(self.stages[0], others, strict=True)))
+        row = {f"{name}_ms": time for name, time in {"rank": rank, **stages}.items()}
+        return Stages(**vars(self.setting) | row, python_ms=rank - sum(stages.values()))
+
+
+@dataclass
+class AppendTimer:
+    """One more event of a user whose state is kept, beside a ranking of the whole history."""
+
+    setting: Setting
+    ranker: Ranker
+    seed: int
+    times: Blocks = field(default_factory=list)
+    rank_times: Blocks = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Draw a history and encode it, and draw the next events."""
+        (self.history,) = random_histories(self.ranker, 1, self.setting.length, self.seed)
+        (self.events,) = random_histories(self.ranker, 1, REQUESTS, self.seed + 1)
+        user = self.ranker.user(self.history[:-1])
+        user.rank(self.setting.k)
+        self.saved = user.save()
+
+    def time_block(self, begin: int, count: int) -> None:
+        """Time ``count`` events from event ``begin`` on, each after the same history."""
+        appended, ranked = time_passes(self._time_pass, begin, count)
+        self.times.append(appended)
+        self.rank_times.append(ranked)
+
+    def _time_pass(self, number: int) -> list[int]:
+        user, k = self.ranker.user().load(self.saved), self.setting.k
+        user.append(self.history[-1])
+        user.rank(k)  # from here on the state lies where events are appended
+        event = self.events[number % REQUESTS]
+        whole = [*self.history, event]
+        start = clock()
+        user.append(event)
+        user.rank(k)
+        middle = clock()
+        self.ranker.rank(whole, k=k)
+        return [middle - start, clock() - middle]
+
+    def result(self) -> Append:
+        """Return the medians."""
+        return Append(
+            **vars(self.setting),
+            append_p50_ms=median(self.times),
+            rank_p50_ms=median(self.rank_times),
+            blocks_ms=block_medians(self.times),
+        )
+
+
+def arrival_times(rate: float, count: int, seed: int) -> Seconds:
+    """Draw the arrivals of a Poisson process of ``rate`` a second, given their number.
+
+    Given their number, arrivals are uniform and independent: the rate is met exactly.
+    """
+    return np.sort(np.random.default_rng(seed).uniform(0, count / rate, count))
+
+
+def latencies(arrivals: Seconds, services: Seconds) -> Seconds:
+    """Return the time from arrival to answer of one server, first come first served.
+
+    A request ends when its own work is done after all the work since the server last stood idle
+    (Lindley): the latest of the earliest possible ends.
+
+    Args:
+        arrivals: Arrival of each request, rising.
+        services: Working time of the server for each request.
+    """
+    work = np.cumsum(services)
+    ends = work + np.maximum.accumulate(arrivals - (work - services))
+    return ends - arrivals
+
+
+def serve(
+    call: Callable[[int], None],
+    arrivals: Seconds,
+    now: Callable[[], float] = time.perf_counter,
+) -> Seconds:
+    """Answer requests as they arrive and return the working time of each.
+
+    Work counts from the moment it could have begun, so a server that the system woke late is slow.
+    The wait for an arrival spins: a sleep would be less exact than a request is long.
+    """
+    services, free, begin = [], 0.0, now()
+    for number, arrival in enumerate(arrivals.tolist()):
+        ready = max(arrival, free)
+        while now() - begin < ready:
+            pass
+        call(number)
+        free = now() - begin
+        services.append(free - ready)
+    return np.array(services)
+
+
+@dataclass
+class WaitTimer:
+    """Requests at random times, at a share of the throughput of back-to-back calls."""
+
+    timer: CallTimer
+    load_percent: int
+    mean_ms: float  # of a back-to-back call
+    rounds: list[list[float]] = field(default_factory=list)  # p50, p95, p99 in ms, busy in percent
+
+    def __post_init__(self) -> None:
+        """Choose the rate and the number of arrivals."""
+        self.rate = self.load_percent / 100 * 1e3 / self.mean_ms
+        self.count = round(min(max(SECONDS * self.rate, FEWEST), MOST))
+
+    def time_round(self, seed: int) -> None:
+        """Serve one round of requests; the server is idle at first."""
+        for number in range(SETTLE):
+            self.timer.rank(number)
+        arrivals = arrival_times(self.rate, self.count, seed)
+        services = serve(self.timer.rank, arrivals)
+        times = latencies(arrivals, services)
+        busy = 100 * float(services.sum() / (arrivals[-1] + times[-1]))
+        self.rounds.append([*np.percentile(1e3 * times, [50, 95, 99]).tolist(), busy])
+
+    def result(self) -> Waiting:
+        """Return the medians over rounds: a pause of the machine spoils only one round."""
+        p50, p95, p99, busy = np.median(self.rounds, axis=0).tolist()
+        return Waiting(
+            **vars(self.timer.setting),
+            load_percent=self.load_percent,
+            arrivals=self.count * len(self.rounds),
+            offered_per_second=self.rate,
+            busy_percent=busy,
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99,
+        )
