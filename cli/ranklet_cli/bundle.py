@@ -60,7 +60,6 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
     if cost := Manifest.read(bundle, check_digests=False).gate_text:
         click.echo(cost)
     click.echo(f"next: ranklet verify {bundle}; ranklet rank {bundle} --history ...")
-    return None
 
 
 @click.command()
@@ -82,7 +81,6 @@ def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
         f"{report.files} files, {report.bytes / 1e6:.2f} MB, {report.items:,} items, "
         f"{report.golden} answers, scores differ by at most {report.max_score_difference:.1e}"
     )
-    return None
 
 
 @click.command()
@@ -113,4 +111,3 @@ def inspect(bundle: Path, as_json: bool) -> None:
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]
     click.echo("\n".join(lines))
-    return None

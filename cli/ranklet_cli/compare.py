@@ -17,22 +17,13 @@ if TYPE_CHECKING:
     from ranklet_training.judge.outcomes import OutcomeComparison
 
 
-class Ratio(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from 8.5
-    """Two positive numbers with a colon between them, like 1:1."""
-
-    name = "N:N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, float]:
-        """Read the text; click may pass a tuple that was read before."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            control, treatment = (float(part) for part in str(value).split(":"))
-        except ValueError:
-            self.fail(f"{value!r} is not a ratio like 1:1", param, ctx)
-        return control, treatment
+def read_ratio(text: str) -> tuple[float, float]:
+    """Read two numbers with a colon between them."""
+    try:
+        control, treatment = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a ratio like 1:1") from error
+    return control, treatment
 
 
 @click.command()
@@ -48,7 +39,8 @@ class Ratio(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 @click.option("--control", metavar="NAME", help="The control variant.  [default: first by name]")
 @click.option(
     "--ratio",
-    type=Ratio(),
+    type=read_ratio,
+    metavar="N:N",
     help="Planned ratio of control to treatment users, for --log.  [default: 1:1]",
 )
 @click.option("--resamples", default=10_000, help="Number of bootstrap samples of users.")

@@ -53,18 +53,15 @@ def evaluate(
         raise InputError("two models have the same folder name; rows of the table need unique ones")
     models, split = open_models(paths, events)
     table = evaluate_models(models, split, on=on)
-    not_kept = ""
     if (model / "config.json").exists() and on == "test":
         try:
             atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
         except OSError as error:  # the table is worth more than the file
-            not_kept = f"not kept in {model / 'evaluation.json'}: {error.strerror or error}"
+            note(f"not kept in {model / 'evaluation.json'}: {error.strerror or error}")
     if as_json:
         print_json(table)
     else:
         click.echo(format_evaluation(table))
-    if not_kept:
-        note(not_kept)
     if plot_path is not None:
         plot_evaluation(table, plot_path)
         note(f"wrote {plot_path}")

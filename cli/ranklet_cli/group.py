@@ -62,8 +62,7 @@ def _stop(message: str, status: int) -> NoReturn:
 
 
 @click.group(
-    cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
 @click.version_option(__version__, prog_name="ranklet")
 def cli() -> None:

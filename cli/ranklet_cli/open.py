@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ranklet.errors import InputError
 from ranklet.ranker import Ranker
-from ranklet_cli.options import note
+from ranklet_cli.options import COLUMNS, note
 
 if TYPE_CHECKING:
     import polars as pl
@@ -59,11 +59,11 @@ def read_log(path: Path, reading: dict[str, str]) -> "Events":
     """Read an event log with the options that a run was trained with."""
     from ranklet_training.data.events import Columns, read_events
 
-    names = ("user", "item", "timestamp", "event", "rating")
+    # A run that was started from Python may lack these options; the defaults hold then.
+    columns = {name: reading[f"{name}_column"] for name in COLUMNS if f"{name}_column" in reading}
     return read_events(
         path,
-        # A run that was started from Python may lack these options; the defaults hold then.
-        Columns(**{n: reading[f"{n}_column"] for n in names if f"{n}_column" in reading}),
+        Columns(**columns),
         duplicates=reading.get("duplicates", "none"),  # type: ignore[arg-type]  # click checked the choice
         id_type=reading.get("id_type", "auto"),  # type: ignore[arg-type]
     )
@@ -77,20 +77,14 @@ def split_log(log: "Events", config: "RunConfig") -> "Split":
     return split_events(log.frame, train.split, folds=train.folds, fold=train.fold)
 
 
-class TrainingData(NamedTuple):
-    """Everything a training starts from."""
-
-    log: "Events"
-    split: "Split"
-    config: "RunConfig"
-    catalogue: "pl.DataFrame | None"  # its ids have the type of those in the log
-    source: str  # origin of the data: SOURCE.md beside the log
-
-
 def prepare(
     events: Path, items: Path | None, chosen: dict[str, Any], reading: dict[str, str]
-) -> TrainingData:
-    """Read and split a log and complete the settings, with notes on both."""
+) -> "tuple[Events, Split, RunConfig, pl.DataFrame | None, str]":
+    """Read and split a log and complete the settings, with notes on both.
+
+    Returns:
+        Log, split, all settings, items with ids of the log's type, origin of the data.
+    """
     from ranklet_training.data.events import note_unmatched, read_items
     from ranklet_training.runs.presets import configure, recommend
 
@@ -110,7 +104,7 @@ def prepare(
             note(unmatched)
     origin = events.with_name("SOURCE.md")
     source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
-    return TrainingData(log, split, config, catalogue, source)
+    return log, split, config, catalogue, source
 
 
 def open_models(

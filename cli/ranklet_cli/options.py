@@ -63,6 +63,13 @@ settings_options = combine(
     click.option("--config", "config_file", type=FILE, help="TOML file of settings."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting."),
 )
+COLUMNS = {
+    "user": "user_id",
+    "item": "item_id",
+    "timestamp": "timestamp",
+    "event": "event",
+    "rating": "rating",
+}
 column_options = combine(
     click.option(
         "--id-type",
@@ -78,15 +85,10 @@ column_options = combine(
     ),
     *(
         click.option(f"--{name}-column", default=default, help=f"Column of the {name}.")
-        for name, default in (
-            ("user", "user_id"),
-            ("item", "item_id"),
-            ("timestamp", "timestamp"),
-            ("event", "event"),
-            ("rating", "rating"),
-        )
+        for name, default in COLUMNS.items()
     ),
 )
+READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS))
 
 
 def note(text: str) -> None:

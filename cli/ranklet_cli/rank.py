@@ -97,7 +97,6 @@ def rank(
         f"{milliseconds:.3f} ms on {ranker.provider}, {threads} thread(s), {len(ranker):,} items; "
         f"{ranking.unknown} unknown ids{cold}{exact}"
     )
-    return None
 
 
 def _read_times(text: str) -> list[int]:

@@ -62,7 +62,6 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
     )
     if fetched.best_hit_rate is not None:
         click.echo(f"best HR@10 that any model can reach: {fetched.best_hit_rate:.4f}")
-    return None
 
 
 @click.command()
@@ -133,7 +132,6 @@ def train(
         f"{metrics['NDCG@10']:.4f}, HR@10 {metrics['HR@10']:.4f} ({result.seconds:.0f} s)\n"
         f"next: ranklet evaluate {out} {events}; ranklet export {out} BUNDLE"
     )
-    return None
 
 
 def _refuse_with_resume(*names: str) -> None:

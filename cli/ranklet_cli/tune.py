@@ -12,6 +12,7 @@ from ranklet_cli.open import prepare, read_settings, split_pairs
 from ranklet_cli.options import (
     NEW_FOLDER,
     PATH,
+    READING,
     column_options,
     items_option,
     json_option,
@@ -61,10 +62,7 @@ ROWS = 10  # of the printed table
     help="Stop after this time; the same command continues the study.",
 )
 @click.option(
-    "--pruner/--no-pruning",
-    "prune",
-    default=True,
-    help="Stop trials that fall behind the median.",
+    "--pruner/--no-pruning", "prune", default=True, help="Stop trials that fall behind the median."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the sampler.")
 @column_options
@@ -77,13 +75,8 @@ def tune(
     config_file: Path | None,
     settings: tuple[str, ...],
     search: tuple[str, ...],
-    sampler: Any,
-    trials: int,
-    minutes: float | None,
-    prune: bool,
-    seed: int,
     as_json: bool,
-    **reading: str,
+    **options: Any,
 ) -> None:
     """Search for the settings with the best validation NDCG@10 on EVENTS.
 
@@ -97,6 +90,7 @@ def tune(
     from ranklet_training.judge import tune as tuning
     from ranklet_training.runs.presets import configure
 
+    reading = {name: options.pop(name) for name in READING}
     chosen = read_settings(preset, config_file, settings)
     given = configure(chosen)
     specs = split_pairs(search, "--search takes KEY=SPEC, as in dropout=0.1..0.6")
@@ -111,13 +105,9 @@ def tune(
         log,
         tuning.folds_of(log, split, given),
         catalogue,
-        sampler=sampler,
-        trials=trials,
-        minutes=minutes,
-        prune=prune,
-        seed=seed,
         reading=reading,
         source=source,
+        **options,
     )
     if find_spec("matplotlib") is None:
         note("no plots: matplotlib is not installed: pip install 'ranklet[plots]'")
@@ -140,7 +130,6 @@ def tune(
         )
     click.echo(format_study(result))
     click.echo(f"\nbest settings: {out / 'best.toml'}\nnext: {train_command}")
-    return None
 
 
 def _train_command(events: Path, items: Path | None, out: Path, reading: dict[str, str]) -> str:

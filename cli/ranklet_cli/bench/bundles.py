@@ -1,6 +1,7 @@
 """Load time, cold start and memory of a bundle, and bundles with random weights."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,8 +19,8 @@ from ranklet_cli.bench.report import BundleFacts, Load, Setting
 
 COLD_STARTS = 3
 
-# The code of a fresh process. Its peak is read from /proc: ru_maxrss would start at the peak of the
-# process that started it (Linux keeps it over exec).
+# Peak memory is read from /proc: ru_maxrss would start at the peak of the process that started this
+# one (Linux keeps it over exec).
 COLD_START = """
 import json, sys
 from ranklet import Ranker
@@ -30,16 +31,6 @@ try:
         print(file.read())
 except OSError:
     pass
-"""
-
-# In a process of its own, so that torch neither stays in memory nor runs threads beside a timing.
-# The accuracy of random weights does not matter, so every precision passes the gate.
-EXPORT = """
-import json, sys
-from pathlib import Path
-from ranklet_export.export import Settings, export_random
-shape, folder, precision, opset = json.loads(sys.argv[1])
-export_random(shape, Path(folder), Settings(opset=opset, precision=precision, allow_drop=1.0))
 """
 
 
@@ -53,19 +44,14 @@ class OpenBundle:
     loads: list[Load]
 
     @property
-    def manifest(self) -> Manifest:
-        """Return the manifest."""
-        return next(iter(self.rankers.values())).manifest
-
-    @property
-    def provider(self) -> Provider:
-        """Return the active provider."""
-        return next(iter(self.rankers.values())).provider
+    def ranker(self) -> Ranker:
+        """Return the ranker with the first number of threads."""
+        return next(iter(self.rankers.values()))
 
     def setting(self, threads: int, batch: int, length: int, k: int) -> Setting:
         """Return the setting of a call of this bundle."""
-        items, precision = self.manifest.items, self.manifest.precision
-        return Setting(items, precision, self.is_random, self.provider, threads, batch, length, k)
+        facts = len(self.ranker), self.ranker.manifest.precision, self.is_random
+        return Setting(*facts, self.ranker.provider, threads, batch, length, k)
 
 
 def open_bundle(
@@ -86,9 +72,9 @@ def open_bundle(
 
 def describe_bundle(bundle: OpenBundle, history: Ids, k: int) -> BundleFacts:
     """Return the facts about a bundle, with the fastest of some cold starts."""
-    threads, manifest = next(iter(bundle.rankers)), bundle.manifest
+    (threads, *_), ranker, manifest = bundle.rankers, bundle.ranker, bundle.ranker.manifest
     starts = [
-        cold_start(bundle.path, bundle.provider, threads, history, k) for _ in range(COLD_STARTS)
+        cold_start(bundle.path, ranker.provider, threads, history, k) for _ in range(COLD_STARTS)
     ]
     milliseconds, peak_mb = min(starts, key=lambda start: start[0])
     return BundleFacts(
@@ -107,8 +93,9 @@ def cold_start(
     path: Path, provider: Provider, threads: int, history: Ids, k: int
 ) -> tuple[float, float | None]:
     """Return milliseconds and peak megabytes of a process that starts, loads and ranks once."""
+    arguments = json.dumps([str(path), provider, threads, history, k])
     start = time.perf_counter()
-    status = run_fresh(COLD_START, str(path), provider, threads, history, k, task="rank")
+    status = run_fresh("-c", COLD_START, arguments, task="rank")
     return (time.perf_counter() - start) * 1e3, memory_mb(status, "VmHWM")
 
 
@@ -125,13 +112,14 @@ def check_export() -> None:
 def make_random(like: Manifest, items: int, precision: str, folder: Path) -> Path:
     """Export random weights of the shape of a bundle.
 
-    Raises:
-        InputError: The model is a seed model, which has no random bundles.
-        RankletError: The export fails.
+    A process of its own keeps torch from filling memory and from running threads beside a timing.
     """
-    shape, path = random_shape(like, items), folder / f"{items}-{precision}"
+    path = folder / f"{items}-{precision}"
+    options = ["--random", random_shape(like, items), "--precision", precision]
+    # Nobody needs the accuracy of random weights.
+    options += ["--opset", str(like.opset), "--allow-drop", "1"]
     task = f"make a bundle of {items:,} items"
-    run_fresh(EXPORT, shape, str(path), precision, like.opset, task=task)
+    run_fresh("-m", "ranklet_cli", "export", *options, str(path), task=task)
     return path
 
 
@@ -146,18 +134,13 @@ def random_shape(like: Manifest, items: int) -> str:
     return ",".join(f"{name}={value}" for name, value in {"items": items, **kept}.items())
 
 
-def run_fresh(code: str, *arguments: object, task: str) -> str:
-    """Run Python code in a new process and return its output.
-
-    Args:
-        code: Reads its arguments as JSON from ``sys.argv[1]``.
-        arguments: Plain values.
-        task: The purpose, for the message of an error.
+def run_fresh(*arguments: str, task: str) -> str:
+    """Run this Python in a new process and return its output.
 
     Raises:
-        RankletError: The process fails; the message ends with the last line of its error output.
+        RankletError: It can't do the task; the message ends with the last line of its errors.
     """
-    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    command = [sys.executable, *arguments]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode != 0:
         reason = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
@@ -175,7 +158,5 @@ def _status() -> str:
 
 def memory_mb(status: str, name: str) -> float | None:
     """Return a figure of /proc/self/status, which counts in KiB."""
-    for line in status.splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return None
+    match = re.search(rf"^{name}:\s*(\d+)", status, re.MULTILINE)
+    return int(match[1]) * 1024 / 1e6 if match else None

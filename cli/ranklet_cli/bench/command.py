@@ -1,20 +1,13 @@
 """``ranklet bench``: time a bundle on this machine."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ranklet_cli.options import (
-    FILE,
-    FOLDER,
-    PATH,
-    json_option,
-    note,
-    print_json,
-    provider_option,
-)
+from ranklet_cli.options import FILE, FOLDER, PATH, json_option, note, print_json, provider_option
 
 GROUPS = {
     "Sweep; lists separated by commas, every combination": (
@@ -42,58 +35,29 @@ class Grouped(click.Command):
                 formatter.write_dl(records)
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from 8.5
-    """Integers separated by commas, like 1,32."""
-
-    name = "N,N,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Read the text; click may pass a tuple that was read before."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of integers like 1,32", param, ctx)
+def numbers(text: str) -> tuple[int, ...]:
+    """Read integers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of integers like 1,32") from error
 
 
-class NumbersOrNone(Numbers):
-    """Integers separated by commas, or the word none."""
-
-    name = "N,N,...|none"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Read the text."""
-        return () if value == "none" else super().convert(value, param, ctx)
+def numbers_or_none(text: str) -> tuple[int, ...]:
+    """Read integers separated by commas, or the word none."""
+    return () if text == "none" else numbers(text)
 
 
-NUMBERS = Numbers()
+number_list = partial(click.option, type=numbers, metavar="N,N,...")
 
 
 @click.command(cls=Grouped)
 @click.argument("bundle", type=FOLDER)
-@click.option("--batch", "batches", type=NUMBERS, default="1", help="Histories per call.")
-@click.option("--length", "lengths", type=NUMBERS, help="Events per history.  [default: 10,50,200]")
-@click.option("-k", "ks", type=NUMBERS, default="10", help="Number of items to return.")
-@click.option(
-    "--threads",
-    "--thread-sweep",
-    "threads",
-    type=NUMBERS,
-    default="1",
-    help="Threads of one ranking.",
-)
-@click.option(
-    "--catalogue",
-    "catalogues",
-    type=NUMBERS,
-    default=(),
-    help="Also time bundles of N items, with random weights of BUNDLE's shape.",
-)
+@number_list("--batch", "batches", default="1", help="Histories per call.")
+@number_list("--length", "lengths", help="Events per history.  [default: 10,50,200]")
+@number_list("-k", "ks", default="10", help="Number of items to return.")
+@number_list("--threads", "--thread-sweep", "threads", default="1", help="Threads of one ranking.")
+@number_list("--catalogue", "catalogues", help="Also time bundles of N items, of BUNDLE's shape.")
 @click.option(
     "--precision",
     "precisions",
@@ -107,7 +71,8 @@ NUMBERS = Numbers()
 @click.option(
     "--load",
     "loads",
-    type=NumbersOrNone(),
+    type=numbers_or_none,
+    metavar="N,N,...|none",
     default="50,80",
     help="Server load in percent while requests arrive at random.",
 )

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ranklet.errors import InputError
 from ranklet.machine import Machine
@@ -226,12 +225,17 @@ def compare(new: BenchReport, old: BenchReport, path: str | Path) -> Comparison:
 
     ``only_new`` and ``only_old`` list rankings only: an appended event comes with its ranking.
     """
-    now, then = _blocks(new), _blocks(old)
+    now, then, changes = _blocks(new), _blocks(old), []
+    for case in now:
+        if case in then:
+            ratio, low, high = ratio_interval(now[case], then[case])
+            p50 = float(np.median(then[case])), float(np.median(now[case]))
+            changes.append(Change(case, *p50, ratio, low, high, verdict(low, high)))
     return Comparison(
         path=str(path),
         ranklet=old.ranklet,
         warnings=_warnings(new, old),
-        changes=[_change(case, now[case], then[case]) for case in now if case in then],
+        changes=changes,
         only_new=[row.name for row in new.measurements if row.name not in then],
         only_old=[row.name for row in old.measurements if row.name not in now],
     )
@@ -240,8 +244,10 @@ def compare(new: BenchReport, old: BenchReport, path: str | Path) -> Comparison:
 def ratio_interval(new: list[float], old: list[float]) -> tuple[float, float, float]:
     """Return new / old of the median of the blocks' medians, and its 95 % interval."""
     random = np.random.default_rng(0)
-    ratios = _resample(new, random) / _resample(old, random)
-    low, high = np.percentile(ratios, INTERVAL).tolist()
+    new_p50, old_p50 = (
+        np.median(random.choice(blocks, (RESAMPLES, len(blocks))), axis=1) for blocks in (new, old)
+    )
+    low, high = np.percentile(new_p50 / old_p50, INTERVAL).tolist()
     return float(np.median(new) / np.median(old)), low, high
 
 
@@ -252,22 +258,10 @@ def verdict(low: float, high: float) -> str:
     return "slower" if low > 1 + SAME else "no difference"
 
 
-def _resample(blocks: list[float], random: np.random.Generator) -> NDArray[np.float64]:
-    samples = random.choice(blocks, (RESAMPLES, len(blocks)))
-    medians: NDArray[np.float64] = np.median(samples, axis=1)
-    return medians
-
-
 def _blocks(report: BenchReport) -> dict[str, list[float]]:
     """Return the medians of the blocks of every call, by its name."""
     ranks = {row.name: row.blocks_ms for row in report.measurements}
     return ranks | {f"{row.name}, appended": row.blocks_ms for row in report.appends}
-
-
-def _change(case: str, new: list[float], old: list[float]) -> Change:
-    ratio, low, high = ratio_interval(new, old)
-    p50 = float(np.median(old)), float(np.median(new))
-    return Change(case, *p50, ratio, low, high, verdict(low, high))
 
 
 def _warnings(new: BenchReport, old: BenchReport) -> list[str]:

@@ -1,12 +1,13 @@
 """The whole benchmark: check the sweep, open the bundles, time, report."""
 
-import operator
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import get_args
+
+import numpy as np
 
 from ranklet import __version__
 from ranklet.bundle import Manifest, Precision
@@ -55,7 +56,9 @@ class Sweep:
     lengths: Sequence[int] | None = None  # events; None: the defaults, up to the bundle's maximum
     threads: Sequence[int] = (1,)  # of one ranking; a bundle is loaded for each
     ks: Sequence[int] = (10,)  # items to return
-    catalogues: Sequence[int] = ()  # items of bundles with random weights, made for this sweep
+    catalogues: Sequence[int] | None = (
+        None  # items of bundles with random weights, made for this sweep
+    )
     precisions: Sequence[str] = ()  # of these bundles; empty: that of the bundle
     loads: Sequence[int] = (50, 80)  # of the server in percent, for requests at random times
     runs: int = 1000  # timed calls of each combination; 1000 give p99.9
@@ -74,7 +77,7 @@ class Sweep:
             raise InputError(f"load must be below 100 percent, or the queue never ends; got {most}")
         if strange := [name for name in self.precisions if name not in get_args(Precision)]:
             raise InputError(f"precision must be fp32, fp16, int8 or int4, got {show(strange[0])}")
-        if self.catalogues:
+        if self.catalogues is not None:
             self.catalogues = _check_all("catalogue", self.catalogues)
             check_export()
         elif self.precisions:
@@ -90,13 +93,9 @@ class Sweep:
 
 
 def _check(name: str, value: object, least: int = 1) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # anything may come from outside
-    except TypeError as error:
-        raise InputError(f"{name} must be an integer, got {show(value)}") from error
-    if isinstance(value, bool) or number < least:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InputError(f"{name} must be an integer of at least {least}, got {show(value)}")
-    return number
+    return int(value)
 
 
 def _check_all(name: str, values: Sequence[int]) -> list[int]:
@@ -129,10 +128,10 @@ def benchmark(
     sweep = sweep or Sweep()
     on_progress(f"loading {path}")
     bundle = open_bundle(Path(path), sweep.provider, sweep.threads)
-    lengths = sweep.fit_lengths(bundle.manifest.max_length)
+    lengths = sweep.fit_lengths(bundle.ranker.manifest.max_length)
     # A file that is mapped can't be removed everywhere.
     with tempfile.TemporaryDirectory("-ranklet-bench", ignore_cleanup_errors=True) as folder:
-        others = list(_open_random(bundle.manifest, sweep, Path(folder), on_progress))
+        others = list(_open_random(bundle.ranker.manifest, sweep, Path(folder), on_progress))
         return _measure([bundle, *others], lengths, sweep, on_progress)
 
 
@@ -140,7 +139,7 @@ def _open_random(
     manifest: Manifest, sweep: Sweep, folder: Path, note: Note
 ) -> Iterator[OpenBundle]:
     precisions = dict.fromkeys(sweep.precisions or [manifest.precision])
-    for items, precision in product(sweep.catalogues, precisions):
+    for items, precision in product(sweep.catalogues or (), precisions):
         note(f"making a bundle of {items:,} items, {precision}")
         made = make_random(manifest, items, precision, folder)
         yield open_bundle(made, sweep.provider, sweep.threads, is_random=True)
@@ -153,10 +152,9 @@ def _measure(
     note(f"starting {COLD_STARTS * len(bundles)} fresh processes")
     facts = []
     for bundle in bundles:
-        ranker = next(iter(bundle.rankers.values()))
-        (history,) = random_histories(ranker, 1, lengths[0], sweep.seed)
+        (history,) = random_histories(bundle.ranker, 1, lengths[0], sweep.seed)
         facts.append(describe_bundle(bundle, history, sweep.ks[0]))
-    bandwidths = memory_bandwidths(sweep.threads) if first.provider == "cpu" else []
+    bandwidths = memory_bandwidths(sweep.threads) if first.ranker.provider == "cpu" else []
     calls, stages, appends = [], [], []
     for bundle, length, threads, k in product(bundles, lengths, sweep.threads, sweep.ks):
         ranker = bundle.rankers[threads]

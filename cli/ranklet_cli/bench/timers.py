@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,9 @@ ROUNDS = 5  # of requests at random times
 SECONDS = 0.2  # length of a round,
 FEWEST, MOST = 100, 1000  # within these numbers of arrivals
 
-Blocks = list[list[int]]  # times of calls in ns, a list for each block
+Blocks = list[list[float]]  # times of calls in ms, a list for each block
 Seconds = NDArray[np.float64]
+Call = Callable[[], Any]
 clock = time.perf_counter_ns
 
 
@@ -43,46 +44,43 @@ def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list
     return [ranker.vocabulary.ids(row) for row in indices]
 
 
-def milliseconds(blocks: Blocks) -> NDArray[np.float64]:
-    """Return the times of all blocks."""
-    return np.concatenate(blocks) / 1e6
-
-
 def median(blocks: Blocks) -> float:
-    """Return the median of all blocks in milliseconds."""
-    return float(np.median(milliseconds(blocks)))
+    """Return the median of all blocks."""
+    return float(np.median(np.concatenate(blocks)))
 
 
 def block_medians(blocks: Blocks) -> list[float]:
-    """Return the median of each block in milliseconds."""
-    return [float(np.median(block)) / 1e6 for block in blocks]
+    """Return the median of each block."""
+    return [float(np.median(block)) for block in blocks]
 
 
-# The engine: only the five functions below know its graphs.
+def time_passes(time_pass: Callable[[int], list[int]], begin: int, count: int) -> Blocks:
+    """Return a block of times for each part of a pass, after passes that are not counted.
+
+    Args:
+        time_pass: Times the parts of request number n once, in nanoseconds.
+        begin: Number of the first request.
+        count: Number of passes to count.
+    """
+    passes = [time_pass(begin + number) for number in range(SETTLE + count)]
+    return [[time / 1e6 for time in times] for times in zip(*passes[SETTLE:], strict=True)]
 
 
-class BareRun(NamedTuple):
-    """One run of a graph, without the Python around it."""
-
-    session: "Session"
-    inputs: Inputs
-    outputs: list[str]
-
-    def go(self) -> object:
-        """Run the graph.
-
-        Raises:
-            ProviderError: onnxruntime fails.
-        """
-        try:
-            return self.session.run(self.outputs, self.inputs)
-        except ORT_ERRORS as error:
-            raise ProviderError(f"onnxruntime failed: {error}") from error
+# The engine: only the four functions below know its graphs.
 
 
-def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[BareRun]:
+def run_graph(session: "Session", outputs: list[str], inputs: Inputs) -> list[Any]:
+    """Run a graph, without the Python that ``Ranker`` adds."""
+    try:
+        return session.run(outputs, inputs)
+    except ORT_ERRORS as error:
+        raise ProviderError(f"onnxruntime failed: {error}") from error
+
+
+def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[Call]:
     """Return the graph runs of a request for histories of one length."""
-    graphs, plain, runs = ranker.graphs, ranker.plain, []
+    graphs, plain = ranker.graphs, ranker.plain
+    runs: list[Call] = []
     pool = min(graphs.pool_of(k), len(ranker))
     for part in batches(histories, len(ranker)):
         indices = np.stack([ranker.vocabulary.index(history) for history in part])
@@ -92,25 +90,24 @@ def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[BareRun]:
         else:
             session = graphs.session_for(len(part))
             inputs = graphs.rank_inputs(Events(indices), min(k, pool), pool=pool)
-        runs.append(BareRun(session, inputs, graphs.answers))
+        runs.append(partial(run_graph, session, graphs.answers, inputs))
     return runs
 
 
-def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Callable[[], object]]:
+def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
     """Return the stages of a request for one history, each as a call to time."""
-    graphs, (run,) = ranker.graphs, bare_runs(ranker, [history], k)
+    graphs, encoder, (run,) = ranker.graphs, ranker.graphs.encoder, bare_runs(ranker, [history], k)
     pool = min(graphs.pool_of(k), len(ranker))
     event = Events(ranker.vocabulary.index(history[-1:])[None])
     inputs = graphs.rank_inputs(event, min(k, pool), pool=pool)
-    encoder = graphs.encoder
     encoder_inputs = {tensor.name: inputs[tensor.name] for tensor in encoder.get_inputs()}
     items = ranker.vocabulary.index(ranker.rank(history, k=k).items)
     return {
-        "lookup": lambda: ranker.vocabulary.index(history),
-        "graph": run.go,
-        "ids": lambda: ranker.vocabulary.ids(items),
-        "event": BareRun(graphs.session, inputs, graphs.answers).go,
-        "event_encoder": BareRun(encoder, encoder_inputs, ["user"]).go,
+        "lookup": partial(ranker.vocabulary.index, history),
+        "graph": run,
+        "ids": partial(ranker.vocabulary.ids, items),
+        "event": partial(run_graph, graphs.session, graphs.answers, inputs),
+        "event_encoder": partial(run_graph, encoder, ["user"], encoder_inputs),
     }
 
 
@@ -157,7 +154,7 @@ class CallTimer:
     def run_bare(self, number: int) -> None:
         """Run the graphs of one of the requests."""
         for run in self.bare[number % REQUESTS]:
-            run.go()
+            run()
 
     def time_block(self, begin: int, count: int) -> None:
         """Time ``count`` calls from request ``begin`` on."""
@@ -166,7 +163,7 @@ class CallTimer:
 
     def measurement(self, bandwidth: float | None) -> Measurement:
         """Return the results; ``bandwidth`` is in bytes a second."""
-        times = milliseconds(self.times)
+        times = np.concatenate(self.times)
         p50, p95, p99, p99_9 = np.percentile(times, [50, 95, 99, 99.9]).tolist()
         mean, least = float(times.mean()), least_bytes(self.ranker.manifest)
         return Measurement(
@@ -189,12 +186,6 @@ def _time_call(call: Callable[[int], None], number: int) -> list[int]:
     start = clock()
     call(number)
     return [clock() - start]
-
-
-def time_passes(time_pass: Callable[[int], list[int]], begin: int, count: int) -> Blocks:
-    """Return a block of times for each part of a pass, after passes that are not counted."""
-    passes = [time_pass(begin + number) for number in range(SETTLE + count)]
-    return [list(times) for times in zip(*passes[SETTLE:], strict=True)]
 
 
 @dataclass
@@ -292,11 +283,8 @@ def latencies(arrivals: Seconds, services: Seconds) -> Seconds:
     """Return the time from arrival to answer of one server, first come first served.
 
     A request ends when its own work is done after all the work since the server last stood idle
-    (Lindley): the latest of the earliest possible ends.
-
-    Args:
-        arrivals: Arrival of each request, rising.
-        services: Working time of the server for each request.
+    (Lindley): the latest of the earliest possible ends. ``arrivals`` rise; ``services`` are the
+    working times.
     """
     work = np.cumsum(services)
     ends = work + np.maximum.accumulate(arrivals - (work - services))
@@ -304,9 +292,7 @@ def latencies(arrivals: Seconds, services: Seconds) -> Seconds:
 
 
 def serve(
-    call: Callable[[int], None],
-    arrivals: Seconds,
-    now: Callable[[], float] = time.perf_counter,
+    call: Callable[[int], None], arrivals: Seconds, now: Callable[[], float] = time.perf_counter
 ) -> Seconds:
     """Answer requests as they arrive and return the working time of each.
 
