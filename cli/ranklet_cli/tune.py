@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ranklet_cli import options
 from ranklet_cli.open import prepare, read_settings, split_pairs
-from ranklet_cli.options import (
-    NEW_FOLDER,
-    PATH,
-    READING,
-    column_options,
-    items_option,
-    json_option,
-    note,
-    print_json,
-    settings_options,
-)
+from ranklet_cli.options import note, print_json
 from ranklet_cli.tables import align
 
 if TYPE_CHECKING:
@@ -29,27 +20,22 @@ ROWS = 10  # of the printed table
 
 
 @click.command()
-@click.argument("events", type=PATH)
-@items_option
+@click.argument("events", type=options.PATH)
+@options.items
 @click.option(
     "--out",
-    type=NEW_FOLDER,
+    type=options.NEW_FOLDER,
     required=True,
     help="Folder of the study; an existing study continues.",
 )
-@settings_options
+@options.settings
 @click.option(
     "--search",
     multiple=True,
     metavar="KEY=SPEC",
     help="Search LOW..HIGH, LOW..HIGH:log or A,B,... instead of the default space.",
 )
-@click.option(
-    "--sampler",
-    type=click.Choice(["tpe", "random"]),
-    default="tpe",
-    help="Sample near good trials, or uniformly.",
-)
+@options.choice("--sampler", "tpe|random", help="Sample near good trials, or uniformly.")
 @click.option(
     "--trials",
     type=click.IntRange(min=1),
@@ -65,8 +51,8 @@ ROWS = 10  # of the printed table
     "--pruner/--no-pruning", "prune", default=True, help="Stop trials that fall behind the median."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the sampler.")
-@column_options
-@json_option
+@options.columns
+@options.json_flag
 def tune(
     events: Path,
     items: Path | None,
@@ -76,7 +62,7 @@ def tune(
     settings: tuple[str, ...],
     search: tuple[str, ...],
     as_json: bool,
-    **options: Any,
+    **search_options: Any,
 ) -> None:
     """Search for the settings with the best validation NDCG@10 on EVENTS.
 
@@ -90,7 +76,7 @@ def tune(
     from ranklet_training.judge import tune as tuning
     from ranklet_training.runs.presets import configure
 
-    reading = {name: options.pop(name) for name in READING}
+    reading = {name: search_options.pop(name) for name in options.READING}
     chosen = read_settings(preset, config_file, settings)
     given = configure(chosen)
     specs = split_pairs(search, "--search takes KEY=SPEC, as in dropout=0.1..0.6")
@@ -107,7 +93,7 @@ def tune(
         catalogue,
         reading=reading,
         source=source,
-        **options,
+        **search_options,
     )
     if find_spec("matplotlib") is None:
         note("no plots: matplotlib is not installed: pip install 'ranklet[plots]'")

@@ -20,7 +20,7 @@ from ranklet_cli.bench import timers
 from ranklet_cli.bench.report import BenchReport, Setting, compare
 from ranklet_cli.bench.run import Sweep, benchmark
 from ranklet_cli.bench.show import format_report, plot
-from ranklet_cli.bench.timers import AppendTimer, CallTimer
+from ranklet_cli.bench.timers import AppendTimer, CallTimer, bare_runs
 from ranklet_training.judge.plots import check_plot
 
 HAS_CUDA = ORT_NAMES["cuda"] in onnxruntime.get_available_providers()
@@ -171,7 +171,7 @@ def test_default_lengths_end_at_the_maximum_of_the_bundle(tiny_bundle: Path) -> 
         ({"batches": (1, -2)}, "batch must be an integer of at least 1, got -2"),
         ({"batches": 4}, "batch must be a list of positive integers, got 4"),
         ({"batches": "4"}, "batch must be a list of positive integers, got '4'"),
-        ({"threads": (1.5,)}, r"threads must be an integer, got 1\.5"),
+        ({"threads": (1.5,)}, r"threads must be an integer of at least 1, got 1\.5"),
         ({"threads": (True,)}, "threads must be an integer of at least 1, got True"),
         ({"ks": (0,)}, "k must be an integer of at least 1, got 0"),
         ({"catalogues": (0,)}, "catalogue must be an integer of at least 1, got 0"),
@@ -217,7 +217,7 @@ def test_the_bare_runs_are_those_of_the_ranking(
     monkeypatch.setattr(ranker_module, "MAX_SCORES", 2 * len(ranker))  # two rows a run
     timer = CallTimer(setting(ranker, batch, length), ranker, seed=3)
     rankings = ranker.rank_batch(timer.requests[0], k=7)
-    answers: list[Any] = [run.go() for run in timer.bare[0]]
+    answers = [run() for run in bare_runs(ranker, timer.requests[0], 7)]
     assert len(answers) == -(-batch // 2)
     items = np.concatenate([answer[0] for answer in answers])
     assert [ranker.vocabulary.ids(row) for row in items] == [r.items for r in rankings]
@@ -235,7 +235,7 @@ def test_every_append_comes_after_the_history_whose_last_event_was_appended(
     monkeypatch.setattr(User, "rank", rank)
     timer.time_block(0, 10)
     assert events == [(6, 7), (7, 7)] * len(events[::2])
-    assert [len(block) for block in timer.times] == [10]
+    assert [[len(part) for part in block] for block in timer.blocks] == [[10, 10]]
 
 
 def test_the_limit_is_the_bytes_over_the_bandwidth(report: BenchReport) -> None:

@@ -50,7 +50,7 @@ def test_random_catalogues_have_the_shape_of_the_bundle(
         manifests.append(Manifest.read(path))
         return path
 
-    monkeypatch.setattr("ranklet_cli.bench.run.make_random", make)
+    monkeypatch.setattr("ranklet_cli.bench.bundles.make_random", make)
     sweep = Sweep("cpu", lengths=(5,), catalogues=(130,), precisions=("fp32",), loads=(), runs=RUNS)
     report = benchmark(tiny_bundle, sweep)
     own, made = report.bundles

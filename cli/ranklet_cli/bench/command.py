@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ranklet_cli.options import FILE, FOLDER, PATH, json_option, note, print_json, provider_option
+from ranklet_cli.options import FILE, FOLDER, PATH, json_flag, note, print_json, provider
 
 GROUPS = {
     "Sweep; lists separated by commas, every combination": (
@@ -57,14 +57,18 @@ number_list = partial(click.option, type=numbers, metavar="N,N,...")
 @number_list("--length", "lengths", help="Events per history.  [default: 10,50,200]")
 @number_list("-k", "ks", default="10", help="Number of items to return.")
 @number_list("--threads", "--thread-sweep", "threads", default="1", help="Threads of one ranking.")
-@number_list("--catalogue", "catalogues", help="Also time bundles of N items, of BUNDLE's shape.")
+@number_list(
+    "--catalogue",
+    "catalogues",
+    help="Also time bundles of N items, with random weights of BUNDLE's shape.",
+)
 @click.option(
     "--precision",
     "precisions",
     metavar="P,P,...",
     help="Precisions of the --catalogue bundles: fp32, fp16, int8, int4.  [default: BUNDLE's]",
 )
-@provider_option
+@provider
 @click.option(
     "--runs", default=1000, help="Timed calls per combination, at least 100; p99.9 needs 1000."
 )
@@ -80,7 +84,7 @@ number_list = partial(click.option, type=numbers, metavar="N,N,...")
 @click.option(
     "--plot", "plot_path", type=PATH, help="Draw latency against length and catalogue, a .png file."
 )
-@json_option
+@json_flag
 def bench(
     bundle: Path,
     precisions: str | None,

@@ -15,25 +15,11 @@ from ranklet.errors import InputError
 from ranklet.machine import machine
 from ranklet.provider import Provider
 from ranklet.vocabulary import show
-from ranklet_cli.bench.bundles import (
-    COLD_STARTS,
-    OpenBundle,
-    check_export,
-    describe_bundle,
-    make_random,
-    open_bundle,
-)
+from ranklet_cli.bench import bundles, timers
+from ranklet_cli.bench.bundles import OpenBundle
 from ranklet_cli.bench.limit import memory_bandwidths
 from ranklet_cli.bench.report import REPORT_FORMAT, BenchReport, Measurement, Waiting
-from ranklet_cli.bench.timers import (
-    BLOCK,
-    ROUNDS,
-    AppendTimer,
-    CallTimer,
-    StageTimer,
-    WaitTimer,
-    random_histories,
-)
+from ranklet_cli.bench.timers import AppendTimer, CallTimer, StageTimer, WaitTimer
 
 DEFAULT_LENGTHS = (10, 50, 200)
 MIN_RUNS = 100  # fewer give no 99th percentile
@@ -56,9 +42,7 @@ class Sweep:
     lengths: Sequence[int] | None = None  # events; None: the defaults, up to the bundle's maximum
     threads: Sequence[int] = (1,)  # of one ranking; a bundle is loaded for each
     ks: Sequence[int] = (10,)  # items to return
-    catalogues: Sequence[int] | None = (
-        None  # items of bundles with random weights, made for this sweep
-    )
+    catalogues: Sequence[int] | None = None  # items of bundles with random weights, to make
     precisions: Sequence[str] = ()  # of these bundles; empty: that of the bundle
     loads: Sequence[int] = (50, 80)  # of the server in percent, for requests at random times
     runs: int = 1000  # timed calls of each combination; 1000 give p99.9
@@ -79,7 +63,7 @@ class Sweep:
             raise InputError(f"precision must be fp32, fp16, int8 or int4, got {show(strange[0])}")
         if self.catalogues is not None:
             self.catalogues = _check_all("catalogue", self.catalogues)
-            check_export()
+            bundles.check_export()
         elif self.precisions:
             raise InputError("precision is of random bundles: pass --catalogue, too")
 
@@ -127,7 +111,7 @@ def benchmark(
     """
     sweep = sweep or Sweep()
     on_progress(f"loading {path}")
-    bundle = open_bundle(Path(path), sweep.provider, sweep.threads)
+    bundle = bundles.open_bundle(Path(path), sweep.provider, sweep.threads)
     lengths = sweep.fit_lengths(bundle.ranker.manifest.max_length)
     # A file that is mapped can't be removed everywhere.
     with tempfile.TemporaryDirectory("-ranklet-bench", ignore_cleanup_errors=True) as folder:
@@ -141,22 +125,20 @@ def _open_random(
     precisions = dict.fromkeys(sweep.precisions or [manifest.precision])
     for items, precision in product(sweep.catalogues or (), precisions):
         note(f"making a bundle of {items:,} items, {precision}")
-        made = make_random(manifest, items, precision, folder)
-        yield open_bundle(made, sweep.provider, sweep.threads, is_random=True)
+        made = bundles.make_random(manifest, items, precision, folder)
+        yield bundles.open_bundle(made, sweep.provider, sweep.threads, is_random=True)
 
 
-def _measure(
-    bundles: list[OpenBundle], lengths: list[int], sweep: Sweep, note: Note
-) -> BenchReport:
-    first = bundles[0]
-    note(f"starting {COLD_STARTS * len(bundles)} fresh processes")
+def _measure(opened: list[OpenBundle], lengths: list[int], sweep: Sweep, note: Note) -> BenchReport:
+    first = opened[0]
+    note(f"starting {bundles.COLD_STARTS * len(opened)} fresh processes")
     facts = []
-    for bundle in bundles:
-        (history,) = random_histories(bundle.ranker, 1, lengths[0], sweep.seed)
-        facts.append(describe_bundle(bundle, history, sweep.ks[0]))
+    for bundle in opened:
+        (history,) = timers.random_histories(bundle.ranker, 1, lengths[0], sweep.seed)
+        facts.append(bundles.describe_bundle(bundle, history, sweep.ks[0]))
     bandwidths = memory_bandwidths(sweep.threads) if first.ranker.provider == "cpu" else []
     calls, stages, appends = [], [], []
-    for bundle, length, threads, k in product(bundles, lengths, sweep.threads, sweep.ks):
+    for bundle, length, threads, k in product(opened, lengths, sweep.threads, sweep.ks):
         ranker = bundle.rankers[threads]
         for batch in sweep.batches:
             calls.append(CallTimer(bundle.setting(threads, batch, length, k), ranker, sweep.seed))
@@ -165,7 +147,7 @@ def _measure(
         appends.append(AppendTimer(alone, ranker, sweep.seed))
     _time_in_turn(calls, [*stages, *appends], sweep.runs, note)
     rates = {bandwidth.threads: 1e9 * bandwidth.gb_per_second for bandwidth in bandwidths}
-    measurements = [timer.measurement(rates.get(timer.setting.threads)) for timer in calls]
+    measurements = [timer.result(rates.get(timer.setting.threads)) for timer in calls]
     return BenchReport(
         report_format=REPORT_FORMAT,
         bundle=str(first.path),
@@ -173,7 +155,7 @@ def _measure(
         machine=machine(),
         bandwidths=bandwidths,
         bundles=facts,
-        loads=[load for bundle in bundles for load in bundle.loads],
+        loads=[load for bundle in opened for load in bundle.loads],
         measurements=measurements,
         waiting=_let_wait(calls, measurements, sweep, note),
         stages=[timer.result() for timer in stages],
@@ -184,10 +166,10 @@ def _measure(
 def _time_in_turn(
     calls: list[CallTimer], singles: list[StageTimer | AppendTimer], runs: int, note: Note
 ) -> None:
-    for begin in range(0, runs, BLOCK):
-        if begin % (BLOCKS_A_NOTE * BLOCK) == 0:
+    for begin in range(0, runs, timers.BLOCK):
+        if begin % (BLOCKS_A_NOTE * timers.BLOCK) == 0:
             note(f"timing {len(calls)} combinations, {begin} of {runs} calls each")
-        count = min(BLOCK, runs - begin)
+        count = min(timers.BLOCK, runs - begin)
         for timer in calls:
             timer.time_block(begin, count)
         for single in singles if begin < SINGLE_RUNS else ():
@@ -197,13 +179,13 @@ def _time_in_turn(
 def _let_wait(
     calls: list[CallTimer], measurements: list[Measurement], sweep: Sweep, note: Note
 ) -> list[Waiting]:
-    timers = [
+    waits = [
         WaitTimer(call, load, measurement.mean_ms)
         for load in sweep.loads
         for call, measurement in zip(calls, measurements, strict=True)
     ]
-    for number in range(ROUNDS if timers else 0):
-        note(f"timing requests at random times, round {number + 1} of {ROUNDS}")
-        for timer in timers:
-            timer.time_round(sweep.seed + number)
-    return [timer.result() for timer in timers]
+    for number in range(timers.ROUNDS if waits else 0):
+        note(f"timing requests at random times, round {number + 1} of {timers.ROUNDS}")
+        for wait in waits:
+            wait.time_round(sweep.seed + number)
+    return [wait.result() for wait in waits]

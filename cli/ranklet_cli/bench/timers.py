@@ -1,7 +1,8 @@
 """Timers: back-to-back calls, stages of a request, appended events, requests at random times."""
 
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from ranklet.errors import ProviderError
 from ranklet.graph import Events
 from ranklet.provider import ORT_ERRORS
 from ranklet.ranker import Ranker, batches
-from ranklet.vocabulary import Ids
+from ranklet.user import User
+from ranklet.vocabulary import Ids, ItemId
 from ranklet_cli.bench.limit import least_bytes
 from ranklet_cli.bench.report import Append, Measurement, Setting, Stages, Waiting
 
@@ -31,10 +33,8 @@ ROUNDS = 5  # of requests at random times
 SECONDS = 0.2  # length of a round,
 FEWEST, MOST = 100, 1000  # within these numbers of arrivals
 
-Blocks = list[list[float]]  # times of calls in ms, a list for each block
 Seconds = NDArray[np.float64]
 Call = Callable[[], Any]
-clock = time.perf_counter_ns
 
 
 def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list[Ids]:
@@ -42,28 +42,6 @@ def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list
     random = np.random.default_rng([seed, batch, length])
     indices = random.integers(1, len(ranker) + 1, (batch, length))
     return [ranker.vocabulary.ids(row) for row in indices]
-
-
-def median(blocks: Blocks) -> float:
-    """Return the median of all blocks."""
-    return float(np.median(np.concatenate(blocks)))
-
-
-def block_medians(blocks: Blocks) -> list[float]:
-    """Return the median of each block."""
-    return [float(np.median(block)) for block in blocks]
-
-
-def time_passes(time_pass: Callable[[int], list[int]], begin: int, count: int) -> Blocks:
-    """Return a block of times for each part of a pass, after passes that are not counted.
-
-    Args:
-        time_pass: Times the parts of request number n once, in nanoseconds.
-        begin: Number of the first request.
-        count: Number of passes to count.
-    """
-    passes = [time_pass(begin + number) for number in range(SETTLE + count)]
-    return [[time / 1e6 for time in times] for times in zip(*passes[SETTLE:], strict=True)]
 
 
 # The engine: only the four functions below know its graphs.
@@ -121,27 +99,75 @@ def split_stages(times: dict[str, float]) -> dict[str, float]:
     return {"lookup": times["lookup"], "encode": encode, "score": score, "ids": times["ids"]}
 
 
-@dataclass
-class CallTimer:
-    """Back-to-back calls of one setting, and the bare graph runs of the same requests."""
+class Timer(ABC):
+    """Times the parts of requests, block by block.
 
-    setting: Setting
-    ranker: Ranker
-    seed: int
-    times: Blocks = field(default_factory=list)
-    bare_times: Blocks = field(default_factory=list)
+    ``passes`` are functions of the number of a request. Each returns calls to time one after
+    another, the parts of that pass.
+    """
 
-    def __post_init__(self) -> None:
+    passes: Sequence[Callable[[int], Sequence[Call]]]
+
+    def __init__(self, setting: Setting, ranker: Ranker, seed: int) -> None:
+        """Draw the requests of a setting."""
+        self.setting, self.ranker, self.seed = setting, ranker, seed
+        self.blocks: list[list[list[float]]] = []  # ms of each call: (block, part, request)
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Draw requests and set ``passes``."""
+
+    def time_block(self, begin: int, count: int) -> None:
+        """Time ``count`` requests from number ``begin`` on, after some that are not counted."""
+        numbers, parts = range(begin, begin + SETTLE + count), []
+        for calls in self.passes:
+            times = [time_calls(calls(number)) for number in numbers]
+            parts += np.transpose(times[SETTLE:]).tolist()
+        self.blocks.append(parts)
+
+    def medians(self) -> list[float]:
+        """Return the median of each part."""
+        return [float(np.median(self.times(part))) for part in range(len(self.blocks[0]))]
+
+    def times(self, part: int) -> NDArray[np.float64]:
+        """Return the times of a part."""
+        return np.concatenate([block[part] for block in self.blocks])
+
+    def block_medians(self) -> list[float]:
+        """Return the median of the first part in each block."""
+        return [float(np.median(block[0])) for block in self.blocks]
+
+
+def time_calls(calls: Sequence[Call]) -> list[float]:
+    """Return the milliseconds of each call."""
+    marks = [time.perf_counter_ns()]
+    for call in calls:
+        call()
+        marks.append(time.perf_counter_ns())
+    return [nanoseconds / 1e6 for nanoseconds in np.diff(marks).tolist()]
+
+
+class CallTimer(Timer):
+    """Back-to-back calls of one setting, then the bare graph runs of the same requests."""
+
+    def prepare(self) -> None:
         """Draw the requests, and warm up."""
         batch, length, k = self.setting.batch, self.setting.length, self.setting.k
         self.requests = [
             random_histories(self.ranker, batch, length, self.seed + number)
             for number in range(REQUESTS)
         ]
-        self.bare = [bare_runs(self.ranker, rows, k) for rows in self.requests]
-        for call in (self.rank, self.run_bare):
-            for number in range(WARM_UP):
-                call(number)
+        bare = [bare_runs(self.ranker, rows, k) for rows in self.requests]
+
+        def run_bare(number: int) -> None:
+            for run in bare[number % REQUESTS]:
+                run()
+
+        self.passes = [lambda n: [partial(self.rank, n)], lambda n: [partial(run_bare, n)]]
+        for number in range(WARM_UP):
+            self.rank(number)
+            run_bare(number)
 
     def rank(self, number: int) -> None:
         """Answer one of the requests."""
@@ -151,19 +177,9 @@ class CallTimer:
         else:
             self.ranker.rank_batch(histories, k=self.setting.k)
 
-    def run_bare(self, number: int) -> None:
-        """Run the graphs of one of the requests."""
-        for run in self.bare[number % REQUESTS]:
-            run()
-
-    def time_block(self, begin: int, count: int) -> None:
-        """Time ``count`` calls from request ``begin`` on."""
-        for call, times in ((self.rank, self.times), (self.run_bare, self.bare_times)):
-            times += time_passes(partial(_time_call, call), begin, count)
-
-    def measurement(self, bandwidth: float | None) -> Measurement:
-        """Return the results; ``bandwidth`` is in bytes a second."""
-        times = np.concatenate(self.times)
+    def result(self, bandwidth: float | None) -> Measurement:
+        """Return the percentiles; ``bandwidth`` is in bytes a second."""
+        times = self.times(0)
         p50, p95, p99, p99_9 = np.percentile(times, [50, 95, 99, 99.9]).tolist()
         mean, least = float(times.mean()), least_bytes(self.ranker.manifest)
         return Measurement(
@@ -175,100 +191,71 @@ class CallTimer:
             p99_9_ms=p99_9 if len(times) >= RUNS_OF_P99_9 else None,
             mean_ms=mean,
             users_per_second=1e3 * self.setting.batch / mean,
-            session_p50_ms=median(self.bare_times),
+            session_p50_ms=self.medians()[1],
             read_bytes=least,
             limit_ms=None if bandwidth is None else 1e3 * least / bandwidth,
-            blocks_ms=block_medians(self.times),
+            blocks_ms=self.block_medians(),
         )
 
 
-def _time_call(call: Callable[[int], None], number: int) -> list[int]:
-    start = clock()
-    call(number)
-    return [clock() - start]
-
-
-@dataclass
-class StageTimer:
+class StageTimer(Timer):
     """A whole request, then the stages of another one, so that caches are as in a request."""
 
-    setting: Setting
-    ranker: Ranker
-    seed: int
-    passes: list[Blocks] = field(default_factory=list)  # for each block: whole, then the stages
-
-    def __post_init__(self) -> None:
+    def prepare(self) -> None:
         """Draw the requests."""
-        self.requests = random_histories(self.ranker, REQUESTS, self.setting.length, self.seed)
-        self.stages = [stage_calls(self.ranker, row, self.setting.k) for row in self.requests]
+        k, rank = self.setting.k, self.ranker.rank
+        rows = random_histories(self.ranker, REQUESTS, self.setting.length, self.seed)
+        self.stages = [stage_calls(self.ranker, row, k) for row in rows]
 
-    def time_block(self, begin: int, count: int) -> None:
-        """Time ``count`` requests from request ``begin`` on."""
-        self.passes.append(time_passes(self._time_pass, begin, count))
+        def calls(number: int) -> list[Call]:
+            stages = self.stages[(number + APART) % REQUESTS]
+            return [partial(rank, rows[number % REQUESTS], k=k), *stages.values()]
 
-    def _time_pass(self, number: int) -> list[int]:
-        calls = self.stages[(number + APART) % REQUESTS].values()
-        history, marks = self.requests[number % REQUESTS], [clock()]
-        self.ranker.rank(history, k=self.setting.k)
-        marks.append(clock())
-        for call in calls:
-            call()
-            marks.append(clock())
-        return np.diff(marks).tolist()
+        self.passes = [calls]
 
     def result(self) -> Stages:
         """Return the median of each stage."""
-        rank, *others = (median(list(blocks)) for blocks in zip(*self.passes, strict=True))
-        stages = split_stages(dict(zip(self.stages[0], others, strict=True)))
-        row = {f"{name}_ms": time for name, time in {"rank": rank, **stages}.items()}
-        return Stages(**vars(self.setting) | row, python_ms=rank - sum(stages.values()))
+        rank, *stages = self.medians()
+        times = split_stages(dict(zip(self.stages[0], stages, strict=True)))
+        row = {f"{name}_ms": time for name, time in {"rank": rank, **times}.items()}
+        return Stages(**vars(self.setting) | row, python_ms=rank - sum(times.values()))
 
 
-@dataclass
-class AppendTimer:
-    """One more event of a user whose state is kept, beside a ranking of the whole history."""
+class AppendTimer(Timer):
+    """One more event of a user whose state is kept, then a ranking of the whole history."""
 
-    setting: Setting
-    ranker: Ranker
-    seed: int
-    times: Blocks = field(default_factory=list)
-    rank_times: Blocks = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def prepare(self) -> None:
         """Draw a history and encode it, and draw the next events."""
-        (self.history,) = random_histories(self.ranker, 1, self.setting.length, self.seed)
-        (self.events,) = random_histories(self.ranker, 1, REQUESTS, self.seed + 1)
-        user = self.ranker.user(self.history[:-1])
-        user.rank(self.setting.k)
-        self.saved = user.save()
-
-    def time_block(self, begin: int, count: int) -> None:
-        """Time ``count`` events from event ``begin`` on, each after the same history."""
-        appended, ranked = time_passes(self._time_pass, begin, count)
-        self.times.append(appended)
-        self.rank_times.append(ranked)
-
-    def _time_pass(self, number: int) -> list[int]:
-        user, k = self.ranker.user().load(self.saved), self.setting.k
-        user.append(self.history[-1])
-        user.rank(k)  # from here on the state lies where events are appended
-        event = self.events[number % REQUESTS]
-        whole = [*self.history, event]
-        start = clock()
-        user.append(event)
+        k, ranker = self.setting.k, self.ranker
+        (history,) = random_histories(ranker, 1, self.setting.length, self.seed)
+        (events,) = random_histories(ranker, 1, REQUESTS, self.seed + 1)
+        user = ranker.user(history[:-1])
         user.rank(k)
-        middle = clock()
-        self.ranker.rank(whole, k=k)
-        return [middle - start, clock() - middle]
+        saved = user.save()
+
+        def calls(number: int) -> list[Call]:
+            event, user = events[number % REQUESTS], ranker.user().load(saved)
+            user.append(history[-1])
+            user.rank(k)  # from here on the state lies where events are appended
+            append = partial(_append_and_rank, user, event, k)
+            return [append, partial(ranker.rank, [*history, event], k=k)]
+
+        self.passes = [calls]
 
     def result(self) -> Append:
         """Return the medians."""
+        append, rank = self.medians()
         return Append(
             **vars(self.setting),
-            append_p50_ms=median(self.times),
-            rank_p50_ms=median(self.rank_times),
-            blocks_ms=block_medians(self.times),
+            append_p50_ms=append,
+            rank_p50_ms=rank,
+            blocks_ms=self.block_medians(),
         )
+
+
+def _append_and_rank(user: User, event: ItemId, k: int) -> None:
+    user.append(event)
+    user.rank(k)
 
 
 def arrival_times(rate: float, count: int, seed: int) -> Seconds:
