@@ -71,9 +71,10 @@ def compare(
     Example: ranklet compare run-old run-new events.parquet
              ranklet compare --log outcomes.parquet --control old
     """
-    if plot_path is not None:
-        from ranklet_training.judge.plots import check_plot
+    from ranklet_training.judge.compare import plot_comparison
+    from ranklet_training.judge.plots import check_plot
 
+    if plot_path is not None:
         check_plot(plot_path)  # before the work, not after it
     comparison: ModelComparison | OutcomeComparison
     if log is not None:
@@ -87,8 +88,6 @@ def compare(
             raise click.UsageError("--control and --ratio belong to --log")
         comparison, text = _compare_pair(a, b, events, on or "test", **bootstrap)
     if plot_path is not None:
-        from ranklet_training.judge.compare import plot_comparison
-
         plot_comparison(comparison, plot_path)
         note(f"wrote {plot_path}")
     if as_json:
@@ -126,57 +125,48 @@ def _compare_log(
 
 def format_models(comparison: "ModelComparison") -> str:
     """Lay a comparison of models out for a terminal."""
+    head = [
+        f"{comparison.protocol}; {comparison.users:,} users",
+        f"A = {comparison.a}, B = {comparison.b}; {comparison.resamples:,} bootstrap samples "
+        f"of users, paired, seed {comparison.seed}",
+    ]
     header = ["metric", "A", "B", "B - A", "95 % interval", "p", "p (Holm)"]
     table = [[*header, "A wins", "B wins", "ties", "significant"]]
     for row in comparison.rows:
         counts = [f"{count:,}" for count in (row.a_wins, row.b_wins, row.ties)]
         figures = [f"{row.a:.4f}", f"{row.b:.4f}", *_figures(row), *counts]
-        table.append([row.metric, *figures, _verdict(row)])
-    return "\n".join(
-        [
-            f"{comparison.protocol}; {comparison.users:,} users",
-            f"A = {comparison.a}, B = {comparison.b}; {comparison.resamples:,} bootstrap samples "
-            f"of users, paired, seed {comparison.seed}",
-            "",
-            *align(table),
-            "",
-            _conclusion(comparison.rows, "B"),
-        ]
-    )
+        table.append([row.metric, *figures, "yes" if row.significant else "no"])
+    return "\n".join([*head, "", *align(table), "", _conclusion(comparison.rows, "B")])
 
 
 def format_outcomes(comparison: "OutcomeComparison") -> str:
     """Lay an online test out for a terminal."""
+    variants = {"control": comparison.control, "treatment": comparison.treatment}
+    head = [
+        f"{role} {variant.name}: {variant.users:,} users, {variant.requests:,} requests"
+        for role, variant in variants.items()
+    ]
+    ratio = comparison.sample_ratio
+    if ratio.mismatch:
+        head += ["", _mismatch(comparison)]
+    else:
+        p = _show_p(ratio.p)
+        head.append(f"sample ratio: chi-square {ratio.chi_square:.3f}, p {p}: as planned")
+    head.append(
+        f"means over users; {comparison.resamples:,} bootstrap samples of users in each "
+        f"variant, seed {comparison.seed}"
+    )
     header = ["metric", "control", "treatment", "difference", "relative", "95 % interval"]
     table = [[*header, "p", "p (Holm)", "significant"]]
     for row in comparison.rows:
         difference, *rest = _figures(row)
         relative = row.relative_difference
         percent = "-" if relative is None else f"{relative:+.1%}"
-        means = [f"{row.control:.4f}", f"{row.treatment:.4f}"]
-        table.append([row.metric, *means, difference, percent, *rest, _verdict(row)])
-    variants = {"control": comparison.control, "treatment": comparison.treatment}
-    lines = [
-        f"{role} {variant.name}: {variant.users:,} users, {variant.requests:,} requests"
-        for role, variant in variants.items()
-    ]
-    ratio = comparison.sample_ratio
-    if ratio.mismatch:
-        lines += ["", _mismatch(comparison)]
-    else:
-        p = _show_p(ratio.p)
-        lines.append(f"sample ratio: chi-square {ratio.chi_square:.3f}, p {p}: as planned")
-    lines += [
-        f"means over users; {comparison.resamples:,} bootstrap samples of users in each "
-        f"variant, seed {comparison.seed}",
-        "",
-        *align(table),
-        "",
-        _conclusion(comparison.rows, "treatment"),
-    ]
-    if ratio.mismatch:
-        lines.append("THESE RESULTS CANNOT BE TRUSTED, see above")
-    return "\n".join(lines)
+        figures = [f"{row.control:.4f}", f"{row.treatment:.4f}", difference, percent, *rest]
+        table.append([row.metric, *figures, "yes" if row.significant else "no"])
+    warning = ["THESE RESULTS CANNOT BE TRUSTED, see above"] if ratio.mismatch else []
+    conclusion = _conclusion(comparison.rows, "treatment")
+    return "\n".join([*head, "", *align(table), "", conclusion, *warning])
 
 
 def _mismatch(comparison: "OutcomeComparison") -> str:
@@ -196,10 +186,6 @@ def _figures(row: "Row") -> list[str]:
 
 def _show_p(p: float) -> str:
     return f"{p:.4f}" if p >= 5e-5 else f"{p:.1e}"
-
-
-def _verdict(row: "Row") -> str:
-    return "yes" if row.significant else "no"
 
 
 def _conclusion(rows: "Sequence[Row]", second: str) -> str:

@@ -1,9 +1,7 @@
 """A benchmark times every combination on the active provider, and shows the results."""
 
-import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,15 @@ from ranklet import ranker as ranker_module
 from ranklet.machine import describe_machine, machine
 from ranklet.provider import ORT_NAMES
 from ranklet.user import User
-from ranklet_cli.bench import timers
 from ranklet_cli.bench.report import BenchReport, Setting, compare
 from ranklet_cli.bench.run import Sweep, benchmark
 from ranklet_cli.bench.show import format_report, plot
 from ranklet_cli.bench.timers import AppendTimer, CallTimer, bare_runs
-from ranklet_training.judge.plots import check_plot
 
 HAS_CUDA = ORT_NAMES["cuda"] in onnxruntime.get_available_providers()
 PNG = b"\x89PNG\r\n\x1a\n"
 EXACT = 1e-9
 RUNS = 100
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_arrivals() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timers, "MOST", timers.FEWEST)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +118,6 @@ def test_loads_and_cold_starts_have_a_time_and_memory(report: BenchReport) -> No
     assert 30 < facts.cold_start_peak_mb < 150
 
 
-def test_a_report_survives_json(report: BenchReport) -> None:
-    assert json.loads(json.dumps(asdict(report))) == asdict(report)
-    assert asdict(report)["measurements"][0]["batch"] == 1
-
-
 def test_progress_is_reported(report: BenchReport, notes: list[str]) -> None:
     assert report.bundle in notes[0]
     assert "timing 8 combinations, 0 of 100 calls each" in notes
@@ -168,12 +152,10 @@ def test_default_lengths_end_at_the_maximum_of_the_bundle(tiny_bundle: Path) -> 
         ({"lengths": (5, 21)}, "length 21 is above the maximum of this bundle, 20"),
         ({"lengths": ()}, "length is an empty list"),
         ({"lengths": (0,)}, "length must be an integer of at least 1, got 0"),
-        ({"batches": (1, -2)}, "batch must be an integer of at least 1, got -2"),
         ({"batches": 4}, "batch must be a list of positive integers, got 4"),
         ({"batches": "4"}, "batch must be a list of positive integers, got '4'"),
         ({"threads": (1.5,)}, r"threads must be an integer of at least 1, got 1\.5"),
         ({"threads": (True,)}, "threads must be an integer of at least 1, got True"),
-        ({"ks": (0,)}, "k must be an integer of at least 1, got 0"),
         ({"catalogues": (0,)}, "catalogue must be an integer of at least 1, got 0"),
         ({"precisions": ("int8",)}, "precision is of random bundles: pass --catalogue, too"),
         (
@@ -273,20 +255,6 @@ def test_latencies_far_apart_are_drawn(report: BenchReport, tmp_path: Path) -> N
     slow = replace(report.measurements[0], batch=64, p50_ms=900.0, p95_ms=1000.0)
     plot(replace(report, measurements=[*report.measurements, slow]), tmp_path / "latency.PNG")
     assert (tmp_path / "latency.PNG").read_bytes().startswith(PNG)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("latency", "must end in one of .*png.*, got ''"),
-        ("latency.xyz", "must end in one of .*png.*, got 'xyz'"),
-        ("nowhere/latency.png", "the folder .*nowhere does not exist"),
-    ],
-)
-def test_a_plot_that_cannot_be_written_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    pytest.importorskip("matplotlib", reason="plots are an extra")
-    with pytest.raises(InputError, match=message):
-        check_plot(tmp_path / name)
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(

@@ -65,14 +65,6 @@ def test_random_catalogues_have_the_shape_of_the_bundle(
     assert "random weights: 130 items, fp32" in format_report(report)
 
 
-def test_a_shape_has_all_settings_of_the_model(tiny_bundle: Path) -> None:
-    tiny = Manifest.read(tiny_bundle)
-    parts = random_shape(tiny, 130).split(",")
-    assert parts[0] == "items=130"
-    assert {"width=16", "blocks=2", "heads=2", "max_length=20"} <= set(parts)
-    assert len(parts) == len(tiny.training["model"]) - 1  # without kind and dropout, with items
-
-
 def test_a_seed_model_has_no_random_catalogue(tiny_bundle: Path) -> None:
     manifest = replace(Manifest.read(tiny_bundle), training={"model": {"kind": "seed"}})
     with pytest.raises(InputError, match="is of a sequence model, this one is seed"):

@@ -1,22 +1,13 @@
 """``ranklet bench``: one document on stdout, a table without --json, help in sections."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from ranklet_cli.bench import timers
 from ranklet_cli.bench.command import GROUPS, bench
 from ranklet_cli.group import cli
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_arrivals() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timers, "MOST", timers.FEWEST)
-        yield
 
 
 def call(*arguments: object) -> Result:

@@ -75,8 +75,7 @@ def test_a_report_does_not_differ_from_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "word"),
-    [(0.5, "faster"), (0.99, "no difference"), (1.02, "no difference"), (2.0, "slower")],
+    ("times", "word"), [(0.5, "faster"), (1.02, "no difference"), (2.0, "slower")]
 )
 def test_a_change_has_a_word(times: float, word: str) -> None:
     for change in compare(made(times=times), made(), "old.json").changes:

@@ -157,14 +157,19 @@ def test_ids_that_the_catalogue_lacks_are_counted_and_the_first_is_named(
     assert f"{file} is not UTF-8" in bad.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["--history", "1", "--input", __file__]])
-def test_rank_takes_one_history_or_a_file(arguments: list[str], tiny_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --history or --input"),
+        (["--history", "1", "--input", __file__], "either --history or --input"),
+        (["--history", "1", "--output", "out"], "--output belongs to --input"),
+        (["--input", __file__, "--now", "1"], "are keys of the rows"),
+        (["--input", __file__, "--json"], "--json with --input needs --output"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    arguments: list[str], message: str, tiny_bundle: Path
+) -> None:
     result = call("rank", tiny_bundle, *arguments)
     assert result.exit_code == 2
-    assert "either --history or --input" in result.stderr
-
-
-def test_output_belongs_to_input(tiny_bundle: Path, tmp_path: Path) -> None:
-    result = call("rank", tiny_bundle, "--history", "1", "--output", tmp_path / "out")
-    assert result.exit_code == 2
-    assert "--output belongs to --input" in result.stderr
+    assert message in result.stderr

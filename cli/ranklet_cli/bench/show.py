@@ -8,9 +8,7 @@ from ranklet.machine import machine_line
 from ranklet_cli.bench.report import (
     SAME,
     BenchReport,
-    BundleFacts,
     Comparison,
-    Load,
     Measurement,
     Setting,
     count_threads,
@@ -24,7 +22,7 @@ Text = Callable[[Any], str]
 
 # What distinguishes rows and lines: the heading of a column, and the label of a value.
 KEYS: dict[str, tuple[str, Text]] = {
-    "is_random": ("weights", lambda is_random: "random weights" if is_random else "BUNDLE"),
+    "is_random": ("weights", lambda is_random: "random" if is_random else "BUNDLE"),
     "items": ("items", "{:,} items".format),
     "precision": ("precision", str),
     "threads": ("threads", count_threads),
@@ -114,23 +112,19 @@ def _head(report: BenchReport) -> list[str]:
         lines.append(f"memory bandwidth: {', '.join(speeds)}")
     for bundle in report.bundles:
         place = (bundle.items, bundle.precision, bundle.is_random)
-        loads = [a for a in report.loads if (a.items, a.precision, a.is_random) == place]
-        lines += _bundle(bundle, loads)
-    return lines
-
-
-def _bundle(bundle: BundleFacts, loads: list[Load]) -> list[str]:
-    name = "random weights" if bundle.is_random else bundle.path
-    peak = f", peak {bundle.cold_start_peak_mb:.0f} MB" if bundle.cold_start_peak_mb else ""
-    lines = [
-        f"{name}: {bundle.items:,} items, {bundle.precision}, {bundle.bytes / 1e6:.1f} MB, "
-        f"format {bundle.format}",
-        f"  cold start (new process: import, load, rank once): {bundle.cold_start_ms:.0f} ms{peak}",
-    ]
-    for load in loads:
-        grown = f", {load.rss_mb:+.1f} MB resident" if load.rss_mb is not None else ""
-        where = f"load on {load.provider}, {count_threads(load.threads)}"
-        lines.append(f"  {where}: {load.load_ms:.1f} ms{grown}")
+        name = "random weights" if bundle.is_random else bundle.path
+        peak = f", peak {bundle.cold_start_peak_mb:.0f} MB" if bundle.cold_start_peak_mb else ""
+        lines += [
+            f"{name}: {bundle.items:,} items, {bundle.precision}, {bundle.bytes / 1e6:.1f} MB, "
+            f"format {bundle.format}",
+            f"  cold start (new process: import, load, rank once): {bundle.cold_start_ms:.0f} ms"
+            f"{peak}",
+        ]
+        for load in report.loads:
+            if (load.items, load.precision, load.is_random) == place:
+                grown = f", {load.rss_mb:+.1f} MB resident" if load.rss_mb is not None else ""
+                where = f"load on {load.provider}, {count_threads(load.threads)}"
+                lines.append(f"  {where}: {load.load_ms:.1f} ms{grown}")
     return lines
 
 
@@ -148,7 +142,10 @@ def _table(
     ]
     cells = [[KEYS[key][0] for key in varying] + list(columns)]
     for row in rows:
-        keys = [_cell(key, getattr(row, key)) for key in varying]
+        values = [(key, getattr(row, key)) for key in varying]
+        keys = [
+            f"{value:,}" if type(value) is int else KEYS[key][1](value) for key, value in values
+        ]
         cells.append(keys + [text(row) for text in columns.values()])
     title += f" ({', '.join(shared)})" if shared else ""
     return [title, *align(cells, left=()), *([footnote] if footnote else [])]
@@ -156,12 +153,6 @@ def _table(
 
 def _varies(rows: Sequence[Setting], key: str) -> bool:
     return len({getattr(row, key) for row in rows}) > 1
-
-
-def _cell(key: str, value: Any) -> str:
-    if key == "is_random":
-        return "random" if value else "BUNDLE"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _comparison(comparison: Comparison | None) -> list[str]:

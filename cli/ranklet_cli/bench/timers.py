@@ -5,23 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.device import Inputs
-from ranklet.errors import ProviderError
 from ranklet.graph import Events
-from ranklet.provider import ORT_ERRORS
 from ranklet.ranker import Ranker, batches
 from ranklet.user import User
 from ranklet.vocabulary import Ids, ItemId
 from ranklet_cli.bench.limit import least_bytes
 from ranklet_cli.bench.report import Append, Measurement, Setting, Stages, Waiting
-
-if TYPE_CHECKING:
-    from ranklet.graph import Session
 
 WARM_UP = 10  # calls of each timer before anything is timed
 BLOCK = 20  # timed calls of a timer before the next one has its turn
@@ -44,15 +38,7 @@ def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list
     return [ranker.vocabulary.ids(row) for row in indices]
 
 
-# The engine: only the four functions below know its graphs.
-
-
-def run_graph(session: "Session", outputs: list[str], inputs: Inputs) -> list[Any]:
-    """Run a graph, without the Python that ``Ranker`` adds."""
-    try:
-        return session.run(outputs, inputs)
-    except ORT_ERRORS as error:
-        raise ProviderError(f"onnxruntime failed: {error}") from error
+# The engine: only the three functions below know its graphs.
 
 
 def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[Call]:
@@ -68,7 +54,7 @@ def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[Call]:
         else:
             session = graphs.session_for(len(part))
             inputs = graphs.rank_inputs(Events(indices), min(k, pool), pool=pool)
-        runs.append(partial(run_graph, session, graphs.answers, inputs))
+        runs.append(partial(session.run, graphs.answers, inputs))
     return runs
 
 
@@ -84,8 +70,8 @@ def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
         "lookup": partial(ranker.vocabulary.index, history),
         "graph": run,
         "ids": partial(ranker.vocabulary.ids, items),
-        "event": partial(run_graph, graphs.session, graphs.answers, inputs),
-        "event_encoder": partial(run_graph, encoder, ["user"], encoder_inputs),
+        "event": partial(graphs.session.run, graphs.answers, inputs),
+        "event_encoder": partial(encoder.run, ["user"], encoder_inputs),
     }
 
 
