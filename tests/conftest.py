@@ -8,15 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import onnxruntime
 import polars as pl
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from ranklet import Ranker
-from ranklet.bundle import NEVER, BlockMask, Precision
+from ranklet.bundle.manifest import Precision
 from ranklet_export.export import Settings, export_bundle
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.simulator import Simulation, simulate
@@ -241,68 +238,3 @@ def shipped_bundle() -> Path:
 @pytest.fixture(scope="session", params=["ml-100k", "ml-1m"])
 def any_shipped_bundle(request: pytest.FixtureRequest) -> Path:
     return ROOT / "models" / str(request.param)
-
-
-Outputs = dict[str, NDArray[Any]]
-Plain = tuple[onnxruntime.InferenceSession, list[BlockMask]]  # a graph, and what its manifest adds
-
-
-@pytest.fixture(scope="session")
-def ask() -> Callable[..., Outputs]:
-    """Run model.onnx as a stranger to ranklet would, see docs/bundle.md."""
-    return _ask
-
-
-def _ask(
-    graph: Plain,
-    history: NDArray[np.int64],
-    before: Outputs | None = None,
-    *,
-    items: int = 60,
-    k: int = 10,
-    pool: int | None = None,
-    exclude: NDArray[np.int64] | None = None,
-) -> Outputs:
-    """Run a graph of so many items; ``before`` is what it gave for the events before."""
-    session, masks = graph
-    (batch, length), is_event = history.shape, history > 0
-    past = before["present_events"].shape[1] if before else 0
-    last = is_event.sum(axis=1, keepdims=True) - 1  # (B, 1)
-    ages = past + np.arange(length)[:, None] - np.arange(past + length)  # (T, P + T)
-    bias = np.zeros(-(-(items + 1) // 64) * 64, dtype=np.float32)
-    bias[0] = bias[items + 1 :] = NEVER
-    inputs: Outputs = {
-        "history": history,
-        "positions": past + np.tile(np.arange(length), (batch, 1)),
-        "last": last[:, :, None],
-        "k": np.array([k]),
-        "pool": np.array([pool or items]),
-        "exclude": np.zeros((batch, 1), dtype=np.int64) if exclude is None else exclude,
-        "bias": bias,
-    }
-    for place, mask in enumerate(masks):
-        if place == len(masks) - 1:
-            ages = past + last - np.arange(past + length)  # (B, P + T)
-            inputs[f"mask_{place}"] = bias_of(mask, ages).transpose(1, 0, 2)[:, :, None]
-        else:
-            inputs[f"mask_{place}"] = bias_of(mask, ages)[None]
-    wanted = {tensor.name: tensor.shape for tensor in session.get_inputs()}
-    for name, shape in wanted.items():
-        if name.startswith("past"):
-            sizes = {"batch": batch, "past": 0, "recent": 0}
-            empty = np.zeros([sizes.get(axis, axis) for axis in shape], np.float32)
-            inputs[name] = (before or {}).get(name.replace("past", "present"), empty)
-    names = [output.name for output in session.get_outputs()]
-    found = session.run(None, {name: inputs[name] for name in wanted})
-    return dict(zip(names, found, strict=True))
-
-
-def bias_of(mask: BlockMask, ages: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return what a block adds for so many events between, wave by wave, for each head."""
-    bias = np.zeros((len(mask.cosines), *ages.shape))
-    for head, (cosines, sines) in enumerate(zip(mask.cosines, mask.sines, strict=True)):
-        for wave, (a, b) in enumerate(zip(cosines, sines, strict=True)):
-            angle = ages * 1000.0 ** (-wave / 8)
-            bias[head] += a * np.cos(angle) + b * np.sin(angle)
-    is_hidden = (ages < 0) | (mask.window > 0) & (ages >= mask.window)
-    return np.where(is_hidden, mask.hidden, bias).astype(np.float32)

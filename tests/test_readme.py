@@ -87,7 +87,7 @@ def test_python_block_runs(code: str, tmp_path: Path) -> None:
 def test_shell_blocks_lead_from_an_event_log_to_ranked_items(tmp_path: Path) -> None:
     printed = run("\n".join(of("bash")[1:]), tmp_path)
     assert "leave-one-out, test, full ranking" in printed
-    assert "is whole and answers as it should" in printed
+    assert "is intact and gives the golden answers" in printed
     assert len((tmp_path / "ranked.jsonl").read_text().splitlines()) == 1
 
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from ranklet import Ranker
 from ranklet.errors import InputError, RunError
 from ranklet.time_gaps import UNKNOWN, gap_buckets
-from ranklet_cli import cli
-from ranklet_cli.batch import rank_file
+from ranklet_cli.group import cli
+from ranklet_cli.rank_file import rank_file
 from ranklet_export.export import export_bundle
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.sequences import epoch_batches

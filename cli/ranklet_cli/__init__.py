@@ -1,16 +1,13 @@
 """The command line: declare options, call the library, print.
 
-Heavy imports stay inside the commands, so that help and ranking work without torch. With
-``--json`` there is one JSON document on stdout and nothing else; progress and notes go to stderr.
-Shell completion is click's: ``eval "$(_RANKLET_COMPLETE=bash_source ranklet)"``.
+    main.py       the entry point; it names a missing click or onnxruntime
+    group.py      the group of commands, and the exit status of each error
+    options.py    options, parameter types and output that commands share
+    tables.py     columns of text
+    open.py       settings, event logs, runs and bundles that a command names
+    bench/        the benchmark of a bundle
+
+* Heavy imports stay inside the commands, so that help and ranking work without torch.
+* With ``--json`` stdout holds one JSON document and nothing else; progress and notes go to stderr.
+* Shell completion is click's: ``eval "$(_RANKLET_COMPLETE=bash_source ranklet)"``.
 """
-
-try:
-    import click as _click  # noqa: F401
-except ModuleNotFoundError as missing:
-    raise ImportError("the command line needs click: pip install click") from missing
-
-from ranklet_cli import benching, bundles, comparing, quality, ranking, training, tuning  # noqa: F401
-from ranklet_cli.common import cli
-
-__all__ = ["cli"]

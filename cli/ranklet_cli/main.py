@@ -1,12 +1,14 @@
-"""Start the command line, or say how to get it."""
+"""The entry point of ``ranklet``."""
 
 import sys
 
 
 def main() -> None:
-    """Run ``ranklet``; without click or onnxruntime, say in one line what to install."""
+    """Run the command line; without click or onnxruntime, name the package to install."""
     try:
-        from ranklet_cli import cli
+        from ranklet_cli.group import cli
     except ImportError as error:
-        sys.exit(f"ranklet: {error}")
+        needs_click = error.name == "click"
+        hint = "the command line needs click: pip install click" if needs_click else error
+        sys.exit(f"ranklet: {hint}")
     cli()

@@ -23,7 +23,6 @@ from ranklet.bundle.manifest import CHUNK, NEVER
 from ranklet_export.layers import (
     EveryEventBlock,
     FeedForward,
-    LastEventBlock,
     Linear,
     Norm,
     ServedModel,
@@ -66,7 +65,7 @@ def add_table(writer: GraphWriter, table: NDArray[np.float32], dtype: DTypeLike)
     return writer.weight("table", table.astype(dtype, copy=False), rows=rows)
 
 
-class _Encoder:
+class Encoder:
     """The layers that every encoder shares, as nodes."""
 
     def __init__(self, writer: GraphWriter, model: ServedModel, dtype: DTypeLike) -> None:
@@ -74,11 +73,19 @@ class _Encoder:
         self.writer, self.model, self.dtype = writer, model, dtype
         self.node, self.constant = writer.node, writer.constant
 
+    def write(self) -> None:
+        """Write the graph."""
+        raise NotImplementedError
+
     def linear(self, x: str, layer: Linear) -> str:
+        """Return layer(x)."""
         product = self.node("MatMul", x, self.constant(layer.weight))
-        return product if layer.bias is None else self.node("Add", product, self.constant(layer.bias))
+        return (
+            product if layer.bias is None else self.node("Add", product, self.constant(layer.bias))
+        )
 
     def norm(self, x: str, norm: Norm) -> str:
+        """Return the normalised x."""
         scale, shift = self.constant(norm.scale), self.constant(norm.shift)
         return self.node("LayerNormalization", x, scale, shift, epsilon=norm.epsilon)
 
@@ -107,7 +114,15 @@ class _Encoder:
         return parts, self.gate(x, block.gate)
 
     def gate(self, x: str, layer: Linear | None) -> str | None:
+        """Return the gate of a block for x, None if it has none."""
         return None if layer is None else self.node("Sigmoid", self.linear(x, layer))
+
+    def attention(self, *inputs: str, is_causal: int = 0) -> str:
+        """Return softmax(QK^T / sqrt(d))V of query, key, value and perhaps a mask, (B, T, D)."""
+        heads = self.model.heads
+        return self.node(
+            "Attention", *inputs, q_num_heads=heads, kv_num_heads=heads, is_causal=is_causal
+        )
 
     def add_attended(self, x: str, attended: str, output: Linear | None, gate: str | None) -> str:
         """Return x + gate * output(attended)."""
@@ -123,6 +138,7 @@ class _Encoder:
         return self.node("Sum", x, product, self.constant(layer.bias))
 
     def feed_forward(self, x: str, layers: FeedForward) -> str:
+        """Return x and what the second half of a block adds to it."""
         hidden = self.linear(self.norm(x, layers.norm), layers.first)
         if layers.is_swiglu:
             half, value = self.writer.nodes("Split", [hidden], 2, axis=-1, num_outputs=2)
@@ -182,7 +198,7 @@ class _Encoder:
         self.writer.output("user", FLOAT, ["batch", model.width])
 
 
-class HistoryEncoder(_Encoder):
+class HistoryEncoder(Encoder):
     """encode.onnx."""
 
     in_chunks = False
@@ -235,9 +251,7 @@ class HistoryEncoder(_Encoder):
         pads = node("Concat", self.constant([0, 0, 0]), missing, axis=0)
         return node("Pad", history, pads), since and node("Pad", since, pads)
 
-    def _attend(
-        self, block: EveryEventBlock, ages: str, query: str, key: str, value: str
-    ) -> str:
+    def _attend(self, block: EveryEventBlock, ages: str, query: str, key: str, value: str) -> str:
         """Return what every event attends to, (B, T, D)."""
         node, constant, model = self.node, self.constant, self.model
         width = model.width // model.heads
@@ -245,20 +259,19 @@ class HistoryEncoder(_Encoder):
         tables = rotary_tables(longest, width, model.rotary_base)
         cos, sin = (table.numpy() for table in tables)
         cos_sin = constant(cos), constant(-sin)  # turned back by age: only differences matter
-        heads = {"q_num_heads": model.heads, "kv_num_heads": model.heads}
         query, key = (
             node("RotaryEmbedding", part, *cos_sin, ages, num_heads=model.heads)
             for part in (query, key)
         )
         if not model.window:
-            return node("Attention", query, key, value, is_causal=1, **heads)
+            return self.attention(query, key, value, is_causal=1)
         length = node("Shape", ages, start=1)
         if not self.in_chunks:
             longest = (long_from(model) or model.max_length + 1) - 1
             mask = constant(causal_mask(block.hidden, model.window, longest, longest))
             ends = node("Concat", length, length, axis=0)
             mask = node("Slice", mask, constant([0, 0]), ends, constant([2, 3]))
-            return node("Attention", query, key, value, mask, **heads)
+            return self.attention(query, key, value, mask)
         visible = _visible(model)
         before = visible // CHUNK_EVENTS - 1  # chunks that the first event of a chunk sees, too
         numbers = np.arange(-(-model.max_length // CHUNK_EVENTS))
@@ -289,7 +302,7 @@ class HistoryEncoder(_Encoder):
         batch = node("Shape", ages, end=1)
         kind = node("Expand", kind, node("Concat", batch, count, axis=0))
         mask = node("Gather", constant(masks), node("Reshape", kind, constant([-1])))
-        attended = node("Attention", query, key, value, mask, **heads)
+        attended = self.attention(query, key, value, mask)
         shape = node("Concat", node("Shape", ages), constant([model.width]), axis=0)
         return node("Reshape", attended, shape)
 
@@ -300,7 +313,7 @@ class LongHistoryEncoder(HistoryEncoder):
     in_chunks = True
 
 
-class AppendEncoder(_Encoder):
+class AppendEncoder(Encoder):
     """append.onnx."""
 
     def write(self) -> None:
@@ -325,12 +338,7 @@ class AppendEncoder(_Encoder):
             keys = node("RotaryEmbedding", keys, cos, sin, places, num_heads=model.heads)
             bias = np.zeros(rows["key_0"], dtype=np.float32)
             mask = node("Gather", self.constant(by_age(bias, block.hidden)), ages)
-            attended = node(
-                "Attention",
-                *(query, keys, values, mask),
-                q_num_heads=model.heads,
-                kv_num_heads=model.heads,
-            )
+            attended = self.attention(query, keys, values, mask)
             x = self.add_attended(x, attended, block.output, gate)
             x = self.feed_forward(x, block.feed_forward)
         if model.last is None:

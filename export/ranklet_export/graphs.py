@@ -1,8 +1,8 @@
 """The graphs of a bundle and the one file of their weights.
 
-    encode, encode_long, append     events -> user vectors (``encoders``)
-    score, score_many               user vectors -> items (``scorer``)
-    model                           histories -> items, for any onnxruntime (``single``)
+encode, encode_long, append     events -> user vectors (``encoders``)
+score, score_many               user vectors -> items (``scorer``)
+model                           histories -> items, for any onnxruntime (``single``)
 """
 
 import os
@@ -28,7 +28,13 @@ from ranklet.bundle.manifest import (
     Table,
     Tensor,
 )
-from ranklet_export.encoders import AppendEncoder, HistoryEncoder, LongHistoryEncoder, long_from
+from ranklet_export.encoders import (
+    AppendEncoder,
+    Encoder,
+    HistoryEncoder,
+    LongHistoryEncoder,
+    long_from,
+)
 from ranklet_export.layers import ServedModel
 from ranklet_export.scorer import Scorer, can_score_many, quantize
 from ranklet_export.single import OPSET as PLAIN_OPSET
@@ -56,7 +62,11 @@ PURPOSES = {
     SCORE_MANY: "the same for many users",
     MODEL: "the best items for histories of any length, in standard operators alone",
 }
-ENCODERS = {ENCODE: HistoryEncoder, ENCODE_LONG: LongHistoryEncoder, APPEND: AppendEncoder}
+ENCODERS: dict[str, type[Encoder]] = {
+    ENCODE: HistoryEncoder,
+    ENCODE_LONG: LongHistoryEncoder,
+    APPEND: AppendEncoder,
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,6 @@ def _program(name: str, writer: GraphWriter, served: ServedModel) -> Program:
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     kind = value.type.tensor_type
-    names = {onnx.TensorProto.INT64: "tensor(int64)", onnx.TensorProto.FLOAT: "tensor(float)"}
+    name = "int64" if kind.elem_type == onnx.TensorProto.INT64 else "float"
     axes: list[int | str] = [axis.dim_param or axis.dim_value for axis in kind.shape.dim]
-    return Tensor(value.name, names[kind.elem_type], axes)
+    return Tensor(value.name, f"tensor({name})", axes)

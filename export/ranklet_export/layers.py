@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ranklet.bundle.manifest import NEVER
-from ranklet_training.model.attention import relative_bias
-from ranklet_training.model.model import Block, SequenceModel
+from ranklet_training.model.model import Block
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
@@ -82,10 +81,12 @@ class FeedForward:
         norm, first, _, second = block.feed_forward
         assert isinstance(first, nn.Linear)
         assert isinstance(second, nn.Linear)
-        gate = block.feed_forward_gate
-        is_swiglu = first.out_features == 2 * second.in_features
         return cls(
-            Norm.of(norm), Linear.of(first), is_swiglu, Linear.of(second), gate and Linear.of(gate)
+            norm=Norm.of(norm),
+            first=Linear.of(first),
+            is_swiglu=first.out_features == 2 * second.in_features,
+            second=Linear.of(second),
+            gate=_gate(block.feed_forward_gate),
         )
 
 
@@ -136,7 +137,7 @@ class ServedModel:
     @property
     def width(self) -> int:
         """Return D."""
-        return self.table.shape[1]
+        return int(self.table.shape[1])
 
     @classmethod
     def of(cls, model: Model, *, with_rows: bool) -> "ServedModel":
@@ -156,7 +157,7 @@ class ServedModel:
                 since=None,
                 until=None,
                 blocks=[],
-                last=last_event_block(model, config.max_length),
+                last=seed_block(model),
                 norm=None,
                 user_scale=None,
                 is_cosine=False,
@@ -189,7 +190,7 @@ class ServedModel:
             since=model.since.weight.numpy() if config.time_gaps else None,
             until=model.until.weight.numpy() if config.time_gaps else None,
             blocks=served,
-            last=last_event_block(blocks[-1], config.max_length, model) if blocks else None,
+            last=last_event_block(blocks[-1], model.bias(config.max_length)) if blocks else None,
             norm=Norm.of(model.norm),
             user_scale=np.full(config.width, shrink, np.float32),
             is_cosine=is_cosine,
@@ -224,54 +225,65 @@ def first_block_rows(block: Block, table: Tensor) -> dict[str, Floats]:
 
 def every_event_block(block: Block, hidden: float) -> EveryEventBlock:
     """Lay out a block before the last."""
-    gate = block.attention_gate
     return EveryEventBlock(
         norm=Norm.of(block.attention_norm),
         query_key_value=Linear.of(block.query, served_key_value(block)),
         output=None if block.heads == 1 else Linear.of(block.output),
-        gate=None if gate is None else Linear.of(gate),
+        gate=_gate(block.attention_gate),
         hidden=hidden,
         feed_forward=FeedForward.of(block),
     )
 
 
-def last_event_block(
-    source: Block | SeedModel, max_length: int, model: SequenceModel | None = None
-) -> LastEventBlock:
-    """Lay out the last block.
+def last_event_block(block: Block, bias: Tensor) -> LastEventBlock:
+    """Lay out the last block; ``bias`` is what a head adds to a score by age, (H, max_length)."""
+    query, output = one_query_layers(block, block.heads)
+    return LastEventBlock(
+        norm=Norm.of(block.attention_norm),
+        query=query,
+        scale=(query.weight.shape[0] // block.heads) ** -0.5,
+        output=output,
+        gate=_gate(block.attention_gate),
+        bias=bias.numpy(),
+        feed_forward=FeedForward.of(block),
+    )
+
+
+def seed_block(model: SeedModel) -> LastEventBlock:
+    """Lay out the attention of a seed model, which does not know the order of events."""
+    query, output = one_query_layers(model, heads=1)
+    bias = np.zeros((1, model.config.max_length), dtype=np.float32)
+    return LastEventBlock(None, query, model.config.width**-0.5, output, None, bias, None)
+
+
+def one_query_layers(source: Block | SeedModel, heads: int) -> tuple[Linear, Linear]:
+    """Return the layers around the attention of one event, where keys and values are its input.
 
     <W_q x + b, W_k y> is <W_k' (W_q x + b), y>, a sum of values is the value of the sum, and a bias
     of the keys adds the same to all scores. A head then asks with D channels, not D / H.
     """
-    heads = source.heads if isinstance(source, Block) else 1
-    width = source.query.in_features
     query, key_value, output = (
         [layer.weight.double(), layer.bias.double()]
         for layer in (source.query, source.key_value, source.output)
     )
     key, value = key_value[0].chunk(2)
     by_head = [rows.chunk(heads) for rows in (*query, key, value)]
+    asks = [(k.T @ q, k.T @ b) for q, b, k, _ in zip(*by_head, strict=True)]
     columns = output[0].chunk(heads, dim=1)
-    asked = [(k.T @ q, k.T @ b) for q, b, k, _ in zip(*by_head, strict=True)]
-    given = [o @ v for o, v in zip(columns, by_head[-1], strict=True)]
+    gives = [o @ v for o, v in zip(columns, by_head[-1], strict=True)]
     shift = output[0] @ key_value[1].chunk(2)[1] + output[1]
-    is_block = isinstance(source, Block)
-    bias = np.zeros((heads, max_length), dtype=np.float32)
-    if model is not None:
-        bias = relative_bias(*model.bias.waves().tolist(), max_length)
-    return LastEventBlock(
-        norm=Norm.of(source.attention_norm) if is_block else None,
-        query=_linear(torch.cat([w for w, _ in asked]), torch.cat([b for _, b in asked])),
-        scale=(width // heads) ** -0.5,
-        output=_linear(torch.cat(given, dim=1), shift),
-        gate=Linear.of(source.attention_gate) if is_block and source.attention_gate else None,
-        bias=bias,
-        feed_forward=FeedForward.of(source) if is_block else None,
+    return (
+        _linear(torch.cat([w for w, _ in asks]), torch.cat([b for _, b in asks])),
+        _linear(torch.cat(gives, dim=1), shift),
     )
 
 
 def _linear(weight: Tensor, bias: Tensor) -> Linear:
     return Linear(weight.T.contiguous().float().numpy(), bias.float().numpy())
+
+
+def _gate(layer: nn.Linear | None) -> Linear | None:
+    return None if layer is None else Linear.of(layer)
 
 
 def hidden_score(block: Block, table: Tensor, events: int) -> float | None:

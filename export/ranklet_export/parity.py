@@ -1,9 +1,9 @@
 """The gate that graphs must pass before they become a bundle: they answer like their torch model.
 
-Compared are values and order, at points that no writer of a graph was told of, with and without
-padding: whole histories of one user and of many, around every length where another program takes
-over; states of one event more each, past the end of the window; the catalogue as a whole; model.onnx
-on histories longer than the model's.
+Items, scores and their order are compared, with and without padding: for histories of one user and
+of many, around every length where another program takes over; for events that are appended one by
+one, past the end of the window; for the whole catalogue; and for model.onnx, which is asked for
+histories longer than the model's.
 """
 
 from collections.abc import Iterator
@@ -105,7 +105,9 @@ class _Check:
         if engine.has_codes:
             off = engine.off_by(users, engine.score(users, pool, pool))
             if off > 0:
-                raise ParityError(f"{point}: codes miss scores by {off:.2e} more than rounding does")
+                raise ParityError(
+                    f"{point}: codes miss scores by {off:.2e} more than rounding does"
+                )
 
     def answers(self, point: _Point, items: NDArray[np.int64], scores: Floats) -> None:
         """Compare items and their scores with those of the model."""
@@ -247,5 +249,7 @@ def _check_model(check: _Check, random: np.random.Generator) -> None:
         items, scores = session.run(["items", "scores"], inputs)
         cut = slice(max(0, length - longest), None)  # of row 0, which alone is so long
         rows = slice(0, 1) if length > longest else slice(None)
-        kept = _Point(point.items[rows, cut], point.since[rows, cut], point.until[rows], f"{MODEL}: ")
+        kept = _Point(
+            point.items[rows, cut], point.since[rows, cut], point.until[rows], f"{MODEL}: "
+        )
         check.answers(kept, items[rows], scores[rows])

@@ -17,13 +17,12 @@
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from ranklet.bundle.manifest import CHUNK, CODE_BITS, Precision
+from ranklet.bundle.manifest import CHUNK, Precision
 from ranklet_export.encoders import add_table
 from ranklet_export.writer import CONTRIB, GraphWriter
 
@@ -207,9 +206,9 @@ class Scorer:
         """Make ``best`` and ``items`` of the best of (B, rows), best first, ties by index."""
         writer, node, constant = self.writer, self.node, self.constant
         if self.rows < (TWO_LEVELS_OF_MANY_FROM if self.many else TWO_LEVELS_FROM):
-            found = writer.nodes("TopK", [scores, count], 2)
-            writer.rename(found[0], best)
-            writer.rename(found[1], items)
+            top, indices = writer.nodes("TopK", [scores, count], 2)
+            writer.rename(top, best)
+            writer.rename(indices, items)
             return
         chunks = self.rows // CHUNK
         chunked = node("Reshape", scores, constant([0, chunks, CHUNK]))
@@ -220,8 +219,8 @@ class Scorer:
         ordered, _ = writer.nodes("TopK", [some, chosen], 2, largest=0)
         kept = node("GatherND", chunked, node("Unsqueeze", ordered, constant([2])), batch_dims=1)
         flat = node("Reshape", kept, constant([0, -1]))  # (B, chosen * CHUNK)
-        found, within = writer.nodes("TopK", [flat, count], 2)
-        writer.rename(found, best)
+        top, within = writer.nodes("TopK", [flat, count], 2)
+        writer.rename(top, best)
         number = node("Div", within, constant(CHUNK))
         chunk = node("GatherElements", ordered, number, axis=1)
         # item = chunk * CHUNK + within % CHUNK

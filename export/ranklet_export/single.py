@@ -23,7 +23,7 @@ from ranklet_export.encoders import add_table
 from ranklet_export.layers import ServedModel
 from ranklet_export.writer import Axes, GraphWriter
 from ranklet_training.model.attention import attention, rotary
-from ranklet_training.model.model import Block, SequenceModel
+from ranklet_training.model.model import SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
@@ -36,6 +36,8 @@ LARGEST_PROTOBUF = 2**31 - 1  # bytes
 
 class WholeModel(nn.Module):
     """The user vector after histories of any length, of which the latest ``max_length`` count."""
+
+    bias: Tensor
 
     def __init__(self, model: Model, served: ServedModel) -> None:
         """Take a model in evaluation mode, and how it is laid out for serving."""
@@ -68,23 +70,25 @@ class WholeModel(nn.Module):
             key, value = model.key_value(x)[:, None].chunk(2, dim=-1)
             query = model.query(x.gather(1, last_row))[:, None]
             attended = attention(query, key, value, mask=counts[:, None, None])
-            return model.output(attended[:, 0])[:, 0] * self.scale
+            user: Tensor = model.output(attended[:, 0])
+            return user[:, 0] * self.scale
         if since is not None:
             x = x + model.since(since)
-        *blocks, final = list(model.each_block()) or [None]
-        if blocks:
+        blocks = list(model.each_block())
+        if not blocks:
+            return model.user(x.gather(1, last_row))[:, 0] * self.scale
+        if len(blocks) > 1:
             distance = places[0, :, None] - places  # (T, T)
             sees = (distance >= 0) & (distance < (self.window or self.max_length))
             may_attend = sees & counts[:, None] | (distance == 0)  # (B, T, T)
             turned = (self.max_length - 1 - age).clamp(0, self.max_length - 1)
-        for block in blocks:
+        for block in blocks[:-1]:
             normed = block.attention_norm(x)
             key, value = block.keys_values(normed)
             query = rotary(block.split_heads(block.query(normed)), model.cos, model.sin, turned)
             key = rotary(key, model.cos, model.sin, turned)
             x = block.merge(x, attention(query, key, value, mask=may_attend[:, None]))
-        if final is None:
-            return model.user(x.gather(1, last_row))[:, 0] * self.scale
+        final = blocks[-1]
         key, value = final.keys_values(final.attention_norm(x))
         x = x.gather(1, last_row)  # (B, 1, D)
         if until is not None:
@@ -92,7 +96,9 @@ class WholeModel(nn.Module):
         query = final.split_heads(final.query(final.attention_norm(x)))
         mask = self.bias[:, age.clamp(0, self.max_length - 1)].transpose(0, 1)  # (B, H, T)
         mask = mask.masked_fill(~counts[:, None], NEVER)[:, :, None]
-        return model.user(final.merge(x, attention(query, key, value, mask=mask)))[:, 0] * self.scale
+        return (
+            model.user(final.merge(x, attention(query, key, value, mask=mask)))[:, 0] * self.scale
+        )
 
 
 def write_model(writer: GraphWriter, model: Model, served: ServedModel, dtype: DTypeLike) -> None:

@@ -17,6 +17,7 @@ SMALLEST_STORED = 1024  # bytes; smaller tensors stay in the graphs
 CONTRIB = "com.microsoft"  # domain of onnxruntime's own operators
 
 Axes = list[int | str]
+Attribute = int | float | str | list[int]
 
 
 @dataclass
@@ -96,14 +97,16 @@ class GraphWriter:
         producer.output[list(producer.output).index(value)] = name
         return name
 
-    def nodes(self, operator: str, inputs: list[str], count: int, **attributes: Any) -> list[str]:
+    def nodes(
+        self, operator: str, inputs: list[str], count: int, **attributes: Attribute
+    ) -> list[str]:
         """Add a node and return the names of its outputs."""
         name = f"{operator}_{len(self.graph.node)}"
         outputs = [name] if count == 1 else [f"{name}.{place}" for place in range(count)]
         self._append(operator, name, inputs, outputs, attributes)
         return outputs
 
-    def node(self, operator: str, *inputs: str, to: str = "", **attributes: Any) -> str:
+    def node(self, operator: str, *inputs: str, to: str = "", **attributes: Attribute) -> str:
         """Add a node of one output and return its name: ``to``, or one of its own."""
         name = f"{operator}_{len(self.graph.node)}"
         self._append(operator, name, list(inputs), [to or name], attributes)
@@ -115,14 +118,14 @@ class GraphWriter:
         name: str,
         inputs: list[str],
         outputs: list[str],
-        attributes: dict[str, Any],
+        attributes: dict[str, Attribute],
     ) -> None:
-        domain = attributes.pop("domain", "")
+        domain = str(attributes.pop("domain", ""))
         if "dtype" in attributes:  # of a Cast, whose attribute is called as an argument here
             attributes["to"] = attributes.pop("dtype")
-        self.graph.node.append(
-            helper.make_node(operator, inputs, outputs, name, domain=domain, **attributes)
-        )
+        node = helper.make_node(operator, inputs, outputs, name, domain=domain)
+        node.attribute.extend(helper.make_attribute(*pair) for pair in attributes.items())
+        self.graph.node.append(node)
 
     def constant(self, values: Any) -> str:  # noqa: ANN401 (what numpy takes)
         """Return the name of an array: int64 where it holds integers, else as it is."""
@@ -149,7 +152,7 @@ class GraphWriter:
         return name
 
     def scanned_bytes(self) -> int:
-        """Return the bytes of stored weights that a run reads whole: all that no Gather looks up."""
+        """Return the bytes of stored weights that a run reads whole, not row by row."""
         casts = {n.input[0]: n.output[0] for n in self.graph.node if n.op_type == "Cast"}
         read = {
             name

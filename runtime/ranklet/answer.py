@@ -90,9 +90,7 @@ class Answers:
         if eligible.owner is not self:
             raise InputError("eligible was made by another ranker: make it with this one")
 
-    def rank(
-        self, requests: Sequence[Request], k: int, eligible: Eligible | None
-    ) -> list[Ranking]:
+    def rank(self, requests: Sequence[Request], k: int, eligible: Eligible | None) -> list[Ranking]:
         """Answer requests from their histories."""
 
         def encode(rows: list[int]) -> Floats:

@@ -30,6 +30,7 @@ class Ranker:
         manifest: What the bundle says of itself.
         vocabulary: The ids of its items.
         uses_times: Whether the model was trained to know when events happened.
+        engine: Its graphs, for tools such as ``ranklet bench``.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Ranker:
         """Use ``Ranker.load``."""
         self.provider, self.manifest, self.vocabulary = engine.provider, manifest, vocabulary
         self.uses_times = manifest.uses_times
+        self.engine = engine
         self._opened = opened
         self._answers = Answers(engine, manifest, vocabulary, opened)
         self._reader = Reader(vocabulary, manifest.max_length, uses_times=self.uses_times)
@@ -145,9 +147,7 @@ class Ranker:
             check_flag(exclude_seen)
         if eligible is not None:
             self._answers.check_eligible(eligible)
-        request = self._reader.read(
-            history, times, now, candidates, exclude, exclude_seen, unknown
-        )
+        request = self._reader.read(history, times, now, candidates, exclude, exclude_seen, unknown)
         return self._answers.rank_one(request, k, eligible)
 
     def rank_batch(

@@ -21,7 +21,7 @@ class Eligible:
     """A part of the catalogue to rank from, made once by ``Ranker.eligible`` for many requests."""
 
     def __init__(self, indices: Indices, bias: NDArray[np.float32], owner: object) -> None:
-        """Allow these items; ``bias`` is that of a ranker, (1, rows), and ``owner`` the ranker's."""
+        """Allow some items of the catalogue of ``owner``, whose bias is ``bias``, (1, rows)."""
         self.bias = np.full_like(bias, NEVER)
         self.bias[0, indices] = 0
         self.bias[0, 0] = NEVER

@@ -374,8 +374,8 @@ class Users:
         histories = [user.latest(UNKNOWN) for user in whole]
         for part in by_length([len(history.items) for history in histories]):
             _, states = self._engine.encode_states([histories[place] for place in part])
-            for place, events in zip(part, states, strict=True):
-                whole[place].restart(events)
+            for place, state in zip(part, states, strict=True):
+                whole[place].restart(state)
         vectors, begin = [], 0
         for block in self._blocks:
             users = self._users[begin : begin + block.users]

@@ -77,9 +77,8 @@ def listed(ids: Ids) -> Ids:
     return list(ids) if isinstance(ids, set | frozenset) else ids
 
 
-def integers(
-    items: list[Any], name: str, reason: str
-) -> NDArray[np.int64]:
+def integers(items: list[Any], name: str, reason: str) -> NDArray[np.int64]:
+    """Return a list of integers as int64; ``reason`` says why there may be nothing else."""
     strange = {kind for kind in set(map(type, items)) if not _is_integer(kind)}
     if strange:
         place = next(place for place, item in enumerate(items) if type(item) in strange)

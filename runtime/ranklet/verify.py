@@ -17,6 +17,7 @@ from ranklet.engine.programs import Programs
 from ranklet.engine.sessions import ORT_ERRORS, Provider
 from ranklet.errors import BundleError
 from ranklet.ranker import Ranker
+from ranklet.values import Ids
 
 # Another processor or provider sums in another order; cosines over the temperature reach 14.
 SCORE_TOLERANCE = 1e-3
@@ -49,7 +50,7 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
     path = Path(path)
     manifest = Manifest.read(path, hash_up_to=sys.maxsize)  # every file, however large
     ranker = Ranker.load(path, provider=provider, threads=threads, check_digests=False)
-    engine, vocabulary = ranker._answers.engine, ranker.vocabulary
+    engine, vocabulary = ranker.engine, ranker.vocabulary
     try:
         golden = json.loads((path / GOLDEN).read_bytes())
         differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
@@ -72,9 +73,7 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
     )
 
 
-def ask_model(
-    programs: Programs, vocabulary: Vocabulary, history: Any, k: int
-) -> Ranking:
+def ask_model(programs: Programs, vocabulary: Vocabulary, history: Ids, k: int) -> Ranking:
     """Return what model.onnx answers, as a program that knows nothing of ranklet would ask it."""
     session = programs.session(MODEL)
     events = vocabulary.index(history)[None]

@@ -1,9 +1,6 @@
-"""A benchmark times what it says: every case, the provider that ran, and the same request."""
+"""A benchmark times every combination on the active provider, and shows the results."""
 
-import json
-import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,37 +8,21 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from ranklet.provider import ORT_NAMES
 
 from ranklet import InputError, Manifest, ProviderError, Ranker
 from ranklet import ranker as ranker_module
-from ranklet.provider import ORT_NAMES
+from ranklet.machine import describe_machine, machine
 from ranklet.user import User
-from ranklet_cli.bench import (
-    BenchReport,
-    benchmark,
-    compare,
-    describe_machine,
-    format_table,
-    machine,
-    plot,
-    waiting,
-)
-from ranklet_cli.bench.cases import Case
-from ranklet_cli.bench.report import Setting
-from ranklet_cli.bench.single import AppendTimer
-from ranklet_training.judge.plots import check_plot
+from ranklet_cli.bench.report import BenchReport, Setting, compare
+from ranklet_cli.bench.run import Sweep, benchmark
+from ranklet_cli.bench.show import format_report, plot
+from ranklet_cli.bench.timers import AppendTimer, CallTimer, bare_runs
 
 HAS_CUDA = ORT_NAMES["cuda"] in onnxruntime.get_available_providers()
 PNG = b"\x89PNG\r\n\x1a\n"
 EXACT = 1e-9
 RUNS = 100
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_arrivals() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting, "MOST", waiting.FEWEST)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,35 +32,26 @@ def notes() -> list[str]:
 
 @pytest.fixture(scope="module")
 def report(tiny_bundle: Path, notes: list[str]) -> BenchReport:
-    return benchmark(
-        tiny_bundle,
-        provider="cpu",
-        batches=(1, 3),
-        lengths=(2, 5),
-        threads=(1, 2),
-        ks=(10, 20),
-        loads=(50,),
-        runs=RUNS,
-        on_progress=notes.append,
-    )
+    sweep = Sweep("cpu", batches=(1, 3), lengths=(2, 5), threads=(1, 2), loads=(50,), runs=RUNS)
+    return benchmark(tiny_bundle, sweep, on_progress=notes.append)
 
 
-def setting(ranker: Ranker, batch: int, length: int, k: int) -> Setting:
-    return Setting(len(ranker), "int8", False, "cpu", 1, batch, length, k)
+def setting(ranker: Ranker, batch: int, length: int) -> Setting:
+    return Setting(len(ranker), "int8", False, "cpu", 1, batch, length, k=7)
 
 
 def test_every_combination_is_measured_once(report: BenchReport) -> None:
-    expected = {(b, n, t, k) for b in (1, 3) for n in (2, 5) for t in (1, 2) for k in (10, 20)}
+    expected = {(b, n, t) for b in (1, 3) for n in (2, 5) for t in (1, 2)}
     for rows in (report.measurements, report.waiting):
-        assert {(m.batch, m.length, m.threads, m.k) for m in rows} == expected
+        assert {(m.batch, m.length, m.threads) for m in rows} == expected
         assert len(rows) == len(expected)
     assert {m.runs for m in report.measurements} == {RUNS}
 
 
 def test_single_requests_are_taken_apart_whatever_the_batch(report: BenchReport) -> None:
-    expected = [(1, n, t, k) for n in (2, 5) for t in (1, 2) for k in (10, 20)]
+    expected = [(1, n, t) for n in (2, 5) for t in (1, 2)]
     for rows in (report.stages, report.appends):
-        assert [(m.batch, m.length, m.threads, m.k) for m in rows] == expected
+        assert [(m.batch, m.length, m.threads) for m in rows] == expected
 
 
 def test_percentiles_are_positive_and_ordered(report: BenchReport) -> None:
@@ -92,10 +64,10 @@ def test_percentiles_are_positive_and_ordered(report: BenchReport) -> None:
 
 def test_p99_9_needs_a_thousand_calls(tiny_bundle: Path, report: BenchReport) -> None:
     assert {m.p99_9_ms for m in report.measurements} == {None}
-    long = benchmark(tiny_bundle, provider="cpu", lengths=(2,), loads=(), runs=1000)
-    (found,) = long.measurements
-    assert found.p99_9_ms is not None
-    assert found.p99_9_ms >= found.p99_ms
+    long = benchmark(tiny_bundle, Sweep("cpu", lengths=(2,), loads=(), runs=1000))
+    (measured,) = long.measurements
+    assert measured.p99_9_ms is not None
+    assert measured.p99_9_ms >= measured.p99_ms
     assert long.waiting == []
 
 
@@ -112,12 +84,10 @@ def test_throughput_is_the_batch_over_the_mean(report: BenchReport) -> None:
         assert m.users_per_second * m.mean_ms / 1e3 == pytest.approx(m.batch, rel=EXACT)
 
 
-def test_requests_are_offered_at_the_share_of_what_was_done_one_after_another(
-    report: BenchReport,
-) -> None:
-    for found, waited in zip(report.measurements, report.waiting, strict=True):
-        assert found.name == waited.name
-        assert waited.offered_per_second * found.mean_ms / 1e3 == pytest.approx(0.5, rel=EXACT)
+def test_requests_arrive_at_the_load_of_back_to_back_calls(report: BenchReport) -> None:
+    for call, waited in zip(report.measurements, report.waiting, strict=True):
+        assert call.name == waited.name
+        assert waited.offered_per_second * call.mean_ms / 1e3 == pytest.approx(0.5, rel=EXACT)
 
 
 def test_stages_add_up_to_the_request(report: BenchReport) -> None:
@@ -148,36 +118,31 @@ def test_loads_and_cold_starts_have_a_time_and_memory(report: BenchReport) -> No
     assert 30 < facts.cold_start_peak_mb < 150
 
 
-def test_a_report_survives_json(report: BenchReport) -> None:
-    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
-    assert report.to_dict()["measurements"][0]["batch"] == 1
-
-
-def test_progress_is_told(report: BenchReport, notes: list[str]) -> None:
+def test_progress_is_reported(report: BenchReport, notes: list[str]) -> None:
     assert report.bundle in notes[0]
-    assert "timing 16 cases, 0 of 100 calls each" in notes
-    assert notes[-1] == "letting requests wait in line, round 5 of 5"
+    assert "timing 8 combinations, 0 of 100 calls each" in notes
+    assert notes[-1] == "timing requests at random times, round 5 of 5"
 
 
 def test_the_table_has_the_machine_on_top_and_aligned_rows(report: BenchReport) -> None:
-    head, *tables = format_table(report).split("\n\n")
+    head, *tables = format_report(report).split("\n\n")
     assert head.startswith(describe_machine())
     rows = [m for m in (report.measurements, report.waiting, report.stages, report.appends)]
     for table, measured in zip(tables, rows, strict=True):
         lines = table.splitlines()[1 : 2 + len(measured)]
         assert len({len(line) for line in lines}) == 1, table
-    assert tables[0].splitlines()[2].split()[:4] == ["1", "10", "1", "2"]
+    assert tables[0].splitlines()[2].split()[:3] == ["1", "1", "2"]
 
 
-def test_what_is_the_same_in_all_rows_is_said_once(report: BenchReport) -> None:
+def test_values_that_all_rows_share_are_in_the_title(report: BenchReport) -> None:
     alone = replace(report, measurements=report.measurements[:1])
-    title, columns, *_ = format_table(alone).split("\n\n")[1].splitlines()
+    title, columns, *_ = format_report(alone).split("\n\n")[1].splitlines()
     assert title.endswith("ms (60 items, int8, 1 thread, top 10, batch 1)")
     assert columns.split()[:2] == ["events", "p50"]
 
 
 def test_default_lengths_end_at_the_maximum_of_the_bundle(tiny_bundle: Path) -> None:
-    report = benchmark(tiny_bundle, provider="cpu", batches=(1, 1), ks=(1000,), loads=(), runs=RUNS)
+    report = benchmark(tiny_bundle, Sweep("cpu", (1, 1), ks=(1000,), loads=(), runs=RUNS))
     assert [m.length for m in report.measurements] == [10, 20]
 
 
@@ -187,12 +152,10 @@ def test_default_lengths_end_at_the_maximum_of_the_bundle(tiny_bundle: Path) -> 
         ({"lengths": (5, 21)}, "length 21 is above the maximum of this bundle, 20"),
         ({"lengths": ()}, "length is an empty list"),
         ({"lengths": (0,)}, "length must be an integer of at least 1, got 0"),
-        ({"batches": (1, -2)}, "batch must be an integer of at least 1, got -2"),
         ({"batches": 4}, "batch must be a list of positive integers, got 4"),
         ({"batches": "4"}, "batch must be a list of positive integers, got '4'"),
-        ({"threads": (1.5,)}, r"threads must be an integer, got 1\.5"),
+        ({"threads": (1.5,)}, r"threads must be an integer of at least 1, got 1\.5"),
         ({"threads": (True,)}, "threads must be an integer of at least 1, got True"),
-        ({"ks": (0,)}, "k must be an integer of at least 1, got 0"),
         ({"catalogues": (0,)}, "catalogue must be an integer of at least 1, got 0"),
         ({"precisions": ("int8",)}, "precision is of random bundles: pass --catalogue, too"),
         (
@@ -210,67 +173,42 @@ def test_a_value_that_cannot_be_used_is_named(
     tiny_bundle: Path, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        benchmark(tiny_bundle, **values)
+        benchmark(tiny_bundle, Sweep(**values))
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has CUDA")
 def test_cuda_is_refused_where_it_does_not_run(tiny_bundle: Path) -> None:
     with pytest.raises(ProviderError, match="provider 'cuda' is not active"):
-        benchmark(tiny_bundle, provider="cuda")
+        benchmark(tiny_bundle, Sweep("cuda"))
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not HAS_CUDA, reason="this onnxruntime has no CUDA")
 def test_a_report_of_cuda_names_the_gpu(tiny_bundle: Path) -> None:
-    report = benchmark(tiny_bundle, provider="cuda", lengths=(5,), runs=RUNS)
+    report = benchmark(tiny_bundle, Sweep("cuda", lengths=(5,), runs=RUNS))
     assert report.measurements[0].provider == "cuda"
     assert report.measurements[0].limit_ms is None
-    assert str(report.machine["gpu"]) in format_table(report)
+    assert str(report.machine["gpu"]) in format_report(report)
 
 
-def test_the_bare_session_gets_what_one_ranking_gives_it(tiny_bundle: Path) -> None:
-    ranker = Ranker.load(tiny_bundle, provider="cpu")
-    case = Case(setting(ranker, 1, 4, k=7), ranker, seed=3)
-    case.rank(0)
-    assert ranker.plain is not None
-    ((run,),) = ranker.plain._idle.runs.values()
-    ((session, inputs),) = case.bare[0]
-    assert session is ranker.graphs.plain
-    assert inputs.keys() == {tensor.name for tensor in session.get_inputs()}
-    assert all(np.array_equal(run.inputs[name], inputs[name]) for name in inputs)
-
-
-@pytest.mark.parametrize(("batch", "length"), [(2, 4), (5, 3)], ids=["in one", "in three runs"])
-def test_the_bare_session_gets_what_a_ranking_gives_it(
+@pytest.mark.parametrize(("batch", "length"), [(1, 4), (2, 4), (5, 3)])
+def test_the_bare_runs_are_those_of_the_ranking(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, batch: int, length: int
 ) -> None:
     ranker = Ranker.load(tiny_bundle, provider="cpu")
     monkeypatch.setattr(ranker_module, "MAX_SCORES", 2 * len(ranker))  # two rows a run
-    calls: list[tuple[list[str], dict[str, Any]]] = []
-
-    class Recorder:
-        def run(self, outputs: list[str], inputs: dict[str, Any], _: object = None) -> list[Any]:
-            calls.append((outputs, inputs))
-            return session.run(outputs, inputs)
-
-    session = ranker.graphs.session
-    monkeypatch.setattr(ranker.graphs, "session", Recorder())
-    case = Case(setting(ranker, batch, length, k=7), ranker, seed=3)
-    calls = []
-    case.rank(0)
-    public, calls = calls, []
-    case.run_session(0)
-    assert len(public) == len(calls) == -(-batch // 2)
-    for (outputs, expected), (found_outputs, found) in zip(public, calls, strict=True):
-        assert found_outputs == outputs
-        assert found.keys() == expected.keys()
-        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    timer = CallTimer(setting(ranker, batch, length), ranker, seed=3)
+    rankings = ranker.rank_batch(timer.requests[0], k=7)
+    answers = [run() for run in bare_runs(ranker, timer.requests[0], 7)]
+    assert len(answers) == -(-batch // 2)
+    items = np.concatenate([answer[0] for answer in answers])
+    assert [ranker.vocabulary.ids(row) for row in items] == [r.items for r in rankings]
 
 
 def test_every_append_comes_after_the_history_whose_last_event_was_appended(
     tiny_ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timer = AppendTimer(setting(tiny_ranker, 1, 6, k=7), tiny_ranker, seed=3)
+    timer = AppendTimer(setting(tiny_ranker, 1, 6), tiny_ranker, seed=3)
     events = []
 
     def rank(user: User, k: int) -> None:
@@ -279,12 +217,7 @@ def test_every_append_comes_after_the_history_whose_last_event_was_appended(
     monkeypatch.setattr(User, "rank", rank)
     timer.time_block(0, 10)
     assert events == [(6, 7), (7, 7)] * len(events[::2])
-    assert [len(block) for block in timer.times] == [10]
-
-
-def test_ranklet_does_not_import_its_benchmark() -> None:
-    code = "import sys, ranklet; sys.exit('ranklet_cli.bench' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert [[len(part) for part in block] for block in timer.blocks] == [[10, 10]]
 
 
 def test_the_limit_is_the_bytes_over_the_bandwidth(report: BenchReport) -> None:
@@ -324,20 +257,6 @@ def test_latencies_far_apart_are_drawn(report: BenchReport, tmp_path: Path) -> N
     assert (tmp_path / "latency.PNG").read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("latency", "must end in one of .*png.*, got ''"),
-        ("latency.xyz", "must end in one of .*png.*, got 'xyz'"),
-        ("nowhere/latency.png", "the folder .*nowhere does not exist"),
-    ],
-)
-def test_a_plot_that_cannot_be_written_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    pytest.importorskip("matplotlib", reason="plots are an extra")
-    with pytest.raises(InputError, match=message):
-        check_plot(tmp_path / name)
-
-
 def test_a_plot_without_matplotlib_says_what_to_install(
     report: BenchReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,9 +265,9 @@ def test_a_plot_without_matplotlib_says_what_to_install(
         plot(report, tmp_path / "latency.png")
 
 
-def test_the_table_tells_of_a_comparison(report: BenchReport) -> None:
-    found = compare(report, report, "old.json")
-    *_, table = format_table(replace(report, comparison=found)).split("\n\n")
+def test_a_comparison_has_a_table(report: BenchReport) -> None:
+    comparison = compare(report, report, "old.json")
+    *_, table = format_report(replace(report, comparison=comparison)).split("\n\n")
     lines = table.splitlines()
     assert lines[0].startswith("compared with old.json of ranklet")
     assert len(lines) == 3 + len(report.measurements) + len(report.appends)

@@ -1,4 +1,4 @@
-"""Bundles of random weights are like the one that is timed; least bytes are those of its graphs."""
+"""Cold starts, bundles with random weights, and the bytes that a call must read."""
 
 import math
 import os
@@ -14,9 +14,10 @@ import pytest
 
 from ranklet import InputError, Manifest, Ranker, RankletError
 from ranklet.bundle import CODE_BITS, DATA, ENCODER, GRAPH, File, Precision, Table
-from ranklet_cli.bench import benchmark, format_table
 from ranklet_cli.bench.bundles import check_export, cold_start, make_random, random_shape
 from ranklet_cli.bench.limit import last_cache, least_bytes
+from ranklet_cli.bench.run import Sweep, benchmark
+from ranklet_cli.bench.show import format_report
 from ranklet_export.export import Settings
 
 RUNS = 100
@@ -39,44 +40,31 @@ def test_a_fresh_process_loads_no_heavy_package(
     assert [name for name in heavy if (tmp_path / name).exists()] == []
 
 
-def test_random_catalogues_have_the_shape_of_the_bundle(
+def test_random_catalogues_have_rows_of_their_own(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifests = []
+    made = []
 
     def make(like: Manifest, items: int, precision: str, folder: Path) -> Path:
-        path = make_random(like, items, precision, folder)
-        manifests.append(Manifest.read(path))
-        return path
+        made.append((items, precision))
+        return tiny_bundle
 
-    monkeypatch.setattr("ranklet_cli.bench.run.make_random", make)
-    report = benchmark(
-        tiny_bundle,
-        provider="cpu",
-        lengths=(5,),
-        catalogues=(130,),
-        precisions=("fp32",),
-        loads=(),
-        runs=RUNS,
-    )
-    own, made = report.bundles
-    assert (own.items, own.is_random) == (60, False)
-    assert (made.items, made.precision, made.is_random) == (130, "fp32", True)
-    assert not Path(made.path).exists()
-    assert [m.items for m in report.measurements] == [60, 130]
-    assert [a.items for a in report.appends] == [60, 130]
-    tiny, (manifest,) = Manifest.read(tiny_bundle), manifests
-    assert manifest.training["model"] == {**tiny.training["model"], "dropout": 0.0}
-    assert manifest.opset == tiny.opset
-    assert "random weights: 130 items, fp32" in format_table(report)
+    monkeypatch.setattr("ranklet_cli.bench.bundles.make_random", make)
+    sweep = Sweep("cpu", lengths=(5,), catalogues=(60,), precisions=("fp32",), loads=(), runs=RUNS)
+    report = benchmark(tiny_bundle, sweep)
+    assert made == [(60, "fp32")]
+    assert [facts.is_random for facts in report.bundles] == [False, True]
+    assert [row.is_random for row in report.measurements] == [False, True]
+    assert [row.is_random for row in report.appends] == [False, True]
+    assert "random weights: 60 items, int8" in format_report(report)
 
 
-def test_a_shape_has_all_settings_of_the_model(tiny_bundle: Path) -> None:
+@pytest.mark.slow  # exports
+def test_a_random_bundle_has_the_shape_of_the_timed_one(tiny_bundle: Path, tmp_path: Path) -> None:
     tiny = Manifest.read(tiny_bundle)
-    parts = random_shape(tiny, 130).split(",")
-    assert parts[0] == "items=130"
-    assert {"width=16", "blocks=2", "heads=2", "max_length=20"} <= set(parts)
-    assert len(parts) == len(tiny.training["model"]) - 1  # without kind and dropout, with items
+    manifest = Manifest.read(make_random(tiny, 130, "fp32", tmp_path))
+    assert (manifest.items, manifest.precision, manifest.opset) == (130, "fp32", tiny.opset)
+    assert manifest.training["model"] == {**tiny.training["model"], "dropout": 0.0}
 
 
 def test_a_seed_model_has_no_random_catalogue(tiny_bundle: Path) -> None:
@@ -118,6 +106,7 @@ def test_the_least_bytes_are_what_is_scored_bias_and_encoder(
     assert least_bytes(manifest) == read + 4 * 128 + weights + graph
 
 
+@pytest.mark.slow  # exports
 @pytest.mark.parametrize(
     ("settings", "model"),
     [

@@ -1,22 +1,13 @@
 """``ranklet bench``: one document on stdout, a table without --json, help in sections."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from ranklet_cli import cli
-from ranklet_cli.bench import waiting
-from ranklet_cli.benching import GROUPS, bench
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_arrivals() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting, "MOST", waiting.FEWEST)
-        yield
+from ranklet_cli.bench.command import GROUPS, bench
+from ranklet_cli.group import cli
 
 
 def call(*arguments: object) -> Result:
@@ -52,7 +43,7 @@ def test_a_table_and_a_plot_beside_an_older_report(
     assert f"compared with {old}" in result.stdout
     assert "new here: BUNDLE, batch 1, 5 events, top 5, 1 thread on cpu" in result.stdout
     assert "not timed here: BUNDLE, batch 1, 5 events, top 10, 2 threads" in result.stdout
-    assert "wait in line" not in result.stdout
+    assert "at random times" not in result.stdout
     assert "loading" in result.stderr
     assert picture.exists()
 
@@ -74,10 +65,10 @@ def test_a_precision_without_a_catalogue_is_refused(tiny_bundle: Path) -> None:
 
 
 def test_help_has_every_option_in_a_section() -> None:
-    told = call("--help").stdout
-    sections = [told.index(f"{title}:") for title in GROUPS]
+    text = call("--help").stdout
+    sections = [text.index(f"{title}:") for title in GROUPS]
     assert sections == sorted(sections)
     for parameter in bench.params:
         if parameter.param_type_name == "option":
-            assert parameter.opts[0] in told[sections[0] :]
+            assert parameter.opts[0] in text[sections[0] :]
             assert any(parameter.name in names for names in GROUPS.values())

@@ -1,9 +1,9 @@
-"""Requests wait in line as queueing theory says, and a server works when there is something."""
+"""Requests queue as queueing theory says, and a server works as soon as it can."""
 
 import numpy as np
 import pytest
 
-from ranklet_cli.bench.waiting import Seconds, arrival_times, latencies, serve
+from ranklet_cli.bench.timers import Seconds, arrival_times, latencies, serve
 
 MANY = 400_000
 SAMPLED = 0.05  # relative error of the mean wait of so many requests at a load of 0.9
@@ -37,7 +37,7 @@ def test_with_exponential_work_the_mean_wait_is_that_of_m_m_1(load: float) -> No
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_line_is_that_of_a_server_that_takes_one_after_another(seed: int) -> None:
+def test_latencies_are_those_of_a_slow_simulation(seed: int) -> None:
     random = np.random.default_rng(seed)
     arrivals, services = np.sort(random.uniform(0, 10, 50)), random.exponential(0.2, 50)
     expected = slow_latencies(arrivals.tolist(), services.tolist())

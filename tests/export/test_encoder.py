@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranklet_export.encoder import Encoder, hidden_score, state_shapes
 from torch import Tensor
 
 from ranklet.bundle import NEVER
 from ranklet.time_gaps import BUCKETS
-from ranklet_export.encoder import Encoder, hidden_score, state_shapes
 from ranklet_export.parity import SCORE_TOLERANCE
 from ranklet_training.model.attention import rotary
 from ranklet_training.runs.checkpoint import Model

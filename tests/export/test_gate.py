@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from ranklet import Ranker
 from ranklet.errors import ParityError, PrecisionError
-from ranklet_cli import cli
+from ranklet_cli.group import cli
 from ranklet_export.export import Settings, export_bundle, popular_histories
 from ranklet_export.gate import check_ranking
 from ranklet_training.runs.checkpoint import Model, Questions, Run, read_tensors, write_tensors

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from ranklet import Ranker
 from ranklet.errors import BundleError, InputError
 from ranklet.verify import verify
-from ranklet_cli import cli
+from ranklet_cli.group import cli
 from ranklet_export import export
 from ranklet_export.export import Settings, export_random
 

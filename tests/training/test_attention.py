@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from ranklet_training.model.attention import (
     attention,
     biased_attention,
     local_attention,
-    relative_bias,
     rotary,
     rotary_tables,
 )
@@ -162,13 +160,6 @@ def drawn_bias(seed: int = 0) -> RelativeBias:
 def test_a_bias_is_the_sum_of_its_waves() -> None:
     bias = drawn_bias()
     assert largest_difference(bias(30), slow_bias(bias, 30)) < EXACT
-
-
-def test_a_bias_from_its_numbers_is_the_same() -> None:
-    bias = drawn_bias()
-    found = relative_bias(*bias.waves().tolist(), 30)
-    assert found.dtype == np.float32
-    assert largest_difference(torch.from_numpy(found).double(), slow_bias(bias, 30)) < 1e-5
 
 
 def test_channels_of_two_events_make_the_bias_of_their_distance() -> None:

@@ -22,7 +22,7 @@ from scipy import stats
 
 from ranklet import Ranker
 from ranklet.errors import DataError, InputError, RunError
-from ranklet_cli import cli
+from ranklet_cli.group import cli
 from ranklet_training.data.events import Events
 from ranklet_training.data.simulator import Simulation
 from ranklet_training.data.split import Split, split_events

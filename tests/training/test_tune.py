@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ranklet.errors import DataError, InputError, RunError
-from ranklet_cli import cli
-from ranklet_cli.training import _read_toml
+from ranklet_cli.group import cli
+from ranklet_cli.open import read_toml as _read_toml
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.simulator import Simulation, simulate
 from ranklet_training.data.split import Split, split_events
@@ -663,7 +663,7 @@ def test_wrong_options_are_named_and_nothing_is_written(
 
 def test_nothing_but_the_search_loads_optuna() -> None:
     code = (
-        "import sys, ranklet_cli, ranklet_training.runs.train\n"
+        "import sys, ranklet_cli.group, ranklet_training.runs.train\n"
         "assert not {'optuna', 'sqlalchemy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

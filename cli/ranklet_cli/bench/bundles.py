@@ -1,25 +1,26 @@
-"""The bundles that are timed: open them, time that, and make some of random weights."""
+"""Load time, cold start and memory of a bundle, and bundles with random weights."""
 
+import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
-from ranklet.bundle import Manifest
-from ranklet.errors import InputError
-from ranklet.provider import Provider
+from ranklet.bundle.manifest import Manifest
+from ranklet.engine.sessions import Provider
+from ranklet.errors import InputError, RankletError
 from ranklet.ranker import Ranker
-from ranklet.vocabulary import Ids
-from ranklet_cli.bench.processes import memory_mb, run_fresh, status
+from ranklet.values import Ids
 from ranklet_cli.bench.report import BundleFacts, Load, Setting
 
 COLD_STARTS = 3
 
-# What a fresh process does. Its peak is read from /proc: ru_maxrss would start at the peak of the
-# process that started it (Linux keeps it over exec).
+# Peak memory is read from /proc: ru_maxrss would start at the peak of the process that started this
+# one (Linux keeps it over exec).
 COLD_START = """
 import json, sys
 from ranklet import Ranker
@@ -32,20 +33,10 @@ except OSError:
     pass
 """
 
-# In a process of its own, so that torch neither stays in memory nor runs threads beside a timing.
-# Nobody reads the answers of random weights, so no precision is refused.
-EXPORT = """
-import json, sys
-from pathlib import Path
-from ranklet_export.export import Settings, export_random
-shape, folder, precision, opset = json.loads(sys.argv[1])
-export_random(shape, Path(folder), Settings(opset=opset, precision=precision, allow_drop=1.0))
-"""
-
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """A bundle, loaded once for each count of threads."""
+    """A bundle, loaded once for each number of threads."""
 
     path: Path
     is_random: bool
@@ -54,31 +45,24 @@ class OpenBundle:
 
     @property
     def ranker(self) -> Ranker:
-        """Return one of the rankers."""
+        """Return the ranker with the first number of threads."""
         return next(iter(self.rankers.values()))
 
     def setting(self, threads: int, batch: int, length: int, k: int) -> Setting:
-        """Name a call of this bundle."""
-        ranker = self.rankers[threads]
-        precision = ranker.manifest.precision
-        place = (len(ranker), precision, self.is_random, ranker.provider)
-        return Setting(*place, threads, batch, length, k)
+        """Return the setting of a call of this bundle."""
+        facts = len(self.ranker), self.ranker.manifest.precision, self.is_random
+        return Setting(*facts, self.ranker.provider, threads, batch, length, k)
 
 
 def open_bundle(
     path: Path, provider: Provider, threads: Sequence[int], *, is_random: bool = False
 ) -> OpenBundle:
-    """Load a bundle and time that.
-
-    Raises:
-        BundleError: The bundle is missing or damaged.
-        ProviderError: CUDA was asked for and does not run.
-    """
+    """Load a bundle with each number of threads, and measure time and memory of that."""
     rankers, loads = {}, []
     for count in threads:
-        before, start = memory_mb(status(), "VmRSS"), time.perf_counter()
+        before, start = memory_mb(_status(), "VmRSS"), time.perf_counter()
         ranker = Ranker.load(path, provider=provider, threads=count)
-        seconds, after = time.perf_counter() - start, memory_mb(status(), "VmRSS")
+        seconds, after = time.perf_counter() - start, memory_mb(_status(), "VmRSS")
         grown = None if before is None or after is None else after - before
         precision, ran = ranker.manifest.precision, ranker.provider
         loads.append(Load(len(ranker), precision, is_random, count, ran, seconds * 1e3, grown))
@@ -87,13 +71,12 @@ def open_bundle(
 
 
 def describe_bundle(bundle: OpenBundle, history: Ids, k: int) -> BundleFacts:
-    """Start processes that load it and rank once, the quickest counts; return all about it."""
-    threads, ranker = next(iter(bundle.rankers.items()))
+    """Return the facts about a bundle, with the fastest of some cold starts."""
+    (threads, *_), ranker, manifest = bundle.rankers, bundle.ranker, bundle.ranker.manifest
     starts = [
         cold_start(bundle.path, ranker.provider, threads, history, k) for _ in range(COLD_STARTS)
     ]
     milliseconds, peak_mb = min(starts, key=lambda start: start[0])
-    manifest = ranker.manifest
     return BundleFacts(
         path=str(bundle.path),
         items=manifest.items,
@@ -110,13 +93,14 @@ def cold_start(
     path: Path, provider: Provider, threads: int, history: Ids, k: int
 ) -> tuple[float, float | None]:
     """Return milliseconds and peak megabytes of a process that starts, loads and ranks once."""
+    arguments = json.dumps([str(path), provider, threads, history, k])
     start = time.perf_counter()
-    told = run_fresh(COLD_START, str(path), provider, threads, history, k, task="rank")
-    return (time.perf_counter() - start) * 1e3, memory_mb(told, "VmHWM")
+    status = run_fresh("-c", COLD_START, arguments, task="rank")
+    return (time.perf_counter() - start) * 1e3, memory_mb(status, "VmHWM")
 
 
 def check_export() -> None:
-    """Raise what making a bundle would, so that it is known before long work."""
+    """Refuse random bundles where the packages of an export are missing."""
     needed = ("ranklet_export", "torch", "onnx", "onnxscript", "polars", "safetensors")
     if missing := [name for name in needed if find_spec(name) is None]:
         raise InputError(
@@ -126,20 +110,21 @@ def check_export() -> None:
 
 
 def make_random(like: Manifest, items: int, precision: str, folder: Path) -> Path:
-    """Export random weights of the shape of a bundle; its rows of the first block come with them.
+    """Export random weights of the shape of a bundle.
 
-    Raises:
-        InputError: The model is a seed model, which has no such bundles.
-        RankletError: The export fails.
+    A process of its own keeps torch from filling memory and from running threads beside a timing.
     """
-    shape, path = random_shape(like, items), folder / f"{items}-{precision}"
+    path = folder / f"{items}-{precision}"
+    options = ["--random", random_shape(like, items), "--precision", precision]
+    # Nobody needs the accuracy of random weights.
+    options += ["--allow-drop", "1"]
     task = f"make a bundle of {items:,} items"
-    run_fresh(EXPORT, shape, str(path), precision, like.opset, task=task)
+    run_fresh("-m", "ranklet_cli", "export", *options, str(path), task=task)
     return path
 
 
 def random_shape(like: Manifest, items: int) -> str:
-    """Return the shape of a bundle with other items, as ``ranklet export --random`` takes it."""
+    """Return the ``ranklet export --random`` shape of a bundle with another catalogue."""
     settings = like.training["model"]
     if settings["kind"] != "sequence":
         raise InputError(
@@ -149,9 +134,29 @@ def random_shape(like: Manifest, items: int) -> str:
     return ",".join(f"{name}={value}" for name, value in {"items": items, **kept}.items())
 
 
-def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list[Ids]:
-    """Draw known ids: (batch, length)."""
-    indices = np.random.default_rng([seed, batch, length]).integers(
-        1, len(ranker) + 1, (batch, length)
-    )
-    return [ranker.vocabulary.ids(row) for row in indices]
+def run_fresh(*arguments: str, task: str) -> str:
+    """Run this Python in a new process and return its output.
+
+    Raises:
+        RankletError: It can't do the task; the message ends with the last line of its errors.
+    """
+    command = [sys.executable, *arguments]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode != 0:
+        reason = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
+        raise RankletError(f"a fresh {sys.executable} can't {task}: {reason}")
+    return child.stdout
+
+
+def _status() -> str:
+    """Return /proc/self/status, or an empty text where there is none."""
+    try:
+        return Path("/proc/self/status").read_text()
+    except OSError:
+        return ""
+
+
+def memory_mb(status: str, name: str) -> float | None:
+    """Return a figure of /proc/self/status, which counts in KiB."""
+    match = re.search(rf"^{name}:\s*(\d+)", status, re.MULTILINE)
+    return int(match[1]) * 1024 / 1e6 if match else None

@@ -1,7 +1,7 @@
-"""The limit: what a call must read, and how fast this machine reads memory.
+"""The lower bound of a call: the bytes it must read, over the memory bandwidth of this machine.
 
-Whatever is scored passes through the processor once a call, so a call takes no less than these
-bytes over the bandwidth, unless they stay in a cache.
+Everything that is scored passes through the processor once per call. A call is faster than this
+bound only if the bytes stay in a cache.
 """
 
 import time
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle import CHUNK, CODE_BITS, DATA, ENCODER, Manifest
+from ranklet.bundle.manifest import ENCODE, SCORE, Manifest
 from ranklet_cli.bench.report import Bandwidth
 
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -22,49 +22,29 @@ READS = 20  # of the array; the best one counts
 
 
 def least_bytes(manifest: Manifest) -> int:
-    """Return how many bytes a call reads at least, for a batch of any size once.
+    """Return the fewest bytes that a call reads, for a batch of any size.
 
-    They are all weights (fp16 is fp32 in memory) and the bias of every item, but for what is looked
-    up row by row: the first block's rows, and of precisions that score codes, the item table.
+    A call reads the weights of an encoder and of the scorer (fp16 takes 4 bytes in memory), and the
+    bias of every item. It does not read tables that are looked up row by row.
     """
-    table = manifest.table
-    padded = -(-table.rows // CHUNK) * CHUNK
-    data, table_bytes = manifest.files[DATA].size, padded * table.columns * _item_size(manifest)
-    total = data + manifest.files[ENCODER].size + 4 * padded
-    bits = CODE_BITS.get(manifest.precision, 0)
-    if bits:
-        total -= table_bytes
-    elif manifest.precision == "fp16":
-        total += table_bytes
-    rows_bytes = _rows_bytes(manifest)
-    codes_bytes = padded * table.columns * bits // 8
-    # Not all bundles have these rows. With a few hundred items other weights may seem to be them.
-    has_rows = data >= table_bytes + codes_bytes + rows_bytes
-    return total - rows_bytes if has_rows else total
-
-
-def _rows_bytes(manifest: Manifest) -> int:
-    """Return the size of the first block's queries, keys, values and gates of every item."""
-    settings = manifest.training["model"]
-    if settings["kind"] != "sequence" or settings["blocks"] < 2 or settings.get("time_gaps"):
-        return 0
-    parts = 4 if settings.get("block") == "gated" else 3
-    return manifest.table.rows * parts * manifest.table.columns * _item_size(manifest)
-
-
-def _item_size(manifest: Manifest) -> int:
-    return np.dtype(manifest.table.type).itemsize
+    encode, score = manifest.programs[ENCODE], manifest.programs[SCORE]
+    total = encode.scanned_bytes + score.scanned_bytes
+    if manifest.precision == "fp16":
+        total += score.scanned_bytes
+    bias = score.input("bias")
+    assert bias is not None
+    return total + 4 * int(bias.shape[1])
 
 
 def memory_bandwidths(threads: Sequence[int]) -> list[Bandwidth]:
-    """Sum an array of four times the last cache with each count of threads."""
+    """Sum an array of four times the last cache with each number of threads."""
     size = min(LARGEST_ARRAY, 4 * last_cache())
     numbers = np.ones(size // 4, dtype=np.float32)  # zeros would share one page
     return [Bandwidth(count, _read_rate(numbers, count) / 1e9) for count in threads]
 
 
 def last_cache() -> int:
-    """Return the bytes of the largest cache of a core."""
+    """Return the size of the largest cache of a core, in bytes."""
     sizes = []
     for file in CACHE.glob("index*/size"):  # like "32768K"
         try:
@@ -76,10 +56,10 @@ def last_cache() -> int:
 
 
 def _read_rate(numbers: NDArray[np.float32], threads: int) -> float:
-    """Return bytes a second."""
+    """Return bytes per second."""
     parts = np.array_split(numbers, threads)
     best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:  # numpy sums without the lock of the interpreter
+    with ThreadPoolExecutor(threads) as pool:  # numpy sums without the interpreter lock
         for _ in range(READS):
             start = time.perf_counter()
             list(pool.map(np.sum, parts))

@@ -216,13 +216,13 @@ class Engine:
         except IndexError:
             run = self._score_run(batch, k, pool, own=own)
         run.inputs["user"][:] = users
+        own_bias = run.large["bias"].array if own else self.bias
         if own:
-            without = run.large["bias"].array
             if bias is not None:
-                without[:] = bias
+                own_bias[:] = bias
             for row, items in enumerate(excluded):
-                without[row, items] = NEVER
-            run.read("bias", without)
+                own_bias[row, items] = NEVER
+            run.read("bias", own_bias)
         elif bias is not None:
             run.read("bias", bias)
         if self.programs.mapped:
@@ -235,15 +235,19 @@ class Engine:
             outputs["pool_scores"].copy() if self.has_codes else None,
         )
         if bias is not None:
-            if own:
-                without[:] = self.bias
-            else:
-                run.read("bias", self.bias)  # what it was must not be kept alive
+            self._restore(run, own_bias, own=own)
         elif own:
             for row, items in enumerate(excluded):
-                without[row, items] = 0
+                own_bias[row, items] = 0
         idle.append(run)
         return best
+
+    def _restore(self, run: Run, own_bias: Floats, *, own: bool) -> None:
+        """Forget the bias of a request, which must not be kept alive."""
+        if own:
+            own_bias[:] = self.bias
+        else:
+            run.read("bias", self.bias)
 
     def _score_run(self, batch: int, k: int, pool: int, *, own: bool) -> Run:
         many = self._many_from and batch >= self._many_from

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from ranklet.errors import DataError
 from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.errors import DataError
 from ranklet_training.data.sequences import Ints, Mask, Sequences, ragged_places
 
 SplitKind = Literal["leave-one-out", "time", "k-fold"]

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import RunError
 from ranklet.ranker import Ranker
 from ranklet.time_gaps import UNKNOWN, gap_buckets
-from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.values import show
 from ranklet_training.data.sequences import Ints, Mask, Sequences, pad
 from ranklet_training.data.split import Cases, Split

@@ -7,8 +7,6 @@ Histories are padded on the right. Under a causal mask no real event attends to 
 is ever fully masked (execution providers differ there: onnxruntime#28904, #29020).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -133,19 +131,6 @@ class RelativeBias(nn.Module):
     def _cos_sin(self, length: int) -> tuple[Tensor, Tensor]:
         angles = torch.arange(length)[:, None] * self.frequencies  # (T, WAVES), float64
         return angles.cos().to(self.steps), angles.sin().to(self.steps)
-
-
-def relative_bias(
-    cosines: Sequence[Sequence[float]], sines: Sequence[Sequence[float]], distances: int
-) -> NDArray[np.float32]:
-    """Return the bias of distances from 0 on, (H, distances).
-
-    ``cosines`` and ``sines`` are a and b of ``RelativeBias``, (H, WAVES) each.
-    """
-    angles = FREQUENCIES[:, None] * np.arange(distances)
-    bias: NDArray[np.float64] = np.asarray(cosines) @ np.cos(angles)
-    bias += np.asarray(sines) @ np.sin(angles)
-    return bias.astype(np.float32)
 
 
 def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias) -> Tensor:

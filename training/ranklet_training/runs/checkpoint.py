@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
-from ranklet.bundle.vocabulary import Vocabulary
 from ranklet_training.data.features import build_feature
 from ranklet_training.data.tables import write_frame
 from ranklet_training.model.model import SequenceModel

@@ -1,4 +1,4 @@
-"""The commands that make a bundle, check it and show it."""
+"""``ranklet export``, ``onnx``, ``verify``, ``inspect``: make a bundle, check it, show it."""
 
 import logging
 from pathlib import Path
@@ -6,51 +6,42 @@ from typing import Any
 
 import click
 
-from ranklet_cli.common import FOLDER, PATH, cli, json_option, print_json, session_options
-from ranklet_cli.quality import format_evaluation
+from ranklet.bundle.manifest import Manifest
+from ranklet_cli.evaluate import format_evaluation
+from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, session
 
 
-@cli.command()
+@click.command()
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="[RUN] BUNDLE")
 @click.option(
     "--random",
     "shape",
     metavar="items=N,width=N,...",
-    help="No run but random weights of this shape, to size hardware.",
+    help="Export random weights of this shape instead of a RUN, to size hardware.",
 )
-@click.option(
+@choice(
     "--precision",
-    type=click.Choice(["auto", "int8", "int4", "fp16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="Of the scores that choose from the catalogue; auto is int8 if ranking stays as good.",
+    "auto|int8|int4|fp16|fp32",
+    help="Precision of the item scores; auto is int8 if --allow-drop permits it.",
 )
-@click.option(
-    "--allow-drop",
-    default=0.005,
-    show_default=True,
-    help="By which share NDCG@10 may be lower than in fp32.",
-)
-@click.option("--compact", is_flag=True, help="A smaller bundle whose encoder is slower.")
-@click.option("--opset", default=23, show_default=True, help="ONNX operator set, 18 to 23.")
-@click.option("--replace", is_flag=True, help="Put it in the place of an existing bundle.")
-@json_option
+@click.option("--allow-drop", default=0.005, help="Largest relative loss of NDCG@10 against fp32.")
+@click.option("--compact", is_flag=True, help="Make a smaller bundle with a slower encoder.")
+@click.option("--replace", is_flag=True, help="Replace an existing bundle.")
+@json_flag
 def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
-    """Export the best weights of a RUN as a BUNDLE, after checking that both answer alike.
+    """Export the best weights of a RUN as a BUNDLE; both must give the same rankings.
 
     \b
     Examples:
       ranklet export run bundle
       ranklet export --random items=12000,width=64,blocks=2,heads=1,length=200 bundle
     """
-    from ranklet.bundle import Manifest
     from ranklet_export.export import Settings, export_bundle, export_random
 
     if len(paths) != (2 if shape is None else 1):
         raise click.UsageError("pass a RUN and a BUNDLE, or --random and a BUNDLE")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it speaks of torchvision
-    how = Settings(**settings)
-    bundle = paths[-1]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision
+    bundle, how = paths[-1], Settings(**settings)
     if shape is None:
         report = export_bundle(paths[0], bundle, how)
     else:
@@ -59,21 +50,36 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
         return print_json(report)
     parity = report.parity
     click.echo(
-        f"{bundle}: {report.bytes / 1e6:.2f} MB, opset {report.opset}, {report.nodes} nodes, "
-        f"{report.precision}, {report.seconds:.1f} s\n"
+        f"{bundle}: {report.bytes / 1e6:.2f} MB, {report.precision}, {report.seconds:.1f} s\n"
+        f"nodes: {', '.join(f'{name} {count}' for name, count in report.nodes.items())}\n"
         f"parity at {len(parity.points)} points: scores differ by at most "
         f"{parity.max_score_difference:.1e}"
     )
     if cost := Manifest.read(bundle, check_digests=False).gate_text:
         click.echo(cost)
     click.echo(f"next: ranklet verify {bundle}; ranklet rank {bundle} --history ...")
-    return None
 
 
-@cli.command()
+@click.command()
 @click.argument("bundle", type=FOLDER)
-@session_options
-@json_option
+@click.argument("file", type=PATH)
+def onnx(bundle: Path, file: Path) -> None:
+    """Write a BUNDLE as one ONNX FILE for programs that know nothing of ranklet.
+
+    The FILE holds model.onnx with its weights inside: histories of item indices in, best items out.
+
+    Example: ranklet onnx models/ml-100k ml-100k.onnx
+    """
+    from ranklet_export.single import write_single_file
+
+    write_single_file(bundle, file)
+    click.echo(f"{file}: {file.stat().st_size / 1e6:.2f} MB, see docs/bundle.md")
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER)
+@session
+@json_flag
 def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
     """Check digests, graph contract and golden answers of a BUNDLE on this machine.
 
@@ -85,41 +91,39 @@ def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
     if as_json:
         return print_json(report)
     click.echo(
-        f"{bundle} is whole and answers as it should on {report.provider}: {report.files} files, "
-        f"{report.bytes / 1e6:.2f} MB, {report.items:,} items, {report.golden} golden answers, "
-        f"scores differ by at most {report.max_score_difference:.1e}"
+        f"{bundle} is intact and gives the golden answers on {report.provider}: "
+        f"{report.files} files, {report.bytes / 1e6:.2f} MB, {report.items:,} items, "
+        f"{report.golden} answers, scores differ by at most {report.max_score_difference:.1e}"
     )
-    return None
 
 
-@cli.command()
+@click.command()
 @click.argument("bundle", type=FOLDER)
-@json_option
+@json_flag
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what a BUNDLE is: model, data, quality, graph, files.
+    """Show model, data, quality, graph contract and files of a BUNDLE.
 
     Example: ranklet inspect models/ml-100k
     """
-    from ranklet.bundle import Manifest
-
     manifest = Manifest.read(bundle)
     if as_json:
         return print_json(manifest)
     settings, facts = manifest.training["model"], manifest.data
     lines = [
-        f"{bundle}: format {manifest.format}, {manifest.precision}, opset {manifest.opset}",
+        f"{bundle}: format {manifest.format}, {manifest.precision}",
         f"model    {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
         f"{settings['heads']} head(s), histories of up to {manifest.max_length} events",
         f"items    {manifest.items:,}, {manifest.id_type} ids",
         f"data     {facts['events']:,} events of {facts['users']:,} users, {facts['digest'][:16]}",
         f"made by  {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}",
     ]
-    for title, tensors in (("takes", manifest.inputs), ("gives", manifest.outputs)):
-        lines += [f"{title:8} {t.name} {t.type} {t.shape}" for t in tensors]
+    for name, program in manifest.programs.items():
+        lines.append(f"program  {name}: {program.purpose}")
+        for title, tensors in (("takes", program.inputs), ("gives", program.outputs)):
+            lines += [f"  {title}  {t.name} {t.type} {t.shape}" for t in tensors]
     lines += [f"file     {n} {f.size:,} bytes {f.sha256[:16]}" for n, f in manifest.files.items()]
     if manifest.gate:
         lines += ["", manifest.gate_text]
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]
     click.echo("\n".join(lines))
-    return None

@@ -1,9 +1,9 @@
-"""Rank many histories from a file and write one JSON line for each.
+"""Rank every history of a file and write one JSON line for each.
 
-Read are JSON lines, ``{"history": [...], "user_id": ..., "candidates": [...], "exclude": [...],
-"times": [...], "now": ...}`` with all but the history optional, streamed; or an event log (csv or
-parquet, where polars is installed), read as the log of the bundle's training was, one history a
-user.
+* JSON lines are streamed: ``{"history": [...], "user_id": ..., "candidates": [...],
+  "exclude": [...], "times": [...], "now": ...}``, where only the history is required.
+* An event log (csv or parquet, which need polars) gives one history per user. It is read with the
+  options of the training log of the bundle.
 """
 
 import json
@@ -12,15 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ranklet.answer import Ranking
 from ranklet.errors import DataError, InputError
 from ranklet.files.json_lines import read_json_lines
 from ranklet.ranker import Ranker
-from ranklet.requests import Ranking
-from ranklet.vocabulary import Unknown
-from ranklet_cli.common import read_log
+from ranklet_cli.open import read_log
 
 ROWS_AT_ONCE = 1024
-KEYS = {"user_id", "history", "times", "now", "candidates", "exclude"}
+LISTS = ("times", "now", "candidates", "exclude")  # of ``Ranker.rank_batch``, one for each history
+KEYS = {"user_id", "history", *LISTS}
 
 
 def rank_file(
@@ -28,72 +28,59 @@ def rank_file(
     source: Path,
     output: BinaryIO,
     *,
-    k: int = 10,
-    exclude_seen: bool = False,
-    unknown: Unknown = "skip",
     on_progress: Callable[[int], None] = lambda rows: None,
+    **options: Any,
 ) -> int:
-    """Rank every history of a file, in its order, a thousand at once.
+    """Rank every history of a file, in its order, and return their number.
 
     Args:
         ranker: A loaded bundle.
         source: ``.jsonl``, ``.csv``, ``.csv.gz`` or ``.parquet``.
-        output: Gets one JSON line for each history: user_id, items, scores, unknown, cold,
-            exact.
-        k: As in ``Ranker.rank``.
-        exclude_seen: As in ``Ranker.rank``.
-        unknown: As in ``Ranker.rank``.
-        on_progress: Called with how many histories were just done.
-
-    Returns:
-        How many histories were ranked.
+        output: Gets one JSON line for each history: user_id and ``ranking_row``.
+        on_progress: Called with the number of histories in each finished block.
+        options: k, exclude_seen and unknown of ``Ranker.rank``.
 
     Raises:
         DataError: A row can't be read; the message names it.
-        InputError: A history can't be ranked.
+        InputError: A history can't be ranked; the message names it.
     """
 
     def rank(rows: list[dict[str, Any]]) -> list[Ranking]:
-        return ranker.rank_batch(
-            [row["history"] for row in rows],
-            times=[row.get("times") for row in rows],
-            now=[row.get("now") for row in rows],
-            k=k,
-            candidates=[row.get("candidates") for row in rows],
-            exclude=[row.get("exclude") for row in rows],
-            exclude_seen=exclude_seen,
-            unknown=unknown,
-        )
+        lists: dict[str, Any] = {name: [row.get(name) for row in rows] for name in LISTS}
+        return ranker.rank_batch([row["history"] for row in rows], **lists, **options)
 
     total, rows = 0, read_histories(ranker, source)
     while block := list(islice(rows, ROWS_AT_ONCE)):
         try:
             rankings = rank(block)
         except InputError:
-            for number, row in enumerate(block, total + 1):  # alone, so that it is known which
+            for number, row in enumerate(block, total + 1):  # alone, to name the one that fails
                 try:
                     rank([row])
                 except InputError as error:
-                    reason = str(error).replace("[0]", "", 1)  # of the one history
+                    reason = str(error).replace("[0]", "", 1)  # its place in a batch of one
                     raise InputError(f"{source}, history {number}: {reason}") from error
             raise
         for row, ranking in zip(block, rankings, strict=True):
-            line = {
-                "user_id": row.get("user_id"),
-                "items": ranking.items,
-                "scores": [round(float(score), 6) for score in ranking.scores],
-                "unknown": ranking.unknown,
-                "cold": ranking.cold,
-                "exact": ranking.exact,
-            }
+            line = {"user_id": row.get("user_id"), "items": ranking.items, **ranking_row(ranking)}
             output.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         total += len(block)
         on_progress(len(block))
     return total
 
 
+def ranking_row(ranking: Ranking) -> dict[str, Any]:
+    """Return a ranking as JSON values, without its items."""
+    return {
+        "scores": [round(float(score), 6) for score in ranking.scores],
+        "unknown": ranking.unknown,
+        "cold": ranking.cold,
+        "exact": ranking.exact,
+    }
+
+
 def read_histories(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file of histories or of an event log, see the module."""
+    """Yield the rows of a file of histories or the users of an event log."""
     name = source.name.lower().removesuffix(".gz")
     if name.endswith((".jsonl", ".ndjson")):
         yield from _read_rows(source)
@@ -115,7 +102,7 @@ def _read_rows(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
-    """Read a log as that of the training was read, but for what ranking does not need."""
+    """Read a log with the options of the training log, without the columns only training needs."""
     reading = {**ranker.manifest.data.get("reading", {}), "rating_column": None}
     if reading.get("duplicates") != "exact":
         reading["event_column"] = None
@@ -123,10 +110,10 @@ def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
         frame = read_log(source, reading).frame
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{source} needs {error.name} to be read: pip install 'ranklet[train]', or pass JSON "
-            "lines"
+            f"{source} can't be read without {error.name}: pip install 'ranklet[train]', or pass "
+            "JSON lines"
         ) from error
-    if ranker.vocabulary.is_text:  # where a csv file holds integers only, they were read as such
+    if ranker.vocabulary.is_text:  # a csv file of whole numbers was read as integers
         frame = frame.cast({"item_id": str})
     users = frame.group_by("user_id", maintain_order=True).agg("item_id", "timestamp")
     for user, history, times in users.iter_rows():

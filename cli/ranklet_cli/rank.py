@@ -1,48 +1,34 @@
-"""The command that ranks with a bundle."""
+"""``ranklet rank``: rank with a bundle."""
 
 import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from ranklet.errors import InputError
+from ranklet.files.atomic import atomic_file
 from ranklet.ranker import Ranker
-from ranklet.vocabulary import Unknown
-from ranklet_cli.common import (
-    FILE,
-    FOLDER,
-    PATH,
-    cli,
-    json_option,
-    note,
-    print_json,
-    session_options,
-)
+from ranklet_cli.options import FILE, FOLDER, PATH, choice, json_flag, note, print_json, session
+from ranklet_cli.rank_file import rank_file, ranking_row
 
 
-@cli.command()
+@click.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first.")
-@click.option("--times", metavar="T,T,...", help="When each event of --history happened.")
+@click.option("--times", metavar="T,T,...", help="Time of each event of --history.")
 @click.option("--now", type=int, metavar="T", help="The instant to rank for.")
 @click.option("--input", "source", type=FILE, help="Many histories: jsonl, csv or parquet.")
-@click.option("--output", type=PATH, help="Where the JSON lines of --input go.  [default: stdout]")
-@click.option("-k", default=10, show_default=True, help="How many items to return.")
-@click.option("--candidates", type=FILE, help="Rank these only: one id a line.")
-@click.option("--exclude", type=FILE, help="Never return these: one id a line.")
+@click.option("--output", type=PATH, help="File for the JSON lines of --input.  [default: stdout]")
+@click.option("-k", default=10, help="Number of items to return.")
+@click.option("--candidates", type=FILE, help="Rank only these items: one id a line.")
+@click.option("--exclude", type=FILE, help="Never return these items: one id a line.")
 @click.option("--exclude-seen", is_flag=True, help="Never return an item of the history.")
-@click.option(
-    "--unknown",
-    type=click.Choice(get_args(Unknown)),
-    default="skip",
-    show_default=True,
-    help="What to do with ids that the catalogue lacks.",
-)
-@session_options
-@json_option
+@choice("--unknown", "skip|error", help="How to treat ids that are not in the catalogue.")
+@session
+@json_flag
 def rank(
     bundle: Path,
     history: str | None,
@@ -50,14 +36,12 @@ def rank(
     now: int | None,
     source: Path | None,
     output: Path | None,
-    k: int,
     candidates: Path | None,
     exclude: Path | None,
-    exclude_seen: bool,
-    unknown: Unknown,
     provider: Any,
     threads: int,
     as_json: bool,
+    **request: Any,
 ) -> None:
     """Rank items for one --history, or for every history of an --input file.
 
@@ -79,45 +63,29 @@ def rank(
             raise click.UsageError("--json with --input needs --output: stdout holds one document")
     ranker = Ranker.load(bundle, provider=provider, threads=threads)
     if source is not None:
-        _rank_file(ranker, source, output, as_json, k=k, exclude_seen=exclude_seen, unknown=unknown)
-        return
+        return _rank_file(ranker, source, output, as_json, **request)
     parts = [part.strip() for part in (history or "").split(",")]
     ids = ranker.vocabulary.parse([part for part in parts if part])
-    options: dict[str, Any] = {
+    request |= {
         "times": None if times is None else _read_times(times),
         "now": now,
-        "k": k,
         "candidates": _read_ids(ranker, candidates),
         "exclude": _read_ids(ranker, exclude),
-        "exclude_seen": exclude_seen,
-        "unknown": unknown,
     }
-    ranker.rank(ids, **options)  # the first call also sets up memory, which is not the latency
+    ranker.rank(ids, **request)  # the first call also allocates memory
     begin = time.perf_counter()
-    ranking = ranker.rank(ids, **options)
+    ranking = ranker.rank(ids, **request)
     milliseconds = (time.perf_counter() - begin) * 1e3
-    titles = ranker.titles(ranking.items)
-    scores = [round(float(score), 6) for score in ranking.scores]
+    titles, row = ranker.titles(ranking.items), ranking_row(ranking)
     if as_json:
-        print_json(
-            {
-                "items": ranking.items,
-                "titles": titles,
-                "scores": scores,
-                "unknown": ranking.unknown,
-                "cold": ranking.cold,
-                "exact": ranking.exact,
-                "provider": ranker.provider,
-                "milliseconds": round(milliseconds, 4),
-            }
-        )
-        return
+        timing = {"provider": ranker.provider, "milliseconds": round(milliseconds, 4)}
+        return print_json({"items": ranking.items, "titles": titles, **row, **timing})
     if ids:
         click.echo("after " + ", ".join(ranker.titles(ids)))
-    rows = zip(ranking.items, titles, scores, strict=True)
+    rows = zip(ranking.items, titles, row["scores"], strict=True)
     for place, (item, title, score) in enumerate(rows, 1):
         click.echo(f"{place:3}  {score:8.4f}  {title}" + (f"  ({item})" if title != item else ""))
-    exact = "" if ranking.exact else ", not proven to be those of fp32"
+    exact = "" if ranking.exact else ", not proven equal to fp32"
     cold = ", no known event: these are popular" if ranking.cold else ""
     click.echo(
         f"{milliseconds:.3f} ms on {ranker.provider}, {threads} thread(s), {len(ranker):,} items; "
@@ -133,7 +101,7 @@ def _read_times(text: str) -> list[int]:
 
 
 def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None:
-    """Read one id a line; say how many the catalogue lacks."""
+    """Read one id a line; report the number of ids that are not in the catalogue."""
     if path is None:
         return None
     try:
@@ -148,26 +116,22 @@ def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None
 
 
 def _rank_file(
-    ranker: Ranker, source: Path, output: Path | None, as_json: bool, **options: Any
+    ranker: Ranker, source: Path, output: Path | None, as_json: bool, **request: Any
 ) -> None:
     """Rank a file of histories; an output file appears whole or not at all."""
-    from ranklet.files.atomic import atomic_file
-    from ranklet_cli.batch import rank_file
-
     if output is not None and output.exists() and output.samefile(source):
         raise click.UsageError("--output is the file of --input: choose another")
     begin, done = time.perf_counter(), 0
-    is_terminal = sys.stderr.isatty()
 
     def show(rows: int) -> None:
         nonlocal done
         done += rows
         rate = done / (time.perf_counter() - begin)
-        if is_terminal:
+        if sys.stderr.isatty():
             click.echo(f"\r{done:,} histories, {rate:,.0f}/s", err=True, nl=False)
 
     with nullcontext(sys.stdout.buffer) if output is None else atomic_file(output) as file:
-        rows = rank_file(ranker, source, file, on_progress=show, **options)
+        rows = rank_file(ranker, source, file, on_progress=show, **request)
     seconds = time.perf_counter() - begin
     if as_json:
         print_json({"histories": rows, "seconds": round(seconds, 3), "output": str(output)})

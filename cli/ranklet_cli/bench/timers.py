@@ -1,0 +1,305 @@
+"""Timers: back-to-back calls, stages of a request, appended events, requests at random times."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.answer import by_length
+from ranklet.bundle.vocabulary import ItemId
+from ranklet.engine.engine import History
+from ranklet.ranker import Ranker
+from ranklet.user import User
+from ranklet.values import Ids
+from ranklet_cli.bench.limit import least_bytes
+from ranklet_cli.bench.report import Append, Measurement, Setting, Stages, Waiting
+
+WARM_UP = 10  # calls of each timer before anything is timed
+BLOCK = 20  # timed calls of a timer before the next one has its turn
+SETTLE = 3  # untimed calls at the start of a block: caches are cold, other threads still spin
+REQUESTS = 16  # different requests of a timer, so that no history stays in the caches
+APART = REQUESTS // 3  # places between the request timed whole and the one timed in stages
+RUNS_OF_P99_9 = 1000
+ROUNDS = 5  # of requests at random times
+SECONDS = 0.2  # length of a round,
+FEWEST, MOST = 100, 1000  # within these numbers of arrivals
+
+Seconds = NDArray[np.float64]
+Call = Callable[[], Any]
+
+
+def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list[Ids]:
+    """Draw known ids: (batch, length)."""
+    random = np.random.default_rng([seed, batch, length])
+    indices = random.integers(1, len(ranker) + 1, (batch, length))
+    return [ranker.vocabulary.ids(row) for row in indices]
+
+
+def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[Call]:
+    """Return the graph runs of a request: encode, then score, for each part of a batch."""
+    runs: list[Call] = []
+    for part in by_length([len(history) for history in histories]):
+        runs += stage_calls(ranker, [histories[row] for row in part], k)[1:3]
+    return runs
+
+
+def stage_calls(ranker: Ranker, histories: list[Ids], k: int) -> list[Call]:
+    """Return the stages of a request as calls to time: lookup, encode, score, ids."""
+    engine, vocabulary, manifest = ranker.engine, ranker.vocabulary, ranker.manifest
+    pool = min(manifest.pool.size(k), manifest.items)
+    indices = [vocabulary.index(history) for history in histories]
+    rows = [History(row[-manifest.max_length :]) for row in indices]
+    users = engine.encode(rows)
+    best = engine.score(users, min(k, pool), pool)
+    return [
+        partial(vocabulary.index, histories[0]),
+        partial(engine.encode, rows),
+        partial(engine.score, users, min(k, pool), pool),
+        partial(vocabulary.ids, best.items[0]),
+    ]
+
+
+class Timer(ABC):
+    """Times the parts of requests, block by block.
+
+    ``passes`` are functions of the number of a request. Each returns calls to time one after
+    another, the parts of that pass.
+    """
+
+    passes: Sequence[Callable[[int], Sequence[Call]]]
+
+    def __init__(self, setting: Setting, ranker: Ranker, seed: int) -> None:
+        """Draw the requests of a setting."""
+        self.setting, self.ranker, self.seed = setting, ranker, seed
+        self.blocks: list[list[list[float]]] = []  # ms of each call: (block, part, request)
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Draw requests and set ``passes``."""
+
+    def time_block(self, begin: int, count: int) -> None:
+        """Time ``count`` requests from number ``begin`` on, after some that are not counted."""
+        numbers, parts = range(begin, begin + SETTLE + count), []
+        for calls in self.passes:
+            times = [time_calls(calls(number)) for number in numbers]
+            parts += np.transpose(times[SETTLE:]).tolist()
+        self.blocks.append(parts)
+
+    def medians(self) -> list[float]:
+        """Return the median of each part."""
+        return [float(np.median(self.times(part))) for part in range(len(self.blocks[0]))]
+
+    def times(self, part: int) -> NDArray[np.float64]:
+        """Return the times of a part."""
+        return np.concatenate([block[part] for block in self.blocks])
+
+    def block_medians(self) -> list[float]:
+        """Return the median of the first part in each block."""
+        return [float(np.median(block[0])) for block in self.blocks]
+
+
+def time_calls(calls: Sequence[Call]) -> list[float]:
+    """Return the milliseconds of each call."""
+    marks = [time.perf_counter_ns()]
+    for call in calls:
+        call()
+        marks.append(time.perf_counter_ns())
+    return [nanoseconds / 1e6 for nanoseconds in np.diff(marks).tolist()]
+
+
+class CallTimer(Timer):
+    """Back-to-back calls of one setting, then the bare graph runs of the same requests."""
+
+    def prepare(self) -> None:
+        """Draw the requests, and warm up."""
+        batch, length, k = self.setting.batch, self.setting.length, self.setting.k
+        self.requests = [
+            random_histories(self.ranker, batch, length, self.seed + number)
+            for number in range(REQUESTS)
+        ]
+        bare = [bare_runs(self.ranker, rows, k) for rows in self.requests]
+
+        def run_bare(number: int) -> None:
+            for run in bare[number % REQUESTS]:
+                run()
+
+        self.passes = [lambda n: [partial(self.rank, n)], lambda n: [partial(run_bare, n)]]
+        for number in range(WARM_UP):
+            self.rank(number)
+            run_bare(number)
+
+    def rank(self, number: int) -> None:
+        """Answer one of the requests."""
+        histories = self.requests[number % REQUESTS]
+        if self.setting.batch == 1:
+            self.ranker.rank(histories[0], k=self.setting.k)
+        else:
+            self.ranker.rank_batch(histories, k=self.setting.k)
+
+    def result(self, bandwidth: float | None) -> Measurement:
+        """Return the percentiles; ``bandwidth`` is in bytes a second."""
+        times = self.times(0)
+        p50, p95, p99, p99_9 = np.percentile(times, [50, 95, 99, 99.9]).tolist()
+        mean, least = float(times.mean()), least_bytes(self.ranker.manifest)
+        return Measurement(
+            **vars(self.setting),
+            runs=len(times),
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99,
+            p99_9_ms=p99_9 if len(times) >= RUNS_OF_P99_9 else None,
+            mean_ms=mean,
+            users_per_second=1e3 * self.setting.batch / mean,
+            session_p50_ms=self.medians()[1],
+            read_bytes=least,
+            limit_ms=None if bandwidth is None else 1e3 * least / bandwidth,
+            blocks_ms=self.block_medians(),
+        )
+
+
+class StageTimer(Timer):
+    """A whole request, then the stages of another one, so that caches are as in a request."""
+
+    def prepare(self) -> None:
+        """Draw the requests."""
+        k, rank = self.setting.k, self.ranker.rank
+        rows = random_histories(self.ranker, REQUESTS, self.setting.length, self.seed)
+        stages = [stage_calls(self.ranker, [row], k) for row in rows]
+
+        def calls(number: int) -> list[Call]:
+            whole = partial(rank, rows[number % REQUESTS], k=k)
+            return [whole, *stages[(number + APART) % REQUESTS]]
+
+        self.passes = [calls]
+
+    def result(self) -> Stages:
+        """Return the median of each stage."""
+        rank, lookup, encode, score, ids = self.medians()
+        return Stages(
+            **vars(self.setting),
+            rank_ms=rank,
+            lookup_ms=lookup,
+            encode_ms=encode,
+            score_ms=score,
+            ids_ms=ids,
+            python_ms=rank - lookup - encode - score - ids,
+        )
+
+
+class AppendTimer(Timer):
+    """One more event of a user whose state is kept, then a ranking of the whole history."""
+
+    def prepare(self) -> None:
+        """Draw a history and encode it, and draw the next events."""
+        k, ranker = self.setting.k, self.ranker
+        (history,) = random_histories(ranker, 1, self.setting.length, self.seed)
+        (events,) = random_histories(ranker, 1, REQUESTS, self.seed + 1)
+        user = ranker.user(history)
+        user.rank(k)
+        saved = user.save()
+
+        def calls(number: int) -> list[Call]:
+            event, user = events[number % REQUESTS], ranker.user().load(saved)
+            append = partial(_append_and_rank, user, event, k)
+            return [append, partial(ranker.rank, [*history, event], k=k)]
+
+        self.passes = [calls]
+
+    def result(self) -> Append:
+        """Return the medians."""
+        append, rank = self.medians()
+        return Append(
+            **vars(self.setting),
+            append_p50_ms=append,
+            rank_p50_ms=rank,
+            blocks_ms=self.block_medians(),
+        )
+
+
+def _append_and_rank(user: User, event: ItemId, k: int) -> None:
+    user.append(event)
+    user.rank(k)
+
+
+def arrival_times(rate: float, count: int, seed: int) -> Seconds:
+    """Draw the arrivals of a Poisson process of ``rate`` a second, given their number.
+
+    Given their number, arrivals are uniform and independent: the rate is met exactly.
+    """
+    return np.sort(np.random.default_rng(seed).uniform(0, count / rate, count))
+
+
+def latencies(arrivals: Seconds, services: Seconds) -> Seconds:
+    """Return the time from arrival to answer of one server, first come first served.
+
+    A request ends when its own work is done after all the work since the server last stood idle
+    (Lindley): the latest of the earliest possible ends. ``arrivals`` rise; ``services`` are the
+    working times.
+    """
+    work = np.cumsum(services)
+    ends = work + np.maximum.accumulate(arrivals - (work - services))
+    return ends - arrivals
+
+
+def serve(
+    call: Callable[[int], None], arrivals: Seconds, now: Callable[[], float] = time.perf_counter
+) -> Seconds:
+    """Answer requests as they arrive and return the working time of each.
+
+    Work counts from the moment it could have begun, so a server that the system woke late is slow.
+    The wait for an arrival spins: a sleep would be less exact than a request is long.
+    """
+    services, free, begin = [], 0.0, now()
+    for number, arrival in enumerate(arrivals.tolist()):
+        ready = max(arrival, free)
+        while now() - begin < ready:
+            pass
+        call(number)
+        free = now() - begin
+        services.append(free - ready)
+    return np.array(services)
+
+
+@dataclass
+class WaitTimer:
+    """Requests at random times, at a share of the throughput of back-to-back calls."""
+
+    timer: CallTimer
+    load_percent: int
+    mean_ms: float  # of a back-to-back call
+    rounds: list[list[float]] = field(default_factory=list)  # p50, p95, p99 in ms, busy in percent
+
+    def __post_init__(self) -> None:
+        """Choose the rate and the number of arrivals."""
+        self.rate = self.load_percent / 100 * 1e3 / self.mean_ms
+        self.count = round(min(max(SECONDS * self.rate, FEWEST), MOST))
+
+    def time_round(self, seed: int) -> None:
+        """Serve one round of requests; the server is idle at first."""
+        for number in range(SETTLE):
+            self.timer.rank(number)
+        arrivals = arrival_times(self.rate, self.count, seed)
+        services = serve(self.timer.rank, arrivals)
+        times = latencies(arrivals, services)
+        busy = 100 * float(services.sum() / (arrivals[-1] + times[-1]))
+        self.rounds.append([*np.percentile(1e3 * times, [50, 95, 99]).tolist(), busy])
+
+    def result(self) -> Waiting:
+        """Return the medians over rounds: a pause of the machine spoils only one round."""
+        p50, p95, p99, busy = np.median(self.rounds, axis=0).tolist()
+        return Waiting(
+            **vars(self.timer.setting),
+            load_percent=self.load_percent,
+            arrivals=self.count * len(self.rounds),
+            offered_per_second=self.rate,
+            busy_percent=busy,
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99,
+        )

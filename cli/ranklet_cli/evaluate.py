@@ -1,0 +1,92 @@
+"""``ranklet evaluate``: metrics of runs and bundles on held-out events."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ranklet.errors import InputError
+from ranklet.files.atomic import atomic_write
+from ranklet_cli.open import open_models
+from ranklet_cli.options import FOLDER, PATH, choice, json_flag, note, print_json
+from ranklet_cli.tables import align
+
+
+@click.command()
+@click.argument("model", type=FOLDER)
+@click.argument("events", type=PATH)
+@click.option("--beside", type=FOLDER, multiple=True, help="Another run or bundle; repeatable.")
+@choice("--on", "test|validation", help="The held-out events to predict.")
+@click.option("--plot", "plot_path", type=PATH, help="Draw the slices, a .png file.")
+@json_flag
+def evaluate(
+    model: Path,
+    events: Path,
+    beside: tuple[Path, ...],
+    on: str,
+    plot_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a run (torch) or a bundle (runtime) on the held-out events of EVENTS.
+
+    Metrics rank all items, once with seen items masked and once without, with pessimistic ties.
+    Popularity and a last-item Markov chain are the baselines. Cold targets and histories by length
+    have their own figures. Coverage and mean popularity describe the first 10 items. A run keeps
+    the table of the test events in evaluation.json, and export copies it into the model card.
+
+    Example: ranklet evaluate run events.parquet --beside run-zero-block
+    """
+    from ranklet_training.judge.evaluate import evaluate as evaluate_models
+    from ranklet_training.judge.evaluate import plot_evaluation
+    from ranklet_training.judge.plots import check_plot
+
+    if plot_path is not None:
+        check_plot(plot_path)
+    paths = {path.resolve().name: path for path in (model, *beside)}
+    if len(paths) <= len(beside):
+        raise InputError("two models have the same folder name; rows of the table need unique ones")
+    models, split = open_models(paths, events)
+    table = evaluate_models(models, split, on=on)
+    if (model / "config.json").exists() and on == "test":
+        try:
+            atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
+        except OSError as error:  # the table is worth more than the file
+            note(f"not kept in {model / 'evaluation.json'}: {error.strerror or error}")
+    if as_json:
+        print_json(table)
+    else:
+        click.echo(format_evaluation(table))
+    if plot_path is not None:
+        plot_evaluation(table, plot_path)
+        note(f"wrote {plot_path}")
+
+
+def format_evaluation(table: dict[str, Any]) -> str:
+    """Lay an evaluation out for a terminal."""
+    rows = table["rows"]
+    parts = [
+        [f"{table['protocol']}; {table['users']:,} users, {table['cold_targets']} cold targets"]
+    ]
+    metrics = list(rows[0]["masked"])
+    for title, kind in (("seen items masked", "masked"), ("seen items not masked", "unmasked")):
+        figures = [[row["model"], *(f"{row[kind][name]:.4f}" for name in metrics)] for row in rows]
+        parts.append(align([[title, *metrics], *figures]))
+    first_ten = [
+        [
+            row["model"],
+            f"{row['mean_ties']['NDCG@10']:.4f}",
+            f"{row['coverage']:.1%}",
+            f"{row['popularity']:.1f}",
+        ]
+        for row in rows
+    ]
+    head = ["NDCG@10, and the first 10 items", "ties by mean rank", "coverage@10", "popularity@10"]
+    targets = ["targets", "", "", f"{table['target_popularity']:.1f}"]
+    parts.append(align([head, *first_ten, targets]))
+    slices = [
+        [f"{name} ({users:,})", *(f"{row['slices'][name]['NDCG@10']:.4f}" for row in rows)]
+        for name, users in table["slices"].items()
+    ]
+    parts.append(align([["NDCG@10 of (users)", *(row["model"] for row in rows)], *slices]))
+    return "\n\n".join("\n".join(lines) for lines in parts)

@@ -1,0 +1,82 @@
+"""The group of all commands, and the exit status of each error."""
+
+import logging
+import re
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from ranklet import __version__
+from ranklet.errors import RankletError
+from ranklet_cli.bench.command import bench
+from ranklet_cli.bundle import export, inspect, onnx, verify
+from ranklet_cli.compare import compare
+from ranklet_cli.evaluate import evaluate
+from ranklet_cli.rank import rank
+from ranklet_cli.train import data, train
+from ranklet_cli.tune import tune
+
+EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots", "optuna": "tune"}
+NO_MEMORY = "can't allocate memory"  # the words of torch's RuntimeError
+
+
+class Commands(click.Group):
+    """Commands whose errors end in one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RankletError as error:
+            _stop(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            needs_export = ctx.invoked_subcommand == "export"
+            extra = "export" if needs_export else EXTRAS.get(package, "train")
+            _stop(f"{package} is not installed: pip install 'ranklet[{extra}]'", 1)
+        except BrokenPipeError:  # the reader of stdout has left: click ends silently
+            raise
+        except OSError as error:
+            _stop(_describe(error), 1)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and NO_MEMORY not in str(error):
+                raise
+            reason = str(error).split(f"{NO_MEMORY}: ")[-1].partition("\n")[0]
+            _stop(f"not enough memory: {reason or 'try smaller settings'}", 1)
+        except KeyboardInterrupt:
+            _stop("interrupted", 130)
+
+
+def _describe(error: OSError) -> str:
+    """Return path and reason; a temporary file of ``atomic_file`` goes by its final name."""
+    if error.filename is None:
+        return str(error)
+    path = re.sub(r"\.([^/\\]+)\.[0-9a-f]{8}\.tmp", r"\1", str(error.filename))
+    return f"{path}: {error.strerror}"
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(status)
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
+@click.version_option(__version__, prog_name="ranklet")
+def cli() -> None:
+    """Train an attention recommender, export it to ONNX, rank with it anywhere.
+
+    \b
+    ranklet data ml-100k data
+    ranklet train data/events.parquet --items data/items.parquet --out run
+    ranklet evaluate run data/events.parquet
+    ranklet export run bundle
+    ranklet rank bundle --history 50,181
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+
+
+for command in (data, train, tune, evaluate, compare, export, onnx, verify, inspect, rank, bench):
+    cli.add_command(command)

@@ -1,0 +1,155 @@
+"""Open the settings, event logs, runs and bundles that a command names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ranklet.errors import InputError
+from ranklet.ranker import Ranker
+from ranklet_cli.options import COLUMNS, note
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from ranklet.bundle.vocabulary import Vocabulary
+    from ranklet_training.data.events import Events
+    from ranklet_training.data.split import Split
+    from ranklet_training.runs.checkpoint import Model
+    from ranklet_training.runs.presets import RunConfig
+
+
+def read_settings(
+    preset: str | None, config_file: Path | None, settings: tuple[str, ...]
+) -> dict[str, Any]:
+    """Collect settings from the preset, then the file, then single ones; the last one wins."""
+    from ranklet_training.runs.presets import PRESETS
+
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+    chosen = dict(PRESETS[preset or "default"])
+    if config_file is not None:
+        chosen.update(read_toml(config_file))
+    return chosen | split_pairs(settings, "--set takes KEY=VALUE")
+
+
+def split_pairs(texts: tuple[str, ...], usage: str) -> dict[str, str]:
+    """Split texts like ``width=64``; ``usage`` opens the message about a text without a sign."""
+    pairs = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise InputError(f"{usage}, got {text!r}")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
+    try:
+        return tomllib.loads(path.read_text())
+    except ValueError as error:  # also of integers that are too long
+        raise InputError(f"{path} is not TOML: {error}") from error
+
+
+def read_log(path: Path, reading: dict[str, str]) -> "Events":
+    """Read an event log with the options that a run was trained with."""
+    from ranklet_training.data.events import Columns, read_events
+
+    # A run that was started from Python may lack these options; the defaults hold then.
+    columns = {name: reading[f"{name}_column"] for name in COLUMNS if f"{name}_column" in reading}
+    return read_events(
+        path,
+        Columns(**columns),
+        duplicates=reading.get("duplicates", "none"),  # type: ignore[arg-type]  # click checked the choice
+        id_type=reading.get("id_type", "auto"),  # type: ignore[arg-type]
+    )
+
+
+def split_log(log: "Events", config: "RunConfig") -> "Split":
+    """Split a log as a configuration says."""
+    from ranklet_training.data.split import split_events
+
+    train = config.train
+    return split_events(log.frame, train.split, folds=train.folds, fold=train.fold)
+
+
+def prepare(
+    events: Path, items: Path | None, chosen: dict[str, Any], reading: dict[str, str]
+) -> "tuple[Events, Split, RunConfig, pl.DataFrame | None, str]":
+    """Read and split a log and complete the settings, with notes on both.
+
+    Returns:
+        Log, split, all settings, items with ids of the log's type, origin of the data.
+    """
+    from ranklet_training.data.events import note_unmatched, read_items
+    from ranklet_training.runs.presets import configure, recommend
+
+    log = read_log(events, reading)
+    note(log.summary())
+    split = split_log(log, configure(chosen))
+    recommended, reason = recommend(split)
+    note(f"{split.notes}\n{reason}")
+    config = configure({**recommended, **chosen})
+    catalogue = None
+    if items is not None:
+        is_text = str(log.frame["item_id"].dtype) == "String"
+        catalogue = read_items(
+            items, item_column=reading["item_column"], id_type="string" if is_text else "int64"
+        )
+        if unmatched := note_unmatched(log, catalogue, str(items)):
+            note(unmatched)
+    origin = events.with_name("SOURCE.md")
+    source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
+    return log, split, config, catalogue, source
+
+
+def open_models(
+    paths: Mapping[str, Path], events: Path
+) -> "tuple[dict[str, Model | Ranker], Split]":
+    """Open runs and bundles by name, and split the events as for their training.
+
+    Raises:
+        InputError: The models were trained on different splits, or one on no events.
+        RunError: The catalogue of a model differs from the items of the events.
+    """
+    from ranklet_training.judge.evaluate import check_catalogue
+
+    opened = {name: _open_model(path) for name, path in paths.items()}
+    for name, (*_, own) in opened.items():
+        if not own.get("events"):
+            raise InputError(f"{name} was trained on no events: its weights are random")
+    (first, (_, _, config, facts)), *_ = opened.items()
+    log = read_log(events, facts.get("reading", {}))
+    split = split_log(log, config)
+    for name, (model, vocabulary, other, own) in opened.items():
+        if _describe_split(config) != _describe_split(other):
+            raise InputError(
+                f"{first} was trained on the {_describe_split(config)} split and {name} on the "
+                f"{_describe_split(other)} split: one may have been trained on the targets"
+            )
+        check_catalogue(name, model, split, vocabulary)
+        if log.digest != own.get("digest"):
+            note(f"these are not the events that {name} was trained on; targets may have leaked")
+    return {name: model for name, (model, *_) in opened.items()}, split
+
+
+def _describe_split(config: "RunConfig") -> str:
+    train = config.train
+    return f"k-fold {train.fold} of {train.folds}" if train.split == "k-fold" else train.split
+
+
+def _open_model(path: Path) -> "tuple[Model | Ranker, Vocabulary, RunConfig, dict[str, Any]]":
+    """Open a run or a bundle: model, item ids, settings, facts about the training data."""
+    from ranklet_training.runs.checkpoint import read_run
+    from ranklet_training.runs.presets import RunConfig
+
+    if (path / "config.json").exists():
+        run = read_run(path)
+        return run.load_model(), run.vocabulary, run.config, run.data
+    ranker = Ranker.load(path)
+    manifest = ranker.manifest
+    return ranker, ranker.vocabulary, RunConfig.from_dict(manifest.training), manifest.data

