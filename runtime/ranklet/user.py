@@ -25,7 +25,7 @@ from ranklet.bundle.vocabulary import ItemId
 from ranklet.engine.engine import NONE, Event, Floats, History
 from ranklet.engine.state import State
 from ranklet.errors import InputError
-from ranklet.request import Eligible, Reader, Request
+from ranklet.request import Eligible, Reader, Request, beside
 from ranklet.time_gaps import BUCKETS, UNKNOWN, buckets_before
 from ranklet.values import Ids, Times, check_flag, check_k, flat, show, whole_number
 
@@ -110,7 +110,8 @@ class User:
         known = indices[indices > 0]
         since, last_time = [UNKNOWN] * len(known), None if len(known) else kept.last_time
         if times is not None:
-            instants = self._reader.instants(times, len(indices), "times", kept.last_time)
+            place = "times" if name == "item" else beside(name, "times")
+            instants = self._reader.instants(times, len(indices), place, kept.last_time)
             instants = instants[indices > 0]
             if len(instants):
                 before = [] if kept.last_time is None else [kept.last_time]
