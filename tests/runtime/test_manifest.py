@@ -436,7 +436,7 @@ def test_a_manifest_reads_as_it_was_written(bundle: Path) -> None:
         "quality": {"ndcg@10": 0.1 + 0.2, "\u00e9": [None, -0.0, 1e-300]},
         "programs": {
             **manifest.programs,
-            "model": type(model)(**{**vars(model), "inputs": inputs}),
+            "model": Program(**{**model, "inputs": inputs}),
         },
     }
     manifest = Manifest(**{**vars(manifest), **values})

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import InputError
-from ranklet.vocabulary import Vocabulary
 
 NUMBERS = Vocabulary(np.array([-5, 1, 2, 7, 200], dtype=np.int64))
 LIMITS = Vocabulary(np.array([-(2**63), -1, 0, 2**63 - 1], dtype=np.int64))
