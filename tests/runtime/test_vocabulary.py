@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ranklet.bundle.vocabulary import Vocabulary
-from ranklet.errors import InputError
+from ranklet.bundle import vocabulary as vocabulary_module
+from ranklet.bundle.vocabulary import Texts, Vocabulary
+from ranklet.errors import BundleError, InputError
 
 NUMBERS = Vocabulary(np.array([-5, 1, 2, 7, 200], dtype=np.int64))
 LIMITS = Vocabulary(np.array([-(2**63), -1, 0, 2**63 - 1], dtype=np.int64))
@@ -303,7 +304,7 @@ def test_integer_ids_and_indices_are_inverse(numbers: set[int], data: st.DataObj
     assert (vocabulary.index(vocabulary.ids(indices)) == indices).all()
 
 
-@given(st.sets(st.text(), min_size=1), st.data())
+@given(st.sets(st.text(max_size=6), min_size=1, max_size=40), st.data())
 def test_text_ids_and_indices_are_inverse(texts: set[str], data: st.DataObject) -> None:
     vocabulary = Vocabulary(sorted(texts, key=str.encode))
     indices = np.array(data.draw(st.lists(st.integers(1, len(texts)))), dtype=np.int64)
@@ -336,3 +337,56 @@ NO_INTEGERS = ["a", "", "2.0", "9" * 5000, "007", "1_0", "\u0663", " 7", "+7", "
 def test_a_typed_id_that_is_no_integer_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="seen: this bundle has integer item ids"):
         NUMBERS.parse([text], "seen")
+
+
+# Texts that stay in their file
+
+
+def texts_of(ids: list[str]) -> Texts:
+    """Return sorted ids as one blob."""
+    encoded = [text.encode() for text in ids]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return Texts(memoryview(b"".join(encoded)), ends.data)
+
+
+sorted_ids = st.sets(st.text(max_size=6), min_size=1, max_size=40).map(
+    lambda ids: sorted(ids, key=str.encode)
+)
+
+
+@given(ids=sorted_ids, others=st.lists(st.text(max_size=6)))
+def test_texts_are_a_sequence_where_every_id_is_found_and_no_other(
+    ids: list[str], others: list[str]
+) -> None:
+    index_of = {text: place for place, text in enumerate(ids, 1)}
+    texts = texts_of(ids)
+    for text in [*ids, *others, *ids]:
+        assert texts.get(text) == index_of.get(text)
+    assert list(texts) == ids
+    assert (len(texts), texts[-1], texts[:2]) == (len(ids), ids[-1], ids[:2])
+    with pytest.raises(IndexError, match="out of range"):
+        texts[len(ids)]
+
+
+def test_what_is_remembered_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary_module, "REMEMBERED", 5)
+    ids = [f"{number:03}" for number in range(100)]
+    texts = texts_of(ids)
+    for _ in range(2):
+        assert [texts.get(text) for text in ids] == list(range(1, 101))
+        assert len(texts._found) <= 5
+
+
+@pytest.mark.parametrize("value", [None, 5, 5.0, b"a", ["a"], "\ud800"], ids=repr)
+def test_what_is_no_text_is_named_as_in_a_small_catalogue(value: Any) -> None:
+    small, large = Vocabulary(["a", "b"]), Vocabulary(texts_of(["a", "b"]))
+    for vocabulary in (small, large):
+        with pytest.raises(InputError, match=r"history\[1\] is "):
+            vocabulary.index(["a", value])
+
+
+def test_bytes_that_are_no_text_are_named_when_they_are_shown() -> None:
+    texts = Texts(memoryview(b"a\xff"), np.array([1, 2]).data)
+    assert texts[0] == "a"
+    with pytest.raises(BundleError, match="text 1 of the catalogue is not UTF-8"):
+        Vocabulary(texts).ids(np.array([1, 2]))
