@@ -96,7 +96,7 @@ def test_what_is_called_exact_has_the_best_items(
 def test_a_small_pool_is_sometimes_wrong_and_sometimes_exact(
     clustered: Callable[[int, int], Ranker], scores: NDArray[np.float32]
 ) -> None:
-    ranker = clustered(1, 1)
+    ranker = clustered(2, 1)
     histories = [ranker.vocabulary.ids(row) for row in HISTORIES]
     wrong = [
         loss_of(ranker, ranking.items, expected) > SCORE_TOLERANCE
