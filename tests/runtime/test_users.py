@@ -279,7 +279,7 @@ def test_an_interrupt_between_any_two_lines_spoils_no_answer(
     def prepare(line: int) -> Callable[[], object]:
         if line > 1:  # what the interrupt before this one left
             if len(user) == 21 - new:
-                user.extend(history[-new:], **last)
+                add()
             for found in (user.rank(ITEMS), users.rank(ITEMS)[0]):
                 difference = np.abs(found.scores - expected[len(user)]).max()
                 assert difference < 1e-4, f"line {line - 1}: scores differ by {difference:.1e}"
@@ -287,11 +287,17 @@ def test_an_interrupt_between_any_two_lines_spoils_no_answer(
         assert user.save() == start
         return call
 
+    def add() -> None:
+        if new == 1 and not last:
+            user.append(history[-1])
+        else:
+            user.extend(history[-new:], **last)
+
     def call() -> None:
         if asked == "load":
             user.load(other)
             user.load(start)
-        user.extend(history[-new:], **last)
+        add()
         if asked == "again":
             user.rank()
         (users if asked == "users" else user).rank()
@@ -433,15 +439,6 @@ def test_a_saved_user_goes_on_where_it_was(any_model: Any, length: int, has_rank
         assert found.items == expected.items
         assert (found.scores == expected.scores).all()
         assert found.unknown == expected.unknown
-
-
-def test_a_saved_user_keeps_its_times(exported: Callable[..., Any], same_order: SameOrder) -> None:
-    ranker = exported(time_gaps=True).ranker
-    user = ranker.user(names(draw(3)), times=[0, 5, HOUR])
-    other = ranker.user().load(user.save())
-    same_order(other.rank(ITEMS, now=2 * HOUR), user.rank(ITEMS, now=2 * HOUR))
-    with pytest.raises(InputError, match="before the last event, 3600"):
-        other.append("i00001", time=HOUR - 1)
 
 
 def test_a_saved_user_loads_in_another_ranker(ranker: Ranker, tiny_ranker: Ranker) -> None:
