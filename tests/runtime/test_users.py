@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import ranklet
@@ -22,16 +20,10 @@ from ranklet import InputError, Ranker, Ranking
 from ranklet.time_gaps import UNKNOWN, buckets_before, gap_buckets
 from ranklet.user import APPENDED, DIGEST_BYTES, MAGIC, User
 
-ITEMS = 60
+ITEMS, HOUR = 60, 3600
 # Scores reach 14, where float32 has steps of 1e-6; half precision rounds rows to 1 in 2048.
 TOLERANCE = {"fp32": 1e-4, "int8": 1e-4, "int4": 1e-4, "fp16": 3e-2}
-HOUR = 3600
 Indices = NDArray[np.int64]
-Scores = NDArray[np.float64]
-SameOrder = Callable[[Ranking, Ranking], None]
-same_user = settings(
-    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
 
 
 def draw(count: int, seed: int = 0) -> Indices:
@@ -42,7 +34,7 @@ def names(indices: Indices) -> list[str]:
     return [f"i{index - 1:05}" for index in indices.tolist()]
 
 
-def assert_scores(ranker: Ranker, found: Ranking, expected: Scores, when: str) -> None:
+def assert_scores(ranker: Ranker, found: Ranking, expected: Any, when: str) -> None:
     """Compare a ranking with the scores of all items, in index order."""
     tolerance = TOLERANCE[ranker.manifest.precision]
     shown = ranker.vocabulary.index(found.items) - 1
@@ -64,7 +56,7 @@ def arrays(user: User) -> list[NDArray[np.float32]]:
 
 
 def test_a_user_ranks_as_the_whole_history_up_to_the_maximum(
-    any_model: Any, same_order: SameOrder
+    any_model: Any, same_order: Any
 ) -> None:
     ranker = any_model.ranker
     history, user = names(draw(ranker.manifest.max_length)), ranker.user()
@@ -98,7 +90,7 @@ def test_the_window_rolls_behind_a_history_that_was_cut_into_chunks(
             assert_scores(ranker, user.rank(), expected[count - cut], f"{count + 1} events")
 
 
-def test_the_window_rolls_with_times(exported: Callable[..., Any], rolling_scores: Any) -> None:
+def test_the_window_rolls_with_times(exported: Any, rolling_scores: Any) -> None:
     timed, history = exported(time_gaps=True), draw(40, seed=5)
     times = np.random.default_rng(0).integers(0, 90 * HOUR, 40).cumsum()
     waits = np.random.default_rng(1).integers(0, 90 * HOUR, 40)
@@ -114,14 +106,13 @@ def test_the_window_rolls_with_times(exported: Callable[..., Any], rolling_score
 
 
 def test_events_with_and_without_times_may_follow_each_other(
-    exported: Callable[..., Any], rolling_scores: Any
+    exported: Any, rolling_scores: Any
 ) -> None:
     timed, history = exported(time_gaps=True), draw(4)
     hour = int(gap_buckets(np.array([HOUR]))[0])
+    expected = rolling_scores(timed.model, history, np.array([UNKNOWN, UNKNOWN, hour, UNKNOWN]))
     user = timed.ranker.user(names(history[:1]))
     user.extend(names(history[1:3]), times=[7, 7 + HOUR])
-    since = np.array([UNKNOWN, UNKNOWN, hour, UNKNOWN])
-    expected = rolling_scores(timed.model, history, since)
     assert_scores(timed.ranker, user.rank(ITEMS), expected[2], "three events")
     user.append(*names(history[3:]))
     assert_scores(timed.ranker, user.rank(ITEMS), expected[3], "four events")
@@ -205,16 +196,12 @@ def test_unknown_items_are_counted_and_change_nothing(any_model: Any) -> None:
         assert (found.unknown, user.unknown, len(user)) == (2 * count, 2 * count, count)
 
 
-@pytest.mark.parametrize(
-    ("items", "times"), [(["i00004", 5], None), (["i00004"] * 2, [5, 4]), (["i00004"], [2])]
-)
-def test_what_can_not_be_added_changes_nothing(
-    exported: Callable[..., Any], items: Any, times: Any
-) -> None:
-    user = exported(time_gaps=True).ranker.user(["i00003"], times=[3])
+@pytest.mark.parametrize(("item", "time"), [(5, 9), ("i00004", 4), ("i00004", 9.5)])
+def test_what_can_not_be_added_changes_nothing(exported: Any, item: Any, time: Any) -> None:
+    user = exported(time_gaps=True).ranker.user(["i00003"], times=[5])
     before = user.save()
     with pytest.raises(InputError):
-        user.extend(items, times=times)
+        user.extend(["i00009", item], times=[7, time])
     assert user.save() == before
 
 
@@ -260,7 +247,7 @@ def until_it_ends(call: Callable[[int], Callable[[], object]]) -> int:
 @pytest.mark.parametrize("new", [1, 3, 6])
 @pytest.mark.parametrize("asked", ["rank", "again", "load", "users"])
 def test_an_interrupt_between_any_two_lines_spoils_no_answer(
-    exported: Callable[..., Any], tiny_ranker: Ranker, shape: str, asked: str, new: int
+    exported: Any, tiny_ranker: Ranker, shape: str, asked: str, new: int
 ) -> None:
     ranker = tiny_ranker if shape == "two blocks" else exported(time_gaps=True).ranker
     history = names(draw(21, seed=4))
@@ -333,7 +320,7 @@ def histories() -> list[list[str]]:
     return [names(draw(count, seed=row)) for row, count in enumerate(LENGTHS)]
 
 
-def test_each_of_many_users_ranks_as_alone(any_model: Any, same_order: SameOrder) -> None:
+def test_each_of_many_users_ranks_as_alone(any_model: Any, same_order: Any) -> None:
     ranker, random = any_model.ranker, np.random.default_rng(1)
     users, alone = ranker.users(histories()), [ranker.user(history) for history in histories()]
     some = ranker.eligible(names(draw(15, seed=99)))
@@ -354,18 +341,11 @@ def test_each_of_many_users_ranks_as_alone(any_model: Any, same_order: SameOrder
         same_order(users[one].rank(ITEMS), alone[one].rank(ITEMS))
 
 
-def test_the_states_of_many_users_are_rows_of_one_array(ranker: Ranker) -> None:
-    users = ranker.users([["i00003"]] * 70)
-    blocks = [np.asarray(users[place]._state.arrays["events"]).base for place in range(70)]
-    assert len(users) == 70
-    assert [len({id(block) for block in part}) for part in (blocks[:64], blocks[64:])] == [1, 1]
-    assert [block.shape[0] for block in (blocks[0], blocks[-1]) if block is not None] == [64, 6]
-
-
-def test_more_users_than_one_state_holds_rank_as_alone(
-    ranker: Ranker, same_order: SameOrder
-) -> None:
+def test_the_states_of_many_users_are_rows_of_one_array(ranker: Ranker, same_order: Any) -> None:
     users = ranker.users([names(draw(1 + row % 9, seed=row)) for row in range(70)])
+    blocks = [np.asarray(users[place]._state.arrays["events"]).base for place in range(70)]
+    assert {id(block) for block in blocks[:64]} == {id(blocks[0])}
+    assert [len(block) for block in (blocks[0], blocks[69]) if block is not None] == [64, 6]
     for step in range(2):
         for row, found in enumerate(users.rank(5)):
             events = names(draw(1 + row % 9, seed=row)) + step * ["i00007"]
@@ -373,16 +353,16 @@ def test_more_users_than_one_state_holds_rank_as_alone(
         users.append(["i00007"] * 70)
 
 
-def test_many_users_have_times(exported: Callable[..., Any], same_order: SameOrder) -> None:
-    ranker, history = exported(time_gaps=True).ranker, names(draw(5))
-    users = ranker.users([history[:2], history[:1], []], times=[[0, HOUR], None, []])
-    alone = [ranker.user(history[:2], times=[0, HOUR]), ranker.user(history[:1]), ranker.user()]
-    users.append([history[2], None, history[3]], times=[HOUR, None, 7])
-    alone[0].append(history[2], time=HOUR)
-    alone[2].append(history[3], time=7)
-    for found, user in zip(users.rank(ITEMS), alone, strict=True):
-        same_order(found, user.rank(ITEMS))
-    same_order(users[0].rank(ITEMS, now=9 * HOUR), alone[0].rank(ITEMS, now=9 * HOUR))
+def test_many_users_have_times(exported: Any, same_order: Any) -> None:
+    ranker = exported(time_gaps=True).ranker
+    one, two = names(draw(2)), names(draw(3))
+    users = ranker.users([one, two[:1], []], times=[[0, HOUR], None, []])
+    users.append([two[2], None, one[0]], times=[HOUR, None, 7])
+    asked = [{"times": [0, HOUR, HOUR]}, {}, {"times": [7]}]
+    for found, history, times in zip(
+        users.rank(ITEMS), ([*one, two[2]], two[:1], one[:1]), asked, strict=True
+    ):
+        same_order(found, ranker.rank(history, k=ITEMS, **times))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +375,7 @@ def test_many_users_have_times(exported: Callable[..., Any], same_order: SameOrd
     ],
 )
 def test_what_can_not_be_appended_for_one_is_appended_for_nobody(
-    exported: Callable[..., Any], events: Any, times: Any, message: str
+    exported: Any, events: Any, times: Any, message: str
 ) -> None:
     users = exported(time_gaps=True).ranker.users([["i00003"]] * 2, times=[[5], [5]])
     before = [users[place].save() for place in range(2)]
@@ -423,22 +403,20 @@ def test_users_in_threads_get_the_serial_answers(ranker: Ranker, ids: list[str])
 @pytest.mark.parametrize("length", [0, 1, 12, 13, 50])
 @pytest.mark.parametrize("has_ranked", [True, False], ids=["ranked", "not ranked"])
 def test_a_saved_user_goes_on_where_it_was(any_model: Any, length: int, has_ranked: bool) -> None:
-    ranker = any_model.ranker
-    user = ranker.user(["nowhere", *names(draw(length))])
+    user = any_model.ranker.user(["nowhere", *names(draw(length))])
     if has_ranked:
         user.rank()
         user.append("i00009")
         user.rank()
-    other = ranker.users([names(draw(5, seed=9))])[0].load(bytearray(user.save()))  # type: ignore[arg-type]
+    other = any_model.ranker.users([names(draw(5, seed=9))])[0].load(bytearray(user.save()))
     assert (len(other), other.unknown) == (length + has_ranked, 1)
     assert other.save() == user.save()
     for item in ["", *names(draw(16, seed=8))]:
         other.append(item)
         user.append(item)
         found, expected = other.rank(ITEMS), user.rank(ITEMS)
-        assert found.items == expected.items
+        assert (found.items, found.unknown) == (expected.items, expected.unknown)
         assert (found.scores == expected.scores).all()
-        assert found.unknown == expected.unknown
 
 
 def test_a_saved_user_loads_in_another_ranker(ranker: Ranker, tiny_ranker: Ranker) -> None:
@@ -454,6 +432,13 @@ def saved(tiny_ranker: Ranker) -> bytes:
     return user.save()
 
 
+def assert_refused(user: User, data: Any, message: str) -> None:
+    before = user.save()
+    with pytest.raises(InputError, match=message):
+        user.load(data)
+    assert user.save() == before
+
+
 @pytest.fixture(scope="module")
 def other(tiny_ranker: Ranker) -> User:
     """A user that no damaged bytes may change."""
@@ -462,48 +447,43 @@ def other(tiny_ranker: Ranker) -> User:
     return user
 
 
-@same_user
-@given(place=st.integers(0), change=st.integers(1, 255), cut=st.booleans())
-def test_a_damaged_user_is_refused(
-    saved: bytes, other: User, place: int, change: int, cut: bool
-) -> None:
-    before, damaged, place = other.save(), bytearray(saved), place % len(saved)
-    damaged[place] ^= change
-    with pytest.raises(InputError, match=r"is damaged|are not a saved user"):
-        other.load(saved[:place] if cut else bytes(damaged))
-    assert other.save() == before
+def test_a_damaged_user_is_refused(saved: bytes, other: User) -> None:
+    for place in np.random.default_rng(0).integers(0, len(saved), 100).tolist():
+        damaged = bytearray(saved)
+        damaged[place] ^= 1 << place % 8
+        for data in (bytes(damaged), saved[:place], saved + bytes(place)):
+            if data != saved:
+                assert_refused(other, data, r"is damaged|are not a saved user")
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "these 0 bytes are not a saved user"),
-        (b"ranklet user 2\n" + bytes(99), "these 114 bytes are not a saved user"),
-        (MAGIC, "is damaged"),
-        (MAGIC + bytes(1000), "is damaged"),
-        ("ranklet user 3\n", "a saved user is bytes, got 'ranklet user 3"),
-        (None, "a saved user is bytes, got None"),
-    ],
-    ids=["nothing", "older", "magic", "zeros", "text", "None"],
-)
+NO_USERS: dict[str, tuple[Any, str]] = {
+    "nothing": (b"", "these 0 bytes are not a saved user"),
+    "older": (b"ranklet user 2\n" + bytes(99), "these 114 bytes are not a saved user"),
+    "magic": (MAGIC, "is damaged"),
+    "text": ("ranklet user 3\n", "a saved user is bytes, got 'ranklet user 3"),
+    "None": (None, "a saved user is bytes, got None"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), NO_USERS.values(), ids=NO_USERS)
 def test_what_is_no_saved_user_is_refused(other: User, data: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        other.load(data)
+    assert_refused(other, data, message)
 
 
-def forge(
-    saved: bytes, change: Callable[[dict[str, Any], Indices], object], rest: int = 0
-) -> bytes:
+def signed(header: bytes, rest: bytes = b"") -> bytes:
+    body = MAGIC + len(header).to_bytes(4, "little") + header + rest
+    return body + hashlib.sha256(body).digest()
+
+
+def forge(saved: bytes, change: Callable[[dict[str, Any], Indices], object]) -> bytes:
     """Change header and numbers of a saved user, and make its digest anew."""
     start = len(MAGIC) + 4
     end = start + int.from_bytes(saved[len(MAGIC) : start], "little")
-    header, body = json.loads(saved[start:end]), saved[end:-DIGEST_BYTES] + bytes(rest)
+    header, rest = json.loads(saved[start:end]), saved[end:-DIGEST_BYTES]
     size = 16 * header["events"]
-    numbers = np.frombuffer(body[:size], "<i8").copy().reshape(2, -1)
+    numbers = np.frombuffer(rest[:size], "<i8").copy().reshape(2, -1)
     change(header, numbers)
-    text = json.dumps(header).encode()
-    body = MAGIC + len(text).to_bytes(4, "little") + text + numbers.tobytes() + body[size:]
-    return body + hashlib.sha256(body).digest()
+    return signed(json.dumps(header).encode(), numbers.tobytes() + rest[size:])
 
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any], Indices], object], str]] = {
@@ -519,10 +499,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any], Indices], object], str]] = 
     "many events": (lambda header, _: header.update(events=10**9), "does not follow the format"),
     "very many events": (lambda header, _: header.update(events=10**30), "does not follow the fo"),
     "fewer than none": (lambda header, _: header.update(events=-2), "does not follow the format"),
-    "late": (
-        lambda header, _: header.update(last_time=2**63),
-        r"counts \(7, 0, 9223372036854775808, ",
-    ),
+    "late": (lambda header, _: header.update(last_time=2**63), r"counts \(7, 0, 92233720368547758"),
     "no count": (lambda header, _: header.pop("encoded"), "does not follow the format"),
     "another key": (lambda header, _: header.update(extra=1), "does not follow the format"),
     "another bundle": (lambda header, _: header.update(bundle="0"), "belongs to another bundle"),
@@ -534,41 +511,29 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any], Indices], object], str]] = 
 def test_a_user_that_cannot_be_is_refused_whatever_its_digest(
     saved: bytes, other: User, change: Any, message: str
 ) -> None:
-    before = other.save()
     assert forge(saved, lambda *_: None) == saved
-    with pytest.raises(InputError, match=message):
-        other.load(forge(saved, change))
-    assert other.save() == before
+    assert_refused(other, forge(saved, change), message)
 
 
 def test_a_state_of_another_size_or_not_finite_is_refused(saved: bytes, other: User) -> None:
-    before = other.save()
-    body = saved[: -DIGEST_BYTES - 4] + np.array(np.nan, "<f4").tobytes()
-    for data in (forge(saved, lambda *_: None, rest=4), body + hashlib.sha256(body).digest()):
-        with pytest.raises(InputError, match=r"format: .*(read|not finite)"):
-            other.load(data)
-    assert other.save() == before
+    whole, not_a_number = saved[:-DIGEST_BYTES], np.array(np.nan, "<f4").tobytes()
+    for body in (whole + bytes(4), whole[:-4], whole[:-4] + not_a_number):
+        data = body + hashlib.sha256(body).digest()
+        assert_refused(other, data, r"does not follow the format: .*(read|buffer|not finite)")
 
 
 @pytest.mark.parametrize("header", [b"", b"[]", b"{", b"5", b"\xff", b"[" * 10**5], ids=len)
 def test_a_header_that_is_none_is_refused(other: User, header: bytes) -> None:
-    body = MAGIC + len(header).to_bytes(4, "little") + header
-    with pytest.raises(InputError, match="does not follow the format"):
-        other.load(body + hashlib.sha256(body).digest())
+    assert_refused(other, signed(header), "does not follow the format")
 
 
-def test_a_user_of_another_bundle_is_refused(saved: bytes, exported: Callable[..., Any]) -> None:
+def test_a_user_of_another_bundle_is_refused(saved: bytes, exported: Any) -> None:
     user = exported(time_gaps=True).ranker.user(names(draw(3)))
-    before = user.save()
-    with pytest.raises(InputError, match="belongs to another bundle: start it again"):
-        user.load(saved)
-    assert user.save() == before
+    assert_refused(user, saved, "belongs to another bundle: start it again")
 
 
 @pytest.mark.parametrize("take", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
-def test_a_copy_of_a_user_goes_on_alone(
-    tiny_ranker: Ranker, take: Callable[[User], User], saved: bytes
-) -> None:
+def test_a_copy_of_a_user_goes_on_alone(tiny_ranker: Ranker, take: Any, saved: bytes) -> None:
     user = tiny_ranker.user().load(saved)
     expected, other = user.rank(ITEMS), take(user)
     other.append("i00004")
