@@ -231,7 +231,7 @@ class HistoryEncoder(Encoder):
         events = x if model.last.norm is None else self.norm(x, model.last.norm)
         events = self._keep(events, "events")
         asking = node("GatherND", events, last, batch_dims=1)  # (B, 1, D)
-        x = node("GatherND", x, last, batch_dims=1)
+        x = asking if model.last.norm is None else node("GatherND", x, last, batch_dims=1)
         by_age = np.hstack([np.full_like(model.last.bias[:, :1], NEVER), model.last.bias])
         mask = node("Gather", constant(by_age.T if model.heads > 1 else by_age[0]), ages)
         if model.heads > 1:
