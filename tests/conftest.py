@@ -1,5 +1,6 @@
 """What tests of several rooms share: a small world, a run trained on it, and its bundle."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnx
 import polars as pl
 import pytest
 import torch
 
 from ranklet import Ranker
 from ranklet.bundle.manifest import Precision
+from ranklet_export import single
 from ranklet_export.export import Settings, export_bundle
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.simulator import Simulation, simulate
@@ -70,7 +73,7 @@ def tiny_config() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Build a folder once for all test processes: the first that asks builds, the others wait."""
+    """Build a path once for all test processes: the first that asks builds, the others wait."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ and fcntl else base
 
@@ -91,6 +94,27 @@ def lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(build_once: Callable[..., Path]) -> Iterator[None]:
+    """Trace a model once, however often it is exported: that is nine tenths of an export."""
+    trace = single._trace
+
+    def trace_once(model: single.WholeModel, axes: dict[str, Any]) -> onnx.GraphProto:
+        digest = hashlib.sha256(repr((model.model.config, axes)).encode())
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+
+        def make(path: Path) -> None:
+            path.write_bytes(trace(model, axes).SerializeToString())
+
+        traced = build_once(f"traced-{digest.hexdigest()[:16]}", make)
+        return onnx.GraphProto.FromString(traced.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(single, "_trace", trace_once)
         yield
 
 
@@ -223,9 +247,32 @@ MODELS: dict[str, tuple[Settings, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="session", params=MODELS)
+# Those that have every part between them; the others are for ``pytest -m slow``.
+USUAL = [
+    "two blocks, two heads",
+    "three blocks, a window of 3",
+    "gated, one head",
+    "times",
+]
+DEGENERATE = ["one block", "zero-block", "seed", "one event"]
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(name, marks=() if name in USUAL else pytest.mark.slow, id=name)
+        for name in MODELS
+    ],
+)
 def any_model(request: pytest.FixtureRequest, exported: Callable[..., Exported]) -> Exported:
     """A bundle of random weights, of every shape that a model can have."""
+    settings, model = MODELS[request.param]
+    return exported(settings, **model)
+
+
+@pytest.fixture(scope="session", params=DEGENERATE)
+def degenerate_model(request: pytest.FixtureRequest, exported: Callable[..., Exported]) -> Exported:
+    """A bundle of random weights that lacks a part which others have."""
     settings, model = MODELS[request.param]
     return exported(settings, **model)
 

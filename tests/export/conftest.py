@@ -1,9 +1,9 @@
-"""Graphs of models with random weights, and graphs that somebody damaged."""
+"""Models with random weights, their graphs, and graphs that somebody damaged."""
 
-import pickle
-import shutil
+import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,19 +14,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ranklet.bundle import (
-    DATA,
-    FORMAT,
-    GRAPH,
-    Manifest,
-    Opened,
-    Precision,
-    TensorContract,
-    describe_files,
-)
-from ranklet.graph import Graphs
-from ranklet_export.graph import export_graphs
+from ranklet.bundle.folder import Opened, describe_files
+from ranklet.bundle.manifest import FORMAT, WEIGHTS, Manifest, Precision
+from ranklet.engine.engine import Engine
+from ranklet.engine.sessions import create_session
+from ranklet_export.graphs import OPSET, export_graphs
 from ranklet_export.parity import ParityReport, check_parity
+from ranklet_export.writer import GraphWriter, WeightFile
 from ranklet_training.model.model import ModelConfig, SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
@@ -36,7 +30,8 @@ ITEMS = 40
 
 def _make_model(items: int = ITEMS, **settings: Any) -> Model:
     """Return a model with random weights that are large enough for every part to matter."""
-    defaults = {"width": 16, "heads": 2, "feed_forward": 2, "max_length": 64, "attention_window": 8}
+    # Histories of up to 70 events: from 64 on they are encoded in chunks, of which the last is cut.
+    defaults = {"width": 16, "heads": 2, "feed_forward": 2, "max_length": 70, "attention_window": 8}
     config = ModelConfig(**{**defaults, **settings})
     torch.manual_seed(1)
     model: Model
@@ -57,6 +52,23 @@ def make_model() -> Callable[..., Model]:
     return _make_model
 
 
+@pytest.fixture(scope="session")
+def load_graph() -> Callable[[Callable[[GraphWriter], Any]], onnxruntime.InferenceSession]:
+    """Load the graph that a function writes, as the runtime would."""
+    return _load_graph
+
+
+def _load_graph(write: Callable[[GraphWriter], Any]) -> onnxruntime.InferenceSession:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "graph.onnx"
+        with path.with_name(WEIGHTS).open("wb") as file:
+            writer = GraphWriter(WeightFile(file))
+            write(writer)
+        path.write_bytes(writer.model(OPSET).SerializeToString())
+        onnx.checker.check_model(path, full_check=True)
+        return create_session(path, "cpu", 1)[0]
+
+
 class Written(NamedTuple):
     """A model and the folder of its graphs."""
 
@@ -64,15 +76,26 @@ class Written(NamedTuple):
     folder: Path
     manifest: Manifest
 
-    def load(self) -> Graphs:
-        return Graphs(Opened(self.folder), self.manifest, "cpu", 1)
+    def load(self) -> Engine:
+        return Engine(Opened(self.folder), self.manifest, "cpu", 1)
 
     def check(self) -> ParityReport:
         """Let the graphs pass the gate."""
-        return check_parity(self.load(), self.manifest, self.model, self.model.table())
+        return check_parity(self.load(), self.model, self.model.table())
 
-    def copy_to(self, folder: Path) -> "Written":
-        return self._replace(folder=Path(shutil.copytree(self.folder, folder)))
+    def change(self, folder: Path, program: str, change: "Change") -> "Written":
+        """Return a copy in which one graph is changed, and nothing else."""
+        folder.mkdir()
+        for path in self.folder.iterdir():
+            os.link(path, folder / path.name)
+        model = onnx.load(self.folder / f"{program}.onnx")  # with its weights
+        change(model.graph)
+        (folder / f"{program}.onnx").unlink()
+        (folder / f"{program}.onnx").write_bytes(model.SerializeToString())
+        return self._replace(folder=folder)
+
+
+Change = Callable[[onnx.GraphProto], None]
 
 
 @pytest.fixture(scope="session")
@@ -81,84 +104,41 @@ def write_graphs() -> Callable[..., Written]:
 
 
 def _write_graphs(
-    model: Model, folder: Path, precision: Precision = "fp32", opset: int = 23, **options: bool
+    model: Model, folder: Path, precision: Precision = "fp32", **options: bool
 ) -> Written:
     folder.mkdir(exist_ok=True)
-    written = export_graphs(model, folder, opset, precision, **options)
-    session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
-    inputs, outputs = (
-        [TensorContract(t.name, t.type, list(t.shape)) for t in tensors]
-        for tensors in (session.get_inputs(), session.get_outputs())
-    )
-    config = model.config
+    written = export_graphs(model, folder, precision, **options)
     manifest = Manifest(
         format=FORMAT,
         items=len(model.table()) - 1,
         id_type="string",
-        max_length=config.max_length,
-        width=config.width,
+        max_length=model.config.max_length,
+        width=model.config.width,
         precision=precision,
-        opset=opset,
-        inputs=inputs,
-        outputs=outputs,
+        programs=written.programs,
         table=written.table,
+        pool=written.pool,
         rounding=written.rounding,
-        rotary_base=config.rotary_base if config.kind == "sequence" and config.blocks > 1 else None,
-        masks=written.masks,
-        **{name: {} for name in ("training", "data", "quality", "parity", "gate")},
-        versions={},
+        **{name: {} for name in ("training", "data", "quality", "parity", "gate", "versions")},
         files=describe_files(folder),
     )
     return Written(model, folder, manifest)
 
 
 @pytest.fixture(scope="session")
-def two_block_graphs(build_once: Callable[..., Path]) -> Written:
-    """A model of 64 events that nobody trained, int8."""
-    return _write_once(build_once, "two-block-graphs", 23)
+def two_block_graphs(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The graphs of a model that nobody trained, int8: all programs there are."""
+    return _write_graphs(_make_model(), tmp_path_factory.mktemp("two-block") / "graphs", "int8")
 
 
 @pytest.fixture(scope="session")
-def old_graphs(build_once: Callable[..., Path]) -> Written:
-    """The same model without nodes for attention, rotation and norms."""
-    return _write_once(build_once, "old-graphs", 20)
-
-
-def _write_once(build_once: Callable[..., Path], name: str, opset: int) -> Written:
-    """Let all test processes share the graphs; the manifest lies beside them."""
-
-    def make(path: Path) -> None:
-        written = _write_graphs(_make_model(), path, "int8", opset)
-        (path / "manifest.pickle").write_bytes(pickle.dumps(written.manifest))
-
-    folder = build_once(name, make)
-    manifest: Manifest = pickle.loads((folder / "manifest.pickle").read_bytes())
-    return Written(_make_model(), folder, manifest)
-
-
-Change = Callable[[NDArray[Any]], None]
-
-
-@pytest.fixture(scope="session")
-def damage() -> Callable[[Path, str, Change], None]:
-    """Change a tensor of a graph where it lies: in the graph, or in the file of the tables."""
+def damage() -> Callable[[onnx.GraphProto, str, Callable[[NDArray[Any]], None]], None]:
+    """Change the values of an initializer."""
     return _damage
 
 
-def _damage(graph: Path, name: str, change: Change) -> None:
-    model = onnx.load(graph, load_external_data=False)
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        values = numpy_helper.to_array(tensor).copy()
-        change(values)
-        tensor.CopyFrom(numpy_helper.from_array(values, name))
-        graph.write_bytes(model.SerializeToString())
-        return
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    assert place["location"] == DATA
-    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape = tuple(tensor.dims)
-    offset = int(place["offset"])
-    values = np.memmap(graph.with_name(DATA), kind, "r+", offset=offset, shape=shape)
+def _damage(graph: onnx.GraphProto, name: str, change: Callable[[NDArray[Any]], None]) -> None:
+    tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(tensor).copy()
     change(values)
-    values.flush()
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
