@@ -120,7 +120,7 @@ def test_loads_and_cold_starts_have_a_time_and_memory(report: BenchReport) -> No
 
 def test_progress_is_reported(report: BenchReport, notes: list[str]) -> None:
     assert report.bundle in notes[0]
-    assert "timing 8 combinations, 0 of 100 calls each" in notes
+    assert "timing 8 combination(s), 0 of 100 calls each" in notes
     assert notes[-1] == "timing requests at random times, round 5 of 5"
 
 

@@ -1,4 +1,4 @@
-"""The benchmark: what a bundle costs on this machine, to size hardware and to catch slowdowns.
+"""The benchmark: the cost of a bundle on this machine, to size hardware and catch slowdowns.
 
     command.py    ``ranklet bench``
     run.py        the whole benchmark
