@@ -23,7 +23,8 @@ from ranklet_training.data.simulator import Simulation, simulate
 from ranklet_training.data.split import Split, split_events
 from ranklet_training.runs.checkpoint import Model, Run, read_run, write_run, write_tensors
 from ranklet_training.runs.presets import RunConfig, configure
-from ranklet_training.runs.train import start_run, train
+from ranklet_training.runs.start import start_run
+from ranklet_training.runs.train import train
 
 try:
     import fcntl

@@ -19,7 +19,8 @@ from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge.evaluate import evaluate
 from ranklet_training.runs.checkpoint import Run
 from ranklet_training.runs.presets import PRESETS, configure
-from ranklet_training.runs.train import start_run, train
+from ranklet_training.runs.start import start_run
+from ranklet_training.runs.train import train
 
 FOUR_DIGITS = 5e-5
 ONE_ANSWER = 1 / 943  # on another processor nearly equal scores may change places

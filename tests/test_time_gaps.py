@@ -19,10 +19,11 @@ from ranklet_export.export import export_bundle
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.sequences import epoch_batches
 from ranklet_training.data.split import Split, split_events
-from ranklet_training.judge.evaluate import answer_of, evaluate
+from ranklet_training.judge.evaluate import evaluate, rank_targets
 from ranklet_training.runs.checkpoint import Run
 from ranklet_training.runs.presets import configure
-from ranklet_training.runs.train import start_run, train
+from ranklet_training.runs.start import start_run
+from ranklet_training.runs.train import train
 
 FOUR_DIGITS = 5e-5
 HOUR, MONTH = 3600, 30 * 86_400
@@ -75,7 +76,7 @@ def timed_ranker(timed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Ra
 
 
 def top_hits(run: Run, split: Split) -> float:
-    ranks = answer_of(run.load_model(), split, split.test, mask_seen=False).ranks
+    ranks = rank_targets(run.load_model(), split, split.test, mask_seen=False).ranks
     return float((ranks == 1).mean())
 
 

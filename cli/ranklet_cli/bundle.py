@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ranklet.bundle import Manifest
+from ranklet.bundle.manifest import Manifest
 from ranklet_cli.evaluate import format_evaluation
 from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, session
 
@@ -26,7 +26,6 @@ from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, ses
 )
 @click.option("--allow-drop", default=0.005, help="Largest relative loss of NDCG@10 against fp32.")
 @click.option("--compact", is_flag=True, help="Make a smaller bundle with a slower encoder.")
-@click.option("--opset", default=23, help="ONNX operator set, 18 to 23.")
 @click.option("--replace", is_flag=True, help="Replace an existing bundle.")
 @json_flag
 def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
@@ -51,7 +50,7 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
         return print_json(report)
     parity = report.parity
     click.echo(
-        f"{bundle}: {report.bytes / 1e6:.2f} MB, opset {report.opset}, {report.nodes} nodes, "
+        f"{bundle}: {report.bytes / 1e6:.2f} MB, {sum(report.nodes.values())} nodes, "
         f"{report.precision}, {report.seconds:.1f} s\n"
         f"parity at {len(parity.points)} points: scores differ by at most "
         f"{parity.max_score_difference:.1e}"
@@ -95,15 +94,17 @@ def inspect(bundle: Path, as_json: bool) -> None:
         return print_json(manifest)
     settings, facts = manifest.training["model"], manifest.data
     lines = [
-        f"{bundle}: format {manifest.format}, {manifest.precision}, opset {manifest.opset}",
+        f"{bundle}: format {manifest.format}, {manifest.precision}",
         f"model    {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
         f"{settings['heads']} head(s), histories of up to {manifest.max_length} events",
         f"items    {manifest.items:,}, {manifest.id_type} ids",
         f"data     {facts['events']:,} events of {facts['users']:,} users, {facts['digest'][:16]}",
         f"made by  {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}",
     ]
-    for title, tensors in (("takes", manifest.inputs), ("gives", manifest.outputs)):
-        lines += [f"{title:8} {t.name} {t.type} {t.shape}" for t in tensors]
+    for name, program in manifest.programs.items():
+        lines.append(f"program  {name}: {program.purpose}")
+        for title, tensors in (("takes", program.inputs), ("gives", program.outputs)):
+            lines += [f"  {title:6} {t.name} {t.type} {t.shape}" for t in tensors]
     lines += [f"file     {n} {f.size:,} bytes {f.sha256[:16]}" for n, f in manifest.files.items()]
     if manifest.gate:
         lines += ["", manifest.gate_text]

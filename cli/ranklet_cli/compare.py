@@ -12,9 +12,9 @@ from ranklet_cli.tables import align
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranklet_training.judge.bootstrap import Row
     from ranklet_training.judge.compare import ModelComparison
     from ranklet_training.judge.outcomes import OutcomeComparison
+    from ranklet_training.judge.statistics import Row
 
 
 def read_ratio(text: str) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from ranklet_cli.options import COLUMNS, note
 if TYPE_CHECKING:
     import polars as pl
 
-    from ranklet.vocabulary import Vocabulary
+    from ranklet.bundle.vocabulary import Vocabulary
     from ranklet_training.data.events import Events
     from ranklet_training.data.split import Split
     from ranklet_training.runs.checkpoint import Model

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ranklet.answer import Ranking
 from ranklet.errors import DataError, InputError
 from ranklet.files.json_lines import read_json_lines
 from ranklet.ranker import Ranker
-from ranklet.requests import Ranking
 from ranklet_cli.open import read_log
 
 ROWS_AT_ONCE = 1024

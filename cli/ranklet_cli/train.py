@@ -83,10 +83,9 @@ def train(
 
     Example: ranklet train events.parquet --out run --set epochs=20
     """
-    from ranklet_training.runs.checkpoint import read_run
-    from ranklet_training.runs.lock import locked
+    from ranklet_training.runs.checkpoint import locked, read_run
     from ranklet_training.runs.presets import configure
-    from ranklet_training.runs.train import check_new, reopen_run, start_run
+    from ranklet_training.runs.start import check_new, reopen_run, start_run
     from ranklet_training.runs.train import train as train_run
 
     if tensorboard and find_spec("tensorboard") is None:  # before the work, not after it

@@ -74,14 +74,15 @@ def tune(
     Example: ranklet tune events.parquet --out study --trials 30 --search dropout=0.1..0.6
     """
     from ranklet_training.judge import tune as tuning
+    from ranklet_training.judge.space import default_space, parse_space
     from ranklet_training.runs.presets import configure
 
     reading = {name: search_options.pop(name) for name in options.READING}
     chosen = read_settings(preset, config_file, settings)
     given = configure(chosen)
     specs = split_pairs(search, "--search takes KEY=SPEC, as in dropout=0.1..0.6")
-    specs = specs or tuning.default_space(given, chosen)
-    space = tuning.parse_space(specs, given)
+    specs = specs or default_space(given, chosen)
+    space = parse_space(specs, given)
     log, split, config, catalogue, source = prepare(events, items, chosen, reading)
     note(f"search space: {', '.join(f'{k}={v}' for k, v in specs.items())}")
     result = tuning.tune(

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from ranklet.bundle import Manifest
+from ranklet.bundle.manifest import Manifest
 from ranklet.machine import describe_machine
 from ranklet.ranker import Ranker
 
@@ -24,7 +24,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         f"{manifest.max_length} events.",
         "",
         f"* Model: {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
-        f"{settings['heads']} head(s), {manifest.precision}, opset {manifest.opset}, "
+        f"{settings['heads']} head(s), {manifest.precision}, "
         f"{size:.2f} MB.",
         f"* Data: {data['events']:,} events of {data['users']:,} users over {data['items']:,} "
         f"items, digest `{data['digest'][:16]}`.",

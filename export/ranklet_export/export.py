@@ -14,27 +14,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ranklet.bundle import (
+from ranklet.bundle.folder import Opened, describe_files, write_catalogue
+from ranklet.bundle.manifest import (
+    CARD,
     FILE_NAMES,
     FORMAT,
-    GRAPH,
+    GOLDEN,
     MANIFEST,
     Manifest,
-    Opened,
     Precision,
-    TensorContract,
-    describe_files,
-    write_catalogue,
 )
+from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.engine.engine import Engine
 from ranklet.errors import BundleError, InputError, ParityError, PrecisionError, RunError
 from ranklet.files.atomic import atomic_folder, atomic_write
-from ranklet.graph import Graphs
-from ranklet.provider import create_session
 from ranklet.ranker import Ranker
-from ranklet.vocabulary import Vocabulary
 from ranklet_export.card import model_card
 from ranklet_export.gate import check_ranking
-from ranklet_export.graph import OPSETS, WrittenGraphs, export_graphs
+from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.parity import ParityReport, check_parity
 from ranklet_training.model.model import ModelConfig, SequenceModel
 from ranklet_training.runs.checkpoint import Model, Questions, read_run
@@ -42,7 +39,6 @@ from ranklet_training.runs.presets import RunConfig, configure
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_OPSET = 23
 MOST_ITEMS = 100_000_000  # of random weights
 GOLDEN_LENGTHS = (1, 2, 5, 20, 100)
 GOLDEN_K = 10
@@ -54,9 +50,8 @@ class ExportReport:
 
     path: Path
     bytes: int
-    opset: int
     precision: Precision
-    nodes: int
+    nodes: dict[str, int]  # of each graph
     parity: ParityReport
     gate: dict[str, Any]  # see ``gate.check_ranking``; empty for fp32
     seconds: float
@@ -81,8 +76,6 @@ class Settings:
     """How a bundle is made.
 
     Attributes:
-        opset: ONNX operator set, 18 to 23. Below 23 the graph has more nodes and is slower, and
-            runs on onnxruntime builds that lack the Attention operator.
         precision: Of the scores that choose from the catalogue. ``"auto"``: int8 where it passes
             the gate, else fp32.
         compact: Leave out what saves time and can be computed again: the first block's queries,
@@ -91,7 +84,6 @@ class Settings:
         replace: Put the new bundle in the place of an existing one.
     """
 
-    opset: int = DEFAULT_OPSET
     precision: Precision | Literal["auto"] = "auto"
     compact: bool = False
     allow_drop: float = 0.005
@@ -99,8 +91,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what no bundle can have."""
-        if self.opset not in OPSETS:
-            raise InputError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
         if self.precision not in ("auto", *get_args(Precision)):
             names = ", ".join(get_args(Precision))
             raise InputError(f"precision must be auto or one of {names}, got {self.precision!r}")
@@ -260,27 +250,24 @@ def _export_as(
     table = model.table()
     _check_finite(model)
     with atomic_folder(bundle) as folder:
-        graphs = export_graphs(model, folder, settings.opset, precision, compact=settings.compact)
+        graphs = export_graphs(model, folder, precision, compact=settings.compact)
         write_catalogue(folder, source.vocabulary, source.titles, popularity.astype(np.float32))
         golden = golden_answers(model, table, source.vocabulary, source.counts)
-        atomic_write(folder / "golden.json", (json.dumps(golden, indent=1) + "\n").encode())
-        manifest = _manifest(source, folder, graphs, precision, settings.opset)
+        atomic_write(folder / GOLDEN, (json.dumps(golden, indent=1) + "\n").encode())
+        manifest = _manifest(source, folder, graphs, precision)
         opened = Opened(folder)
-        loaded = Graphs(opened, manifest, "cpu", 1)
-        parity = check_parity(loaded, manifest, model, table)
-        ranker = Ranker(loaded, manifest, source.vocabulary, opened)
+        engine = Engine(opened, manifest, "cpu", 1)
+        parity = check_parity(engine, model, table)
+        ranker = Ranker(engine, manifest, source.vocabulary, opened)
         gate = {}
         if precision != "fp32":
             gate = check_ranking(ranker, model, table, source.questions, settings.allow_drop)
         manifest = replace(manifest, parity=asdict(parity), gate=gate)
-        card = model_card(manifest, ranker)
-        atomic_write(folder / "README.md", card.encode())
+        atomic_write(folder / CARD, model_card(manifest, ranker).encode())
         replace(manifest, files=describe_files(folder)).write(folder)
     size = sum(path.stat().st_size for path in bundle.iterdir())
     seconds = time.perf_counter() - begin
-    return ExportReport(
-        bundle, size, settings.opset, precision, graphs.nodes, parity, gate, seconds
-    )
+    return ExportReport(bundle, size, precision, graphs.nodes, parity, gate, seconds)
 
 
 def golden_answers(
@@ -314,10 +301,9 @@ def _check_finite(model: Model) -> None:
 
 
 def _manifest(
-    source: Source, folder: Path, graphs: WrittenGraphs, precision: Precision, opset: int
+    source: Source, folder: Path, graphs: WrittenGraphs, precision: Precision
 ) -> Manifest:
-    """Return the manifest of what is in a folder; figures are filled in later."""
-    session, _ = create_session(folder / GRAPH, "cpu", 1)
+    """Return the manifest of a folder; figures are filled in later."""
     config = source.model.config
     return Manifest(
         format=FORMAT,
@@ -326,13 +312,10 @@ def _manifest(
         max_length=config.max_length,
         width=config.width,
         precision=precision,
-        opset=opset,
-        inputs=[TensorContract(i.name, i.type, list(i.shape)) for i in session.get_inputs()],
-        outputs=[TensorContract(o.name, o.type, list(o.shape)) for o in session.get_outputs()],
+        programs=graphs.programs,
         table=graphs.table,
+        pool=graphs.pool,
         rounding=graphs.rounding,
-        rotary_base=config.rotary_base if config.kind == "sequence" and config.blocks > 1 else None,
-        masks=graphs.masks,
         training=source.training,
         data=source.data,
         quality=source.quality,

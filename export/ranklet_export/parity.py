@@ -1,26 +1,30 @@
-"""The gate that a graph must pass before it becomes a bundle: it answers like its torch model.
+"""The gate that graphs must pass before they become a bundle: they answer like their torch model.
 
-Compared are names, dynamic axes, shapes, values and order, at (batch, length, past) that tracing
-never saw, with and without padding. The past of a point is what the graph itself kept of the events
-before, so that a state is judged by what it is for: torch gets the whole history.
+Compared are values and order, at points that no writer of a graph was told of, with and without
+padding: whole histories of one user and of many, around every length where another program takes
+over; states of one event more each, past the end of the window; the catalogue as a whole; model.onnx
+on histories longer than the model's.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ranklet.bound import MOST_ANSWERS
-from ranklet.bundle import BATCH, CODE_BITS, Manifest, Precision
+from ranklet.bundle.manifest import APPEND, ENCODE_LONG, MODEL, SCORE_MANY, Precision
+from ranklet.engine.engine import Engine, Event, Floats, History
 from ranklet.errors import ParityError
-from ranklet.graph import NONE, POOLS, SMALLEST_BATCH, Best, Events, Graphs, State
-from ranklet.plain import Layout, Plain
-from ranklet.ring import Appender, Event
 from ranklet.time_gaps import BUCKETS
-from ranklet_export.graph import input_contract, state_contract
+from ranklet_training.model.attention import (
+    attention,
+    local_attention,
+    rotary,
+    rotary_tables,
+)
+from ranklet_training.model.model import SequenceModel
 from ranklet_training.runs.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
@@ -32,14 +36,14 @@ SCORE_TOLERANCE: dict[Precision, float] = {
     "int4": 1e-4,
     "fp16": 3e-2,
 }
-TOP, RANKING_ALL = 10, 2
+TOP = 10
 LARGEST_POOL = 1 << 16  # of scores by codes: with it the best items are never left out
-APPENDED_TO, APPENDED = 50, 10
+APPENDED = 10  # events past the end of the window
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How far the graph was from the model, over all points."""
+    """How far the graphs were from the model, over all points."""
 
     points: list[str]
     max_score_difference: float
@@ -47,258 +51,201 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class _Point:
-    """Histories of equal past; row 0 is whole, the others are padded more and more."""
+    """Histories of a batch; row 0 is whole, the others are padded more and more."""
 
-    history: NDArray[np.int64]  # (B, P + T)
-    past: int
-    since: NDArray[np.int64]  # (B, P + T)
+    items: NDArray[np.int64]  # (B, T)
+    since: NDArray[np.int64]  # (B, T)
     until: NDArray[np.int64]  # (B,)
+    name: str = field(default="")
 
     def __str__(self) -> str:
-        batch, length = self.history.shape
-        return f"batch {batch}, length {length - self.past}, past {self.past}"
+        batch, length = self.items.shape
+        return f"{self.name}batch {batch}, length {length}"
+
+    @classmethod
+    def draw(cls, random: np.random.Generator, items: int, batch: int, length: int) -> "_Point":
+        drawn = random.integers(1, items + 1, (batch, length))
+        for row in range(1, batch):
+            drawn[row, max(1, length - row) :] = 0
+        drawn[1:][-1:, 1:] = 0  # one event, and nothing but padding
+        since = random.integers(0, BUCKETS, drawn.shape)
+        return cls(drawn, since, random.integers(0, BUCKETS, batch))
+
+    def histories(self, *, uses_times: bool) -> list[History]:
+        counts = (self.items > 0).sum(axis=1)
+        rows = zip(self.items, self.since, self.until, counts, strict=True)
+        if not uses_times:
+            return [History(items[:count]) for items, _, _, count in rows]
+        return [History(items[:n], since[:n], int(until)) for items, since, until, n in rows]
 
 
-def check_parity(
-    graphs: Graphs, manifest: Manifest, model: Model, table: Tensor, seed: int = 0
-) -> ParityReport:
+class _Check:
+    """Compares an engine with a model."""
+
+    def __init__(self, engine: Engine, model: Model, table: Tensor) -> None:
+        self.engine, self.model, self.table = engine, model, table
+        self.items, self.uses_times = len(table) - 1, model.config.time_gaps
+        self.tolerance = SCORE_TOLERANCE[engine.manifest.precision]
+        self.points: list[str] = []
+        self.difference = 0.0
+
+    def reference(self, point: _Point) -> Floats:
+        """Return the scores of all items from 1 on, by plain torch, (B, items)."""
+        gaps = (torch.from_numpy(point.since), torch.from_numpy(point.until))
+        with torch.no_grad():
+            history = torch.from_numpy(point.items)
+            user = self.model.serve(history, self.table, gaps if self.uses_times else None)
+            return (user @ self.table[1:].T).numpy()
+
+    def users(self, point: _Point, users: Floats, k: int) -> None:
+        """Compare the best items for some user vectors."""
+        engine, pool = self.engine, min(LARGEST_POOL, self.items)
+        best = engine.score(users, min(k, pool), pool)
+        self.answers(point, best.items, best.scores)
+        if engine.has_codes:
+            off = engine.off_by(users, engine.score(users, pool, pool))
+            if off > 0:
+                raise ParityError(f"{point}: codes miss scores by {off:.2e} more than rounding does")
+
+    def answers(self, point: _Point, items: NDArray[np.int64], scores: Floats) -> None:
+        """Compare items and their scores with those of the model."""
+        expected = self.reference(point)
+        if not np.isfinite(scores).all():
+            raise ParityError(f"{point}: scores that are not finite")
+        if items.min() < 1 or items.max() > self.items:
+            raise ParityError(f"{point}: an item that does not exist: {items}")
+        if any(len(set(row)) < len(row) for row in items.tolist()):
+            raise ParityError(f"{point}: an item stands twice: {items}")
+        # The scores must be those of the items that stand there, and those of the best items: then
+        # the order is right up to items whose scores differ by less than the tolerance.
+        rows = np.arange(len(items))[:, None]
+        ordered = torch.from_numpy(expected).topk(items.shape[1]).values.numpy()
+        difference = max(
+            float(np.abs(scores - expected[rows, items - 1]).max()),
+            float(np.abs(scores - ordered).max()),
+        )
+        if not difference <= self.tolerance:  # also catches NaN
+            raise ParityError(
+                f"{point}: scores differ by {difference:.2e} from the torch model, more than "
+                f"{self.tolerance}"
+            )
+        self.difference = max(self.difference, difference)
+        self.points.append(str(point))
+
+    def rolled(self, point: _Point) -> Floats:
+        """Return users after more events than the model's maximum, by plain torch, (B, D).
+
+        Blocks before the last see their window of all events, the last one the latest ones.
+        """
+        model, longest = self.model, self.model.config.max_length
+        gaps = torch.from_numpy(point.since), torch.from_numpy(point.until)
+        history = torch.from_numpy(point.items)
+        with torch.no_grad():
+            if not isinstance(model, SequenceModel) or model.config.blocks < 2:
+                latest = gaps[0][:, -longest:], gaps[1]
+                given = latest if self.uses_times else None
+                return model.serve(history[:, -longest:], self.table, given).numpy()
+            *blocks, last = list(model.each_block())
+            x = model.embed(history, self.table, gaps[0] if self.uses_times else None)
+            places = torch.arange(history.shape[1])[None]
+            width = model.config.width // model.config.heads
+            tables = rotary_tables(places.shape[1], width, model.config.rotary_base)
+            for block in blocks:
+                normed = block.attention_norm(x)
+                key, value = block.keys_values(normed)
+                query = block.split_heads(block.query(normed))
+                query, key = (rotary(part, *tables, places) for part in (query, key))
+                window = model.config.attention_window or longest
+                x = block.merge(x, local_attention(query, key, value, min(window, longest)))
+            key, value = last.keys_values(last.attention_norm(x[:, -longest:]))
+            x = x[:, -1:]
+            if self.uses_times:
+                x = x + model.until(gaps[1])[:, None]
+            query = last.split_heads(last.query(last.attention_norm(x)))
+            mask = model.bias(longest).flip(-1)[None, :, None]
+            return model.user(last.merge(x, attention(query, key, value, mask=mask)))[:, 0].numpy()
+
+    def appended(self, point: _Point) -> None:
+        """Append events one by one, and compare with whole histories while they count whole.
+
+        Past the window they are compared with ``rolled``.
+        """
+        engine, longest = self.engine, self.model.config.max_length
+        batch, total = point.items.shape
+        state = engine.empty_state(batch)
+        checked = {1, 2, longest // 2, longest - 1, longest} & {*range(1, longest + 1)}
+        for place in range(total):
+            events = [
+                Event(int(item), place, int(since), int(until))
+                for item, since, until in zip(
+                    point.items[:, place], point.since[:, place], point.until, strict=True
+                )
+            ]
+            users = engine.append(state, events)
+            if place + 1 in checked:
+                now = slice(0, place + 1)
+                part = _Point(point.items[:, now], point.since[:, now], point.until, f"{APPEND}: ")
+                self.users(part, users, TOP)
+        again = engine.append(state, events)
+        if not np.array_equal(users, again):
+            raise ParityError(f"{APPEND}: an event that is put again changes the user")
+        scale = engine.manifest.width**0.5 if self.model.config.kind == "sequence" else 1.0
+        off = float(np.abs(users * scale - self.rolled(point)).max())
+        if not off <= self.tolerance:
+            raise ParityError(f"{APPEND}: users differ by {off:.2e} where the window has rolled")
+        self.points.append(f"{APPEND}: {total} events, {total - longest} past the window")
+
+
+def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> ParityReport:
     """Compare the graphs of a bundle with its model.
 
     Args:
-        graphs: Of the bundle.
-        manifest: What it says of itself.
+        engine: Of the bundle.
         model: In evaluation mode.
-        table: What ``model.table()`` returned, (items + 1, D).
+        table: The item table of the model, (items + 1, D).
         seed: Draws histories.
 
     Raises:
         ParityError: They differ; the message names the point and by how much.
     """
-    check_contract(manifest, model)
-    points: list[str] = []
-    difference = 0.0
-    random = np.random.default_rng(seed)
-    for batch, length, past in _points(model):
-        history = random.integers(1, len(table), (batch, past + length))
-        for row in range(1, batch):
-            history[row, past + max(1, length - row) :] = 0
-        history[1:][-1:, past + 1 :] = 0  # one event, and nothing but padding
-        since = random.integers(0, BUCKETS, history.shape)
-        point = _Point(history, past, since, random.integers(0, BUCKETS, batch))
-        # The first points, one of them a batch, rank all items: a fault in one row of the table
-        # may never reach a top.
-        most = LARGEST_POOL // (2 * POOLS[manifest.precision][0])
-        k = min(most if len(points) < RANKING_ALL else TOP, len(table) - 1)
-        difference = max(difference, _compare(graphs, model, table, point, k, manifest.precision))
-        points.append(str(point))
-    if BATCH in manifest.files and graphs.batch is graphs.session:
-        raise ParityError("batch.onnx: codes miss scores by more than rounding explains")
-    if state_contract(model, "past"):
-        history = random.integers(1, len(table), (2, min(APPENDED_TO, model.config.max_length)))
-        # With all in the pool, codes of nearly equal users choose alike.
-        pool = min(LARGEST_POOL, len(table) - 1)
-        appended = _check_append(graphs, history, min(TOP, len(table) - 1), pool)
-        difference = max(difference, appended)
-        points.append("events appended one by one equal one long history")
-    if graphs.has_plain:
-        difference = max(difference, _check_plain(graphs, model, table, random, manifest.precision))
-        points.append("plain.onnx gives what the model does, where it cuts a history, too")
-    if graphs.can_append:
-        difference = max(difference, _check_ring(graphs, model, random))
-        points.append("append.onnx gives what model.onnx does, where the window rolls, too")
-    return ParityReport(points, difference)
-
-
-def check_contract(manifest: Manifest, model: Model) -> None:
-    """Check names, and that batch, length, past, k and excluded items are symbols, nothing else.
-
-    Raises:
-        ParityError: The graph takes or gives something else.
-    """
-    rounded = manifest.precision in CODE_BITS
-    bias = next((tensor.shape for tensor in manifest.inputs if tensor.name == "bias"), [])
-    inputs = {
-        **input_contract(model),
-        "k": [1],
-        "exclude": ["batch", "excluded"],
-        "bias": bias,
-        **({"pool": [1]} if rounded else {}),
-    }
-    outputs = {
-        "user": ["batch", model.config.width],
-        **state_contract(model, "present"),
-        "items": ["batch", "k"],
-        "scores": ["batch", "k"],
-        **({"pool_scores": ["batch", "pool"]} if rounded else {}),
-    }
-    for kind, expected, tensors in (
-        ("takes", inputs, manifest.inputs),
-        ("gives", outputs, manifest.outputs),
-    ):
-        found = {tensor.name: tensor.shape for tensor in tensors}
-        if found != expected:
-            raise ParityError(f"the graph {kind} {found}, not {expected}")
-    if len(bias) != 1 or not isinstance(bias[0], int) or bias[0] <= manifest.items:
-        raise ParityError(f"bias has the shape {bias} for {manifest.items} items")
-
-
-def _points(model: Model) -> Iterator[tuple[int, int, int]]:
-    """Yield (batch, length, past), none of them as traced, lengths 1 and maximum among them."""
-    longest = model.config.max_length
-    yield from [(1, 1, 0), (SMALLEST_BATCH, min(5, longest), 0)]
-    yield from [(1, longest, 0), (2, longest, 0), (5, min(12, longest), 0)]
-    if state_contract(model, "past"):
-        yield from [(1, 1, longest - 1), (4, 1, 9), (2, min(5, longest), 11), (1, 2, 1)]
-
-
-def _compare(
-    graphs: Graphs, model: Model, table: Tensor, point: _Point, k: int, precision: Precision
-) -> float:
-    """Return the largest difference of scores and users; it is within the tolerance."""
-    told = model.config.time_gaps
-    expected_user, all_scores = _reference(model, table, point)
-    past: State = ()
-    if point.past:
-        parts = point.history[:, : point.past], point.since[:, : point.past]
-        past = graphs.encode(Events(parts[0], since=parts[1] if told else NONE))[1]
-    new = point.history[:, point.past :]
-    counts = (new > 0).sum(axis=1)
-    events = Events(
-        new,
-        counts=NONE if len(new) == 1 else counts,
-        starts=np.full(len(new), point.past),
-        since=point.since[:, point.past :] if told else NONE,
-        until=point.until if told else NONE,
-        past=past,
-    )
-    user, state = graphs.encode(events)
-    best = graphs.rank(events, k, pool=min(LARGEST_POOL, len(table) - 1), keep=True)
-    for a, b in zip(state, best.state, strict=True):
-        if not np.array_equal(a, b):
-            raise ParityError(f"{point}: encoder.onnx keeps another state than what ranks")
-    differences = {
-        "scores": _score_difference(point, best, all_scores),
-        # A row of the table is about 1, or divided by sqrt(D) as users are multiplied by it.
-        "user": float(np.abs(user * model.config.width**0.5 - expected_user).max())
-        if model.config.kind == "sequence"
-        else float(np.abs(user - expected_user).max()),
-    }
-    for name, difference in differences.items():
-        if not difference <= SCORE_TOLERANCE[precision]:  # also catches NaN
-            raise ParityError(
-                f"{point}: {name} differs by {difference:.2e} from the torch model, "
-                f"more than {SCORE_TOLERANCE[precision]}"
-            )
-    if graphs.is_rounded and (off := graphs.off_by(graphs.rank(events, k, pool=k))) > 0:
-        raise ParityError(f"{point}: codes miss scores by {off:.2e} more than rounding explains")
-    return differences["scores"]
-
-
-def _reference(
-    model: Model, table: Tensor, point: _Point
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return users and all scores of items from 1 on, from plain torch and the whole history."""
-    gaps = (torch.from_numpy(point.since), torch.from_numpy(point.until))
-    history = torch.from_numpy(point.history)
-    told = gaps if model.config.time_gaps else None
-    with torch.no_grad():
-        user = model.serve(history, table, told)
-        return user.numpy(), (user @ table[1:].T).numpy()
-
-
-def _score_difference(point: _Point, best: Best, all_scores: NDArray[np.float32]) -> float:
-    items, scores = best.items, best.scores
-    rows = np.arange(len(items))[:, None]
-    if not np.isfinite(scores).all():
-        raise ParityError(f"{point}: the graph gives scores that are not finite")
-    if items.min() < 1 or items.max() > all_scores.shape[1]:
-        raise ParityError(f"{point}: the graph ranks an item that does not exist: {items}")
-    if any(len(set(row)) < len(row) for row in items.tolist()):
-        raise ParityError(f"{point}: the graph ranks an item twice: {items}")
-    # The scores must be those of the items that stand there, and those of the best items: then
-    # the order is right up to items whose scores differ by less than the tolerance.
-    ordered = torch.from_numpy(all_scores).topk(items.shape[1]).values.numpy()
-    return max(
-        float(np.abs(scores - all_scores[rows, items - 1]).max()),
-        float(np.abs(scores - ordered).max()),
-    )
-
-
-def _check_append(graphs: Graphs, history: NDArray[np.int64], k: int, pool: int) -> float:
-    """Check that a history with events appended one by one equals the same history at once."""
-    total = history.shape[1]
-    first = max(1, total - APPENDED)
-    starts = np.zeros(len(history), dtype=np.int64)
-    at_once = graphs.rank(Events(history), k, pool=pool)
-    state: State = graphs.encode(Events(history[:, :first]))[1]
-    now = at_once
-    for place in range(first, total):
-        events = Events(history[:, place : place + 1], starts=starts + place, past=state)
-        now = graphs.rank(events, k, pool=pool, keep=True)
-        state = now.state
-    difference = float(np.abs(at_once.scores - now.scores).max())
-    if not difference <= SCORE_TOLERANCE["fp32"]:
-        raise ParityError(
-            f"{first} events and {total - first} appended ones differ by {difference:.2e} "
-            f"from {total} at once, more than {SCORE_TOLERANCE['fp32']}"
-        )
-    return difference
-
-
-def _check_plain(
-    graphs: Graphs, model: Model, table: Tensor, random: np.random.Generator, precision: Precision
-) -> float:
-    """Check that plain.onnx answers as the model, for whole histories and for those in chunks."""
+    check, random = _Check(engine, model, table), np.random.default_rng(seed)
     longest, items = model.config.max_length, len(table) - 1
-    plain, difference = Plain(graphs), 0.0
-    window, every = graphs.attention_window, range(1, longest + 1)
-    cut = next((length for length in every if Layout.of(length, window).chunks > 1), 2)
-    for length in sorted({1, cut - 1, cut, longest // 2 + 1, longest - 1, longest} & {*every}):
-        history = random.integers(1, items + 1, (1, length))
-        point = _Point(history, 0, np.zeros_like(history), np.zeros(1, dtype=np.int64))
-        best = plain.rank(history[0], min(TOP, items), min(LARGEST_POOL, items))
-        _, scores = _reference(model, table, point)
-        found = _score_difference(point, best, scores)
-        if not found <= SCORE_TOLERANCE[precision]:
-            raise ParityError(
-                f"plain.onnx: {length} events differ by {found:.2e} from the torch model, "
-                f"more than {SCORE_TOLERANCE[precision]}"
-            )
-        difference = max(difference, found)
-    return difference
+    for batch, length in _points(engine, longest):
+        point = _Point.draw(random, items, batch, length)
+        # The first point ranks all items: a fault in one row of the table may never reach a top.
+        k = TOP if check.points else LARGEST_POOL
+        check.users(point, engine.encode(point.histories(uses_times=check.uses_times)), k)
+    if model.config.blocks:
+        whole = random.integers(1, items + 1, (2, longest + APPENDED))
+        since = random.integers(0, BUCKETS, whole.shape)
+        check.appended(_Point(whole, since, random.integers(0, BUCKETS, 2)))
+    _check_model(check, random)
+    return ParityReport(check.points, check.difference)
 
 
-def _check_ring(graphs: Graphs, model: Model, random: np.random.Generator) -> float:
-    """Check that append.onnx answers as model.onnx, before and after the window is full."""
-    longest, items = model.config.max_length, len(graphs.table) - 1
-    total = longest + APPENDED
-    history = random.integers(1, items + 1, (1, total))
-    since = random.integers(0, BUCKETS, (1, total))
-    until = random.integers(0, BUCKETS, 1)
-    told = model.config.time_gaps
-    first, pool, difference = max(1, longest - 1), min(LARGEST_POOL, items), 0.0
-    start = Events(history[:, :first], since=since[:, :first] if told else NONE)
-    state: State = graphs.encode(start)[1]
-    appender = Appender(graphs)
-    ring = appender.ring([np.array(part) for part in state])
-    for place in range(first, total):
-        k = min(pool, MOST_ANSWERS if place == first else TOP)
-        event = Event(int(history[0, place]), place, int(since[0, place]), int(until[0]))
-        found = appender.rank(ring, event, place, k, pool)
-        now = slice(place, place + 1)
-        new = Events(
-            history[:, now],
-            starts=np.array([place]),
-            since=since[:, now] if told else NONE,
-            until=until if told else NONE,
-            past=[part[..., max(0, part.shape[-2] + 1 - longest) :, :] for part in state],
-        )
-        expected = graphs.rank(new, k, pool=pool, keep=True)
-        state = expected.state
-        difference = max(difference, float(np.abs(found.scores - expected.scores).max()))
-    if not difference <= SCORE_TOLERANCE["fp32"]:
-        raise ParityError(
-            f"append.onnx differs by {difference:.2e} from model.onnx, "
-            f"more than {SCORE_TOLERANCE['fp32']}"
-        )
-    return difference
+def _points(engine: Engine, longest: int) -> Iterator[tuple[int, int]]:
+    """Yield (batch, length): 1, the maximum, and lengths around those where programs change."""
+    programs = engine.manifest.programs
+    many = programs[SCORE_MANY].least_users if SCORE_MANY in programs else 3
+    lengths = {1, 2, longest // 2 + 1, longest}
+    if ENCODE_LONG in programs:
+        begin = programs[ENCODE_LONG].lengths[0]
+        lengths |= {begin - 1, begin, begin + 1, begin + 16}
+    for length in sorted(lengths & {*range(1, longest + 1)}):
+        yield from ((1, length), (many, length))
+
+
+def _check_model(check: _Check, random: np.random.Generator) -> None:
+    """Ask model.onnx for histories of every kind, longer ones than the model's among them."""
+    session, longest = check.engine.programs.session(MODEL), check.model.config.max_length
+    for batch, length in ((1, 1), (3, min(5, longest)), (2, longest), (2, longest + APPENDED)):
+        point = _Point.draw(random, check.items, batch, length)
+        k = min(TOP, check.items)
+        inputs = {"history": point.items, "k": np.array([k])}
+        if check.uses_times:
+            inputs |= {"since": point.since, "until": point.until}
+        items, scores = session.run(["items", "scores"], inputs)
+        cut = slice(max(0, length - longest), None)  # of row 0, which alone is so long
+        rows = slice(0, 1) if length > longest else slice(None)
+        kept = _Point(point.items[rows, cut], point.since[rows, cut], point.until[rows], f"{MODEL}: ")
+        check.answers(kept, items[rows], scores[rows])

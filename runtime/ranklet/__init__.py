@@ -1,6 +1,7 @@
 """Rank the next item for a history of events, with numpy and onnxruntime alone."""
 
-from ranklet.bundle import Manifest
+from ranklet.answer import Ranking
+from ranklet.bundle.manifest import Manifest
 from ranklet.errors import (
     BundleError,
     DataError,
@@ -12,7 +13,7 @@ from ranklet.errors import (
     RunError,
 )
 from ranklet.ranker import Ranker
-from ranklet.requests import Eligible, Ranking
+from ranklet.request import Eligible
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ranklet.provider import ORT_NAMES
+from ranklet.engine.sessions import ORT_NAMES
 
 Machine = dict[str, str | int]
 

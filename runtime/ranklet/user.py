@@ -1,71 +1,64 @@
 """Users whose state is kept: one more event costs one event, not the whole history again.
 
-* A state is what the blocks keep of events: keys and values of those that blocks before the last
-  show to the next one, and what entered the last block. Up to ``max_length`` events a user ranks as
-  ``Ranker.rank`` with the whole history.
+* Up to ``max_length`` events a user ranks as ``Ranker.rank`` with the whole history.
 * Beyond, the window rolls: in the last block an event attends to the ``max_length`` latest events,
-  itself included, and positions go on. What left the window still shows in the values of those that
-  saw it, so answers differ from ``Ranker.rank`` with the latest events; they are no worse
-  (docs/performance.md).
+  itself included. Events that left the window still show in the values of those that saw them, so
+  answers differ from ``Ranker.rank`` with the latest events; they are no worse
+  (docs/performance.md). More than ``APPENDED`` new events at once are encoded with the latest
+  ``max_length``, as ``Ranker.rank`` does.
 * Events are encoded when a ranking asks for them, so that appending alone costs next to nothing.
-* A signal handler that raises may end any call. What belongs together is therefore set in one
-  statement that calls nothing, and what is set before it does no harm.
+* A signal handler that raises may end any call. The counts of a user are therefore one value that
+  never changes, replaced in one assignment, beside lists of events that may be longer than they say
+  and a state into which an event may be put twice.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ranklet.bound import MOST_ANSWERS
-from ranklet.bundle import DATA, ENCODER
-from ranklet.device import DeviceArray
+from ranklet.answer import Answers, Ranking, by_length
+from ranklet.bundle.manifest import ENCODE, WEIGHTS
+from ranklet.bundle.vocabulary import ItemId
+from ranklet.engine.engine import NONE, Event, Floats, History
+from ranklet.engine.state import State
 from ranklet.errors import InputError
-from ranklet.graph import Best, Events, Floats, State
-from ranklet.ranker import ORDER_ALONE, Ranker, batches
-from ranklet.requests import (
-    NOTHING,
-    Eligible,
-    Ranking,
-    Request,
-    Times,
-    check_flag,
-    check_k,
-)
-from ranklet.ring import Event, Ring
-from ranklet.time_gaps import BUCKETS, UNKNOWN, bucket_until, buckets_before
-from ranklet.vocabulary import Ids, ItemId, flat, show, whole_number, whole_numbers
+from ranklet.request import Eligible, Reader, Request
+from ranklet.time_gaps import BUCKETS, UNKNOWN, buckets_before
+from ranklet.values import Ids, Times, check_flag, check_k, flat, show, whole_number
 
-MAGIC = b"ranklet user 2\n"
+MAGIC = b"ranklet user 3\n"
 DIGEST_BYTES = 32
+APPENDED = 4  # new events; to encode a history again costs no more than to append more of them
+
+
+class Kept(NamedTuple):
+    """The counts of a user: which of its events are known, and which are in the state."""
+
+    events: int = 0  # known events
+    unknown: int = 0  # ids that the catalogue lacks
+    last_time: int | None = None
+    encoded: int = 0  # events that are in the state, or have left it
+    position: int = 0  # of the next event, in the state
 
 
 class User:
     """The state of one user, made by ``Ranker.user``; not for two threads at once."""
 
-    def __init__(self, ranker: Ranker) -> None:
+    def __init__(self, answers: Answers, reader: Reader, state: State | None = None) -> None:
         """Use ``Ranker.user``."""
-        self._ranker = ranker
-        self._graphs = ranker.graphs
-        self._window = ranker.manifest.max_length
+        self._answers, self._reader = answers, reader
+        self._engine = answers.engine
+        self._kept = Kept()
         self._history: list[int] = []  # known events, all of them
-        # Bucket before each of them; more only where a call was interrupted, see ``append``.
-        self._since: list[int] = []
-        self._encoded = 0  # how many of them were encoded
-        self._state: list[Floats | DeviceArray] = list(ranker.graphs.empty_state(1))
-        self._ring: Ring | None = None  # where the state lies instead, after an event
-        self._position = 0  # of the next event
-        self._last_time: int | None = None
-        self.unknown = 0  # ids that the catalogue does not have
+        self._since: list[int] = []  # bucket of the gap before each
+        self._state = self._engine.empty_state(1) if state is None else state
 
     def __copy__(self) -> "User":
         """Return a user that goes on alone."""
-        return User(self._ranker).load(self.save())
+        return User(self._answers, self._reader).load(self.save())
 
     def __deepcopy__(self, _: object) -> "User":
         """Return a user that goes on alone, of the same ranker."""
@@ -79,7 +72,12 @@ class User:
 
     def __len__(self) -> int:
         """Return the number of known events."""
-        return len(self._history)
+        return self._kept.events
+
+    @property
+    def unknown(self) -> int:
+        """Return how many ids the catalogue did not have."""
+        return self._kept.unknown
 
     def append(self, item: ItemId, *, time: int | None = None) -> None:
         """Add an event.
@@ -91,33 +89,44 @@ class User:
         Raises:
             InputError: A value can't be used.
         """
-        index = self._ranker.vocabulary.find(item) if time is None else None
+        index = self._reader.vocabulary.find(item) if time is None else None
         if index is None:
             self.extend([item], times=None if time is None else [time], name="item")
-        else:  # the same without arrays
-            del self._since[len(self._history) :]
-            self._since += (UNKNOWN,)
-            self._history += (index,)
-            self._last_time = None
+            return
+        events, unknown, _, encoded, position = self._kept  # the same without arrays
+        del self._history[events:], self._since[events:]  # of a call that was interrupted
+        self._history.append(index)
+        self._since.append(UNKNOWN)
+        self._kept = Kept(events + 1, unknown, None, encoded, position)
 
     def extend(self, items: Ids, *, times: Times | None = None, name: str = "history") -> None:
         """Add events, oldest first, see ``append``; ``name`` is what an error calls them."""
-        indices = self._ranker.vocabulary.index(items, name)
-        is_known = indices > 0
-        known = indices[is_known].tolist()
-        since, last_time = [UNKNOWN] * len(known), None if known else self._last_time
+        self.add(*self.read(items, times, name))
+
+    def read(self, items: Ids, times: Times | None, name: str) -> tuple[list[int], list[int], Kept]:
+        """Check events to add; return items, buckets before them and the counts with them."""
+        kept = self._kept
+        indices = self._reader.vocabulary.index(items, name)
+        known = indices[indices > 0]
+        since, last_time = [UNKNOWN] * len(known), None if len(known) else kept.last_time
         if times is not None:
-            instants = self._check_times(times, len(indices))[is_known]
+            instants = self._reader.instants(times, len(indices), "times", kept.last_time)
+            instants = instants[indices > 0]
             if len(instants):
-                before = [] if self._last_time is None else [self._last_time]
+                before = [] if kept.last_time is None else [kept.last_time]
                 gaps = buckets_before(np.concatenate([np.array(before, np.int64), instants]))
                 since = gaps[len(before) :].tolist()
                 last_time = int(instants[-1])
-        unknown = self.unknown + len(indices) - len(known)
-        del self._since[len(self._history) :]
+        events, unknown = kept.events + len(known), kept.unknown + len(indices) - len(known)
+        after = Kept(events, unknown, last_time, kept.encoded, kept.position)
+        return known.tolist(), since, after
+
+    def add(self, items: list[int], since: list[int], after: Kept) -> None:
+        """Add events that ``read`` returned."""
+        del self._history[self._kept.events :], self._since[self._kept.events :]
+        self._history += items
         self._since += since
-        self._history += known
-        self._last_time, self.unknown = last_time, unknown
+        self._kept = after
 
     def rank(
         self,
@@ -129,87 +138,110 @@ class User:
         exclude_seen: bool = False,
         eligible: Eligible | None = None,
     ) -> Ranking:
-        """Rank items for what this user did so far, see ``Ranker.rank``.
+        """Rank items for the events of this user so far, see ``Ranker.rank``.
 
         Raises:
             InputError: A value can't be used.
         """
         if type(k) is not int or k < 1:
             k = check_k(k)
-        check_flag(exclude_seen)
-        ranker, pool = self._ranker, self._graphs.pool_of(k)
-        is_plain = now is None and candidates is None and exclude is None and eligible is None
-        if is_plain and not exclude_seen and pool < len(ranker):
-            best = self._append(k, pool)
-            if best is not None:
-                return ranker.name(best, 0, self.unknown)
+        if exclude_seen is not False:
+            check_flag(exclude_seen)
         if eligible is not None:
-            ranker.check_eligible(eligible)
-        request = self.request(now, candidates, exclude, exclude_seen)
-        available = ranker.available(request, eligible)
-        if not available or not self._history:
-            return ranker.popular(request, k, eligible)
-        if request.candidates is not None:
-            users, state = self._graphs.encode(self.prepare(request.until))
-            self.keep(state)
-            return ranker.rank_some(users[0], request, k, eligible)
-        pool = min(pool, available)
-        k = min(k, pool)
-        best = self._append(k, pool, request, eligible)
-        if best is None:
-            events = self.prepare(request.until)
-            best = ranker.best([request], events, k, pool, eligible, keep=True)
-            self.keep(best.state)
-        return ranker.name(best, 0, request.unknown)
+            self._answers.check_eligible(eligible)
+        request = self.request(now, candidates, exclude, exclude_seen=exclude_seen)
+        return self._answers.rank_one(request, k, eligible, self._encode)
 
-    def _append(
-        self, k: int, pool: int, request: Request | None = None, eligible: Eligible | None = None
-    ) -> Best | None:
-        """Rank where the last event alone is new, or nothing is; None if this is another case."""
-        graphs, new = self._graphs, len(self._history) - self._encoded
-        if not (graphs.can_append and self._encoded and new < 2 and k <= MOST_ANSWERS):
-            return None
-        position = self._position - 1 + new
-        if position >= graphs.positions:
-            return None
-        appender = self._ranker.appender
-        if self._ring is None or not self._ring.has_room:
-            self._settle()
-            if not self._size:  # an interrupt came when a window of one event had been cleared
-                return None
-            self._ring, self._state = appender.ring(self._state), []
-        until, bias = UNKNOWN, None
-        if request is not None:
-            until, bias = request.until, self._ranker.bias(request, eligible)
-        event = Event(self._history[-1], position, self._since[len(self._history) - 1], until)
-        ring, before = self._ring, self._ring.events - 1 + new
-        best = self._ranker.with_pool(appender.rank(ring, event, before, k, pool, bias), k, pool)
-        # At once, so that no interrupt leaves counts that differ.
-        ring.events, self._encoded, self._position = before + 1, self._encoded + new, position + 1
-        return best
+    def request(
+        self,
+        now: int | None = None,
+        candidates: Ids | None = None,
+        exclude: Ids | None = None,
+        *,
+        exclude_seen: bool = False,
+    ) -> Request:
+        """Check the values of a ranking, see ``rank``."""
+        kept = self._kept
+        excluded = NONE
+        if exclude_seen:
+            excluded = np.array(self._history[: kept.events], dtype=np.int64)
+        wanted = None
+        if exclude is not None or candidates is not None:
+            excluded, wanted = self._reader.filters(excluded, candidates, exclude)
+        until = UNKNOWN if now is None else self._until(now)
+        history = History(NONE, NONE, until) if kept.events else None
+        return Request(history, kept.unknown, excluded, wanted)
 
-    def _settle(self) -> None:
-        """Take the state out of the ring."""
-        if self._ring is not None:
-            self._state, self._ring = list(self._ring.read()), None
+    def _until(self, now: int) -> int:
+        """Return the bucket of the gap from the last event to now."""
+        last = self._kept.last_time
+        if last is not None or not self._reader.uses_times:
+            return self._reader.until(now, last or 0)
+        whole_number(now, "now")
+        if self._kept.events:
+            raise InputError("now was given without the time of the last event: it counts from it")
+        return UNKNOWN
+
+    @property
+    def new(self) -> int:
+        """Return how many events are not in the state yet."""
+        return self._kept.events - self._kept.encoded
+
+    @property
+    def is_encoded_whole(self) -> bool:
+        """Return whether a history is to be encoded, not appended to a state."""
+        return self.new > 0 and (not self._kept.encoded or self.new > APPENDED)
+
+    def _encode(self, history: History) -> Floats:
+        """Return the vector of this user, (1, D), and bring the state up to date."""
+        until = history.until
+        if self.is_encoded_whole:
+            users, states = self._engine.encode_states([self.latest(until)])
+            self.restart(states[0])
+            return users
+        while self.new > 1:
+            self._engine.append(self._state, [self.next_event(UNKNOWN)])
+            self.advance()
+        users = self._engine.append(self._state, [self.next_event(until)])
+        self.advance()
+        return users
+
+    def latest(self, until: int) -> History:
+        """Return the events that count, for an encoder."""
+        events = self._kept.events
+        latest = slice(max(0, events - self._reader.max_length), events)
+        items, since = (np.array(part[latest], np.int64) for part in (self._history, self._since))
+        return History(items, since, until)
+
+    def restart(self, events: list[Floats]) -> None:
+        """Take over the state of all events that count, as an encoder gives it."""
+        kept = self._kept
+        count = min(kept.events, self._reader.max_length)
+        self._state.fill(0, events, count)
+        self._kept = kept._replace(encoded=kept.events, position=count)
+
+    def next_event(self, until: int) -> Event:
+        """Return the event to append: the first new one, or the last one again."""
+        kept = self._kept
+        place = min(kept.encoded, kept.events - 1)
+        position = kept.position - (kept.encoded - place)
+        return Event(self._history[place], position, self._since[place], until)
+
+    def advance(self) -> None:
+        """Note that ``next_event`` is in the state."""
+        events, unknown, last_time, encoded, position = self._kept
+        if encoded < events:
+            self._kept = Kept(events, unknown, last_time, encoded + 1, position + 1)
 
     def save(self) -> bytes:
         """Return all that is kept, so that a process can park its users; see ``load``."""
-        state = self._state if self._ring is None else self._ring.read()
-        header = {
-            "bundle": self._fingerprint(),
-            "encoded": self._encoded,
-            "position": self._position,
-            "last_time": self._last_time,
-            "unknown": self.unknown,
-            "shapes": [part.shape for part in state],
-            "events": len(self._history),
-        }
-        numbers = np.array([self._history, self._since[: len(self._history)]], dtype="<i8")
-        parts = [numbers, *(np.ascontiguousarray(part, dtype="<f4") for part in state)]
-        text = json.dumps(header).encode()
-        body = MAGIC + len(text).to_bytes(4, "little") + text
-        body += b"".join(part.tobytes() for part in parts)
+        kept = self._kept
+        text = json.dumps({"bundle": self._fingerprint(), **kept._asdict()}).encode()
+        lists = self._history[: kept.events], self._since[: kept.events]
+        numbers = np.array(lists, dtype="<i8")
+        rows = self._state.read(0) if kept.encoded else []
+        body = MAGIC + len(text).to_bytes(4, "little") + text + numbers.tobytes()
+        body += b"".join(part.astype("<f4").tobytes() for part in rows)
         return body + hashlib.sha256(body).digest()
 
     def load(self, data: bytes) -> "User":
@@ -228,185 +260,71 @@ class User:
         if hashlib.sha256(body).digest() != digest:
             raise InputError(f"the saved user is damaged (SHA-256 of {len(data)} bytes)")
         try:
-            self.__dict__ = self._read(body).__dict__
+            kept, history, since, rows = self._read(body)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"the saved user does not follow the format: {error}") from error
+        self._kept = Kept()  # until all of it is there
+        self._history, self._since = history, since
+        self._state.restore(0, rows)
+        self._kept = kept
         return self
 
-    def _read(self, body: bytes) -> "User":
+    def _read(self, body: bytes) -> tuple[Kept, list[int], list[int], list[Floats]]:
         start = len(MAGIC) + 4
         end = start + int.from_bytes(body[len(MAGIC) : start], "little")
         header = json.loads(body[start:end])
-        if header["bundle"] != self._fingerprint():
+        if header.pop("bundle") != self._fingerprint():
             raise InputError("the saved user belongs to another bundle: start it again")
-        events = header["events"]
-        numbers = np.frombuffer(body, "<i8", 2 * events, end).reshape(2, events)
-        place = end + numbers.nbytes
-        state: list[Floats | DeviceArray] = []
-        for shape in header["shapes"]:
-            part = np.frombuffer(body, "<f4", math.prod(shape), place).reshape(shape)
-            state.append(part.astype(np.float32))
+        kept = Kept(**header)
+        numbers = np.frombuffer(body, "<i8", 2 * kept.events, end).reshape(2, kept.events)
+        history, since = numbers.tolist()
+        self._check(kept, history, since)
+        place, rows = end + numbers.nbytes, []
+        for array in self._state.arrays.values() if kept.encoded else ():
+            part = np.frombuffer(body, "<f4", array[0].size, place).reshape(array[0].shape)
+            if not np.isfinite(part).all():
+                raise ValueError("a state that is not finite")
+            rows.append(part.astype(np.float32))
             place += part.nbytes
-        taken = User(self._ranker)
-        taken._history, taken._since, taken._state = *numbers.tolist(), state
-        taken._encoded, taken._position = header["encoded"], header["position"]
-        taken._last_time, taken.unknown = header["last_time"], header["unknown"]
-        taken._check([part.shape for part in self._graphs.empty_state(1)])
-        return taken
+        if place != len(body):
+            raise ValueError(f"{len(body)} bytes, of which {place} are read")
+        return kept, history, since, rows
 
-    def _check(self, shapes: list[tuple[int, ...]]) -> None:
-        """Refuse what no user can be: onnxruntime takes item -1 for the last one."""
-        counts = [self._encoded, self._position, self.unknown, self._last_time or 0]
-        if not all(type(count) is int for count in counts):
-            raise ValueError(f"counts {counts}")
-        if [(*part.shape[:-2], 0, *part.shape[-1:]) for part in self._state] != shapes:
-            raise ValueError(f"a state of the shapes {[part.shape for part in self._state]}")
-        rows = max((part.shape[-2] for part in self._state), default=0)
-        events = len(self._history)
-        positions = self._graphs.positions if shapes else events
-        if not (rows <= self._encoded <= events and rows <= self._position <= positions):
-            raise ValueError(f"{events} events, {counts}, and {rows} of them kept")
-        if not all(np.isfinite(part).all() for part in self._state):
-            raise ValueError("a state that is not finite")
-        for name, found, least, most in (
-            ("item", self._history, 1, len(self._ranker)),
-            ("since", self._since, 0, BUCKETS - 1),
+    def _check(self, kept: Kept, history: list[int], since: list[int]) -> None:
+        """Refuse a user that can't be: onnxruntime takes item -1 for the last one."""
+        events, counts = kept.events, (kept.unknown, kept.encoded, kept.position)
+        is_whole = all(type(count) is int and count >= 0 for count in counts)
+        if not is_whole or type(kept.last_time or 0) is not int:
+            raise ValueError(f"counts {tuple(kept)}")
+        if not kept.position <= kept.encoded <= events or bool(kept.encoded) != bool(kept.position):
+            raise ValueError(f"{events} events, {kept.encoded} encoded, {kept.position} of a state")
+        for name, values, least, most in (
+            ("item", history, 1, len(self._reader.vocabulary)),
+            ("since", since, 0, BUCKETS - 1),
         ):
-            if events and not least <= min(found) <= max(found) <= most:
-                raise ValueError(f"{name} from {min(found)} to {max(found)}")
-
-    # What Users needs, too.
-
-    def forget(self, events: int, last_time: int | None, unknown: int) -> None:
-        """Go back to so many events, all that were encoded among them."""
-        del self._history[events:], self._since[events:]
-        self._last_time, self.unknown = last_time, unknown
-
-    def request(
-        self, now: int | None, candidates: Ids | None, exclude: Ids | None, exclude_seen: bool
-    ) -> Request:
-        """Check what a ranking is asked for."""
-        seen = self._history if exclude_seen else []
-        excluded, wanted = self._ranker.filters(seen, exclude, candidates)
-        until = UNKNOWN
-        if now is not None:
-            until = self._until(now)
-        history = np.array(self._history[-1:], dtype=np.int64)  # only whether it is empty counts
-        return Request(history, NOTHING, until, self.unknown, excluded, wanted)
-
-    def _until(self, now: int) -> int:
-        """Return the bucket of the gap from the last event to now."""
-        if not self._ranker.uses_times:
-            raise InputError(ORDER_ALONE)
-        asked = whole_number(now, "now")
-        if not self._history:
-            return UNKNOWN
-        if self._last_time is None:
-            raise InputError("now was given without the time of the last event: it counts from it")
-        if asked < self._last_time:
-            raise InputError(f"now is {asked}, before the last event, {self._last_time}")
-        return bucket_until(asked, self._last_time)
-
-    def prepare(self, until: int) -> Events:
-        """Return the events to encode for a ranking.
-
-        They fit into the window; what comes before is encoded here, event by event where the
-        window rolls. Where nothing is new, the last event is encoded again.
-        """
-        self._settle()
-        if not self._state:  # a model without blocks sees the last event alone
-            return self._events(len(self._history) - 1, None, until)
-        new = len(self._history) - self._encoded
-        if not self._encoded and new > self._window:  # as Ranker.rank: the latest count
-            self._encoded, new = len(self._history) - self._window, self._window
-        if not new:
-            state: list[Floats | DeviceArray] = [part[..., :-1, :] for part in self._state]
-            counts = self._encoded - 1, self._position - 1
-            self._state, (self._encoded, self._position) = state, counts
-        while (new := len(self._history) - self._encoded) > 1 and self._size + new > self._window:
-            count = max(1, min(new - 1, self._window - self._size))
-            events = self._events(self._encoded, count, UNKNOWN)
-            self.keep(self._graphs.encode(events)[1], count)
-        return self._events(self._encoded, None, until)
-
-    def keep(self, state: State, events: int | None = None) -> None:
-        """Take over the state after so many events, or after all."""
-        new = len(self._history) - self._encoded if events is None else events
-        latest = self._latest(state, self._window, self._graphs.attention_window)
-        counts = self._encoded + new, self._position + new
-        self._state, (self._encoded, self._position) = latest, counts
-
-    def _latest(self, state: State, events: int, shown: int) -> list[Floats | DeviceArray]:
-        """Return a state of so many events at most, with keys and values of those that are shown.
-
-        On a device, where to cut is to copy, they stay until events are cut, too.
-        """
-        if not state:
-            return []
-        *keys_values, entered = state
-        if self._graphs.attention_window and isinstance(entered, np.ndarray):
-            keys_values = [_cut(part, min(shown, events)) for part in keys_values]
-        return [_cut(part, events) for part in (*keys_values, entered)]
-
-    @property
-    def _size(self) -> int:
-        return int(self._state[-1].shape[-2])
-
-    def _events(self, first: int, count: int | None, until: int) -> Events:
-        """Return events as input of a graph, with the part of the past that they may see."""
-        last = len(self._history) if count is None else first + count
-        history = np.array([self._history[first:last]], dtype=np.int64)
-        since = np.array([self._since[first:last]], dtype=np.int64)
-        room = self._window - history.shape[1]
-        if self._state:
-            self._state = self._latest(self._state, room, self._graphs.attention_window - 1)
-        self._rebase(history.shape[1])
-        starts = np.array([self._position], dtype=np.int64)
-        told = np.array([until], dtype=np.int64)
-        return Events(history, starts=starts, since=since, until=told, past=self._state)
-
-    def _rebase(self, new: int) -> None:
-        """Count positions from the first kept event, before they leave the table of the graph.
-
-        Only differences of rotary positions matter, so keys are turned back by the same angle.
-        """
-        base = self._ranker.manifest.rotary_base
-        if not self._state or self._position + new <= self._graphs.positions:
-            return
-        state, size = self._state.copy(), self._size
-        for place in range(0, len(state) - 1 if base else 0, 2):  # keys; no block turns the last
-            keys = np.asarray(state[place], dtype=np.float64)
-            half = keys.shape[-1] // 2
-            angles = (size - self._position) * base ** (-np.arange(half) / half)
-            cos, sin = np.cos(angles), np.sin(angles)
-            first, second = np.split(keys, 2, axis=-1)
-            turned = [first * cos - second * sin, second * cos + first * sin]
-            state[place] = np.concatenate(turned, axis=-1).astype(np.float32)
-        self._state, self._position = state, size
-
-    def _check_times(self, times: Times, events: int) -> NDArray[np.int64]:
-        if not self._ranker.uses_times:
-            raise InputError(ORDER_ALONE)
-        instants = whole_numbers(times, "times")
-        if len(instants) != events:
-            raise InputError(f"times has {len(instants)} times for {events} events")
-        before = [] if self._last_time is None else [self._last_time]
-        ordered = np.array([*before, *instants.tolist()], dtype=np.int64)
-        if (ordered[1:] < ordered[:-1]).any():
-            raise InputError(f"times falls: {show(ordered.tolist())}; pass events oldest first")
-        return instants
+            if events and not least <= min(values) <= max(values) <= most:
+                raise ValueError(f"{name} from {min(values)} to {max(values)}")
 
     def _fingerprint(self) -> str:
-        files = self._ranker.manifest.files
-        return files[ENCODER].sha256 + files[DATA].sha256
+        manifest = self._engine.manifest
+        return "".join(
+            manifest.files[name].sha256 for name in (manifest.programs[ENCODE].file, WEIGHTS)
+        )
 
 
 class Users:
     """The states of many users, made by ``Ranker.users``; not for two threads at once."""
 
-    def __init__(self, users: Sequence[User], ranker: Ranker) -> None:
+    def __init__(self, answers: Answers, reader: Reader, count: int) -> None:
         """Use ``Ranker.users``."""
-        self._users, self._ranker = list(users), ranker
+        self._answers, self._engine = answers, answers.engine
+        size, self._blocks = self._engine.users_of_state, list[State]()
+        self._users: list[User] = []
+        for begin in range(0, count, size):
+            block = self._engine.empty_state(min(size, count - begin))
+            self._blocks.append(block)
+            rows = block.rows()
+            self._users += [User(answers, reader, state) for state in rows]
 
     def __len__(self) -> int:
         """Return the number of users."""
@@ -425,91 +343,50 @@ class Users:
             InputError: A value can't be used, or the lists differ in length; no event was added.
         """
         done = flat(items, "items")
-        told = [None] * len(done) if times is None else flat(times, "times")
-        if not len(done) == len(told) == len(self._users):
-            raise InputError(f"{len(done)} items, {len(told)} times, {len(self._users)} users")
-        before = [(len(user), user._last_time, user.unknown) for user in self._users]
-        place = 0
-        try:
-            for place, (item, time) in enumerate(zip(done, told, strict=True)):
-                if item is not None:
-                    self._users[place].append(item, time=time)
-        except InputError as error:
-            for user, counts in zip(self._users, before, strict=True):
-                user.forget(*counts)
-            raise InputError(f"user {place}: {error}") from error
+        instants = [None] * len(done) if times is None else flat(times, "times")
+        if not len(done) == len(instants) == len(self._users):
+            raise InputError(f"{len(done)} items, {len(instants)} times, {len(self._users)} users")
+        added = []
+        for user, item, time in zip(self._users, done, instants, strict=True):
+            try:
+                items = [] if item is None else [item]
+                of_items = None if item is None or time is None else [time]
+                added.append(user.read(items, of_items, "item"))
+            except InputError as error:
+                raise InputError(f"user {len(added)}: {error}") from error
+        for user, events in zip(self._users, added, strict=True):
+            user.add(*events)
 
     def rank(
-        self,
-        k: int = 10,
-        *,
-        exclude_seen: bool = False,
-        eligible: Eligible | None = None,
+        self, k: int = 10, *, exclude_seen: bool = False, eligible: Eligible | None = None
     ) -> list[Ranking]:
-        """Rank for every user, those with equally many kept events in one run of the graph."""
-        k, ranker = check_k(k), self._ranker
+        """Rank for every user, all of them in the same runs of the graphs."""
+        k = check_k(k)
         check_flag(exclude_seen)
         if eligible is not None:
-            ranker.check_eligible(eligible)
-        answers: dict[int, Ranking] = {}
-        groups: dict[tuple[tuple[int, ...], int], list[_Question]] = {}
-        for row, user in enumerate(self._users):
-            request = user.request(None, None, None, exclude_seen)
-            available = ranker.available(request, eligible)
-            if not available or not len(user):
-                answers[row] = ranker.popular(request, k, eligible)
-                continue
-            question = _Question(row, request, user.prepare(UNKNOWN))
-            left = min(available, ranker.graphs.pool_of(k))  # a smaller pool needs a run of its own
-            groups.setdefault((question.rows, left), []).append(question)
-        for (_, left), questions in groups.items():
-            for part in batches(questions, len(ranker)):
-                requests = [q.request for q in part]
-                best = ranker.best(requests, _stack(part), min(k, left), left, eligible, keep=True)
-                states = [np.asarray(t) for t in best.state]
-                for place, q in enumerate(part):
-                    new = q.events.history.shape[1]  # the rest is padding
-                    state = [
-                        t[place : place + 1, ..., : rows + new, :].copy()
-                        for t, rows in zip(states, q.rows, strict=True)
-                    ]
-                    self._users[q.row].keep(state)
-                    answers[q.row] = ranker.name(best, place, q.request.unknown)
-        return [answers[row] for row in range(len(self._users))]
+            self._answers.check_eligible(eligible)
+        requests = [user.request(exclude_seen=exclude_seen) for user in self._users]
+        return self._answers.rank_users(requests, self._encode, k, eligible)
+
+    def _encode(self, rows: list[int]) -> Floats:
+        """Return the vectors of some users, and bring the states of all up to date."""
+        whole = [user for user in self._users if user.is_encoded_whole]
+        histories = [user.latest(UNKNOWN) for user in whole]
+        for part in by_length([len(history.items) for history in histories]):
+            _, states = self._engine.encode_states([histories[place] for place in part])
+            for place, events in zip(part, states, strict=True):
+                whole[place].restart(events)
+        vectors, begin = [], 0
+        for block in self._blocks:
+            users = self._users[begin : begin + block.users]
+            begin += block.users
+            for _ in range(max(1, *(user.new for user in users))):
+                events = [user.next_event(UNKNOWN) if user else _NOTHING for user in users]
+                vector = self._engine.append(block, events)
+                for user in users:
+                    user.advance()
+            vectors.append(vector)
+        return np.concatenate(vectors)[rows]
 
 
-def _cut(part: Floats | DeviceArray, rows: int) -> Floats | DeviceArray:
-    start = part.shape[-2] - rows
-    return part[..., start:, :] if start > 0 else part
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What one of many users needs to be ranked."""
-
-    row: int
-    request: Request
-    events: Events
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Return of how many events before each part of the state is."""
-        return tuple(part.shape[-2] for part in self.events.past)
-
-
-def _stack(questions: Sequence[_Question]) -> Events:
-    """Return the events of users whose pasts are equally long as one batch."""
-    events = [q.events for q in questions]
-    counts = np.array([e.history.shape[1] for e in events])
-    padded = np.zeros((2, len(events), counts.max()), dtype=np.int64)
-    padded[1] = UNKNOWN
-    for row, e in enumerate(events):
-        padded[:, row, : counts[row]] = [e.history[0], e.since[0]]
-    return Events(
-        padded[0],
-        counts,
-        starts=np.concatenate([e.starts for e in events]),
-        since=padded[1],
-        until=np.concatenate([e.until for e in events]),
-        past=[np.concatenate(parts) for parts in zip(*(e.past for e in events), strict=True)],
-    )
+_NOTHING = Event(0, 0)  # of a user without an event: its row is overwritten by the first one

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ranklet.bundle import Manifest
+from ranklet.answer import Ranking
+from ranklet.bundle.manifest import GOLDEN, MODEL, SCORE_MANY, Manifest
+from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.engine.engine import Engine, History
+from ranklet.engine.programs import Programs
+from ranklet.engine.sessions import ORT_ERRORS, Provider
 from ranklet.errors import BundleError
-from ranklet.graph import SMALLEST_BATCH, Events
-from ranklet.provider import Provider
 from ranklet.ranker import Ranker
-from ranklet.requests import Ranking
 
 # Another processor or provider sums in another order; cosines over the temperature reach 14.
 SCORE_TOLERANCE = 1e-3
@@ -44,17 +47,21 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
         ProviderError: CUDA was asked for and does not run.
     """
     path = Path(path)
-    Manifest.read(path, hash_up_to=sys.maxsize)  # every file, however large
+    manifest = Manifest.read(path, hash_up_to=sys.maxsize)  # every file, however large
     ranker = Ranker.load(path, provider=provider, threads=threads, check_digests=False)
+    engine, vocabulary = ranker._answers.engine, ranker.vocabulary
     try:
-        golden = json.loads((path / "golden.json").read_bytes())
+        golden = json.loads((path / GOLDEN).read_bytes())
         differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
-        _check_codes(ranker, [answer["history"] for answer in golden])
+        for number, answer in enumerate(golden):
+            found = ask_model(engine.programs, vocabulary, answer["history"], len(answer["items"]))
+            differences.append(_difference(found, answer, f"golden answer {number} of {MODEL}"))
+        check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path / 'golden.json'} is damaged: {error!r}") from error
+        raise BundleError(f"{path / GOLDEN} is damaged: {error!r}") from error
     if not differences:
-        raise BundleError(f"{path / 'golden.json'} holds no answers")
-    files = ranker.manifest.files
+        raise BundleError(f"{path / GOLDEN} holds no answers")
+    files = manifest.files
     return VerifyReport(
         files=len(files),
         bytes=sum(file.size for file in files.values()),
@@ -65,28 +72,41 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
     )
 
 
-def _check_codes(ranker: Ranker, histories: list[Any]) -> None:
-    """Check that scores by codes are as near to fp32 as claimed, alone and in a batch."""
-    graphs, plain = ranker.graphs, ranker.plain
-    if not graphs.is_rounded:
+def ask_model(
+    programs: Programs, vocabulary: Vocabulary, history: Any, k: int
+) -> Ranking:
+    """Return what model.onnx answers, as a program that knows nothing of ranklet would ask it."""
+    session = programs.session(MODEL)
+    events = vocabulary.index(history)[None]
+    inputs = {"history": events, "k": np.array([k])}
+    if programs.manifest.uses_times:
+        inputs |= {"since": np.zeros_like(events), "until": np.zeros(1, dtype=np.int64)}
+    try:
+        items, scores = session.run(["items", "scores"], inputs)
+    except ORT_ERRORS as error:
+        raise BundleError(f"{MODEL}.onnx can't be run: {error}") from error
+    return Ranking(vocabulary.ids(items[0]), scores[0], 0, cold=False)
+
+
+def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:
+    """Check that scores by codes are as near to fp32 as claimed, for one user and for many.
+
+    Raises:
+        BundleError: They are not.
+    """
+    if not engine.has_codes:
         return
-    pool = min(graphs.smallest_pool, len(ranker))
+    manifest = engine.manifest
+    pool, many = min(manifest.pool.minimum, manifest.items), manifest.programs.get(SCORE_MANY)
     for history in histories:
-        row = ranker.vocabulary.index(history)[None]
-        found = {
-            f"in a batch of {batch}": graphs.rank(
-                Events(row.repeat(batch, axis=0)), pool, pool=pool
-            )
-            for batch in (1, SMALLEST_BATCH)
-        }
-        if plain is not None:
-            found["alone"] = plain.rank(row[0], pool, pool)
-        for how, best in found.items():
-            off = graphs.off_by(best)
+        user = engine.encode([History(history)])
+        for batch in {1, many.least_users if many else 1}:
+            users = user.repeat(batch, axis=0)
+            off = engine.off_by(users, engine.score(users, pool, pool))
             if off > 0:
                 raise BundleError(
-                    f"scores by codes are off by {off:.2e} more than rounding explains, {how}, "
-                    "on this machine: export with --precision fp32"
+                    f"scores by codes are off by {off:.2e} more than rounding explains, for "
+                    f"{batch} user(s), on this machine: export with --precision fp32"
                 )
 
 

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from ranklet.bundle import Manifest, describe_files
+from ranklet.bundle.folder import describe_files
+from ranklet.bundle.manifest import Manifest
 from ranklet_cli.group import cli
 from ranklet_training.runs.checkpoint import Run
 
@@ -72,7 +73,7 @@ def test_train_evaluate_export_rank(log: Path, tmp_path: Path) -> None:
     assert trained["settings"]["model"]["width"] == 16
     judged = ask("evaluate", run, log)
     assert json.loads((run / "evaluation.json").read_text()) == judged
-    assert ask("export", run, bundle)["opset"] == 23
+    assert ask("export", run, bundle)["precision"] == "int8"
     ranked = ask("evaluate", bundle, log)
     for a, b in zip(judged["rows"], ranked["rows"], strict=True):
         assert a["masked"] == pytest.approx(b["masked"], abs=5e-5)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ranklet.positions import WAVES, relative_bias
 from ranklet_training.model.attention import (
+    WAVES,
     RelativeBias,
     attention,
     biased_attention,
     local_attention,
+    relative_bias,
     rotary,
     rotary_tables,
 )
@@ -163,7 +164,7 @@ def test_a_bias_is_the_sum_of_its_waves() -> None:
     assert largest_difference(bias(30), slow_bias(bias, 30)) < EXACT
 
 
-def test_the_runtime_makes_the_same_bias() -> None:
+def test_a_bias_from_its_numbers_is_the_same() -> None:
     bias = drawn_bias()
     found = relative_bias(*bias.waves().tolist(), 30)
     assert found.dtype == np.float32

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 
 from ranklet import Ranker
 from ranklet.errors import DataError, InputError, RunError
@@ -25,7 +26,7 @@ from ranklet_cli.group import cli
 from ranklet_training.data.events import Events
 from ranklet_training.data.simulator import Simulation
 from ranklet_training.data.split import Split, split_events
-from ranklet_training.judge.bootstrap import Bootstrap, holm, paired_bootstrap, unpaired_bootstrap
+from ranklet_training.judge import statistics
 from ranklet_training.judge.compare import (
     ModelComparison,
     compare_models,
@@ -39,12 +40,19 @@ from ranklet_training.judge.outcomes import (
     OutcomeComparison,
     compare_outcomes,
     read_outcomes,
-    sample_ratio,
     user_outcomes,
+)
+from ranklet_training.judge.statistics import (
+    Bootstrap,
+    holm,
+    paired_bootstrap,
+    sample_ratio,
+    unpaired_bootstrap,
 )
 from ranklet_training.runs.checkpoint import Run
 from ranklet_training.runs.presets import RunConfig
-from ranklet_training.runs.train import start_run, train
+from ranklet_training.runs.start import start_run
+from ranklet_training.runs.train import train
 
 FLOAT = 1e-12  # sums in another order
 NORMAL_95 = 1.959964
@@ -119,25 +127,42 @@ def test_the_p_value_of_normal_differences_is_the_textbook_one() -> None:
     assert paired_bootstrap(np.zeros_like(gains), gains).p[0] == pytest.approx(expected, abs=error)
 
 
+@each_kind
+@pytest.mark.slow
+def test_intervals_are_those_of_scipy(values_of: Callable[[int], Values]) -> None:
+    a, b = values_of(13), values_of(14)
+    options: dict[str, Any] = {"method": "percentile", "n_resamples": 10_000, "rng": 1}
+    pairs = [
+        (paired_bootstrap(a, b), stats.bootstrap((b - a,), np.mean, **options)),
+        (
+            unpaired_bootstrap(a, b),
+            stats.bootstrap((b, a), lambda x, y, axis: x.mean(axis) - y.mean(axis), **options),
+        ),
+    ]
+    for ours, theirs in pairs:
+        width = (ours.high - ours.low).max()
+        interval = theirs.confidence_interval
+        np.testing.assert_allclose(ours.low, interval.low, atol=width * 0.05)
+        np.testing.assert_allclose(ours.high, interval.high, atol=width * 0.05)
+
+
 def test_pairing_narrows_the_interval_when_users_differ_more_than_models() -> None:
     random = np.random.default_rng(4)
     a = random.normal(0, 10, (500, 1))
     b = a + random.normal(0.2, 0.5, (500, 1))
-    paired, unpaired = paired_bootstrap(a, b), unpaired_bootstrap(a, b)
-    assert paired.p[0] < 0.001
-    assert unpaired.p[0] > 0.5
+    assert paired_bootstrap(a, b).p[0] < 0.001
+    assert unpaired_bootstrap(a, b).p[0] > 0.5
 
 
-@pytest.mark.parametrize("resample", [paired_bootstrap, unpaired_bootstrap])
-@pytest.mark.parametrize("kind", ["ranks", "numbers"])
-def test_p_values_are_uniform_where_nothing_differs(resample: Resampling, kind: str) -> None:
+@each_kind
+@each_test
+@pytest.mark.slow
+def test_p_values_are_uniform_where_nothing_differs(
+    resample: Resampling, values_of: Callable[..., Values]
+) -> None:
     found = []
     for seed in range(200):
-        random = np.random.default_rng([5, seed])
-        if kind == "ranks":
-            a, b = (ranks_of(2 * seed + model, 150)[:, 4:5] for model in (0, 1))
-        else:
-            a, b = random.normal(size=(2, 150, 1))
+        a, b = (values_of(2 * seed + model, 150)[:, 2:3] for model in (0, 1))
         found.append(resample(a, b, resamples=1000, seed=seed).p[0])
     assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.09
     assert 0.4 <= np.mean(np.array(found) < 0.5) <= 0.6
@@ -161,14 +186,17 @@ def test_swapping_the_models_mirrors_everything(values_of: Callable[[int], Value
 
 @each_kind
 @each_test
-@pytest.mark.parametrize("chunk", [1, 1000, 50_000, 10**8])
+@pytest.mark.parametrize("chunk", [1, 50_000])
 def test_the_result_does_not_depend_on_the_chunk(
-    resample: Resampling, values_of: Callable[[int], Values], chunk: int
+    resample: Resampling,
+    values_of: Callable[[int], Values],
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     a, b = values_of(9), values_of(10)
-    assert_close(
-        resample(a, b, resamples=1001, chunk=chunk), resample(a, b, resamples=1001, chunk=12_345)
-    )
+    whole = resample(a, b, resamples=1001)
+    monkeypatch.setattr(statistics, "CHUNK", chunk)
+    assert_close(resample(a, b, resamples=1001), whole)
 
 
 @each_kind
@@ -177,22 +205,10 @@ def test_the_seed_decides_the_result(
     resample: Resampling, values_of: Callable[[int], Values]
 ) -> None:
     a, b = values_of(11), values_of(12)
-    first = resample(a, b, resamples=1000, seed=3)
-    again, other = (resample(a, b, resamples=1000, seed=seed) for seed in (3, 4))
+    first, again, other = (resample(a, b, resamples=1000, seed=seed) for seed in (3, 3, 4))
     for name, value in asdict(first).items():
         np.testing.assert_array_equal(value, getattr(again, name))
     assert (first.low != other.low).any()
-
-
-def test_drawing_groups_of_equal_users_is_drawing_users() -> None:
-    # The same values, once with noise far below what matters, so that no two users are equal.
-    a, b = ranks_of(13, 600), ranks_of(14, 600)
-    noise = np.random.default_rng(15).uniform(-1e-7, 1e-7, b.shape)
-    groups, single = paired_bootstrap(a, b), paired_bootstrap(a, b + noise)
-    width = groups.high - groups.low
-    np.testing.assert_allclose(groups.low, single.low, atol=width.max() * 0.05)
-    np.testing.assert_allclose(groups.high, single.high, atol=width.max() * 0.05)
-    np.testing.assert_allclose(groups.p, single.p, atol=0.03)
 
 
 def test_the_smallest_p_value_is_one_of_resamples_plus_one() -> None:
@@ -201,43 +217,30 @@ def test_the_smallest_p_value_is_one_of_resamples_plus_one() -> None:
     assert result.p[0] == 1 / 1001
 
 
-@pytest.mark.parametrize("resample", [paired_bootstrap, unpaired_bootstrap])
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"resamples": 999}, "resamples must be at least 1,000, got 999"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"chunk": 0}, "chunk must be at least 1, got 0"),
-    ],
-)
-def test_an_option_out_of_range_is_named(
-    resample: Resampling, options: dict[str, int], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        resample(numbers_of(0), numbers_of(1), **options)
-
-
-@pytest.mark.parametrize("resample", [paired_bootstrap, unpaired_bootstrap])
-def test_few_users_are_refused(resample: Resampling) -> None:
-    with pytest.raises(InputError, match="b_values hold 19 users; a bootstrap needs at least 20"):
-        resample(numbers_of(0), numbers_of(1, 19))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_named(bad: float) -> None:
+def damaged(bad: float) -> Values:
     values = numbers_of(0)
     values[7, 2] = bad
-    with pytest.raises(InputError, match=f"a_values hold {bad} for user 7, metric 2"):
-        paired_bootstrap(values, numbers_of(1))
+    return values
 
 
-def test_shapes_that_do_not_match_are_named() -> None:
-    with pytest.raises(InputError, match=r"a_values are \(400, 3\) and b_values \(399, 3\)"):
-        paired_bootstrap(numbers_of(0), numbers_of(1, 399))
-    with pytest.raises(InputError, match="a_values have 3 metrics and b_values 2"):
-        unpaired_bootstrap(numbers_of(0), numbers_of(1)[:, :2])
-    with pytest.raises(InputError, match=r"a_values must be \(users, metrics\), got .*\(400,\)"):
-        paired_bootstrap(numbers_of(0)[:, 0], numbers_of(1)[:, 0])
+@each_test
+@pytest.mark.parametrize(
+    ("a", "b", "options", "message"),
+    [
+        (numbers_of(0), numbers_of(1), {"resamples": 999}, "resamples .* least 1,000, got 999"),
+        (numbers_of(0), numbers_of(1), {"seed": -1}, "seed must be at least 0, got -1"),
+        (numbers_of(0), numbers_of(1, 19), {}, "b has 19 users; a bootstrap needs at least 20"),
+        (damaged(math.nan), numbers_of(1), {}, "a is nan for user 7, metric 2"),
+        (damaged(math.inf), numbers_of(1), {}, "a is inf for user 7, metric 2"),
+        (numbers_of(0)[:, 0], numbers_of(1), {}, r"a must be \(users, metrics\), got .*\(400,\)"),
+        (numbers_of(0), numbers_of(1)[:, :2], {}, r"\(400, 2\): pair|a has 3 .* and b has 2"),
+    ],
+)
+def test_wrong_values_and_options_are_named(
+    resample: Resampling, a: Values, b: Values, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        resample(a, b, **options)
 
 
 # Corrections and checks.
@@ -246,34 +249,26 @@ def test_shapes_that_do_not_match_are_named() -> None:
 def test_holm_is_what_a_hand_computes() -> None:
     # Sorted .005 .01 .03 .04 by 4 3 2 1: .02 .03 .06 .04, and none may lie below the one before.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-def test_holm_keeps_one_p_value_and_never_exceeds_1() -> None:
     assert holm([0.2]).tolist() == [0.2]
     assert holm([0.9, 0.8, 0.7]).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("chi_square", "p"), [(2.706, 0.1), (3.841, 0.05), (6.635, 0.01), (10.828, 0.001)]
+    ("control", "treatment", "ratio"), [(880, 120, (9, 1)), (5164, 4836, (1, 1)), (3, 9, (1, 2))]
 )
-def test_the_sample_ratio_p_value_is_that_of_the_tables(chi_square: float, p: float) -> None:
-    # 1:1 and n users: chi-square is (control - treatment)^2 / n.
-    users = 10**10
-    gap = round(math.sqrt(chi_square * users))
-    checked = sample_ratio((users + gap) // 2, (users - gap) // 2)
-    assert checked.chi_square == pytest.approx(chi_square, abs=1e-4)
-    assert checked.p == pytest.approx(p, rel=0.002)
-
-
-def test_the_sample_ratio_is_the_sum_over_both_cells() -> None:
-    expected = (880 - 900) ** 2 / 900 + (120 - 100) ** 2 / 100
-    checked = sample_ratio(880, 120, (9, 1))
-    assert checked.control_share == pytest.approx(0.9)
-    assert checked.chi_square == pytest.approx(expected)
+def test_the_sample_ratio_is_the_chi_square_test(
+    control: int, treatment: int, ratio: tuple[float, float]
+) -> None:
+    share = ratio[0] / sum(ratio)
+    users = control + treatment
+    expected = stats.chisquare([control, treatment], [users * share, users * (1 - share)])
+    checked = sample_ratio(control, treatment, ratio)
+    assert checked.control_share == pytest.approx(share)
+    assert (checked.chi_square, checked.p) == pytest.approx((expected.statistic, expected.pvalue))
 
 
 def test_a_mismatch_begins_below_one_in_a_thousand() -> None:
-    assert not sample_ratio(5164, 4836).mismatch  # chi-square 10.758
+    assert not sample_ratio(5164, 4836).mismatch  # chi-square 10.758; 10.828 is one in a thousand
     assert sample_ratio(5166, 4834).mismatch  # 11.022
 
 
@@ -335,14 +330,10 @@ def test_every_row_is_consistent(models: ModelComparison) -> None:
         assert row.a_wins + row.b_wins + row.ties == models.users
         assert row.p <= row.p_holm <= 1
         assert row.significant == (row.p_holm <= 0.05)
-    corrected = holm([row.p for row in models.rows]).tolist()
-    assert [row.p_holm for row in models.rows] == corrected
-
-
-def test_wins_of_a_hit_rate_explain_its_difference(models: ModelComparison) -> None:
-    for row in models.rows:
         if row.metric.startswith("HR"):
             assert (row.b_wins - row.a_wins) / models.users == pytest.approx(row.difference)
+    corrected = holm([row.p for row in models.rows]).tolist()
+    assert [row.p_holm for row in models.rows] == corrected
 
 
 def test_swapping_the_runs_mirrors_the_table(
@@ -430,7 +421,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(requests(), min_size=1, max_size=25))
 def test_metrics_of_users_are_what_slow_python_computes(rows: list[dict[str, Any]]) -> None:
     lists = {"shown": pl.List(pl.Int64), "clicked": pl.List(pl.Int64)}
@@ -461,13 +452,9 @@ def test_a_real_gain_is_significant_and_none_is_not() -> None:
     assert not any(row.significant for row in compare_outcomes(log_of(300)).rows)
 
 
-def test_the_control_is_first_by_name_unless_said() -> None:
-    assert compare_outcomes(LOG, resamples=1000).control.name == "new"
-    assert compare_outcomes(LOG, control="old", resamples=1000).control.name == "old"
-
-
-def test_the_other_control_turns_the_differences_round() -> None:
-    old, new = (compare_outcomes(LOG, control=name) for name in ("old", "new"))
+def test_the_control_is_first_by_name_and_another_turns_the_differences_round() -> None:
+    old, new = (compare_outcomes(LOG, control=name) for name in ("old", None))
+    assert (old.control.name, new.control.name) == ("old", "new")
     for row, back in zip(old.rows, new.rows, strict=True):
         assert back.difference == -row.difference
         width = row.high - row.low
@@ -526,10 +513,9 @@ def test_every_file_type_gives_the_same_result(
     name: str, ids: type[pl.DataType], tmp_path: Path
 ) -> None:
     frame = LOG.with_columns(pl.col("shown", "clicked").cast(pl.List(ids)))
-    assert compare_outcomes(write_log(frame, tmp_path / name), resamples=1000) == compare_outcomes(
-        LOG.with_columns(pl.col("user_id").cast(pl.String)) if "csv" in name else LOG,
-        resamples=1000,
-    )
+    as_text = LOG.with_columns(pl.col("user_id").cast(pl.String)) if "csv" in name else LOG
+    result = compare_outcomes(write_log(frame, tmp_path / name), resamples=1000)
+    assert result == compare_outcomes(as_text, resamples=1000)
 
 
 def test_other_types_that_mean_the_same_are_read() -> None:
@@ -540,6 +526,9 @@ def test_other_types_that_mean_the_same_are_read() -> None:
         pl.col("clicked").cast(pl.List(pl.UInt8)),
     )
     assert compare_outcomes(frame, resamples=1000) == compare_outcomes(LOG, resamples=1000)
+    frame = LOG.with_columns(variant=(pl.col("variant") == "new").cast(pl.Int8))
+    result = compare_outcomes(frame, control="1", resamples=1000)
+    assert (result.control.name, result.treatment.name) == ("1", "0")
     arrays = LOG.select("user_id", "variant").with_columns(
         pl.Series("shown", [[1, 2]] * len(LOG), dtype=pl.Array(pl.Int64, 2)),
         pl.Series("clicked", [[2]] * len(LOG), dtype=pl.Array(pl.Int64, 1)),
@@ -547,24 +536,11 @@ def test_other_types_that_mean_the_same_are_read() -> None:
     assert compare_outcomes(arrays, resamples=1000).rows[0].control == 0.5
 
 
-def test_integer_variants_are_names_too() -> None:
-    frame = LOG.with_columns(variant=(pl.col("variant") == "new").cast(pl.Int8))
-    result = compare_outcomes(frame, control="1", resamples=1000)
-    assert (result.control.name, result.treatment.name) == ("1", "0")
-
-
 def test_a_log_without_any_click_is_no_error(tmp_path: Path) -> None:
     rows = [{**row, "clicked": []} for row in LOG.to_dicts()]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = compare_outcomes(tmp_path / "log.jsonl", resamples=1000)
     assert [(row.difference, row.p) for row in result.rows] == [(0, 1)] * 4
-
-
-def test_blank_lines_of_a_csv_file_are_not_counted(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    path.write_text("user_id,variant,shown,clicked\n1,a,5|7,\n\n2,b,5|7,9\n")
-    with pytest.raises(DataError, match=r"not shown in row 2: \['9'\]"):
-        read_outcomes(path)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
@@ -586,23 +562,20 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"shown": None}, "'shown' has no value in row 2"),
     ({"clicked": None}, "'clicked' has no value in row 2: None; write an empty list"),
     ({"variant": None}, "'variant' has no value in row 2"),
-    ({"variant": ""}, "'variant' is an empty text in row 2"),
+    ({"variant": ""}, "'variant' is an empty id in row 2"),
     ({"user_id": None}, "'user_id' has no value in row 2"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_ROWS, ids=[m[:30] for _, m in BAD_ROWS])
-@pytest.mark.parametrize("kind", ["frame", "jsonl"])
 def test_a_bad_request_is_named_with_its_row(
-    kind: str, change: dict[str, Any], message: str, tmp_path: Path
+    change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     rows = [REQUEST, {**REQUEST, **change}, REQUEST]
-    source: Path | pl.DataFrame = pl.DataFrame(rows)
-    if kind == "jsonl":
-        source = tmp_path / "log.jsonl"
-        source.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match=message):
-        read_outcomes(source)
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for source in (pl.DataFrame(rows), tmp_path / "log.jsonl"):
+        with pytest.raises(DataError, match=message):
+            read_outcomes(source)
 
 
 @pytest.mark.parametrize(
@@ -612,7 +585,7 @@ def test_a_bad_request_is_named_with_its_row(
         ("1,a,,", "'shown' has no value in row 2"),
         (",a,5,", "'user_id' has no value in row 2"),
         ('1,"",5,', "'variant' has no value in row 2"),
-        ("1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),
+        ("\n1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),  # blank lines do not count
         ("1,a,5|7,5,7", "can't be read"),
     ],
 )
@@ -651,7 +624,7 @@ def test_a_wrong_type_in_json_lines_is_named(
         ),
         (pl.col("shown").cast(pl.List(pl.Float64)), "'shown' holds lists of Float64; ids are"),
         (pl.col("shown").cast(pl.List(pl.String)), r"shown is List\(String\) and clicked List\(I"),
-        (pl.col("user_id").cast(pl.Float64), "'user_id' holds Float64, such as 0.0 in row 1"),
+        (pl.col("user_id").cast(pl.Float64), "'user_id' holds Float64, such as 0.0; ids are"),
         (pl.col("variant") == "old", "'variant' holds Boolean, such as "),
         (
             pl.lit([2**63], dtype=pl.List(pl.UInt64)).alias("shown"),
@@ -673,22 +646,15 @@ def test_a_missing_column_is_named(column: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("log.txt", b"x", "unknown type; rename it to one of .parquet"),
-        ("log.parquet", b"x", "can't be read"),
-        ("log.csv", b"", r"is empty \(0 bytes\)"),
         ("log.csv", b"user_id,variant,shown,clicked\n", "holds no rows"),
         ("log.jsonl", b"\n", "holds no rows"),
-        ("log.jsonl", b"{\n", "line 1 is not JSON"),
-        ("log.jsonl", b"[1]\n", "line 1 is not an object"),
         ("log.jsonl", b"\xff\xfe", "line 1 is not UTF-8"),
-        ("log.jsonl", None, "is not a file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
-    name: str, content: bytes | None, message: str, tmp_path: Path
+    name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name}.*{message}"):
         read_outcomes(tmp_path / name)
 
@@ -707,12 +673,9 @@ def test_a_log_needs_two_variants(variants: list[str], message: str) -> None:
         compare_outcomes(pl.DataFrame([{**REQUEST, "variant": name} for name in names]))
 
 
-def test_an_unknown_control_is_named() -> None:
+def test_an_unknown_control_and_a_variant_of_few_users_are_refused() -> None:
     with pytest.raises(InputError, match="control 'odl' is not among the variants: 'new' "):
         compare_outcomes(LOG, control="odl")
-
-
-def test_a_variant_of_few_users_is_refused() -> None:
     with pytest.raises(DataError, match=r"variant 'new' has 19 users \(0 saw both"):
         compare_outcomes(LOG.filter((pl.col("user_id") < 38) | (pl.col("variant") == "old")))
 

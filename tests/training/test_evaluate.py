@@ -18,14 +18,14 @@ from ranklet_training.data.split import Cases, Split, split_events
 from ranklet_training.judge.compare import compare_models
 from ranklet_training.judge.evaluate import (
     Scorer,
-    answer,
-    answer_by_bundle,
     check_catalogue,
     evaluate,
     markov_scorer,
     model_scorer,
     plot_evaluation,
     popularity_scorer,
+    rank_by_bundle,
+    rank_by_scorer,
 )
 from ranklet_training.judge.metrics import all_metrics
 from ranklet_training.runs.checkpoint import Run
@@ -90,18 +90,18 @@ def test_markov_answers_an_unknown_last_item_by_popularity() -> None:
 def test_ranks_are_in_the_order_of_the_questions() -> None:
     # Histories of different length, so that batches sort them.
     cases = cases_of(([1, 2, 3], 4), ([1], 2), ([1, 2], 3))
-    assert answer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4, 2, 3]
+    assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4, 2, 3]
 
 
 def test_seen_items_do_not_stand_above_the_answer() -> None:
     cases = cases_of(([1, 2], 4))
-    assert answer(constant(4, 3, 2, 1), cases, mask_seen=True).ranks.tolist() == [2]
-    assert answer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4]
+    assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=True).ranks.tolist() == [2]
+    assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4]
 
 
 def test_a_repeated_answer_is_not_masked() -> None:
     cases = cases_of(([1, 2, 3], 2))
-    assert answer(constant(4, 3, 2, 1), cases, mask_seen=True).ranks.tolist() == [1]
+    assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=True).ranks.tolist() == [1]
 
 
 def test_the_whole_history_is_masked_not_only_what_the_model_reads(
@@ -110,22 +110,22 @@ def test_the_whole_history_is_masked_not_only_what_the_model_reads(
     model = tiny_run.load_model()
     long = np.arange(1, 41)  # twice the maximum length; 60 items in all
     cases = cases_of((long.tolist(), 50))
-    assert answer(model_scorer(model, split.training), cases, mask_seen=True).ranks[0] <= 20
+    assert rank_by_scorer(model_scorer(model, split.training), cases, mask_seen=True).ranks[0] <= 20
 
 
 def test_an_unknown_item_in_a_history_masks_nothing() -> None:
     cases = cases_of(([0, 1], 3))
-    assert answer(constant(4, 3, 2), cases, mask_seen=True).ranks.tolist() == [2]
+    assert rank_by_scorer(constant(4, 3, 2), cases, mask_seen=True).ranks.tolist() == [2]
 
 
 def test_an_answer_that_the_catalogue_lacks_is_a_miss() -> None:
-    ranks = answer(constant(*range(30)), cases_of(([1], 0), ([0], 0)), mask_seen=True).ranks
+    ranks = rank_by_scorer(constant(*range(30)), cases_of(([1], 0), ([0], 0)), mask_seen=True).ranks
     assert set(all_metrics(ranks).values()) == {0.0}
 
 
 def test_ranks_do_not_change_what_the_scorer_returned() -> None:
     kept = np.array([[0, 4, 3, 2, 1]], np.float32)
-    answer(lambda _: kept, cases_of(([1, 2], 4)), mask_seen=True)
+    rank_by_scorer(lambda _: kept, cases_of(([1, 2], 4)), mask_seen=True)
     assert kept.tolist() == [[0, 4, 3, 2, 1]]
 
 
@@ -154,7 +154,7 @@ def test_the_oracle_of_the_world_hits_as_often_as_the_world_says(
     world: Simulation, split: Split
 ) -> None:
     scorer = oracle_scorer(world, split, split.test)
-    rate = all_metrics(answer(scorer, split.test, mask_seen=True).ranks)["HR@10"]
+    rate = all_metrics(rank_by_scorer(scorer, split.test, mask_seen=True).ranks)["HR@10"]
     four_errors = 4 * (0.25 / len(split.test)) ** 0.5
     assert rate == pytest.approx(world.best_hit_rate, abs=four_errors)
 
@@ -205,8 +205,8 @@ def test_run_and_bundle_give_the_same_ranks_where_a_metric_looks(
     mask_seen: bool, tiny_run: Run, tiny_ranker: Ranker, split: Split
 ) -> None:
     scorer = model_scorer(tiny_run.load_model(), split.training)
-    run = answer(scorer, split.test, mask_seen=mask_seen).ranks
-    bundle = answer_by_bundle(tiny_ranker, split, split.test, mask_seen=mask_seen).ranks
+    run = rank_by_scorer(scorer, split.test, mask_seen=mask_seen).ranks
+    bundle = rank_by_bundle(tiny_ranker, split, split.test, mask_seen=mask_seen).ranks
     np.testing.assert_array_equal(np.minimum(run, 21), np.minimum(bundle, 21))
 
 
@@ -220,11 +220,11 @@ def test_a_cold_history_is_answered_by_popularity(
 ) -> None:
     cases = cases_of(([0, 0], 5), ([0], 17))
     scorer = model_scorer(tiny_run.load_model(), split.training)
-    run = answer(scorer, cases, mask_seen=True).ranks
+    run = rank_by_scorer(scorer, cases, mask_seen=True).ranks
     counts = split.training.counts(60)[1:]
     expected = [int((counts >= counts[item - 1]).sum()) for item in (5, 17)]
     assert run.tolist() == expected
-    bundle = answer_by_bundle(tiny_ranker, split, cases, mask_seen=True).ranks
+    bundle = rank_by_bundle(tiny_ranker, split, cases, mask_seen=True).ranks
     assert np.minimum(bundle, 21).tolist() == np.minimum(expected, 21).tolist()
 
 
@@ -268,14 +268,14 @@ def test_popularity_recommends_what_is_popular_and_little_else(split: Split) -> 
 
 def test_mean_ties_tell_a_collapsed_model() -> None:
     cases = cases_of(([1], 2), ([2], 3))
-    answers = answer(constant(*[1.0] * 19), cases, mask_seen=False)
+    answers = rank_by_scorer(constant(*[1.0] * 19), cases, mask_seen=False)
     assert answers.ranks.tolist() == [19, 19]
     assert answers.mean_ranks.tolist() == [10, 10]
 
 
 def test_the_top_holds_the_best_items_and_never_a_masked_one() -> None:
     cases = cases_of(([1, 2], 4), ([3], 1))
-    found = answer(constant(4, 3, 2, 1), cases, mask_seen=True, top=4).top
+    found = rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=True, top=4).top
     assert found.tolist() == [[3, 4, 0, 0], [1, 2, 4, 0]]
 
 
@@ -295,9 +295,9 @@ def test_a_plot_of_the_table_is_a_whole_picture(split: Split, tmp_path: Path) ->
 
 def test_small_batches_give_the_same_ranks(monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
     scorer = markov_scorer(split.training, 60)
-    expected = answer(scorer, split.test, mask_seen=True).ranks
+    expected = rank_by_scorer(scorer, split.test, mask_seen=True).ranks
     monkeypatch.setattr("ranklet_training.judge.evaluate.LARGEST_BATCH", 130)  # two questions of 60
-    found = answer(scorer, split.test, mask_seen=True, items=60).ranks
+    found = rank_by_scorer(scorer, split.test, mask_seen=True, items=60).ranks
     assert found.tolist() == expected.tolist()
 
 

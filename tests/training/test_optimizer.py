@@ -13,7 +13,8 @@ from ranklet_training.data.split import Split, split_events
 from ranklet_training.model.optimizer import LazyAdam, clip_gradients, make_optimizer, shrink_l1
 from ranklet_training.runs.checkpoint import Run, read_tensors
 from ranklet_training.runs.presets import configure
-from ranklet_training.runs.train import start_run, train
+from ranklet_training.runs.start import start_run
+from ranklet_training.runs.train import train
 
 Start = Callable[..., Run]
 ROWS, WIDTH = 7, 3

@@ -25,7 +25,8 @@ from ranklet_training.data.split import Split, split_events
 from ranklet_training.runs import train as training
 from ranklet_training.runs.checkpoint import Run, read_run, read_tensors, save_checkpoint
 from ranklet_training.runs.presets import PRESETS, configure
-from ranklet_training.runs.train import reopen_run, start_run, train
+from ranklet_training.runs.start import reopen_run, start_run
+from ranklet_training.runs.train import train
 
 # Some twenty steps of a few milliseconds in three epochs.
 SMALL: dict[str, Any] = {
@@ -170,7 +171,8 @@ from pathlib import Path
 from ranklet_training.data.events import read_events
 from ranklet_training.data.simulator import simulate
 from ranklet_training.data.split import split_events
-from ranklet_training.runs.train import reopen_run, train
+from ranklet_training.runs.start import reopen_run
+from ranklet_training.runs.train import train
 from tqdm import tqdm
 
 tqdm.set_lock(threading.RLock())

@@ -24,9 +24,15 @@ from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.simulator import Simulation, simulate
 from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge import tune as tuning
-from ranklet_training.judge.tune import TuneResult, default_space, folds_of, parse_space, tune
-from ranklet_training.runs.checkpoint import read_run
-from ranklet_training.runs.lock import locked
+from ranklet_training.judge.space import (
+    DEFAULT_SPACE,
+    check_space,
+    default_space,
+    parse_space,
+    spec_of,
+)
+from ranklet_training.judge.tune import TuneResult, folds_of, tune
+from ranklet_training.runs.checkpoint import locked, read_run
 from ranklet_training.runs.presets import configure, recommend
 
 # A training of a fifth of a second.
@@ -513,7 +519,7 @@ def test_what_a_study_records_of_a_range_is_read_as_the_range(
     ends: tuple[float, float], log: bool
 ) -> None:
     distribution = FloatDistribution(*ends, log=log and ends[0] > 0)
-    assert parse_space({"dropout": tuning._spec(distribution)}, BASE) == {"dropout": distribution}
+    assert parse_space({"dropout": spec_of(distribution)}, BASE) == {"dropout": distribution}
 
 
 @pytest.mark.parametrize(
@@ -540,7 +546,7 @@ def test_what_a_study_records_of_a_range_is_read_as_the_range(
         ("windows", "all..last", r"windows has no range, got 'all\.\.last'"),
         ("windows", "all,some", "windows must be one of"),
         ("cooccurrence_start", "true..false", "has no range"),
-        ("split", "time,k-fold", "split can't be searched: it decides what is asked"),
+        ("split", "time,k-fold", "split can't be searched: it decides the held-out cases"),
         ("seed", "0..9", "seed can't be searched: the best seed is luck"),
     ],
 )
@@ -582,11 +588,11 @@ def test_the_default_space_holds_what_is_recommended(mean_length: int) -> None:
     world = simulate(users=40, items=200, mean_length=mean_length)
     settings, _ = recommend(split_events(read_events(world.events).frame))
     base = configure(settings)
-    tuning._check_space(parse_space(default_space(base), base), base, None)
+    check_space(parse_space(default_space(base), base), base, None)
 
 
 def test_the_default_space_leaves_out_what_is_given_or_unused() -> None:
-    assert set(default_space(BASE)) == set(tuning.DEFAULT_SPACE)
+    assert set(default_space(BASE)) == set(DEFAULT_SPACE)
     assert "dropout" not in default_space(BASE, {"dropout": 0.2})
     assert "temperature" not in default_space(configure({"scoring": "dot"}))
     assert not {"temperature", "blocks"} & set(default_space(configure({"kind": "seed"})))

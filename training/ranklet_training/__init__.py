@@ -1,1 +1,1 @@
-"""Train, evaluate and keep attention recommenders with PyTorch."""
+"""Training, evaluation and comparison of attention recommenders with PyTorch."""

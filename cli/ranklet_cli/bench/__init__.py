@@ -10,5 +10,5 @@
 
 * Requests are random known ids of the bundle, and go through the public ``Ranker``.
 * Timers take turns in blocks, so that the noise of a shared machine reaches all of them.
-* The same requests also go straight to the graphs: the difference is the cost of Python.
+* The same requests also go straight to the engine: the difference is the cost of ids and checks.
 """

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ranklet.bundle import Manifest
+from ranklet.bundle.manifest import Manifest
+from ranklet.engine.sessions import Provider
 from ranklet.errors import InputError, RankletError
-from ranklet.provider import Provider
 from ranklet.ranker import Ranker
-from ranklet.vocabulary import Ids
+from ranklet.values import Ids
 from ranklet_cli.bench.report import BundleFacts, Load, Setting
 
 COLD_STARTS = 3
@@ -117,7 +117,7 @@ def make_random(like: Manifest, items: int, precision: str, folder: Path) -> Pat
     path = folder / f"{items}-{precision}"
     options = ["--random", random_shape(like, items), "--precision", precision]
     # Nobody needs the accuracy of random weights.
-    options += ["--opset", str(like.opset), "--allow-drop", "1"]
+    options += ["--allow-drop", "1"]
     task = f"make a bundle of {items:,} items"
     run_fresh("-m", "ranklet_cli", "export", *options, str(path), task=task)
     return path

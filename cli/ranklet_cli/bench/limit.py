@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle import CHUNK, CODE_BITS, DATA, ENCODER, Manifest
+from ranklet.bundle.manifest import ENCODE, SCORE, Manifest
 from ranklet_cli.bench.report import Bandwidth
 
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -24,28 +24,11 @@ READS = 20  # of the array; the best one counts
 def least_bytes(manifest: Manifest) -> int:
     """Return the fewest bytes that a call reads, for a batch of any size.
 
-    A call reads all weights (fp16 takes 4 bytes in memory) and the bias of every item. It does not
-    read tables that are looked up row by row: those of the first block (queries, keys, values and
-    gates of every item) and, where codes are scored, the item table.
+    A call scans weights of an encoder and of a scorer, and adds the bias of every item.
     """
-    table, settings = manifest.table, manifest.training["model"]
-    padded = -(-table.rows // CHUNK) * CHUNK
-    number = np.dtype(table.type).itemsize
-    data, table_bytes = manifest.files[DATA].size, padded * table.columns * number
-    total = data + manifest.files[ENCODER].size + 4 * padded
-    bits = CODE_BITS.get(manifest.precision, 0)
-    if bits:
-        total -= table_bytes
-    elif manifest.precision == "fp16":
-        total += table_bytes
-    if settings["kind"] != "sequence" or settings["blocks"] < 2 or settings.get("time_gaps"):
-        return total
-    parts = 4 if settings.get("block") == "gated" else 3
-    rows_bytes = table.rows * parts * table.columns * number
-    codes_bytes = padded * table.columns * bits // 8
-    # A compact bundle lacks these rows; its manifest does not say so, but its size does.
-    has_rows = data >= table_bytes + codes_bytes + rows_bytes
-    return total - rows_bytes if has_rows else total
+    encode, score = manifest.programs[ENCODE], manifest.programs[SCORE]
+    bias = 4 * (manifest.items + 1)
+    return encode.scanned_bytes + score.scanned_bytes + bias
 
 
 def memory_bandwidths(threads: Sequence[int]) -> list[Bandwidth]:

@@ -10,11 +10,11 @@ from typing import get_args
 import numpy as np
 
 from ranklet import __version__
-from ranklet.bundle import Manifest, Precision
+from ranklet.bundle.manifest import Manifest, Precision
+from ranklet.engine.sessions import Provider
 from ranklet.errors import InputError
 from ranklet.machine import machine
-from ranklet.provider import Provider
-from ranklet.vocabulary import show
+from ranklet.values import show
 from ranklet_cli.bench import bundles, timers
 from ranklet_cli.bench.bundles import OpenBundle
 from ranklet_cli.bench.limit import memory_bandwidths

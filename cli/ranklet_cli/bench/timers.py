@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.graph import Events
-from ranklet.ranker import Ranker, batches
+from ranklet.answer import by_length
+from ranklet.bundle.vocabulary import ItemId
+from ranklet.engine.engine import Best, Engine, History
+from ranklet.ranker import Ranker
 from ranklet.user import User
-from ranklet.vocabulary import Ids, ItemId
+from ranklet.values import Ids
 from ranklet_cli.bench.limit import least_bytes
 from ranklet_cli.bench.report import Append, Measurement, Setting, Stages, Waiting
 
@@ -38,51 +40,41 @@ def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list
     return [ranker.vocabulary.ids(row) for row in indices]
 
 
-# The engine: only the three functions below know its graphs.
+# The engine: only the three functions below know it.
 
 
-def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[Call]:
-    """Return the graph runs of a request for histories of one length."""
-    graphs, plain = ranker.graphs, ranker.plain
-    runs: list[Call] = []
-    pool = min(graphs.pool_of(k), len(ranker))
-    for part in batches(histories, len(ranker)):
-        indices = np.stack([ranker.vocabulary.index(history) for history in part])
-        is_alone = len(histories) == 1 and pool < len(ranker)
-        if is_alone and plain is not None and plain.can_rank(indices.shape[1], k):
-            session, inputs = plain.bare(indices[0], k, pool)
-        else:
-            session = graphs.session_for(len(part))
-            inputs = graphs.rank_inputs(Events(indices), min(k, pool), pool=pool)
-        runs.append(partial(session.run, graphs.answers, inputs))
-    return runs
+def _engine(ranker: Ranker) -> Engine:
+    return ranker._answers.engine
+
+
+def bare_call(ranker: Ranker, histories: list[Ids], k: int) -> Call:
+    """Return the call of the engine that a request for histories of one length makes."""
+    engine, pool = _engine(ranker), min(ranker.manifest.pool.size(k), len(ranker))
+    rows = [History(ranker.vocabulary.index(history)) for history in histories]
+    parts = [[rows[row] for row in part] for part in by_length([len(h) for h in histories])]
+
+    most = engine.most_users
+
+    def call() -> list[Best]:
+        users = np.concatenate([engine.encode(part) for part in parts])
+        begins = range(0, len(users), most)
+        return [engine.score(users[b : b + most], min(k, pool), pool) for b in begins]
+
+    return call
 
 
 def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
     """Return the stages of a request for one history, each as a call to time."""
-    graphs, encoder, (run,) = ranker.graphs, ranker.graphs.encoder, bare_runs(ranker, [history], k)
-    pool = min(graphs.pool_of(k), len(ranker))
-    event = Events(ranker.vocabulary.index(history[-1:])[None])
-    inputs = graphs.rank_inputs(event, min(k, pool), pool=pool)
-    encoder_inputs = {tensor.name: inputs[tensor.name] for tensor in encoder.get_inputs()}
-    items = ranker.vocabulary.index(ranker.rank(history, k=k).items)
+    engine, pool = _engine(ranker), min(ranker.manifest.pool.size(k), len(ranker))
+    events = [History(ranker.vocabulary.index(history))]
+    users = engine.encode(events)
+    items = engine.score(users, min(k, pool), pool).items[0]
     return {
         "lookup": partial(ranker.vocabulary.index, history),
-        "graph": run,
+        "encode": partial(engine.encode, events),
+        "score": partial(engine.score, users, min(k, pool), pool),
         "ids": partial(ranker.vocabulary.ids, items),
-        "event": partial(graphs.session.run, graphs.answers, inputs),
-        "event_encoder": partial(encoder.run, ["user"], encoder_inputs),
     }
-
-
-def split_stages(times: dict[str, float]) -> dict[str, float]:
-    """Return the times of lookup, encode, score and ids from those of ``stage_calls``.
-
-    model.onnx and encoder.onnx encode one event alike: the difference of their times is the score.
-    """
-    score = times["event"] - times["event_encoder"]
-    encode = times["graph"] - score
-    return {"lookup": times["lookup"], "encode": encode, "score": score, "ids": times["ids"]}
 
 
 class Timer(ABC):
@@ -135,7 +127,7 @@ def time_calls(calls: Sequence[Call]) -> list[float]:
 
 
 class CallTimer(Timer):
-    """Back-to-back calls of one setting, then the bare graph runs of the same requests."""
+    """Back-to-back calls of one setting, then bare calls of the engine."""
 
     def prepare(self) -> None:
         """Draw the requests, and warm up."""
@@ -144,16 +136,11 @@ class CallTimer(Timer):
             random_histories(self.ranker, batch, length, self.seed + number)
             for number in range(REQUESTS)
         ]
-        bare = [bare_runs(self.ranker, rows, k) for rows in self.requests]
-
-        def run_bare(number: int) -> None:
-            for run in bare[number % REQUESTS]:
-                run()
-
-        self.passes = [lambda n: [partial(self.rank, n)], lambda n: [partial(run_bare, n)]]
+        bare = [bare_call(self.ranker, rows, k) for rows in self.requests]
+        self.passes = [lambda n: [partial(self.rank, n)], lambda n: [bare[n % REQUESTS]]]
         for number in range(WARM_UP):
             self.rank(number)
-            run_bare(number)
+            bare[number % REQUESTS]()
 
     def rank(self, number: int) -> None:
         """Answer one of the requests."""
@@ -202,9 +189,9 @@ class StageTimer(Timer):
     def result(self) -> Stages:
         """Return the median of each stage."""
         rank, *stages = self.medians()
-        times = split_stages(dict(zip(self.stages[0], stages, strict=True)))
-        row = {f"{name}_ms": time for name, time in {"rank": rank, **times}.items()}
-        return Stages(**vars(self.setting) | row, python_ms=rank - sum(times.values()))
+        row = {f"{name}_ms": time for name, time in zip(self.stages[0], stages, strict=True)}
+        row |= {"rank_ms": rank, "python_ms": rank - sum(stages)}
+        return Stages(**vars(self.setting) | row)
 
 
 class AppendTimer(Timer):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ranklet.errors import DataError
-from ranklet.vocabulary import show
+from ranklet.values import show
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as a rule one of a pair
 

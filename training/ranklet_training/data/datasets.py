@@ -1,9 +1,9 @@
-"""Named data sets, the same content whichever way they arrive.
+"""Named data sets, of the same content from the publisher, from PyPI or from a copy.
 
-* Every way ends in the same two tables: ids and titles are text, spaces in titles are single,
-  genres are sorted, and a genre that the publisher calls unknown is no genre.
-* The digest of that content is compared with the recorded one. A file that has the publisher's own
-  MD5 outranks it: there, a difference is noted and not refused.
+* Each way ends in the same two tables: ids and titles are text, spaces in titles are single, genres
+  are sorted, and the publisher's genre "unknown" is left out.
+* The digest of the content is compared with the recorded one. A file with the publisher's own MD5
+  outranks the record: a difference is noted and not refused.
 """
 
 import subprocess
@@ -11,9 +11,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
 from ranklet_training.data.events import frame_digest
 from ranklet_training.data.simulator import simulate
+from ranklet_training.data.tables import write_frame
 
 Way = Literal["auto", "publisher", "pip"]
 
@@ -51,11 +51,17 @@ _RESEARCH_ONLY = (
     "permission of the GroupLens Research Project at the University of Minnesota, which is to be "
     "acknowledged in publications and does not endorse the results."
 )
+_SAME_CONDITIONS = (
+    "For research; may be redistributed under the same conditions, no commercial use without "
+    "permission of the GroupLens Research Project at the University of Minnesota, which is to be "
+    "acknowledged and does not endorse the results."
+)
+_SIMULATED = "Made by ranklet's simulator: no terms beyond those of ranklet."
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, on what terms, and how to tell that it is the right one."""
+    """Origin, terms and digests of a data set."""
 
     name: str
     address: str | None
@@ -81,47 +87,27 @@ class Fetched:
     event_count: int
     via: str  # publisher, pip, copy or simulator
     notes: list[str]
-    best_hit_rate: float | None = None  # HR@10 that no model beats; known for synthetic alone
+    best_hit_rate: float | None = None  # the highest possible HR@10, known for synthetic alone
 
 
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            name="ml-100k",
-            address="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-            licence=_RESEARCH_ONLY,
-            citation=_CITATION,
-            md5="0e33842e24a9c977be4e0107933c0723",
-            # Of the copy in the recbole wheel.
-            events_digest="d8ae9355a6ec26b5a6b45447055f4dbc3e9de26d644047a557c1246e57c531ea",
-            items_digest="86ebb25e3f0d0bb5d25094d11b25af0c8fa7f03a955afaef32481e08b8816536",
-        ),
-        Source(
-            name="ml-1m",
-            address="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-            licence=_RESEARCH_ONLY,
-            citation=_CITATION,
-            md5="c4d9eecfca2ab87c1945afe126590906",
-        ),
-        Source(
-            name="ml-latest-small",
-            address="https://files.grouplens.org/datasets/movielens/ml-latest-small.zip",
-            licence=(
-                "For research; may be redistributed under the same conditions, no commercial use "
-                "without permission of the GroupLens Research Project at the University of "
-                "Minnesota, which is to be acknowledged and does not endorse the results."
-            ),
-            citation=_CITATION,  # no digests: the publisher replaces this file from time to time
-        ),
-        Source(
-            name="synthetic",
-            address=None,
-            licence="Made by ranklet's simulator: no terms beyond those of ranklet.",
-            citation=None,
-        ),
-    )
-}
+def _movielens(name: str, licence: str = _RESEARCH_ONLY, **digests: str) -> Source:
+    address = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
+    return Source(name, address, licence, _CITATION, **digests)
+
+
+_ALL = (
+    _movielens(
+        "ml-100k",
+        md5="0e33842e24a9c977be4e0107933c0723",
+        # Of the copy in the recbole wheel.
+        events_digest="d8ae9355a6ec26b5a6b45447055f4dbc3e9de26d644047a557c1246e57c531ea",
+        items_digest="86ebb25e3f0d0bb5d25094d11b25af0c8fa7f03a955afaef32481e08b8816536",
+    ),
+    _movielens("ml-1m", md5="c4d9eecfca2ab87c1945afe126590906"),
+    _movielens("ml-latest-small", _SAME_CONDITIONS),  # whose file is replaced from time to time
+    Source("synthetic", None, _SIMULATED, None),
+)
+SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
 _Frames = tuple[pl.DataFrame, pl.DataFrame]  # events, items
 
@@ -129,17 +115,13 @@ _Frames = tuple[pl.DataFrame, pl.DataFrame]  # events, items
 def fetch(
     name: str, directory: str | Path, *, source: Path | None = None, via: Way = "auto"
 ) -> Fetched:
-    """Write a data set's events.parquet, items.parquet and SOURCE.md into a folder.
+    """Write events.parquet, items.parquet and SOURCE.md of a data set into a folder.
 
-    Args:
-        name: A key of ``SOURCES``.
-        directory: Is made if needed.
-        source: A copy at hand: the publisher's zip file, its unpacked folder, or for ml-100k a
-            recbole wheel. Nothing is downloaded then.
-        via: ``auto`` asks the publisher, and for ml-100k pip if the publisher can't be reached.
+    A ``source`` is a copy, which replaces the download: the publisher's zip file, its unpacked
+    folder, or for ml-100k a recbole wheel. ``auto`` tries the publisher, then for ml-100k pip.
 
     Raises:
-        DataError: The set is unknown, can't be reached, or is not what it should be.
+        DataError: The set is unknown, out of reach, or not the published one.
     """
     if name not in SOURCES:
         raise DataError(f"data set {name!r} is unknown; choose from {', '.join(SOURCES)}")
@@ -150,16 +132,18 @@ def fetch(
             raise DataError("synthetic is made here; leave out the source and the way")
         world = simulate()
         frames = (world.events, world.items)
-        return _write(SOURCES[name], directory, frames, "simulator", [], world.best_hit_rate)
+        return _write(SOURCES[name], Path(directory), frames, "simulator", [], world.best_hit_rate)
     notes: list[str] = []
+    md5 = SOURCES[name].md5
     if source is not None:
-        way, is_publishers = "copy", _has_md5(source, SOURCES[name].md5)
-        frames = _parse(name, Path(source))
+        way, frames = "copy", _parse(name, Path(source))
+        is_file = md5 is not None and source.is_file()
+        is_publishers = is_file and pooch.file_hash(str(source), alg="md5") == md5
     else:
         frames, way = _download(name, via, notes)
-        is_publishers = way == "publisher" and SOURCES[name].md5 is not None
+        is_publishers = way == "publisher" and md5 is not None
     _compare(SOURCES[name], frames, notes, is_publishers=is_publishers)
-    return _write(SOURCES[name], directory, frames, way, notes, None)
+    return _write(SOURCES[name], Path(directory), frames, way, notes, None)
 
 
 def _download(name: str, via: Way, notes: list[str]) -> tuple[_Frames, str]:
@@ -182,17 +166,12 @@ def _download(name: str, via: Way, notes: list[str]) -> tuple[_Frames, str]:
 
 
 def _from_publisher(source: Source, folder: str) -> Path:
-    """Download the zip file; OSError says that the publisher can't be reached."""
+    """Download the zip file; OSError means that the publisher can't be reached."""
     downloader = pooch.HTTPDownloader(timeout=(_CONNECT_SECONDS, _READ_SECONDS))
-    known = None if source.md5 is None else f"md5:{source.md5}"
+    digest = None if source.md5 is None else f"md5:{source.md5}"
+    file = f"{source.name}.zip"
     try:
-        path = pooch.retrieve(
-            url=source.address,
-            known_hash=known,
-            fname=f"{source.name}.zip",
-            path=folder,
-            downloader=downloader,
-        )
+        path = pooch.retrieve(source.address, digest, file, folder, downloader=downloader)
     except ValueError as error:
         raise DataError(
             f"{source.address} is not the file it was ({error}); try again, or look for a proxy "
@@ -207,9 +186,7 @@ def _from_pip(folder: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, _WHEEL]
     advice = "download that wheel on a machine that can, and pass it: --from FILE"
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"pip took over {_PIP_SECONDS} s to get {_WHEEL}; {advice}") from error
     wheels = list(Path(folder).glob("recbole-*.whl"))
@@ -219,15 +196,10 @@ def _from_pip(folder: str) -> Path:
     return wheels[0]
 
 
-def _has_md5(path: Path, md5: str | None) -> bool:
-    return md5 is not None and path.is_file() and pooch.file_hash(str(path), alg="md5") == md5
-
-
 def _parse(name: str, source: Path) -> _Frames:
-    """Read a data set out of the publisher's zip file or folder, or out of a recbole wheel."""
     first_missing = None
-    for folders, files, parse in _LAYOUTS[name]:
-        for folder in folders:
+    for inside, files, parse in _LAYOUTS[name]:
+        for folder in (inside, ""):
             try:
                 return parse(*(_read_member(source, folder + file) for file in files))
             except KeyError as error:
@@ -243,7 +215,7 @@ def _parse(name: str, source: Path) -> _Frames:
 
 
 def _read_member(source: Path, name: str) -> bytes:
-    """Return one file of a folder or zip file by its exact name; KeyError if it isn't there."""
+    """Return one file of a folder or zip file by its exact name, KeyError if it is missing."""
     if source.is_dir():
         if not (source / name).is_file():
             raise KeyError(name)
@@ -259,24 +231,21 @@ def _read_member(source: Path, name: str) -> bytes:
         ) from error
 
 
-def _events(raw: bytes, separator: str, *, has_header: bool) -> pl.DataFrame:
+def _events(raw: bytes, separator: str, skip: int) -> pl.DataFrame:
     """Read rows of user, item, rating, time, in the publisher's order."""
-    kinds = {
+    schema = {
         "user_id": pl.String,
         "item_id": pl.String,
         "rating": pl.Float64,
         "timestamp": pl.Float64,  # recbole writes its times as floats
     }
-    frame = pl.read_csv(
-        raw, separator=separator, has_header=False, skip_lines=int(has_header), schema=kinds
-    )
+    frame = pl.read_csv(raw, separator=separator, has_header=False, skip_lines=skip, schema=schema)
     if frame.is_empty() or frame.null_count().sum_horizontal().item():
         raise ValueError("ratings are missing")
     return frame.select("user_id", "item_id", pl.col("timestamp").cast(pl.Int64), "rating")
 
 
 def _items(rows: list[tuple[str, str, list[str]]]) -> pl.DataFrame:
-    """Return item ids, titles and genres in their one normal form."""
     return pl.DataFrame(
         {
             "item_id": [item_id for item_id, _, _ in rows],
@@ -293,7 +262,7 @@ def _parse_100k(data: bytes, item: bytes) -> _Frames:
         item_id, title, _released, _video, _link, *flags = line.split("|")
         present = [genre for genre, flag in zip(_GENRES_100K, flags, strict=True) if flag == "1"]
         rows.append((item_id, title, present))
-    return _events(data, "\t", has_header=False), _items(rows)
+    return _events(data, "\t", 0), _items(rows)
 
 
 def _parse_recbole(inter: bytes, item: bytes) -> _Frames:
@@ -305,60 +274,50 @@ def _parse_recbole(inter: bytes, item: bytes) -> _Frames:
             # no year, and invented (unkonwn) for the one title without brackets.
             whole = "unknown" if year == "unkonwn" else f"{title} ({year})"
             rows.append((item_id, whole, genres.split(" ")))
-    return _events(inter, "\t", has_header=True), _items(rows)
+    return _events(inter, "\t", 1), _items(rows)
 
 
 def _parse_1m(ratings: bytes, movies: bytes) -> _Frames:
     lines = [line.split("::") for line in movies.decode("latin-1").splitlines()]
     rows = [(item_id, title, genres.split("|")) for item_id, title, genres in lines]
-    return _events(ratings.replace(b"::", b"\t"), "\t", has_header=False), _items(rows)
+    return _events(ratings.replace(b"::", b"\t"), "\t", 0), _items(rows)
 
 
 def _parse_latest(ratings: bytes, movies: bytes) -> _Frames:
     frame = pl.read_csv(movies, infer_schema=False)
     rows = [(item_id, title, genres.split("|")) for item_id, title, genres in frame.iter_rows()]
-    return _events(ratings, ",", has_header=True), _items(rows)
+    return _events(ratings, ",", 1), _items(rows)
 
 
-_RECBOLE = (
-    ("recbole/dataset_example/ml-100k/", ""),
-    ("ml-100k.inter", "ml-100k.item"),
-    _parse_recbole,
-)
-_LAYOUTS: Mapping[
-    str, tuple[tuple[tuple[str, ...], tuple[str, ...], Callable[[bytes, bytes], _Frames]], ...]
-] = {
-    "ml-100k": ((("ml-100k/", ""), ("u.data", "u.item"), _parse_100k), _RECBOLE),
-    "ml-1m": ((("ml-1m/", ""), ("ratings.dat", "movies.dat"), _parse_1m),),
-    "ml-latest-small": ((("ml-latest-small/", ""), ("ratings.csv", "movies.csv"), _parse_latest),),
+# Folder inside the source, files of events and items, parser.
+_Layout = tuple[str, tuple[str, str], Callable[[bytes, bytes], _Frames]]
+_RECBOLE = ("recbole/dataset_example/ml-100k/", ("ml-100k.inter", "ml-100k.item"), _parse_recbole)
+_LAYOUTS: dict[str, list[_Layout]] = {
+    "ml-100k": [("ml-100k/", ("u.data", "u.item"), _parse_100k), _RECBOLE],
+    "ml-1m": [("ml-1m/", ("ratings.dat", "movies.dat"), _parse_1m)],
+    "ml-latest-small": [("ml-latest-small/", ("ratings.csv", "movies.csv"), _parse_latest)],
 }
 
 
 def _compare(source: Source, frames: _Frames, notes: list[str], *, is_publishers: bool) -> None:
     recorded = (source.events_digest, source.items_digest)
     for part, frame, expected in zip(("events", "items"), frames, recorded, strict=True):
-        found = frame_digest(frame)
+        digest = frame_digest(frame)
         if expected is None:
-            notes.append(f"{part}: digest {found} was not compared, none is recorded")
-        elif found != expected and is_publishers:
-            notes.append(f"{part}: digest {found} differs from the recorded {expected}")
-        elif found != expected:
+            notes.append(f"{part}: digest {digest} was not compared, none is recorded")
+        elif digest != expected and is_publishers:
+            notes.append(f"{part}: digest {digest} differs from the recorded {expected}")
+        elif digest != expected:
             raise DataError(
-                f"{source.name}: the {part} are not the published ones (digest {found}, expected "
+                f"{source.name}: the {part} are not the published ones (digest {digest}, expected "
                 f"{expected}); get the file again from {source.address}"
             )
 
 
 def _write(
-    source: Source,
-    directory: str | Path,
-    frames: _Frames,
-    via: str,
-    notes: list[str],
-    best_hit_rate: float | None,
+    source: Source, folder: Path, frames: _Frames, via: str, notes: list[str], best: float | None
 ) -> Fetched:
     events, items = frames
-    folder = Path(directory)
     fetched = Fetched(
         name=source.name,
         directory=folder,
@@ -371,23 +330,21 @@ def _write(
         event_count=len(events),
         via=via,
         notes=notes,
-        best_hit_rate=best_hit_rate,
+        best_hit_rate=best,
     )
     folder.mkdir(parents=True, exist_ok=True)
     for path, frame in ((fetched.events, events), (fetched.items, items)):
-        buffer = BytesIO()
-        frame.write_parquet(buffer)
-        atomic_write(path, buffer.getvalue())
+        write_frame(path, frame)
+    users, rows = fetched.user_count, fetched.event_count
     lines = {
         "address": source.address,
         "arrived via": via,
         "terms": source.licence,
         "citation": source.citation,
-        "size": f"{fetched.user_count} users, {fetched.item_count} items, "
-        f"{fetched.event_count} events",
+        "size": f"{users} users, {fetched.item_count} items, {rows} events",
         "digest of the events": fetched.events_digest,
         "digest of the items": fetched.items_digest,
-        "best HR@10": best_hit_rate,
+        "best HR@10": best,
         "note": "; ".join(notes) or None,
     }
     text = [f"- {key}: {value}" for key, value in lines.items() if value is not None]

@@ -1,7 +1,7 @@
-"""An event log in, one clean, sorted frame out.
+"""Event logs and item files, checked and sorted.
 
 * Events are sorted by user, then time; events of one user with equal times keep the file's order.
-* The digest covers the sorted content, so the file format and the order of users don't change it.
+* The digest covers the sorted content, whatever the file format and the order of users.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import polars as pl
 
 from ranklet.errors import DataError
-from ranklet.vocabulary import show
+from ranklet.values import show
 from ranklet_training.data.tables import ArrowStream, open_table, refuse
 
 DuplicatePolicy = Literal["none", "exact", "consecutive"]
@@ -27,10 +27,7 @@ _TIME_ADVICE = "give numbers (such as unix seconds), or a date or datetime colum
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns in the log.
-
-    ``event`` and ``rating`` are used if present; a name other than the default must be present.
-    """
+    """Column names of the log; ``event`` and ``rating`` are optional under their default names."""
 
     user: str = "user_id"
     item: str = "item_id"
@@ -39,7 +36,7 @@ class Columns:
     rating: str | None = "rating"
 
     def __post_init__(self) -> None:
-        """Refuse a column that would be read twice."""
+        """Refuse a column that is mapped twice."""
         names = [name for name in vars(self).values() if name is not None]
         for name in names:
             if names.count(name) > 1:
@@ -58,7 +55,7 @@ class Events:
     digest: str
 
     def summary(self) -> str:
-        """Say in one line what was read and what was dropped."""
+        """Return one line on the events and the dropped rows."""
         times = self.frame["timestamp"].sort()
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
         return (
@@ -69,7 +66,7 @@ class Events:
 
 
 def frame_digest(frame: pl.DataFrame) -> str:
-    """Return the SHA-256 of names, types and values in row order, however the frame is chunked."""
+    """Return the SHA-256 of names, types and values in row order, for any chunks."""
     digest = hashlib.sha256()
     for column in frame:
         _hash_column(digest, column)
@@ -83,38 +80,32 @@ def read_events(
     duplicates: DuplicatePolicy = "none",
     id_type: IdType = "auto",
 ) -> Events:
-    """Read, check and sort an event log.
+    """Read, check and sort an event log of any source that ``open_table`` takes.
 
-    Args:
-        source: A .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table with the Arrow stream
-            interface.
-        columns: What the columns are called in ``source``.
-        duplicates: ``exact`` keeps the first of events with the same user, item, time (and kind);
-            ``consecutive`` keeps the first of a user's events on one item directly after another.
-        id_type: ``auto`` keeps the type that the source has. A csv file has none: there, ids are
-            int64 if every one is an integer in its shortest form, so "007" stays text.
+    Of duplicates, ``exact`` keeps the first of events with the same user, item, time (and kind),
+    ``consecutive`` the first of a user's successive events on one item. ``id_type`` auto keeps the
+    type of the source. A csv file has none: its ids are int64 if each is an integer in its shortest
+    form, so "007" stays text.
 
     Raises:
-        DataError: The log is missing, damaged or empty, or holds values that can't be used.
+        DataError: The log is missing, damaged or empty, or holds a wrong value.
     """
-    if duplicates not in get_args(DuplicatePolicy):
-        choices = ", ".join(get_args(DuplicatePolicy))
-        raise DataError(f"duplicates {duplicates!r} is unknown; choose from {choices}")
+    _check_choice("duplicates", duplicates, DuplicatePolicy)
     table = open_table(source, [[columns.user], [columns.item]])
-    wanted = {"user_id": columns.user, "item_id": columns.item, "timestamp": columns.timestamp}
+    names = {"user_id": columns.user, "item_id": columns.item, "timestamp": columns.timestamp}
     for ours, theirs in (("event", columns.event), ("rating", columns.rating)):
         if theirs is not None and (theirs in table.names or theirs != ours):
-            wanted[ours] = theirs
-    raw = table.collect(wanted, _MAPPING)
-    read = {
-        "user_id": _ids(raw["user_id"], table.label(columns.user), id_type, table.is_text),
-        "item_id": _ids(raw["item_id"], table.label(columns.item), id_type, table.is_text),
-        "timestamp": _timestamps(raw["timestamp"], table.label(columns.timestamp), table.is_text),
-    }
+            names[ours] = theirs
+    raw, is_text = table.collect(names, _MAPPING), table.is_text
+    labels = {ours: table.label(theirs) for ours, theirs in names.items()}
+    read = {n: read_ids(raw[n], labels[n], id_type, is_text) for n in ("user_id", "item_id")}
+    read["timestamp"] = _timestamps(raw["timestamp"], labels["timestamp"], is_text)
     if "event" in raw:
-        read["event"] = _kinds(raw["event"], table.label(wanted["event"]))
-    if "rating" in raw:
-        read["rating"] = _ratings(raw["rating"], table.label(wanted["rating"]), table.is_text)
+        read["event"] = _event_types(raw["event"], labels["event"])
+    if "rating" in raw:  # null: an event without a rating
+        advice = "ratings are numbers: convert it"
+        numbers = _numbers(raw["rating"], labels["rating"], is_text, advice)
+        read["rating"] = numbers.cast(pl.Float64)
     frame = pl.DataFrame(read).sort("user_id", "timestamp", maintain_order=True)
     kept = _drop_duplicates(frame, duplicates)
     dropped = {"blank lines": table.blank_lines, f"{duplicates} duplicates": len(raw) - len(kept)}
@@ -129,20 +120,15 @@ def read_events(
 
 
 def read_items(
-    source: str | Path | ArrowStream,
-    *,
-    item_column: str = "item_id",
-    id_type: IdType = "auto",
+    source: str | Path | ArrowStream, *, item_column: str = "item_id", id_type: IdType = "auto"
 ) -> pl.DataFrame:
-    """Read an item file: unique ``item_id`` first, ``title`` as text, other columns as they are.
+    """Read an item file: unique ``item_id`` first, ``title`` as text, other columns unchanged.
 
-    Args:
-        source: As ``read_events`` takes it.
-        item_column: The column of ids, if the file has it, else ``item_id`` is.
-        id_type: ``auto`` looks at this file alone: pass that of the events so that ids match.
+    ``item_column`` is the column of ids, if the file has it, else ``item_id``. ``id_type`` auto
+    depends on this file alone: pass the type of the log's ids so that both match.
 
     Raises:
-        DataError: The file is missing, damaged or empty, or holds values that can't be used.
+        DataError: The file is missing, damaged or empty, or holds a wrong value.
     """
     columns = [[item_column], ["item_id"]]
     table = open_table(source, columns, texts=["title"], infer_types=True)
@@ -156,29 +142,21 @@ def read_items(
         "give the column of ids this name, or say --item-column NAME, in Python item_column",
     )
     label = table.label(item_column)
-    item_ids = _ids(raw["item_id"], label, id_type, table.is_text)
-    refuse(
-        ~item_ids.is_first_distinct(),
-        item_ids,
-        label,
-        "repeats an earlier id",
-        "keep one row for each item",
-    )
+    item_ids = read_ids(raw["item_id"], label, id_type, table.is_text)
+    repeats = ~item_ids.is_first_distinct()
+    refuse(repeats, item_ids, label, "repeats an earlier id", "keep one row for each item")
     if "title" in others:
         raw = raw.with_columns(_titles(raw["title"], table.label("title")))
     return raw.with_columns(item_ids)
 
 
 def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
-    """Return a line on items of the log that an item file has no row for, "" if it has all.
+    """Return a line on items of the log without a row in an item file, "" if there is none.
 
-    Args:
-        events: The log.
-        items: From ``read_items``, with ids of the type of the log's.
-        name: Of the item file.
+    ``items`` are from ``read_items``, with ids of the log's type; ``name`` is that of the file.
 
     Raises:
-        DataError: It has a row for none of them.
+        DataError: The file has a row for no item of the log.
     """
     known = events.frame.select("item_id").unique()
     lacking = known.join(items, on="item_id", how="anti")["item_id"].sort()
@@ -194,22 +172,27 @@ def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
 
 
 def _titles(values: pl.Series, label: str) -> pl.Series:
-    """Return titles as text, numbers among them as they are written."""
+    """Return titles as text, numbers as written."""
     if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
         example = show(values.drop_nulls().head(1).to_list())
         raise DataError(f"{label} holds {values.dtype}, such as {example}; titles are text")
     return values.cast(pl.String)
 
 
+def _check_choice(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise DataError(f"{name} {value!r} is unknown; choose from {', '.join(get_args(choices))}")
+
+
 def _refuse_missing(values: pl.Series, label: str) -> None:
     refuse(values.is_null(), values, label, "has no value", "fill it in or remove the row")
 
 
-def _ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> pl.Series:
-    """Return ids as int64 or text, without a change of meaning."""
-    if id_type not in get_args(IdType):
-        choices = ", ".join(get_args(IdType))
-        raise DataError(f"id_type {id_type!r} is unknown; choose from {choices}")
+def read_ids(
+    values: pl.Series, label: str, id_type: IdType = "auto", is_text: bool = False
+) -> pl.Series:
+    """Return ids as int64 or text, without loss."""
+    _check_choice("id_type", id_type, IdType)
     _refuse_missing(values, label)
     if values.dtype.is_integer():
         numbers = values.cast(pl.Int64, strict=False)
@@ -274,16 +257,11 @@ def _timestamps(values: pl.Series, label: str, is_text: bool) -> pl.Series:
     return numbers.cast(pl.Int64) if isinstance(exact, pl.Series) and exact.all() else numbers
 
 
-def _kinds(values: pl.Series, label: str) -> pl.Series:
+def _event_types(values: pl.Series, label: str) -> pl.Series:
     _refuse_missing(values, label)
     if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
-        raise DataError(f"{label} holds {values.dtype}; kinds of events are text: convert it")
+        raise DataError(f"{label} holds {values.dtype}; event types are text: convert it")
     return values.cast(pl.String)
-
-
-def _ratings(values: pl.Series, label: str, is_text: bool) -> pl.Series:
-    """Return float64; a row without a rating is an event that nobody rated."""
-    return _numbers(values, label, is_text, "ratings are numbers: convert it").cast(pl.Float64)
 
 
 def _drop_duplicates(frame: pl.DataFrame, policy: DuplicatePolicy) -> pl.DataFrame:
@@ -297,7 +275,7 @@ def _drop_duplicates(frame: pl.DataFrame, policy: DuplicatePolicy) -> pl.DataFra
 
 
 def _hash_column(digest: "hashlib._Hash", column: pl.Series) -> None:
-    """Add a column to the digest; lengths come before texts and lists, so that none can merge."""
+    """Add a column to the digest; lengths before texts and lists keep values apart."""
     digest.update(f"{column.name}\0{column.dtype}\0{len(column)}\0".encode())
     if column.null_count():
         digest.update(column.is_null().cast(pl.UInt8).to_numpy().tobytes())

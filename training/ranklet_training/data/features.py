@@ -1,4 +1,4 @@
-"""Item features (one category or many values an item) as codes that an embedding can look up."""
+"""Item features (one category or many values an item) as codes for an embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ranklet.errors import DataError
 class Feature:
     """One feature of every item, as a ragged array: item i has codes[offsets[i]:offsets[i + 1]].
 
-    Row 0 is padding and has no values. ``values[code]`` is the text that a code stands for.
+    Row 0 is padding and has no values. ``values[code]`` is the text of a code.
     """
 
     name: str
@@ -26,11 +26,10 @@ class Feature:
 def build_feature(items: pl.DataFrame, name: str) -> Feature:
     """Turn a column of an item frame, whose rows are in index order, into a feature.
 
-    A list column is multi-valued; any other column holds one category, whatever its type.
-    Nulls are items without a value.
+    A list column is multi-valued; any other holds one category. Nulls are items without a value.
 
     Raises:
-        DataError: The column is missing, or holds nothing.
+        DataError: The column is missing or holds no value.
     """
     if name not in items.columns:
         raise DataError(f"no feature column {name!r} among the items; there are {items.columns}")

@@ -1,7 +1,7 @@
-"""Histories of all users in flat arrays, and the padded batches that a training epoch reads.
+"""Histories of all users in flat arrays, and the padded batches of a training epoch.
 
 Histories run from the oldest event to the latest and are padded on the right with 0.
-Where a history is longer than the maximum, its latest events are kept.
+A history beyond the maximum length keeps its latest events.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,67 +12,75 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.time_gaps import UNKNOWN, gap_buckets
+from ranklet.time_gaps import UNKNOWN, buckets_before
 
 Windows = Literal["last", "all"]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """User u has ``items[offsets[u]:offsets[u + 1]]``, oldest first, as item indices from 1.
+    """Histories: user u has ``items[offsets[u]:offsets[u + 1]]``, item indices, oldest first.
 
-    An item that the catalogue does not have is 0; training sequences hold none.
-    ``ratings`` runs beside ``items`` where the event log has ratings, and so do ``times``.
+    An item outside the catalogue is 0; training sequences hold none. ``ratings`` and ``times`` run
+    parallel to ``items``, if the event log has them.
     """
 
-    items: NDArray[np.int64]
-    offsets: NDArray[np.int64]
+    items: Ints
+    offsets: Ints
     ratings: NDArray[np.float32] | None = None
-    times: NDArray[np.int64] | None = None
+    times: Ints | None = None
 
     def __len__(self) -> int:
         """Return the number of users."""
         return len(self.offsets) - 1
 
-    def __getitem__(self, user: int) -> NDArray[np.int64]:
+    def __getitem__(self, user: int) -> Ints:
         """Return the history of one user."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+    def __iter__(self) -> Iterator[Ints]:
         """Yield every history."""
         return (self[user] for user in range(len(self)))
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """Return the number of events of every user."""
         return np.diff(self.offsets)
 
     @cached_property
-    def gaps(self) -> NDArray[np.int64]:
+    def gaps(self) -> Ints:
         """Return the bucket of the gap before each event, ``UNKNOWN`` before a user's first."""
         assert self.times is not None
-        before = np.concatenate([[UNKNOWN], gap_buckets(np.diff(self.times))])[: len(self.items)]
+        before = buckets_before(self.times)
         before[self.offsets[:-1][self.lengths > 0]] = UNKNOWN
         return before
 
-    def counts(self, items: int) -> NDArray[np.int64]:
-        """Return how often each item occurs, by index, (items + 1,)."""
+    def counts(self, items: int) -> Ints:
+        """Return the number of events of each item, by index, (items + 1,)."""
         return np.bincount(self.items, minlength=items + 1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and the events that follow them, both (B, T), padded with 0 on the right."""
+    """Histories and the next item after each event, both (B, T), padded with 0 on the right."""
 
-    users: NDArray[np.int64]
-    history: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    users: Ints
+    history: Ints
+    targets: Ints
     ratings: NDArray[np.float32] | None
-    since: NDArray[np.int64] | None = None  # bucket of the gap before each event of the history
-    until: NDArray[np.int64] | None = None  # bucket of the gap from it to its target
+    since: Ints | None = None  # bucket of the gap before each event of the history
+    until: Ints | None = None  # bucket of the gap between each event and its target
 
 
-def pad(histories: Sequence[NDArray[np.int64]], length: int | None = None) -> NDArray[np.int64]:
+def ragged_places(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    """Return the places of ranges in a flat array, joined, and the offsets of each range."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
+
+
+def pad(histories: Sequence[Ints], length: int | None = None) -> Ints:
     """Return the latest ``length`` events of each history, padded on the right, (B, T)."""
     cut = [history[-length:] if length else history for history in histories]
     padded = np.zeros((len(cut), max(1, *map(len, cut), 1)), dtype=np.int64)
@@ -82,7 +90,7 @@ def pad(histories: Sequence[NDArray[np.int64]], length: int | None = None) -> ND
 
 
 def targets_per_epoch(sequences: Sequences, windows: Windows, length: int) -> int:
-    """Return how many (history, next event) pairs one epoch trains on."""
+    """Return the number of (history, next event) pairs of an epoch."""
     pairs = np.maximum(sequences.lengths - 1, 0)
     return int(pairs.sum() if windows == "all" else np.minimum(pairs, length).sum())
 
@@ -99,18 +107,10 @@ def epoch_batches(
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch; their content depends on (seed, epoch) alone.
 
-    Windows of similar length share a batch, so that little is padded: that is 3 times faster on
-    short histories than padding all to the maximum. Batches come in random order.
-
-    Args:
-        sequences: What to train on.
-        windows: ``"last"`` trains on the latest ``length`` pairs of a user; ``"all"`` cuts the
-            whole history into windows at a phase that differs in every epoch.
-        length: Longest window.
-        targets: Pairs in a batch, nearly.
-        seed: Of the run.
-        epoch: From 0.
-        with_gaps: Also say how long before and after each event nothing happened.
+    Windows ``"last"`` are the latest ``length`` pairs of each user; ``"all"`` are cut from the
+    whole history at a phase that differs in every epoch. Windows of similar length share a batch of
+    about ``targets`` pairs, so that little is padded: that is 3 times faster on short histories
+    than padding all to the maximum. Batches come in random order.
     """
     random = np.random.Generator(np.random.Philox([seed, epoch]))
     users, starts, ends = _cut_windows(sequences, windows, length, random)
@@ -121,19 +121,19 @@ def epoch_batches(
     for batch in random.permutation(len(batches)):
         rows = batches[batch]
         if len(rows):
-            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps=with_gaps)
+            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps)
 
 
 def _cut_windows(
     sequences: Sequences, windows: Windows, length: int, random: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Ints, Ints, Ints]:
     """Return (user, start, end) of windows; targets are items[start:end], from 1 within a user."""
     lengths = sequences.lengths
     if windows == "last":
         starts = np.maximum(1, lengths - length)
         users = np.flatnonzero(lengths > 1)
         return users, starts[users], lengths[users]
-    # A window that is moved to the left by its phase loses what lies before the first target.
+    # A window that its phase moves to the left loses the part before the first target.
     phases = np.where(lengths > length + 1, random.integers(0, length, len(lengths)), 0)
     counts = np.maximum(0, -(-(lengths - 1 + phases) // length))
     users = np.repeat(np.arange(len(lengths)), counts)
@@ -145,29 +145,16 @@ def _cut_windows(
     return users[kept], starts[kept], ends[kept]
 
 
-def _gather(
-    sequences: Sequences,
-    users: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    *,
-    with_gaps: bool,
-) -> Batch:
+def _gather(sequences: Sequences, users: Ints, starts: Ints, ends: Ints, with_gaps: bool) -> Batch:
     steps = np.arange((ends - starts).max())
     is_event = steps < (ends - starts)[:, None]  # (B, T)
     places = np.where(is_event, (sequences.offsets[users] + starts)[:, None] + steps, 0)
-    ratings = None
+    history = np.where(is_event, sequences.items[places - 1], 0)
+    targets = np.where(is_event, sequences.items[places], 0)
+    ratings = since = until = None
     if sequences.ratings is not None:
         ratings = np.where(is_event, sequences.ratings[places], np.float32(0))
-    since = until = None
     if with_gaps:
         since = np.where(is_event, sequences.gaps[places - 1], UNKNOWN)
         until = np.where(is_event, sequences.gaps[places], UNKNOWN)
-    return Batch(
-        users=users,
-        history=np.where(is_event, sequences.items[places - 1], 0),
-        targets=np.where(is_event, sequences.items[places], 0),
-        ratings=ratings,
-        since=since,
-        until=until,
-    )
+    return Batch(users, history, targets, ratings, since, until)

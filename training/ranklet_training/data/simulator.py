@@ -1,13 +1,13 @@
-"""A seeded world in which the best possible ranking is known.
+"""Simulated event logs with a known best possible ranking.
 
-Users have a taste over clusters of items. A user's next item is drawn, among the items that have
-arrived and that this user has not had yet, from a mixture of
+Users have a taste over clusters of items. A user's next item is drawn, among the arrived items that
+are new to this user, from a mixture of
 
 * a Markov step: each item has a few followers, most of them from its own cluster, and
 * a fresh choice: the cluster of the last item again or one by taste, then an item by popularity.
 
-The draw uses the probabilities themselves, so the best ranking of a user's last event is exact. It
-knows the user's taste and the arrival times, which a model can only estimate: an upper bound.
+The probabilities of the draw give the exact best ranking of a user's last event. It depends on the
+user's taste and the arrival times, which a model can only estimate: an upper bound.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ranklet.errors import DataError
+from ranklet_training.data.sequences import Ints, Mask
 
+Floats = NDArray[np.float64]
 TOP = 10  # best_hit_rate is HR@10
 
 _FOLLOW = 0.5  # share of Markov steps
@@ -34,37 +36,28 @@ _MAKERS = ("Amber", "Birch", "Cedar", "Delta", "Ember", "Fjord", "Grove", "Heron
 
 @dataclass(frozen=True)
 class Simulation:
-    """A log with its items, and the ranking that no model beats on average.
-
-    ``oracle`` lists for each user the ten likeliest items at the last event, best first.
-    """
+    """A log with its items, and the best ranking, which no model beats on average."""
 
     events: pl.DataFrame  # user_id, item_id, timestamp, rating; by time over all users
     items: pl.DataFrame  # item_id, title, genres, maker
     best_hit_rate: float  # HR@10 of the oracle in expectation, leave-one-out, seen items masked
-    oracle: pl.DataFrame  # user_id, item_ids
+    oracle: pl.DataFrame  # user_id, item_ids: the ten likeliest at the last event, best first
 
 
 @dataclass(frozen=True)
 class _World:
-    cluster_of: NDArray[np.int64]  # (items,)
-    popularity: NDArray[np.float64]  # (items,), sums to 1 within a cluster
-    followers: NDArray[np.int64]  # (items, len(_FOLLOWERS))
+    cluster_of: Ints  # (items,)
+    popularity: Floats  # (items,), sums to 1 within a cluster
+    followers: Ints  # (items, len(_FOLLOWERS))
     late_from: int  # items with this index or a higher one arrive late
 
-    def weights(
-        self,
-        last: NDArray[np.int64],
-        taste: NDArray[np.float64],
-        seen: NDArray[np.bool_],
-        has_late: NDArray[np.bool_],
-    ) -> NDArray[np.float64]:
+    def weights(self, last: Ints, taste: Floats, seen: Mask, has_late: Mask) -> Floats:
         """Return the unnormalised probability of each next item; ``last`` is -1 at the start."""
         rows = np.arange(len(last))
         started = last >= 0
         mixture = taste * np.where(started, 1 - _STAY, 1.0)[:, None]  # (users, clusters)
         mixture[rows[started], self.cluster_of[last[started]]] += _STAY
-        weights: NDArray[np.float64] = mixture[:, self.cluster_of] * self.popularity
+        weights: Floats = mixture[:, self.cluster_of] * self.popularity
         weights *= np.where(started, 1 - _FOLLOW, 1.0)[:, None]  # (users, items)
         for place, share in enumerate(_FOLLOWERS):
             weights[rows[started], self.followers[last[started], place]] += _FOLLOW * share
@@ -82,15 +75,11 @@ def simulate(
     late_items: float = 0.05,
     seed: int = 0,
 ) -> Simulation:
-    """Draw a world and its log; the same arguments give the same log.
+    """Draw a world and its log; equal arguments give equal logs.
 
-    Args:
-        users: How many users.
-        items: How many items.
-        clusters: How many groups of items that a taste can hold on to.
-        mean_length: Events a user has on average, before cuts to 5 and to half of the items.
-        late_items: Share of the items that arrive after 80 % of the time.
-        seed: Start of the random numbers.
+    Users have ``mean_length`` events on average, before cuts to at least 5 and at most half of the
+    items. A taste is over ``clusters`` of items. The share ``late_items`` arrives after 80 % of the
+    time.
     """
     if not (users >= 1 and clusters >= 1 and items >= max(clusters, 2 * _SHORTEST)):
         raise DataError(
@@ -119,25 +108,19 @@ def simulate(
     user_ids = _names("u", random.permutation(users))
     item_ids = _names("i", np.arange(items))
     liking = taste[user, world.cluster_of[item]] / taste.max(axis=1)[user]
-    ratings = np.rint(2.5 + 2 * liking + random.normal(0, 0.7, len(user))).clip(1, 5)
-    return Simulation(
-        events=pl.DataFrame(
-            {
-                "user_id": user_ids[user],
-                "item_id": item_ids[item],
-                "timestamp": times[happens][by_time],
-                "rating": ratings,
-            }
-        ),
-        items=_describe(random, world, item_ids),
-        best_hit_rate=float(mass.mean()),
-        oracle=pl.DataFrame(
-            {"user_id": user_ids.tolist(), "item_ids": [item_ids[best].tolist() for best in top]}
-        ).sort("user_id"),
-    )
+    columns = {
+        "user_id": user_ids[user],
+        "item_id": item_ids[item],
+        "timestamp": times[happens][by_time],
+        "rating": np.rint(2.5 + 2 * liking + random.normal(0, 0.7, len(user))).clip(1, 5),
+    }
+    best = {"user_id": user_ids.tolist(), "item_ids": [item_ids[row].tolist() for row in top]}
+    described = _describe(random, world, item_ids)
+    oracle = pl.DataFrame(best).sort("user_id")
+    return Simulation(pl.DataFrame(columns), described, float(mass.mean()), oracle)
 
 
-def _names(prefix: str, numbers: NDArray[np.int64]) -> NDArray[np.str_]:
+def _names(prefix: str, numbers: Ints) -> NDArray[np.str_]:
     width = len(str(len(numbers)))
     return np.array([f"{prefix}{number + 1:0{width}}" for number in numbers.tolist()])
 
@@ -149,21 +132,18 @@ def _draw_world(random: np.random.Generator, items: int, clusters: int, late_fro
     followers = random.integers(items, size=(items, len(_FOLLOWERS)))
     for cluster in range(clusters):
         members = np.flatnonzero(cluster_of == cluster)
-        at_home = random.random((len(members), len(_FOLLOWERS))) < 0.8
-        followers[members] = np.where(
-            at_home, random.choice(members, at_home.shape), followers[members]
-        )
+        home = random.random((len(members), len(_FOLLOWERS))) < 0.8
+        followers[members] = np.where(home, random.choice(members, home.shape), followers[members])
     return _World(cluster_of, popularity, followers, late_from)
 
 
-def _draw_times(random: np.random.Generator, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def _draw_times(random: np.random.Generator, lengths: Ints) -> Ints:
     """Return unix seconds, (users, longest), strictly increasing; a row's tail is padding."""
     longest = int(lengths.max())
     begin = random.uniform(0, 0.9, len(lengths))
     end = begin + random.uniform(0.1, 1, len(lengths)) * (1 - begin)
-    shares = np.where(
-        np.arange(longest) < lengths[:, None], random.random((len(lengths), longest)), np.inf
-    )
+    happens = np.arange(longest) < lengths[:, None]
+    shares = np.where(happens, random.random(happens.shape), np.inf)
     shares.sort(axis=1)
     shares[np.isinf(shares)] = 1.0
     seconds = (_SPAN * (begin[:, None] + shares * (end - begin)[:, None])).astype(np.int64)
@@ -173,11 +153,11 @@ def _draw_times(random: np.random.Generator, lengths: NDArray[np.int64]) -> NDAr
 def _draw_items(
     random: np.random.Generator,
     world: _World,
-    taste: NDArray[np.float64],
-    lengths: NDArray[np.int64],  # from long to short
-    times: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return the items (users, longest), the best ten at the last event, and their probability."""
+    taste: Floats,
+    lengths: Ints,  # from long to short
+    times: Ints,
+) -> tuple[Ints, Ints, Floats]:
+    """Return items (users, longest), the best ten at the last event, and their probability."""
     users, items = len(lengths), len(world.cluster_of)
     chosen = np.full(times.shape, -1)
     seen = np.zeros((users, items), np.bool_)
@@ -193,18 +173,15 @@ def _draw_items(
         ends = lengths[:active] == step + 1
         best = np.argsort(-weights[ends], axis=1, kind="stable")[:, :TOP]
         top[:active][ends] = best
-        mass[:active][ends] = (
-            np.take_along_axis(weights[ends], best, axis=1).sum(axis=1) / sums[ends, -1]
-        )
+        likeliest = np.take_along_axis(weights[ends], best, axis=1)
+        mass[:active][ends] = likeliest.sum(axis=1) / sums[ends, -1]
         chosen[:active, step] = last[:active] = drawn
         seen[np.arange(active), drawn] = True
     return chosen, top, mass
 
 
-def _describe(
-    random: np.random.Generator, world: _World, item_ids: NDArray[np.str_]
-) -> pl.DataFrame:
-    """Give items features that tell of their cluster, with some noise."""
+def _describe(random: np.random.Generator, world: _World, ids: NDArray[np.str_]) -> pl.DataFrame:
+    """Return items with noisy features of their clusters."""
     genres, makers, titles = [], [], []
     for number, cluster in enumerate(world.cluster_of.tolist()):
         # Two genres a cluster; neighbouring clusters share one.
@@ -216,5 +193,5 @@ def _describe(
         genres.append(sorted(own))
         makers.append(maker)
         titles.append(f"{maker}'s {' '.join(sorted(own))} {number + 1}")
-    columns = {"item_id": item_ids.tolist(), "title": titles, "genres": genres, "maker": makers}
+    columns = {"item_id": ids.tolist(), "title": titles, "genres": genres, "maker": makers}
     return pl.DataFrame(columns)

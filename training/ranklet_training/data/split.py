@@ -1,23 +1,23 @@
-"""Cut an event log into what a model may learn from and what it is asked.
+"""Splits of an event log into training histories and held-out cases.
 
-* ``leave-one-out``: a user's last event is the test, the one before it the validation, the rest
-  is for training (the papers' protocol). It leaks: other users' later events are in training.
-* ``time``: two instants cut the whole log, so nothing that is learned lies after what is asked;
-  the catalogue, too, is what had happened by then. The one to trust for production.
-* ``k-fold``: users are dealt into folds; one fold is the test, the next the validation, and what
-  is asked is the last event of users that training never saw.
+* ``leave-one-out``: a user's last event is the test target, the one before it the validation
+  target, the rest training (the papers' protocol). It leaks: other users' later events are in
+  training.
+* ``time``: two instants cut the whole log, so that no training event is later than a target; the
+  catalogue holds the items before the first instant. The split to trust for production.
+* ``k-fold``: users are dealt into folds; one fold is the test, the next the validation. Targets are
+  the last events of users outside training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from ranklet.errors import DataError
-from ranklet.vocabulary import Vocabulary
-from ranklet_training.data.sequences import Sequences
+from ranklet.bundle.vocabulary import Vocabulary
+from ranklet_training.data.sequences import Ints, Mask, Sequences, ragged_places
 
 SplitKind = Literal["leave-one-out", "time", "k-fold"]
 
@@ -27,32 +27,24 @@ TIME_QUANTILES = (0.8, 0.9)
 
 @dataclass(frozen=True)
 class Cases:
-    """Questions with known answers: given ``histories[i]``, the next event was ``targets[i]``.
+    """Held-out cases: ``targets[i]`` is the next item after ``histories[i]``.
 
-    A target that the catalogue does not have is 0: it counts as a miss. Where histories have times,
-    ``target_times`` are the instants at which is asked.
+    A target outside the catalogue is 0 and counts as a miss. ``target_times`` are the times of the
+    target events, if histories have times.
     """
 
     histories: Sequences
-    targets: NDArray[np.int64]
-    target_times: NDArray[np.int64] | None = None
+    targets: Ints
+    target_times: Ints | None = None
 
     def __len__(self) -> int:
-        """Return the number of questions."""
+        """Return the number of cases."""
         return len(self.targets)
 
-    def times(self, row: int) -> NDArray[np.int64]:
-        """Return the times of one history."""
-        assert self.histories.times is not None
-        offsets = self.histories.offsets
-        return self.histories.times[offsets[row] : offsets[row + 1]]
-
-    def take(self, rows: NDArray[np.int64]) -> "Cases":
-        """Return some of the questions, in the order of ``rows``."""
-        lengths = self.histories.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        shift = np.repeat(self.histories.offsets[rows] - offsets[:-1], lengths)
-        places = np.arange(len(shift)) + shift
+    def take(self, rows: Ints) -> "Cases":
+        """Return some of the cases, in the order of ``rows``."""
+        starts, lengths = self.histories.offsets[rows], self.histories.lengths[rows]
+        places, offsets = ragged_places(starts, lengths)
         items, times = self.histories.items, self.histories.times
         return Cases(
             Sequences(items[places], offsets, times=None if times is None else times[places]),
@@ -60,10 +52,18 @@ class Cases:
             None if self.target_times is None else self.target_times[rows],
         )
 
+    def drop_unknown(self) -> "Cases":
+        """Return the cases without the history events whose item the catalogue lacks."""
+        items, times = self.histories.items, self.histories.times
+        known = items > 0
+        offsets = np.concatenate([[0], np.cumsum(known)])[self.histories.offsets]
+        kept = Sequences(items[known], offsets, times=None if times is None else times[known])
+        return replace(self, histories=kept)
+
 
 @dataclass(frozen=True)
 class Split:
-    """What a model learns from, and the questions for choosing and for judging it."""
+    """Training histories, and the cases that choose and judge a model."""
 
     kind: SplitKind
     vocabulary: Vocabulary
@@ -73,11 +73,11 @@ class Split:
 
     @property
     def notes(self) -> str:
-        """Return one line that says what was cut, and what to know about it."""
+        """Return one line on the sizes of the split and its caveat."""
         warning = {
             "leave-one-out": "later events of other users are in training: not for production",
-            "time": "nothing that is learned lies after what is asked",
-            "k-fold": "asked about users that training never saw",
+            "time": "no training event is later than a target",
+            "k-fold": "targets are of users outside training",
         }[self.kind]
         return (
             f"{self.kind}: {len(self.training.items):,} training events of "
@@ -94,25 +94,22 @@ def split_events(
     fold: int = 0,
     seed: int = 0,
 ) -> Split:
-    """Cut a frame of ``read_events`` (sorted by user and time).
+    """Cut a frame of ``read_events``, sorted by user and time.
 
-    Args:
-        frame: Columns user_id, item_id, timestamp, perhaps rating.
-        kind: The protocol, see the module.
-        folds: Number of folds of ``k-fold``.
-        fold: Which of them is the test, from 0.
-        seed: Deals users into folds.
+    ``kind`` is the protocol, see the module. Of the ``folds`` of ``k-fold``, into which ``seed``
+    deals the users, number ``fold`` is the test.
 
     Raises:
-        DataError: Nothing is left to train on or to ask.
+        DataError: No user is left for training or as a case.
     """
     users = frame["user_id"].rle_id().to_numpy().astype(np.int64)  # 0, 0, 0, 1, 1, ...
-    from_end = _places_from_end(users)
+    # Number of later events of the same user, for each event.
+    from_end = np.cumsum(np.bincount(users))[users] - 1 - np.arange(len(users))
     if kind == "leave-one-out":
-        # Users with fewer than three events have nothing to spare: all of it is for training.
-        is_asked = (np.bincount(users) >= 3)[users]
-        in_training = ~is_asked | (from_end >= 2)
-        validation, test = is_asked & (from_end == 1), is_asked & (from_end == 0)
+        # Users with fewer than three events are no cases: all of their events are for training.
+        is_case = (np.bincount(users) >= 3)[users]
+        in_training = ~is_case | (from_end >= 2)
+        validation, test = is_case & (from_end == 1), is_case & (from_end == 0)
     elif kind == "time":
         times = frame["timestamp"].to_numpy()
         first, second = np.quantile(times, TIME_QUANTILES, method="higher")
@@ -127,18 +124,24 @@ def split_events(
         in_training = (fold_of[users] != fold) & (fold_of[users] != (fold + 1) % folds)
         validation = (fold_of[users] == (fold + 1) % folds) & (from_end == 0)
         test = (fold_of[users] == fold) & (from_end == 0)
-    # The papers rank all items of the log, those that training lacks among them.
+    # The papers rank all items of the log, also those outside training.
     known = frame if kind == "leave-one-out" else frame.filter(pl.Series(in_training))
-    vocabulary = _vocabulary(known["item_id"])
-    items = _indices(frame["item_id"], vocabulary)
+    ids = known.select(pl.col("item_id").unique().sort())
+    is_text = ids["item_id"].dtype == pl.String
+    vocabulary = Vocabulary(ids["item_id"].to_list() if is_text else ids["item_id"].to_numpy())
+    indices = ids.with_row_index("index", offset=1)
+    joined = frame.join(indices, on="item_id", how="left", maintain_order="left")
+    items = joined["index"].fill_null(0).to_numpy().astype(np.int64)
+    times = frame["timestamp"].to_numpy()
+    lengths = np.unique(users[in_training], return_counts=True)[1]
     ratings = None
     if "rating" in frame.columns:
-        ratings = frame["rating"].cast(pl.Float32).to_numpy()
-    times = frame["timestamp"].to_numpy()
+        ratings = frame["rating"].cast(pl.Float32).to_numpy()[in_training]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     split = Split(
         kind,
         vocabulary,
-        _sequences(users, items, ratings, times, in_training),
+        Sequences(items[in_training], offsets, ratings, times[in_training]),
         _cases(users, items, times, validation, strict_time=kind == "time"),
         _cases(users, items, times, test, strict_time=kind == "time"),
     )
@@ -153,72 +156,26 @@ def split_events(
     return split
 
 
-def _places_from_end(users: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many events of the same user come after each event."""
-    ends = np.cumsum(np.bincount(users))
-    return ends[users] - 1 - np.arange(len(users))
-
-
-def _first_of_user(users: NDArray[np.int64], candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _first_of_user(users: Ints, candidate: Mask) -> Mask:
     places = np.flatnonzero(candidate)
     first = np.zeros(len(users), dtype=bool)
     first[places[np.unique(users[places], return_index=True)[1]]] = True
     return first
 
 
-def _vocabulary(ids: pl.Series) -> Vocabulary:
-    unique = ids.unique().sort()
-    return Vocabulary(unique.to_list() if unique.dtype == pl.String else unique.to_numpy())
-
-
-def _indices(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
-    known = pl.DataFrame({"item_id": vocabulary.all_ids}, schema={"item_id": ids.dtype})
-    found = pl.DataFrame({"item_id": ids}).join(
-        known.with_row_index("index", offset=1), on="item_id", how="left", maintain_order="left"
-    )
-    return found["index"].fill_null(0).to_numpy().astype(np.int64)
-
-
-def _sequences(
-    users: NDArray[np.int64],
-    items: NDArray[np.int64],
-    ratings: NDArray[np.float32] | None,
-    times: NDArray[np.int64],
-    kept: NDArray[np.bool_],
-) -> Sequences:
-    lengths = np.unique(users[kept], return_counts=True)[1]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Sequences(items[kept], offsets, None if ratings is None else ratings[kept], times[kept])
-
-
-def _cases(
-    users: NDArray[np.int64],
-    items: NDArray[np.int64],
-    times: NDArray[np.int64],
-    asked: NDArray[np.bool_],
-    *,
-    strict_time: bool,
-) -> Cases:
-    """Ask for the events at ``asked``, given all earlier events of their users.
+def _cases(users: Ints, items: Ints, times: Ints, is_target: Mask, *, strict_time: bool) -> Cases:
+    """Return the target events with all earlier events of their users; empty histories drop out.
 
     With ``strict_time`` an event at the same instant as the target is not part of the history.
-    Users whose history is empty are not asked: a model has nothing to say about them.
     """
-    starts = np.searchsorted(users, users)
-    histories, history_times, places = [], [], []
-    for place in np.flatnonzero(asked):
-        end = place
-        if strict_time:
-            end = starts[place] + np.searchsorted(times[starts[place] : place], times[place])
-        if end > starts[place]:
-            histories.append(items[starts[place] : end])
-            history_times.append(times[starts[place] : end])
-            places.append(place)
-    offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
-    nothing = np.zeros(0, dtype=np.int64)  # so that no histories can be joined, too
-    flat = Sequences(
-        np.concatenate([nothing, *histories]),
-        offsets,
-        times=np.concatenate([nothing, *history_times]),
-    )
-    return Cases(flat, items[places], times[places])
+    targets = np.flatnonzero(is_target)
+    starts, ends = np.searchsorted(users, users[targets]), targets
+    if strict_time:
+        pairs = zip(starts.tolist(), targets.tolist(), strict=True)
+        lengths = [np.searchsorted(times[start:end], times[end]) for start, end in pairs]
+        ends = starts + np.array(lengths, dtype=np.int64)
+    kept = ends > starts
+    places, offsets = ragged_places(starts[kept], (ends - starts)[kept])
+    targets = targets[kept]
+    histories = Sequences(items[places], offsets, times=times[places])
+    return Cases(histories, items[targets], times[targets])

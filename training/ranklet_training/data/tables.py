@@ -1,11 +1,12 @@
-"""Open a file, or a table of another library, and name what in it can't be used.
+"""Tables from files and other libraries, with errors that name column, row and value.
 
-Rows are counted from 1 in error messages, over data rows: neither the header of a csv file nor
-blank lines count. Only what is wrong with a line of JSON itself is named by its line.
+Errors count data rows from 1, without the header of a csv file and blank lines. Only errors in a
+line of JSON itself count lines.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +14,12 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from ranklet.errors import DataError
+from ranklet.files.atomic import atomic_write
 from ranklet.files.json_lines import read_json_lines
-from ranklet.vocabulary import show
+from ranklet.values import show
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".ndjson")
+NUMBERS = (int, float)
 _EXPECTED = "expected one row for each event, item or request"
 
 
@@ -29,14 +32,14 @@ class ArrowStream(Protocol):
 
 
 class Table:
-    """A source that was opened: its columns, not yet checked."""
+    """An opened source, its columns not yet checked."""
 
     def __init__(
         self, source: pl.LazyFrame | list[dict[str, Any]], name: str, *, is_text: bool = False
     ) -> None:
         """Take a frame, or the objects of JSON lines."""
         self.name = name
-        self.is_text = is_text  # csv: no types, every value that counts is text
+        self.is_text = is_text  # csv: no types
         self.blank_lines = 0
         self._source = source
         if isinstance(source, list):
@@ -48,17 +51,15 @@ class Table:
             raise DataError(f"{name} is not UTF-8 text, it may be UTF-16; save it as UTF-8")
 
     def label(self, column: str) -> str:
-        """Return how messages name a column."""
+        """Return the name of a column in messages."""
         return f"{self.name}: column {column!r}"
 
-    def collect(self, wanted: dict[str, str], advice: str) -> pl.DataFrame:
-        """Return columns under our names, without blank lines.
+    def collect(self, names: dict[str, str], advice: str) -> pl.DataFrame:
+        """Return columns by our names (ours to theirs), without blank lines.
 
-        Args:
-            wanted: Our names and theirs.
-            advice: What to do about a column that is missing; {} stands for user, item, ...
+        ``advice`` says what to do about a missing column; its {} stands for user, item, ...
         """
-        for ours, theirs in wanted.items():
+        for ours, theirs in names.items():
             if theirs not in self.names:
                 raise DataError(
                     f"{self.label(theirs)} is missing (columns: {', '.join(self.names)}); "
@@ -66,12 +67,12 @@ class Table:
                 )
             if f"{theirs}_duplicated_0" in self.names:
                 raise DataError(f"{self.label(theirs)} is there twice; rename one of them")
-        columns = [pl.col(theirs).alias(ours) for ours, theirs in wanted.items()]
+        columns = [pl.col(theirs).alias(ours) for ours, theirs in names.items()]
         with _named(self.name):
             source = self._source
             if isinstance(source, list):
-                names = list(wanted.values())
-                source = pl.from_dicts(source, schema=names, infer_schema_length=None).lazy()
+                schema = list(names.values())
+                source = pl.from_dicts(source, schema=schema, infer_schema_length=None).lazy()
             frame = source.select(columns).collect()
         if self.is_text:
             frame = frame.with_columns(pl.col(pl.String).replace("", None))
@@ -91,18 +92,14 @@ def open_table(
     texts: Collection[str] = (),
     infer_types: bool = False,
 ) -> Table:
-    """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table.
+    """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table with an Arrow stream.
 
-    Args:
-        source: A path, or a table with the Arrow stream interface.
-        ids: Columns of ids. In JSON lines those of a group must be of one type: polars would turn
-            7 into "7" where there are both.
-        lists: Which of them hold lists of ids.
-        texts: Columns that are text: what csv files and JSON lines hold stays as it is written.
-        infer_types: Whether the other columns of a csv file get types.
+    Each group of ``ids`` must be of one type: polars would turn 7 into "7" in mixed JSON. Among
+    them are ``lists``, columns of lists of ids. csv files and JSON lines keep ``texts`` as written;
+    ``infer_types`` gives the other columns of a csv file types.
 
     Raises:
-        DataError: The source is missing, damaged or empty, or its ids are of several types.
+        DataError: The source is missing, damaged or empty, or the ids of a group differ in type.
     """
     if not isinstance(source, str | Path):
         name = type(source).__name__
@@ -121,7 +118,8 @@ def open_table(
     if kind.endswith((".jsonl", ".ndjson")):
         rows = _read_rows(path, ids, lists)
         for row in rows:
-            row.update({name: _text(row[name]) for name in texts if name in row})
+            # Numbers become text as written.
+            row.update({name: str(row[name]) for name in texts if type(row.get(name)) in NUMBERS})
         return Table(rows, str(path))
     with _named(str(path)):
         if kind.endswith(".parquet"):
@@ -136,10 +134,17 @@ def open_table(
         return Table(frame, str(path), is_text=True)
 
 
+def write_frame(path: Path, frame: pl.DataFrame) -> None:
+    """Write a parquet file atomically."""
+    buffer = BytesIO()
+    frame.write_parquet(buffer)
+    atomic_write(path, buffer.getvalue())
+
+
 def refuse(
     bad: pl.Series, values: pl.Series, label: str, problem: str, advice: str | None = None
 ) -> None:
-    """Raise if any row is bad, with its number and value."""
+    """Raise DataError if a row is bad, with its number and value."""
     rows = bad.arg_true()
     if rows.is_empty():
         return
@@ -153,7 +158,7 @@ def refuse(
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turn what polars raises, a panic of its Rust code included, into an error with the name."""
+    """Turn errors of polars, panics of its Rust code included, into DataError with the name."""
     try:
         yield
     except DataError:
@@ -168,15 +173,10 @@ def _named(name: str) -> Iterator[None]:
         ) from error
 
 
-def _text(value: Any) -> Any:  # noqa: ANN401 (values of any type)
-    """Return a number as it is written, and all else as it is."""
-    return str(value) if type(value) in (int, float) else value
-
-
 def _read_rows(
     path: Path, ids: Sequence[Sequence[str]], lists: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Read JSON lines and check the types of ids, which polars would make one."""
+    """Read JSON lines and check the types of ids, which polars would unify."""
     rows = [row for _, row in read_json_lines(path)]
     if not rows:
         raise DataError(f"{path} holds no rows; {_EXPECTED}")
@@ -186,10 +186,10 @@ def _read_rows(
             for column in group:
                 value = row.get(column)
                 if value is not None and isinstance(value, list) != (column in lists):
-                    wanted = "a list of ids" if column in lists else "text or an integer"
+                    expected = "a list of ids" if column in lists else "text or an integer"
                     raise DataError(
                         f"{path}: column {column!r} holds in row {number} {show(value)}, which is "
-                        f"not {wanted}"
+                        f"not {expected}"
                     )
                 for part in value if isinstance(value, list) else [value]:
                     if part is not None and type(part) not in first_of:

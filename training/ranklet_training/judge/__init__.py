@@ -1,1 +1,1 @@
-"""How good a model is: metrics, comparisons, searches, plots."""
+"""Evaluation: metrics, comparisons, hyperparameter searches, plots."""

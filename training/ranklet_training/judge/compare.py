@@ -1,7 +1,4 @@
-"""Say whether two models differ by more than chance on held-out events, and draw any comparison.
-
-Two models answer the same users, so the bootstrap is paired.
-"""
+"""Comparison of two models on held-out events by a paired bootstrap, and forest plots."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +8,17 @@ from numpy.typing import NDArray
 
 from ranklet.ranker import Ranker
 from ranklet_training.data.split import Cases, Split
-from ranklet_training.judge.bootstrap import (
-    CHUNK,
-    Row,
-    Values,
-    check_resampling,
-    findings,
-    paired_bootstrap,
-)
-from ranklet_training.judge.evaluate import answer_of, check_catalogue
+from ranklet_training.judge.evaluate import check_catalogue, rank_targets
 from ranklet_training.judge.metrics import CUTOFFS, all_metrics
 from ranklet_training.judge.outcomes import OutcomeComparison
 from ranklet_training.judge.plots import new_figure, save_figure
+from ranklet_training.judge.statistics import Row, Values, check_resampling, paired_bootstrap
 from ranklet_training.runs.checkpoint import Model
 
 
 @dataclass(frozen=True)
 class ModelRow(Row):
-    """One metric of two models on the same users."""
+    """Test of one metric of two models on the same users."""
 
     a: float  # means over users
     b: float
@@ -39,7 +29,7 @@ class ModelRow(Row):
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """Two models on the held-out events of one split."""
+    """Comparison of two models on the held-out events of one split."""
 
     a: str  # names
     b: str
@@ -62,37 +52,35 @@ def compare_models(
 ) -> ModelComparison:
     """Compare two models on the same users: full ranking, seen items masked, ties pessimistic.
 
-    Args:
-        a: A torch model or a loaded bundle.
-        b: Another one of the same catalogue.
-        split: Of the same kind as both were trained on.
-        names: Of ``a`` and ``b``, for the result and for errors.
-        on: ``"test"`` or ``"validation"``.
-        resamples: As in ``paired_bootstrap``.
-        seed: As in ``paired_bootstrap``.
+    Each is a torch model or a loaded bundle, trained on this split; ``names`` are for the result
+    and for errors, ``on`` is ``"test"`` or ``"validation"``.
 
     Raises:
         RunError: The catalogues of the models and of the events differ.
         InputError: As ``paired_bootstrap``.
     """
-    check_resampling(resamples, seed, CHUNK)
+    check_resampling(resamples, seed)
     cases: Cases = getattr(split, on)
     for name, model in zip(names, (a, b), strict=True):
         check_catalogue(name, model, split)
-    a_values, b_values = (_user_metrics(model, split, cases) for model in (a, b))
+    a_values, b_values = (
+        metrics_of_ranks(rank_targets(model, split, cases, mask_seen=True).ranks)
+        for model in (a, b)
+    )
     result = paired_bootstrap(a_values, b_values, resamples=resamples, seed=seed)
     gains = b_values - a_values
-    counts = [(gains < 0).sum(axis=0), (gains > 0).sum(axis=0), (gains == 0).sum(axis=0)]
+    columns = {
+        "metric": np.array(list(all_metrics(np.ones(1, dtype=np.int64)))),
+        "a": result.a,
+        "b": result.b,
+        "a_wins": (gains < 0).sum(axis=0),
+        "b_wins": (gains > 0).sum(axis=0),
+        "ties": (gains == 0).sum(axis=0),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
     rows = [
-        ModelRow(metric=metric, a=a, b=b, a_wins=lost, b_wins=won, ties=tied, **found)
-        for metric, found, a, b, lost, won, tied in zip(
-            all_metrics(np.ones(1, dtype=np.int64)),
-            findings(result),
-            result.a.tolist(),
-            result.b.tolist(),
-            *(count.tolist() for count in counts),
-            strict=True,
-        )
+        ModelRow(**dict(zip(columns, own, strict=True)), **test)
+        for own, test in zip(values, result.rows(), strict=True)
     ]
     items = len(split.vocabulary)
     protocol = f"{split.kind}, {on}, full ranking of {items} items, seen items masked"
@@ -100,25 +88,18 @@ def compare_models(
 
 
 def metrics_of_ranks(ranks: NDArray[np.int64]) -> Values:
-    """Return every metric of ``all_metrics`` for each user alone, (U, M)."""
+    """Return every metric of ``all_metrics`` for each user, (U, M)."""
     beyond = max(CUTOFFS) + 1  # all metrics are 0 from here on
     table = [list(all_metrics(np.array([rank])).values()) for rank in range(1, beyond + 1)]
     values: Values = np.array(table)[np.minimum(ranks, beyond) - 1]
     return values
 
 
-def _user_metrics(model: Model | Ranker, split: Split, cases: Cases) -> Values:
-    return metrics_of_ranks(answer_of(model, split, cases, mask_seen=True).ranks)
-
-
 def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str | Path) -> None:
-    """Draw a forest plot: each metric's difference with its interval, filled where significant.
+    """Draw a forest plot: the difference and interval of each metric, filled if significant.
 
-    Outcomes have different units, so their differences are drawn in percent of the control's mean,
-    if no such mean is 0.
-
-    Raises:
-        InputError: As ``plots.check_plot``.
+    Outcomes differ in unit, so their differences are in percent of the control's mean, unless a
+    mean is 0.
     """
     figure, axes = new_figure(path)
     figure.set_figheight(1.8 + 0.4 * len(comparison.rows))
@@ -146,7 +127,5 @@ def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str |
     axes.set_ylim(len(scales) - 0.5, -0.5)  # the first metric on top
     axes.set_xlabel(f"{label}, and its 95 % interval\nfilled: significant at 5 % after Holm")
     axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     axes.set_title(title, loc="left", fontweight="bold")
     save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""Hit rate, NDCG and MRR from the rank of the one relevant item of each question.
+"""Hit rate, NDCG and MRR from the rank of the one target of each case.
 
-Ranks count from 1. Ties are pessimistic: an item that shares its score with others stands behind
-them, so a model that gives all items one score gets nothing.
+Ranks count from 1. Ties are pessimistic: a target that shares its score with other items stands
+behind them, so a model with one score for all items gets nothing.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ Ranks = NDArray[np.int64] | NDArray[np.float64]
 
 
 def hit_rate(ranks: Ranks, k: int) -> float:
-    """Return the share of questions whose item is among the first k (equal to recall@k here)."""
+    """Return the share of targets among the first k, here equal to recall@k."""
     return float((ranks <= k).mean())
 
 
@@ -31,7 +31,7 @@ def mrr(ranks: Ranks, k: int) -> float:
 
 
 def all_metrics(ranks: Ranks) -> Metrics:
-    """Return every metric at every cut-off, by names like ``NDCG@10``."""
+    """Return every metric at every cut-off, by name, such as ``NDCG@10``."""
     functions = {"HR": hit_rate, "NDCG": ndcg, "MRR": mrr}
     return {f"{name}@{k}": f(ranks, k) for name, f in functions.items() for k in CUTOFFS}
 
@@ -39,13 +39,11 @@ def all_metrics(ranks: Ranks) -> Metrics:
 def ranks_of_targets(
     scores: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the rank of each row's target, ties pessimistic, and its mean rank among its ties.
+    """Return the rank of each row's target, ties pessimistic, and its mean rank among ties, (B,).
 
-    The pessimistic rank is 1 + those above + those beside, the mean one counts half of the latter.
-
-    Args:
-        scores: (B, items + 1); column 0 is padding and must be -inf, as must be masked items.
-        targets: Column of the right item, (B,); 0 where the catalogue lacks it.
+    The pessimistic rank is 1 + better items + equal items; the mean rank counts half of the latter.
+    Scores are (B, items + 1), -inf in column 0, which is padding, and for masked items. Targets are
+    columns (B,), 0 if the catalogue lacks the item.
 
     Raises:
         FloatingPointError: A score is NaN; a rank among NaNs would mean nothing.
@@ -54,7 +52,7 @@ def ranks_of_targets(
         row, item = np.argwhere(np.isnan(scores))[0]
         raise FloatingPointError(f"the score of item index {item} is NaN in row {row}")
     target_scores = np.take_along_axis(scores, targets[:, None], axis=1)
-    # The target is one of those that are at least as good as itself, which makes up for the 1.
+    # The count includes the target itself: the 1 of the rank.
     ranks = np.count_nonzero(scores >= target_scores, axis=1)
     above = np.count_nonzero(scores > target_scores, axis=1)
     ranks[targets == 0], above[targets == 0] = scores.shape[1], scores.shape[1] - 1

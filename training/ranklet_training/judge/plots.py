@@ -1,4 +1,4 @@
-"""What every plot shares: matplotlib is optional, files are whole or absent, one plain style."""
+"""Figures of one plain style: matplotlib is optional, files are whole or absent."""
 
 from io import BytesIO
 from pathlib import Path
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def check_plot(path: str | Path) -> None:
-    """Raise what saving a plot would, so that it is known before long work.
+    """Check that a plot can be saved, before long work.
 
     Raises:
-        InputError: matplotlib is missing, or it can't write such a file there.
+        InputError: matplotlib is missing, or can't write a file of this name.
     """
     try:
         from matplotlib.figure import Figure
@@ -24,19 +24,15 @@ def check_plot(path: str | Path) -> None:
         raise InputError(
             f"a plot needs matplotlib ({error}): pip install 'ranklet[plots]'"
         ) from error
-    kinds = sorted(Figure().canvas.get_supported_filetypes())
-    if (kind := Path(path).suffix[1:].lower()) not in kinds:
-        raise InputError(f"plot {str(path)!r} must end in one of {', '.join(kinds)}, got {kind!r}")
+    types = sorted(Figure().canvas.get_supported_filetypes())
+    if (end := Path(path).suffix[1:].lower()) not in types:
+        raise InputError(f"plot {str(path)!r} must end in one of {', '.join(types)}, got {end!r}")
     if not Path(path).parent.is_dir():
         raise InputError(f"plot {str(path)!r}: the folder {Path(path).parent} does not exist")
 
 
 def new_figure(path: str | Path) -> "tuple[Figure, Axes]":
-    """Return a figure for ``path`` with one pair of axes.
-
-    Raises:
-        InputError: As ``check_plot``.
-    """
+    """Return a figure for ``path``, which ``check_plot`` accepts, with one pair of axes."""
     check_plot(path)
     from matplotlib.figure import Figure
 
@@ -49,7 +45,7 @@ def new_figure(path: str | Path) -> "tuple[Figure, Axes]":
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
-    """Write a figure, whole or not at all."""
+    """Write a figure atomically."""
     data = BytesIO()
     figure.savefig(data, format=Path(path).suffix[1:].lower())
     atomic_write(Path(path), data.getvalue())

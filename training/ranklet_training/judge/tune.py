@@ -1,24 +1,22 @@
-"""Search for the settings with the best validation NDCG@10, in a study that can be stopped.
+"""Hyperparameter search by validation NDCG@10, in a study that survives a kill.
 
     study.db            every trial with its settings and values; optuna's SQLite storage
     trials/<number>/    a run as ``train`` writes it; only the best trial's keeps its weights
     best.toml           all settings of the best trial, for ``ranklet train --config``
     study.png           value of the trials in order (with matplotlib)
-    importance.png      what the value depended on (with matplotlib and enough trials)
+    importance.png      importance of the settings (with matplotlib and enough trials)
 
 * The first trial is the base configuration itself, so the best is never worse on validation.
-* A draw depends on the seed and the finished trials alone: a study that was killed and started
-  again makes the draws of one that was not.
-* With ``split=k-fold`` a trial trains once a fold (``trials/<number>/fold-<fold>/``), and its
-  value is the mean over the folds.
+* A draw depends on the seed and the finished trials alone, whether a study was killed or not.
+* With ``split=k-fold`` a trial trains once for each fold (``trials/<number>/fold-<fold>/``), and
+  its value is the mean over the folds.
 """
 
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,51 +25,28 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 import polars as pl
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DatabaseError
 from tqdm import tqdm
 
 from ranklet.errors import InputError, RunError
 from ranklet.files.atomic import atomic_write
 from ranklet_training.data.events import Events, frame_digest
-from ranklet_training.data.features import build_feature
 from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge.plots import new_figure, save_figure
-from ranklet_training.runs.lock import locked
+from ranklet_training.judge.space import Space, check_space, spec_of
+from ranklet_training.judge.study import ATTEMPTS, Study, open_study
+from ranklet_training.runs.checkpoint import locked
 from ranklet_training.runs.presets import RunConfig, configure
-from ranklet_training.runs.train import Log, start_run, train
+from ranklet_training.runs.start import start_run
+from ranklet_training.runs.train import Log, train
 
 logger = logging.getLogger(__name__)
 
-Space = dict[str, BaseDistribution]
-
-# What is searched if nothing else is said; it holds what recommend() chooses.
-DEFAULT_SPACE = {
-    "dropout": "0.1..0.7",  # sparse data wants much; of 0.2 to 0.5 ml-100k tells the difference
-    "learning_rate": "5e-4..2e-2:log",  # its best value moves with width and targets_per_step
-    "width": "32,64,128,256",  # capacity against overfitting; time and size grow with it
-    "blocks": "1..3",  # none is the preset zero-block; time grows with them
-    "temperature": "0.03..0.2:log",  # how sharply the softmax tells cosines apart
-    "targets_per_step": "512..4096:log",  # few: more and noisier steps in an epoch
-}
-# A value is the answer to one question: what changes the question can't be searched.
-FIXED = {
-    "split": "it decides what is asked",
-    "folds": "it decides what is asked",
-    "fold": "it decides what is asked",
-    "seed": "the best seed is luck",
-}
-PRUNING_STARTS = 5  # trials that are finished before a median says something
-PRUNING_WAITS = 1 / 3  # share of the epochs: the first ones say little of the last
+SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+PRUNING_STARTS = 5  # finished trials before the median is meaningful
+PRUNING_WAITS = 1 / 3  # share of the epochs: the first ones predict little of the last
 IMPORTANCE_STARTS = 10  # trials; below, the importances are noise
-ATTEMPTS = 3  # a trial that dies each time (memory?) must not stop the study for ever
-FILES_OF_BEST = {".safetensors", ".parquet", ".tmp"}  # other trials lose them
+FILES_OF_BEST = {".safetensors", ".parquet", ".tmp"}  # removed from all other trials
 
 
 @dataclass(frozen=True)
@@ -81,14 +56,14 @@ class TrialResult:
     number: int
     state: Literal["complete", "pruned"]
     value: float | None  # validation NDCG@10; of the last report if pruned, None without any
-    settings: dict[str, Any]  # those that are searched
+    settings: dict[str, Any]  # the searched ones
     seconds: float
-    note: str  # why it was pruned
+    note: str  # reason of pruning
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a study has come to."""
+    """Trials and best configuration of a study."""
 
     path: Path
     config: RunConfig  # of the best trial
@@ -99,131 +74,22 @@ class TuneResult:
 
     @property
     def ranking(self) -> list[TrialResult]:
-        """Return the complete trials, best first; the earlier one first where values are equal."""
+        """Return the complete trials, best first, equal values in order of their numbers."""
         complete = [trial for trial in self.trials if trial.state == "complete"]
         return sorted(complete, key=lambda trial: -(trial.value or 0.0))
 
 
-class _TimeIsOver(Exception):  # noqa: N818 (it is no error)
-    """Unwinds a training whose time is over."""
-
-
-# What is searched.
-
-
-def default_space(base: RunConfig, fixed: Collection[str] = ()) -> dict[str, str]:
-    """Return the specs of ``DEFAULT_SPACE`` that this configuration uses and nobody fixed."""
-    unused = set(fixed)
-    if base.model.kind == "seed":
-        unused |= {"blocks", "temperature"}
-    if base.model.scoring == "dot":
-        unused.add("temperature")
-    return {name: spec for name, spec in DEFAULT_SPACE.items() if name not in unused}
-
-
-def parse_space(specs: Mapping[str, str], base: RunConfig) -> Space:
-    """Read specs like ``0.1..0.6``, ``1e-4..1e-2:log`` and ``64,128,256``.
-
-    Raises:
-        InputError: A setting is unknown or can't be searched, or a value is none of its kind.
-    """
-    if not specs:
-        raise InputError(
-            "nothing is left to search, as every setting was given: name some, as in "
-            "--search dropout=0.1..0.6"
-        )
-    return {name: _distribution(name, spec.strip(), base) for name, spec in specs.items()}
-
-
-def _distribution(name: str, spec: str, base: RunConfig) -> BaseDistribution:
-    if name in FIXED:
-        raise InputError(f"{name} can't be searched: {FIXED[name]}; give it with --set")
-    if ".." not in spec:
-        values = list(dict.fromkeys(_value(name, text.strip(), base) for text in spec.split(",")))
-        if len(values) < 2:
-            raise InputError(
-                f"{name}={spec} leaves no choice: give LOW..HIGH, LOW..HIGH:log or A,B,..., "
-                "or fix it with --set"
-            )
-        return CategoricalDistribution(values)
-    ends, _, scale = spec.partition(":")
-    first, _, second = ends.partition("..")
-    low, high = _value(name, first.strip(), base), _value(name, second.strip(), base)
-    if isinstance(low, bool | str):
-        raise InputError(f"{name} has no range, got {spec!r}: give its values, as in {name}=A,B")
-    if scale not in ("", "log"):
-        raise InputError(f"{name}={spec}: a range ends in :log or in nothing, got {scale!r}")
-    if not low < high:
-        raise InputError(f"{name}={spec}: {low} is not below {high}")
-    if scale and low <= 0:
-        raise InputError(f"{name}={spec}: a log range starts above 0, got {low}")
-    kind = IntDistribution if isinstance(low, int) else FloatDistribution
-    return kind(low, high, log=bool(scale))
-
-
-def _value(name: str, text: str, base: RunConfig) -> Any:  # noqa: ANN401 (settings of any type)
-    """Read one value of a setting, as strictly as ``--set`` would."""
-    beside: dict[str, Any] = {}  # width and heads are judged together: here beside one that suits
-    if name == "heads" and text.isdecimal():
-        beside = {"width": 2 * max(1, int(text))}
-    elif name == "width":
-        beside = {"heads": 1}
-    value = flat(configure({name: text, **beside}, base))[name]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} must be finite to be searched, got {text!r}")
-    return value
-
-
-def flat(config: RunConfig) -> dict[str, Any]:
-    """Return all settings by name, as ``configure`` takes them."""
-    return {name: value for part in config.to_dict().values() for name, value in part.items()}
+class _TimeIsOver(Exception):  # noqa: N818 (no error)
+    """Signal that ends a training at the deadline."""
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:
-    """Write flat settings as TOML."""
-
-    def text(value: Any) -> str:  # noqa: ANN401 (settings of any type)
-        # JSON's true, false and quoted texts are TOML's; its numbers are Python's.
-        is_json = isinstance(value, bool | str)
-        return json.dumps(value, ensure_ascii=False) if is_json else repr(value)
-
-    return "".join(f"{name} = {text(value)}\n" for name, value in settings.items())
-
-
-def _spec(distribution: BaseDistribution) -> str:
-    """Return the text that ``parse_space`` reads as this distribution."""
-    if isinstance(distribution, CategoricalDistribution):
-        return ",".join(map(str, distribution.choices))
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return f"{distribution.low}..{distribution.high}{':log' if distribution.log else ''}"
-
-
-def _check_space(space: Space, base: RunConfig, items: pl.DataFrame | None) -> None:
-    """Refuse a space without the base, from which the search starts, and unknown features."""
-    for name, distribution in space.items():
-        value = flat(base)[name]
-        if isinstance(distribution, CategoricalDistribution):
-            holds = value in distribution.choices
-        else:
-            assert isinstance(distribution, IntDistribution | FloatDistribution)
-            holds = distribution.low <= value <= distribution.high
-        if not holds:
-            raise InputError(
-                f"the first trial is the base configuration, whose {name}={value} is not in "
-                f"{_spec(distribution)}: widen that, or start elsewhere with --set {name}=VALUE"
-            )
-    searched = space.get("features")
-    choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
-    for choice in choices:
-        for feature in configure({"features": str(choice)}).train.feature_names:
-            build_feature(items if items is not None else pl.DataFrame(), feature)
-
-
-# The search.
+    """Return flat settings as TOML, whose booleans, numbers and quoted texts are JSON's."""
+    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
 
 
 def folds_of(events: Events, split: Split, base: RunConfig) -> list[Split]:
-    """Return the splits that a trial trains on: the one, or every fold of ``k-fold``."""
+    """Return the splits of a trial: the split itself, or every fold of ``k-fold``."""
     if split.kind != "k-fold":
         return [split]
     folds = base.train.folds
@@ -247,38 +113,28 @@ def tune(
     source: str = "",
     show_progress: bool = True,
 ) -> TuneResult:
-    """Search until so many trials are finished, those of an earlier call among them.
+    """Search until the study has ``trials`` finished trials, earlier calls included.
 
-    Args:
-        path: Folder of the study; one that holds a study goes on.
-        base: The first trial, and what the space doesn't name.
-        space: From ``parse_space``.
-        events: The log.
-        splits: From ``folds_of``.
-        items: As ``start_run`` takes it.
-        sampler: ``"random"`` draws evenly; ``"tpe"`` where good trials were.
-        trials: Number of finished trials at which the study ends.
-        minutes: No trial starts after them, and the running one stops at its next epoch.
-        prune: Stop a trial that falls behind the median of the earlier ones.
-        seed: Of the draws; the trainings have that of the base.
-        reading: As ``start_run`` takes it.
-        source: As ``start_run`` takes it.
-        show_progress: Draw a bar over the trials on stderr, if it is a terminal.
+    The base is the first trial, with the settings outside the space; its seed is that of every
+    training. ``seed`` is that of the draws: even ones with ``"random"``, near good trials with
+    ``"tpe"``. After ``minutes`` no trial starts, and the running one stops at its next epoch.
+    ``prune`` stops a trial that falls behind the median of the earlier ones. The splits are from
+    ``folds_of``; ``items``, ``reading`` and ``source`` are as in ``start_run``.
 
     Raises:
-        InputError: The space does not hold the base, or the minutes are no time.
-        RunError: The study was started with something else, another process works on it, the base
+        InputError: The base is outside the space, or the minutes are out of range.
+        RunError: The study has other data, base or space, another process works on it, the base
             can't be trained, or no trial was finished in time.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise InputError(f"minutes must be above 0 and finite, got {minutes}")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
-    _check_space(space, base, items)
+    check_space(space, base, items)
     facts = {
         "events": events.digest,
         "items": "none" if items is None else frame_digest(items),
-        "base": flat(base),
-        "space": {name: _spec(distribution) for name, distribution in space.items()},
+        "base": base.flat(),
+        "space": {name: spec_of(distribution) for name, distribution in space.items()},
     }
 
     def start(folder: Path, config: RunConfig, split: Split, log: Log) -> float:
@@ -286,62 +142,65 @@ def tune(
         return train(run, split, log=log, show_progress=False).validation["NDCG@10"]
 
     taken = f"another process works on the study {path}"
-    with locked(path / "study.lock", taken), _opened(path) as study:
-        _check_facts(study, path, facts)
-        _enqueue_unfinished(study, base, space)
-        study.pruner = optuna.pruners.NopPruner()
+    with locked(path / "study.lock", taken), open_study(path, base, space) as study:
+        study.check_facts(facts)
+        study.enqueue_unfinished()
+        study.handle.pruner = optuna.pruners.NopPruner()
         if prune:
             wait = 0 if len(splits) > 1 else int(base.train.epochs * PRUNING_WAITS)
-            study.pruner = optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
-        search = _Search(study, path, base, splits, start, deadline)
+            study.handle.pruner = optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
+        search = _Search(study, splits, start, deadline)
         search.keep_best()  # a process may have been killed just before it
-        done = len(_finished(study))
-        is_off = None if show_progress else True  # None: where stderr is no terminal
+        done = len(study.finished())
+        is_off = None if show_progress else True  # None: if stderr is no terminal
         with tqdm(total=trials, initial=done, unit=" trials", disable=is_off) as bar:
             while done < trials and time.monotonic() < deadline:
-                study.sampler = _sampler(sampler, seed, done)
-                search.run(study.ask(space))
-                done = len(_finished(study))
+                # A new sampler for each draw, which so depends on the study alone.
+                state = int(np.random.SeedSequence([seed, done]).generate_state(1)[0])
+                study.handle.sampler = SAMPLERS[sampler](seed=state)
+                search.run(study.handle.ask(space))
+                done = len(study.finished())
                 bar.update(done - bar.n)
                 if best := search.keep_best():
                     bar.set_postfix_str(f"best {best.value:.4f} of trial {best.number}")
-        return _result(study, path, base)
+        return _result(study)
 
 
 @dataclass(frozen=True)
 class _Search:
-    """What all trials of a call share."""
+    """Parts that all trials of a call share."""
 
-    study: optuna.Study
-    path: Path
-    base: RunConfig
+    study: Study
     splits: Sequence[Split]
     start: Callable[[Path, RunConfig, Split, Log], float]  # train one run, return its NDCG@10
     deadline: float
 
     def run(self, trial: optuna.Trial) -> None:
-        """Run a trial and tell the study how it ended."""
+        """Run a trial and record its end in the study."""
+        tell = self.study.handle.tell
         try:
-            value = self._train(trial, configure(trial.params, self.base))
+            value = self._train(trial, configure(trial.params, self.study.base))
         except (_TimeIsOver, KeyboardInterrupt) as stop:
-            _enqueue_again(self.study, trial, self.base, trial.user_attrs.get("attempt", 1))
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.enqueue_again(trial, trial.user_attrs.get("attempt", 1))
+            tell(trial, state=TrialState.FAIL)
             if isinstance(stop, KeyboardInterrupt):
                 raise
-        except (optuna.TrialPruned, InputError, RunError) as reason:
-            if not isinstance(reason, optuna.TrialPruned):
-                if trial.user_attrs.get("is_base"):  # where the base can't be trained, nothing can
-                    self.study.tell(trial, state=TrialState.FAIL)
-                    raise
-                logger.warning("trial %d is left out: %s", trial.number, reason)
+        except (InputError, RunError) as error:
+            if trial.user_attrs.get("is_base"):  # other trials would fail alike
+                tell(trial, state=TrialState.FAIL)
+                raise
+            logger.warning("trial %d is left out: %s", trial.number, error)
+            trial.set_user_attr("note", str(error))
+            tell(trial, state=TrialState.PRUNED)
+        except optuna.TrialPruned as reason:
             trial.set_user_attr("note", str(reason))
-            self.study.tell(trial, state=TrialState.PRUNED)
+            tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, value)
+            tell(trial, value)
 
     def _train(self, trial: optuna.Trial, config: RunConfig) -> float:
         """Return the mean of the best epochs' NDCG@10 over the splits."""
-        folder = self.path / "trials" / str(trial.number)
+        folder = self.study.path / "trials" / str(trial.number)
         if len(self.splits) == 1:
             return self.start(folder, config, self.splits[0], self._log(config, trial))
         values: list[float] = []
@@ -356,7 +215,7 @@ class _Search:
         return float(np.mean(values))
 
     def _log(self, config: RunConfig, trial: optuna.Trial | None = None) -> Log:
-        """Return what stops a training between two epochs; epochs are reported to a trial."""
+        """Return a log that reports epochs to a trial and stops a training between two epochs."""
 
         def log(line: dict[str, Any]) -> None:
             is_last = line["epoch"] + 1 == config.train.epochs
@@ -374,163 +233,64 @@ class _Search:
             raise _TimeIsOver
 
     def keep_best(self) -> FrozenTrial | None:
-        """Write ``best.toml``, and take the weights from all other trials."""
-        if (best := _best(self.study)) is None:
+        """Write ``best.toml`` and remove the weights of all other trials."""
+        best, path = self.study.best(), self.study.path
+        if best is None:
             return None
-        settings = to_toml(flat(configure(best.params, self.base)))
+        settings = to_toml(configure(best.params, self.study.base).flat())
         title = f"# trial {best.number} of ranklet tune: validation NDCG@10 {best.value:.5f}\n"
-        atomic_write(self.path / "best.toml", (title + settings).encode())
-        for folder in (self.path / "trials").glob("*"):
-            if folder.name != str(best.number):
-                for file in folder.rglob("*"):
-                    if file.suffix in FILES_OF_BEST:
-                        file.unlink()
+        atomic_write(path / "best.toml", (title + settings).encode())
+        for folder in (path / "trials").glob("*"):
+            for file in folder.rglob("*") if folder.name != str(best.number) else ():
+                if file.suffix in FILES_OF_BEST:
+                    file.unlink()
         return best
 
 
-def _sampler(
-    kind: Literal["tpe", "random"], seed: int, finished: int
-) -> optuna.samplers.BaseSampler:
-    """Return a sampler for one draw, which so depends on nothing but the study."""
-    state = int(np.random.SeedSequence([seed, finished]).generate_state(1)[0])
-    if kind == "random":
-        return optuna.samplers.RandomSampler(seed=state)
-    return optuna.samplers.TPESampler(seed=state)
-
-
-# The study on disk.
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[optuna.Study]:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path / 'study.db'}")
-    except (DatabaseError, RuntimeError) as error:
-        raise RunError(f"{path / 'study.db'} is damaged, or of another optuna: {error}") from error
-    try:
-        yield optuna.create_study(
-            storage=storage, study_name="ranklet", direction="maximize", load_if_exists=True
-        )
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def _check_facts(study: optuna.Study, path: Path, facts: Mapping[str, Any]) -> None:
-    """Record what a new study is about; refuse to go on with an old one about something else."""
-    known = study.user_attrs
-    differences = []
-    for name, new in facts.items():
-        if name not in known:
-            study.set_user_attr(name, new)
-            continue
-        old = known[name]
-        if name == "base":
-            old = flat(configure(old))
-        if isinstance(new, str):
-            old, new = {f"digest of the {name}": old[:12]}, {f"digest of the {name}": new[:12]}
-        differences += [
-            f"{key} was {old.get(key, 'not searched')!r}, now {new.get(key, 'not searched')!r}"
-            for key in {**old, **new}
-            if old.get(key) != new.get(key)
-        ]
-    if differences:
-        raise RunError(
-            f"the study {path} was started with something else ({'; '.join(differences)}): "
-            "go on with the same, or choose another folder"
-        )
-
-
-def _enqueue_unfinished(study: optuna.Study, base: RunConfig, space: Space) -> None:
-    """Enqueue what a killed process left unfinished; in a new study that is the base."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        is_base, attempt = trial.user_attrs.get("is_base"), trial.user_attrs.get("attempt", 1)
-        if attempt >= ATTEMPTS and not is_base:
-            logger.warning("trial %d is left out: it was killed %d times", trial.number, attempt)
-            study.tell(trial.number, state=TrialState.PRUNED)
-            continue
-        # One that was killed while it was drawn has no settings: it is drawn again.
-        if is_base or trial.params.keys() == space.keys():
-            _enqueue_again(study, trial, base, attempt + 1)
-        study.tell(trial.number, state=TrialState.FAIL)
-    if not _finished(study) and not study.get_trials(states=(TrialState.WAITING,)):
-        start = {name: flat(base)[name] for name in space}
-        study.enqueue_trial(start, user_attrs={"is_base": True})
-
-
-def _enqueue_again(
-    study: optuna.Study, trial: optuna.Trial | FrozenTrial, base: RunConfig, attempt: int
-) -> None:
-    is_base = trial.user_attrs.get("is_base", False)
-    settings = trial.params
-    if is_base:
-        settings = {name: flat(base)[name] for name in study.user_attrs["space"]}
-    study.enqueue_trial(settings, user_attrs={"is_base": is_base, "attempt": attempt})
-
-
-def _finished(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-
-def _best(study: optuna.Study) -> FrozenTrial | None:
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
-
-
-def _result(study: optuna.Study, path: Path, base: RunConfig) -> TuneResult:
-    best = _best(study)
+def _result(study: Study) -> TuneResult:
+    best = study.best()
     if best is None:
         raise RunError(
-            f"no trial was finished in time; the study {path} is kept: run the same command "
+            f"no trial was finished in time; the study {study.path} is kept: run the same command "
             "again, with more --minutes"
         )
-    killed = f"killed {ATTEMPTS} times"
-    found = {
-        trial.number: TrialResult(
-            trial.number,
-            "complete" if trial.state == TrialState.COMPLETE else "pruned",
-            trial.value,
-            trial.params,
-            round((trial.duration or timedelta()).total_seconds(), 2),
-            trial.user_attrs.get("note", "" if trial.state == TrialState.COMPLETE else killed),
-        )
-        for trial in _finished(study)
-    }
-    base_number = next(t.number for t in _finished(study) if t.user_attrs.get("is_base"))
+    finished = study.finished()
+    results = {trial.number: _trial_result(trial) for trial in finished}
+    base_number = next(trial.number for trial in finished if trial.user_attrs.get("is_base"))
     return TuneResult(
-        path,
-        configure(best.params, base),
-        found[best.number],
-        found[base_number],
-        list(found.values()),
+        study.path,
+        configure(best.params, study.base),
+        results[best.number],
+        results[base_number],
+        list(results.values()),
         _importance(study),
     )
 
 
-def _importance(study: optuna.Study) -> dict[str, float]:
-    """Return what set the best trials apart, as shares: the best quarter, but no less than five.
+def _trial_result(trial: FrozenTrial) -> TrialResult:
+    seconds = round((trial.duration or timedelta()).total_seconds(), 2)
+    if trial.state == TrialState.COMPLETE:
+        return TrialResult(trial.number, "complete", trial.value, trial.params, seconds, "")
+    note = trial.user_attrs.get("note", f"killed {ATTEMPTS} times")
+    return TrialResult(trial.number, "pruned", trial.value, trial.params, seconds, note)
+
+
+def _importance(study: Study) -> dict[str, float]:
+    """Return importances: shares of the settings in the distinction of the best trials.
 
     Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in
     Arbitrary Subspaces", 2023.
     """
-    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    complete = len(study.trials(TrialState.COMPLETE))
     if complete < IMPORTANCE_STARTS:
         return {}
-    share = max(0.25, 5 / complete)
+    share = max(0.25, 5 / complete)  # at least five trials
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
-
-
-# Plots.
+    return optuna.importance.get_param_importances(study.handle, evaluator=evaluator)
 
 
 def plot_study(result: TuneResult) -> None:
-    """Draw ``study.png`` and, where importances are known, ``importance.png``.
-
-    Raises:
-        InputError: matplotlib is missing.
-    """
+    """Draw ``study.png`` and, if importances are known, ``importance.png``."""
     _plot_trials(result, result.path / "study.png")
     if result.importance:
         _plot_importance(result, result.path / "importance.png")
@@ -540,18 +300,16 @@ def _plot_trials(result: TuneResult, path: Path) -> None:
     figure, axes = new_figure(path)
     from matplotlib.ticker import MaxNLocator
 
-    points: dict[str, list[tuple[int, float]]] = {"complete": [], "pruned": []}
-    for trial in result.trials:
-        if trial.value is not None:
-            points[trial.state].append((trial.number, trial.value))
-    numbers, values = np.array(points["complete"], dtype=np.float64).T
-    so_far = np.maximum.accumulate(values)
+    complete = [trial for trial in result.trials if trial.state == "complete"]
+    pruned = [t for t in result.trials if t.state == "pruned" and t.value is not None]
+    numbers, values = ([t.number for t in complete], [t.value or 0.0 for t in complete])
+    so_far = np.maximum.accumulate(values).tolist()
     base, last = result.base.value or 0.0, result.trials[-1].number
     axes.axhline(base, color="0.5", linestyle="--", linewidth=1, label="the base")
     axes.step([*numbers, last], [*so_far, so_far[-1]], where="post", label="best so far")
     axes.scatter(numbers, values, s=28, zorder=3, label="complete")
-    if points["pruned"]:
-        numbers, values = np.array(points["pruned"], dtype=np.float64).T
+    if pruned:
+        numbers, values = [t.number for t in pruned], [t.value or 0.0 for t in pruned]
         axes.scatter(numbers, values, marker="x", color="0.5", label="pruned: its last value")
     axes.legend(frameon=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -567,7 +325,7 @@ def _plot_importance(result: TuneResult, path: Path) -> None:
     figure, axes = new_figure(path)
     names = list(result.importance)[::-1]  # barh draws from below
     axes.barh(names, [result.importance[name] for name in names])
-    axes.set_xlabel("share in what set the best trials apart (PED-ANOVA)")
-    title = f"{result.path.resolve().name}: what {len(result.ranking)} trials depended on"
+    axes.set_xlabel("importance: share in the distinction of the best trials (PED-ANOVA)")
+    title = f"{result.path.resolve().name}: importance in {len(result.ranking)} trials"
     axes.set_title(title, loc="left", fontweight="bold")
     save_figure(figure, path)

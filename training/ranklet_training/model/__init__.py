@@ -1,1 +1,1 @@
-"""The model and what trains it: attention, losses, optimizer."""
+"""Models, losses and optimizers."""

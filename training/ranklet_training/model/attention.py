@@ -1,18 +1,23 @@
-"""The formulas that every model here shares: attention, and two ways to know places.
+"""Attention, rotary positions and a relative bias: the formulas that every model here shares.
 
-Both are append-stable, so that keys which were computed once stay right when later events arrive:
-rotary positions turn a key by its own place, and a relative bias leaves keys alone.
+Both kinds of position are append-stable: a key that was computed once stays right when later events
+arrive. Rotary positions turn a key by its own place, and a relative bias leaves keys alone.
 
 Histories are padded on the right. Under a causal mask no real event attends to padding, and no row
 is ever fully masked (execution providers differ there: onnxruntime#28904, #29020).
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ranklet.positions import FREQUENCIES, WAVES
-
+WAVES = 8  # of a relative bias
+# From a wave of 6 events to one of 2,650: longer than most histories, nearly a straight line.
+FREQUENCIES: NDArray[np.float64] = 1000.0 ** (-np.arange(WAVES) / WAVES)
 # An optimizer such as Adam moves a number by about its learning rate a step; a bias goes further.
 STEP = 4.0
 # Histories of up to so many windows are not cut: products are larger then.
@@ -30,16 +35,9 @@ def attention(
 ) -> Tensor:
     """Return softmax(QK^T / sqrt(d_k))V, (B, H, T, d_v).
 
-    Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
-
-    Args:
-        query: (B, H, T, d_k).
-        key: (B, H, S, d_k).
-        value: (B, H, S, d_v).
-        mask: Added to the scores, -inf where a query may not look; or bool, False there. Broadcast
-            to (B, H, T, S).
-        is_causal: Query t looks at keys 0 to t only.
-        scale: In the place of 1 / sqrt(d_k).
+    Query is (B, H, T, d_k), key (B, H, S, d_k), value (B, H, S, d_v). A mask broadcasts to
+    (B, H, T, S): floats are added to the scores, a bool hides keys where it is False. ``scale``
+    replaces 1 / sqrt(d_k). Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
     """
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale
@@ -47,16 +45,11 @@ def attention(
 
 
 def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Return causal attention to the latest events; shapes as ``attention``.
+    """Return causal attention to the latest ``window`` events, the query's own included; 0: all.
 
-    Source: Beltagy et al., "Longformer", 2020, section 3.1, its causal half. A long history is cut
-    into chunks, each beside the one before: time and memory grow with its length, not the square.
-
-    Args:
-        query: (B, H, T, d_k).
-        key: (B, H, T, d_k).
-        value: (B, H, T, d_v).
-        window: How many events are seen, the one that asks included; 0: all.
+    A long history is cut into chunks, each beside the one before: time and memory grow with its
+    length, not the square. Query, key and value are (B, H, T, d). Source: Beltagy et al.,
+    "Longformer", 2020, section 3.1, its causal half.
     """
     length = query.shape[2]
     if not 0 < window < length:
@@ -80,10 +73,8 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> T
     distance = places[window:, None] - places
     mask = ((distance >= 0) & (distance < window)).repeat(chunks, 1, 1)
     mask[0, :, :window] = False
-    # Chunks as heads, for they share masks.
-    attended = attention(
-        *(x.flatten(1, 2) for x in (query, key, value)), mask=mask.repeat(heads, 1, 1)
-    )
+    query, key, value = (x.flatten(1, 2) for x in (query, key, value))  # chunks as heads
+    attended = attention(query, key, value, mask=mask.repeat(heads, 1, 1))
     return attended.view(batch, heads, chunks * window, -1)[:, :, :length]
 
 
@@ -95,16 +86,11 @@ def rotary_tables(positions: int, head_width: int, base: float) -> tuple[Tensor,
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
-    """Rotate pairs of channels by an angle proportional to the position.
+    """Rotate pairs of channels of x (B, H, T, d_k) by an angle proportional to the position.
 
-    Source: Su et al., "RoFormer", 2021, section 3.2; halves instead of neighbours are paired, as
-    in the ONNX operator RotaryEmbedding.
-
-    Args:
-        x: Queries or keys, (B, H, T, d_k).
-        cos: Table from ``rotary_tables``, (positions, d_k / 2).
-        sin: Table from ``rotary_tables``, (positions, d_k / 2).
-        positions: Place of each event in its history, int64 (B, T) or (1, T).
+    ``cos`` and ``sin`` are from ``rotary_tables``; positions are int64 (B, T) or (1, T). Source: Su
+    et al., "RoFormer", 2021, section 3.2; halves instead of neighbours are paired, as in the ONNX
+    operator RotaryEmbedding.
     """
     c, s = cos[positions][:, None], sin[positions][:, None]  # (B, 1, T, d_k / 2)
     first, second = x.chunk(2, dim=-1)
@@ -112,11 +98,11 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
 
 
 class RelativeBias(nn.Module):
-    """What a head adds to a score for the distance n: sum_f a_f cos(w_f n) + b_f sin(w_f n).
+    """Bias of a head's score at distance n: sum_f a_f cos(w_f n) + b_f sin(w_f n).
 
-    Additive as in T5 (Raffel et al., 2020), but each term is a product of something of the query's
-    place and something of the key's. So training appends channels to queries and keys, and
-    attention stays fused, where it would not with a matrix of biases that has a gradient.
+    Additive as in T5 (Raffel et al., 2020), but each term is a product of a number of the query's
+    place and a number of the key's. Training appends these numbers as channels to queries and keys.
+    Attention stays fused that way, which a matrix of biases with a gradient would prevent.
     """
 
     frequencies: Tensor
@@ -131,14 +117,14 @@ class RelativeBias(nn.Module):
         return STEP * self.steps
 
     def channels(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return what products of queries (H, T, 2 WAVES) and keys (T, 2 WAVES) make the bias."""
+        """Return channels of queries (H, T, 2 WAVES) and keys (T, 2 WAVES): products are biases."""
         cos, sin = self._cos_sin(length)
         a, b = self.waves()[:, :, None]  # (H, 1, WAVES)
         query = torch.cat([a * cos + b * sin, a * sin - b * cos], dim=-1)
         return query, torch.cat([cos, sin], dim=-1)
 
     def forward(self, length: int) -> Tensor:
-        """Return the bias of the distances from 0 on, (H, T)."""
+        """Return the bias of the distances 0 to length - 1, (H, T)."""
         cos, sin = self._cos_sin(length)
         a, b = self.waves()
         bias: Tensor = a @ cos.T + b @ sin.T
@@ -149,10 +135,23 @@ class RelativeBias(nn.Module):
         return angles.cos().to(self.steps), angles.sin().to(self.steps)
 
 
-def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias) -> Tensor:
-    """Return causal attention with a bias, for training; shapes as ``attention``.
+def relative_bias(
+    cosines: Sequence[Sequence[float]], sines: Sequence[Sequence[float]], distances: int
+) -> NDArray[np.float32]:
+    """Return the bias of distances from 0 on, (H, distances).
 
-    Query, key and value are of one width, for which fused attention is there.
+    ``cosines`` and ``sines`` are a and b of ``RelativeBias``, (H, WAVES) each.
+    """
+    angles = FREQUENCIES[:, None] * np.arange(distances)
+    bias: NDArray[np.float64] = np.asarray(cosines) @ np.cos(angles)
+    bias += np.asarray(sines) @ np.sin(angles)
+    return bias.astype(np.float32)
+
+
+def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias) -> Tensor:
+    """Return causal attention with a relative bias, for training; shapes as ``attention``.
+
+    Query, key and value share one width, as fused attention needs.
     """
     batch, heads, length, width = query.shape
     scale = width**-0.5

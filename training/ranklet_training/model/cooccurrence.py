@@ -1,7 +1,4 @@
-"""A start for the item table from how items stand together in training histories.
-
-It is the cheapest gain there is: a second of work for what several epochs would bring.
-"""
+"""Initial item table from co-occurrence in training histories: a second that saves epochs."""
 
 import numpy as np
 import torch
@@ -14,22 +11,13 @@ CONTEXT_POWER = 0.75
 
 
 def cooccurrence_table(sequences: Sequences, items: int, width: int, seed: int) -> Tensor:
-    """Return an item table whose products follow the positive pointwise mutual information.
+    """Return an item table whose dot products follow PPMI, float32 (items + 1, width); row 0 is 0.
 
-    Pairs within 5 events count 1 / distance; contexts are smoothed by the power 0.75 (Levy,
-    Goldberg and Dagan, "Improving Distributional Similarity", 2015). The truncated SVD of the
-    PPMI matrix is scaled to rows of norm 0.02 sqrt(width), the size of the usual random start,
-    and turned by a random rotation, so that no channel starts empty. Items without a pair are
-    drawn from N(0, 0.02).
-
-    Args:
-        sequences: Training histories.
-        items: Size of the catalogue.
-        width: Columns of the table.
-        seed: Of the run.
-
-    Returns:
-        Start of the table, float32 (items + 1, width); row 0 is zero.
+    PPMI is positive pointwise mutual information. Pairs within 5 events count 1 / distance;
+    contexts are smoothed by the power 0.75 (Levy, Goldberg and Dagan, "Improving Distributional
+    Similarity", 2015). The truncated SVD of the PPMI matrix is scaled to rows of norm
+    0.02 sqrt(width), the size of the usual random start, and turned by a random rotation, so that
+    no channel starts empty. Items without a pair are drawn from N(0, 0.02).
     """
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(items + 1, width, generator=generator) * 0.02

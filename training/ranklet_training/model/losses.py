@@ -13,10 +13,10 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of one right row against others, its gradient made in the forward pass.
+    """Cross-entropy of one target row against others, with the gradient from the forward pass.
 
-    No more than a chunk of logits ever exists. Row ``column[n]`` of the others is the right item of
-    target n itself and takes no part there; ``column[n]`` is -1 where they do not hold it.
+    Only one chunk of logits exists at a time. Row ``column[n]`` of the others is the item of target
+    n itself and does not compete with it; ``column[n]`` is -1 if the others lack that item.
     """
 
     @staticmethod
@@ -71,11 +71,9 @@ def softmax_loss(
 ) -> Tensor:
     """Return the mean cross-entropy of the softmax over all items.
 
-    Args:
-        users: User vectors, one for each target, (N, D); gather the valid positions first.
-        table: Item table, (items + 1, D); row 0 is padding and takes no part.
-        targets: Index of the item that came next, int64 (N,), from 1.
-        dtype: Of the logits and the products; bfloat16 saves time where the CPU has it.
+    Users are vectors (N, D), one for each target, the table (items + 1, D) with padding in row 0,
+    targets int64 (N,), from 1. ``dtype`` is that of logits and products: bfloat16 saves time on a
+    CPU that multiplies it.
     """
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         users, functional.embedding(targets, table), table[1:], targets - 1, 0.0, dtype
@@ -91,55 +89,35 @@ def sampled_softmax_loss(
     items: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Return the mean cross-entropy of each target against negatives that all targets share.
+    """Return the mean cross-entropy of each target against shared negatives.
 
     A negative stands for items / negatives items, so its logit gets the log of that: the logQ
     correction of Bengio and Senecal, "Adaptive importance sampling", 2008, for uniform sampling.
     A target among the negatives does not compete with itself.
 
-    Args:
-        users: (N, D).
-        table: The rows that targets and negatives count in, (R, D).
-        targets: int64 (N,).
-        negatives: Distinct rows, drawn uniformly, sorted, int64 (M,).
-        items: Size of the catalogue.
-        dtype: Of the logits and the products.
+    Users are (N, D), targets int64 (N,) and negatives int64 (M,) rows of the table (R, D); the
+    negatives are distinct, sorted and drawn uniformly from all ``items``.
     """
     place = torch.searchsorted(negatives, targets).clamp_(max=len(negatives) - 1)
     column = torch.where(negatives[place] == targets, place, -1)
     shift = math.log(items / len(negatives))
+    right, others = functional.embedding(targets, table), functional.embedding(negatives, table)
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        users,
-        functional.embedding(targets, table),
-        functional.embedding(negatives, table),
-        column,
-        shift,
-        dtype,
+        users, right, others, column, shift, dtype
     )
     return loss
 
 
 def gbce_loss(
-    users: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    negatives: Tensor,
-    items: int,
-    calibration: float,
+    users: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, items: int, calibration: float
 ) -> Tensor:
-    """Return the generalised binary cross-entropy, mean over targets.
+    """Return the mean generalised binary cross-entropy.
 
     -log(sigmoid(s+)^beta) - sum log(1 - sigmoid(s-)), beta = a (t (1 - 1 / a) + 1 / a), where a is
-    the share of items that are drawn and t the calibration; t = 0 is plain BCE, as in SASRec.
+    the share of items drawn and t the calibration in [0, 1]; t = 0 is plain BCE, as in SASRec.
     Source: Petrov and Macdonald, "gSASRec", RecSys 2023, equation 7.
 
-    Args:
-        users: (N, D).
-        table: The rows that targets and negatives count in, (R, D).
-        targets: int64 (N,).
-        negatives: Rows drawn for each target, int64 (N, M).
-        items: Size of the catalogue.
-        calibration: t, from 0 to 1.
+    Users are (N, D), targets int64 (N,) and negatives int64 (N, M) rows of the table (R, D).
     """
     share = min(1.0, negatives.shape[1] / max(1, items - 1))
     beta = share * (calibration * (1 - 1 / share) + 1 / share)
@@ -152,11 +130,7 @@ def gbce_loss(
 def rating_loss(users: Tensor, table: Tensor, targets: Tensor, ratings: Tensor) -> Tensor:
     """Return the mean squared error of the predicted ratings <user, e(target)>.
 
-    Args:
-        users: (N, D).
-        table: (items + 1, D).
-        targets: int64 (N,).
-        ratings: Less the mean rating, (N,).
+    Users are (N, D), the table (items + 1, D), targets int64 (N,), ratings less their mean (N,).
     """
     predicted = (users * functional.embedding(targets, table)).sum(dim=-1)
     return (predicted - ratings).square().mean()

@@ -1,29 +1,28 @@
 """The sequence model: causal self-attention over a history gives a user vector, one table scores.
 
-score(user, item) = <user, e(item)>. Notable choices (what each is worth: docs/training.md):
+score(user, item) = <user, e(item)>. Choices (docs/training.md holds the worth of each):
 
-* one item table for input and output; a score is a cosine over a temperature (or a dot product);
-* e(item) = id embedding + mean embedding of each feature, folded into one table for export;
-* with ``time_gaps``, the gap before an event is added where the event enters, and the gap to the
-  question to what the last block asks with, so that neither changes a key that is kept;
-* pre-norm blocks, causal mask, right padding, positions by rotation and in the last block by a bias
-  of the distance: append-stable, so a state keeps, and keys of the last block need no layer;
-* when it serves, the last block computes its query, and all after it, for the last event alone.
+* One item table serves input and output; a score is a cosine over a temperature, or a dot product.
+* e(item) = id embedding + mean embedding of each feature, folded into one table for export.
+* With ``time_gaps`` the gap before an event is added to that event, and the gap before the next
+  event to the query of the last block: neither changes a key that a state keeps.
+* Blocks are pre-norm and causal, padding is on the right. Positions are rotations, and in the last
+  block a bias of the distance: append-stable, so a state stays valid.
+* Serving computes the query of the last block, and all after it, for the last event alone.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ranklet.positions import known_positions
 from ranklet.time_gaps import BUCKETS
-from ranklet.vocabulary import show
+from ranklet.values import show
 from ranklet_training.data.features import Feature
 from ranklet_training.model.attention import (
     RelativeBias,
@@ -34,63 +33,62 @@ from ranklet_training.model.attention import (
     rotary_tables,
 )
 
-LARGEST = 2**31 - 1  # of whole settings
-LARGEST_SEED = 2**63 - 1  # that torch and numpy both take
-# Buckets of ranklet.time_gaps: before each event, and from an event to what is asked after it.
+LARGEST = 2**31 - 1  # of integer settings
+LARGEST_SEED = 2**63 - 1  # the largest that torch and numpy both take
+# Buckets of ranklet.time_gaps: before each event, and from an event to its target.
 Gaps = tuple[Tensor, Tensor]
 
 
-def check_choices(config: object, **choices: tuple[str, ...]) -> None:
-    """Raise ValueError where a setting is none of its choices."""
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {getattr(config, name)!r}")
-
-
-def check_sizes(config: object) -> None:
-    """Raise ValueError where a whole setting is too large to count anything."""
+def check_settings(config: object) -> None:
+    """Raise ValueError if a setting is none of its choices or exceeds the largest integer."""
+    types = get_type_hints(type(config))
     for name, value in vars(config).items():
+        choices = get_args(types[name])  # of a Literal
+        if choices and value not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
         largest = LARGEST_SEED if name == "seed" else LARGEST
         if isinstance(value, int) and value > largest:
             raise ValueError(f"{name} must be at most {largest:,}, got {show(value)}")
 
 
+def check_least(config: object, **least: int) -> None:
+    """Raise ValueError if a setting is below its least value."""
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"{name} must be at least {value}, got {getattr(config, name)}")
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise ValueError if a setting is not a positive finite number."""
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, got {getattr(config, name)}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a model; what a run and a bundle need to build it again."""
+    """Shape of a model, from which a run and a bundle build it again."""
 
     kind: Literal["sequence", "seed"] = "sequence"
     width: int = 64
-    blocks: int = 2  # 0 scores from the last event alone: the baseline that attention must beat
+    blocks: int = 2  # 0 scores by the last event alone: the baseline that attention must beat
     heads: int = 1
     block: Literal["pre-norm", "gated"] = "pre-norm"
     activation: Literal["gelu", "swiglu"] = "gelu"
     feed_forward: int = 4  # hidden width of the feed-forward layer, in widths
     max_length: int = 200  # longer histories keep their latest events
-    # A block before the last sees so many events back, the last one all; 0: all of them see all.
-    attention_window: int = 32
+    attention_window: int = 32  # events that a block before the last sees; 0: all
     dropout: float = 0.3
     scoring: Literal["cosine", "dot"] = "cosine"
     temperature: float = 0.07  # of cosine scores
     rotary_base: float = 1000.0  # of all blocks but the last
-    time_gaps: bool = False  # know the time before each event and from the last one to the question
+    time_gaps: bool = False  # learn from the time before each event and before the next one
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""
-        check_sizes(self)
-        check_choices(
-            self,
-            kind=("sequence", "seed"),
-            block=("pre-norm", "gated"),
-            activation=("gelu", "swiglu"),
-            scoring=("cosine", "dot"),
-        )
-        for name in ("width", "heads", "feed_forward", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("blocks", "attention_window"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_settings(self)
+        check_least(self, width=1, heads=1, feed_forward=1, max_length=1)
+        check_least(self, blocks=0, attention_window=0)
         if self.time_gaps and (self.blocks == 0 or self.kind == "seed"):
             raise ValueError("time_gaps needs a sequence model with at least 1 block")
         if self.width % (2 * self.heads):
@@ -99,9 +97,7 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        for name in ("temperature", "rotary_base"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        check_positive(self, "temperature", "rotary_base")
 
 
 class Dropout(nn.Module):
@@ -117,7 +113,7 @@ class Dropout(nn.Module):
         self.random: np.random.BitGenerator = np.random.SFC64(0)
 
     def reset(self, *entropy: int) -> None:
-        """Start the masks that belong to these numbers: seed, step, place in the model."""
+        """Start the masks of these numbers: seed, step, place in the model."""
         self.random = np.random.SFC64(entropy)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +125,7 @@ class Dropout(nn.Module):
 
 
 def reset_dropout(model: nn.Module, seed: int, step: int) -> None:
-    """Make the masks of a step depend on (seed, step) alone, so that a resumed run repeats them."""
+    """Start the dropout masks of (seed, step), which a resumed run repeats."""
     dropouts = (module for module in model.modules() if isinstance(module, Dropout))
     for place, module in enumerate(dropouts):
         module.reset(seed, step, place)
@@ -141,7 +137,7 @@ class ItemTable(nn.Module):
     def __init__(self, items: int, width: int, features: Sequence[Feature] = ()) -> None:
         super().__init__()
         self.item = nn.Parameter(torch.empty(items + 1, width))
-        self.has_sparse_gradient = False  # of some rows: then it holds these rows alone
+        self.has_sparse_gradient = False  # a gradient of the looked-up rows alone
         # By place: torch refuses names such as "type" or "item.genre".
         self.features = nn.ModuleList()
         for place, feature in enumerate(features):
@@ -157,7 +153,7 @@ class ItemTable(nn.Module):
             self.item[0] = 0
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
-        """Return e(item) for all items, (items + 1, D), or for some rows of that, (R, D)."""
+        """Return e(item) of all items, (items + 1, D), or of some rows, (R, D)."""
         table: Tensor = self.item
         if rows is not None:
             table = functional.embedding(rows, self.item, sparse=self.has_sparse_gradient)
@@ -170,7 +166,7 @@ class ItemTable(nn.Module):
 
 
 def _take_ragged(codes: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codes and offsets of some rows of a ragged array."""
+    """Return the codes and offsets of some rows of a ragged array."""
     ends = torch.cat([offsets[1:], offsets.new_tensor([len(codes)])])
     lengths = (ends - offsets)[rows]
     starts = lengths.cumsum(0) - lengths
@@ -179,7 +175,7 @@ def _take_ragged(codes: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, 
 
 
 class SwiGLU(nn.Module):
-    """Half of the channels, through SiLU, gate the other half.
+    """Gate half of the channels by the SiLU of the other half.
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020.
     """
@@ -190,10 +186,10 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, in two steps so that a server may ask one query only.
+    """Pre-norm attention and feed-forward, in parts so that serving computes one query only.
 
-    A gated block multiplies what each of the two adds by a sigmoid of the residual stream (the
-    LiGR block of Borisyuk et al., "LiGR", 2025, as in eSASRec, RecSys 2025).
+    A gated block multiplies the output of both by a sigmoid of the residual stream (the LiGR block
+    of Borisyuk et al., "LiGR", 2025, as in eSASRec, RecSys 2025).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -225,7 +221,7 @@ class Block(nn.Module):
         return self.split_heads(key), self.split_heads(value)
 
     def merge(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add what attention gave and the feed-forward layer to the residual stream."""
+        """Add attention output and feed-forward layer to the residual stream, (B, T, D)."""
         attended = attended.transpose(1, 2).flatten(2)  # (B, T, D)
         x = x + self.attention_dropout(_gate(self.attention_gate, x, self.output(attended)))
         added = _gate(self.feed_forward_gate, x, self.feed_forward(x))
@@ -238,7 +234,7 @@ def _gate(gate: nn.Module | None, x: Tensor, added: Tensor) -> Tensor:
 
 
 class SequenceModel(nn.Module):
-    """Histories in, user vectors out; ``table()`` holds what they are scored against."""
+    """Encoder of histories into user vectors, scored against the rows of ``table()``."""
 
     cos: Tensor
     sin: Tensor
@@ -255,17 +251,16 @@ class SequenceModel(nn.Module):
         if config.blocks:
             self.bias = RelativeBias(config.heads)  # of the last block
         self.norm = nn.LayerNorm(config.width)
-        positions = known_positions(config.max_length)
-        cos, sin = rotary_tables(positions, config.width // config.heads, config.rotary_base)
-        self.register_buffer("cos", cos, persistent=False)
+        head_width = config.width // config.heads
+        cos, sin = rotary_tables(config.max_length, head_width, config.rotary_base)
+        self.register_buffer("cos", cos, persistent=False)  # (max_length, head_width / 2)
         self.register_buffer("sin", sin, persistent=False)
 
     def init_weights(self) -> None:
         """Initialise every parameter.
 
         ====================  =========================================================
-        embeddings            N(0, 0.02), row 0 zero (then perhaps the co-occurrence start)
-        gaps                  N(0, 0.02)
+        embeddings, gaps      N(0, 0.02), row 0 of items zero
         linear weights        N(0, 0.02)
         linear biases         0
         bias of the distance  0
@@ -283,24 +278,19 @@ class SequenceModel(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def table(self, rows: Tensor | None = None) -> Tensor:
-        """Return the table to score against, (items + 1, D): normalised if scores are cosines.
+        """Return the item table, (items + 1, D), or some rows int64 (R,) of it, (R, D).
 
-        Args:
-            rows: Return these rows only, int64 (R,), from 0; then indices count in them.
+        Rows are normalised if scores are cosines.
         """
         table: Tensor = self.items(rows)
         return functional.normalize(table, dim=-1) if self.config.scoring == "cosine" else table
 
     def encode(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
-        """Return the user vector after every event, for training.
+        """Return the user vector after every event, for training, (B, T, D).
 
-        Args:
-            history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
-            table: What ``table()`` returned, so that a step computes it once.
-            gaps: With ``time_gaps``: buckets before each event and until its target, both (B, T).
-
-        Returns:
-            Vectors u with scores u @ table.T, (B, T, D).
+        The history holds item indices, oldest first, 0 pads on the right, int64 (B, T). The table
+        is from ``table()``, so that a step computes it once; scores are u @ table.T. With
+        ``time_gaps``, gaps are buckets before each event and until its target, both (B, T).
         """
         since, until = gaps or (None, None)
         x = self.dropout(self.embed(history, table, since))  # (B, T, D)
@@ -316,10 +306,8 @@ class SequenceModel(nn.Module):
     def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
         """Return the user vector after the last event of each row, (B, D).
 
-        Args:
-            history: Item indices, oldest first, 0 pads on the right, int64 (B, T), T at least 1.
-            table: What ``table()`` returned.
-            gaps: With ``time_gaps``: buckets before each event (B, T), and until the question (B,).
+        Arguments are as in ``encode``, T at least 1, but the second of the gaps is (B,): the bucket
+        between the last event and the next one.
         """
         last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
         last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)
@@ -358,7 +346,7 @@ class SequenceModel(nn.Module):
         return embedded if since is None else embedded + self.since(since)
 
     def user(self, x: Tensor) -> Tensor:
-        """Turn the residual stream into vectors whose product with the table is the score."""
+        """Turn the residual stream into user vectors."""
         user: Tensor = self.norm(x)
         if self.config.scoring == "dot":
             return user

@@ -1,4 +1,4 @@
-"""How weights move: AdamW, lazily for the rows of a large item table; SGD for the seed model."""
+"""Optimizers: AdamW, lazy Adam for the rows of a large item table, SGD for the seed model."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,13 +13,13 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Optimizer:
-    """One or two PyTorch optimizers as one."""
+    """One or two PyTorch optimizers, stepped together."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
-        """Return the moments that belong to a parameter, to be read and written."""
+        """Return the moments of a parameter, to read and write."""
         for part in self.parts:
             if any(parameter is p for group in part.param_groups for p in group["params"]):
                 state: dict[str, Any] = part.state[parameter]
@@ -27,7 +27,7 @@ class Optimizer:
         raise KeyError(f"no optimizer has this parameter of shape {tuple(parameter.shape)}")
 
     def step(self, rate: float) -> None:
-        """Move all weights against their gradients, and forget these."""
+        """Update all weights and clear their gradients."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
@@ -36,18 +36,14 @@ class Optimizer:
 
 
 class LazyAdam(torch.optim.Optimizer):
-    """Adam whose moments and weights change only in the rows that a sparse gradient holds.
-
-    A row that rests keeps its moments, as in TensorFlow's LazyAdam: for item tables, where a step
-    uses few rows, it costs what these cost.
-    """
+    """Adam for the rows of a sparse gradient; other rows rest, as in TensorFlow's LazyAdam."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the rows; ``closure`` is PyTorch's and not used."""
+        """Update the rows; ``closure`` is PyTorch's and unused."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._move(parameter, group["lr"])
@@ -71,7 +67,7 @@ class LazyAdam(torch.optim.Optimizer):
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return the optimizer of a model. Norms, biases and vectors are not regularised."""
+    """Return the optimizer of a model, with weight decay of matrices alone."""
     lazy = []
     if config.lazy_rows and isinstance(model, SequenceModel):
         lazy = [model.items.item]
@@ -88,7 +84,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def clip_gradients(model: nn.Module, largest: float) -> float:
-    """Scale all gradients, sparse ones too, to a norm of at most ``largest``; return their norm."""
+    """Scale all gradients, also sparse ones, to at most this norm; return the norm before."""
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
@@ -102,10 +98,9 @@ def clip_gradients(model: nn.Module, largest: float) -> float:
 
 
 def shrink_l1(model: nn.Module, amount: float) -> None:
-    """Move every weight towards 0 by ``amount``, and not past it: the proximal step of L1.
+    """Move every matrix towards 0 by ``amount``, not past it: the proximal step of L1.
 
-    Norms, biases and vectors stay. Source: Parikh and Boyd, "Proximal Algorithms", 2014, section
-    6.5.2 (soft thresholding).
+    Source: Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.2 (soft thresholding).
     """
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,7 +1,7 @@
-"""The seed model, where this project began: kept as the simplest preset, to show the way since.
+"""The seed model, where this project began, kept as the simplest preset.
 
 User embedding + item embedding -> single-head attention -> linear -> predicted rating, trained by
-SGD on the squared error of ratings. A bundle knows no users, so it serves the mean user embedding.
+SGD on the squared error of ratings. A bundle has no users and serves the mean user embedding.
 """
 
 import torch
@@ -13,7 +13,7 @@ from ranklet_training.model.model import Gaps, ItemTable, ModelConfig
 
 
 class SeedModel(nn.Module):
-    """Same interface as ``SequenceModel``; ``encode`` also takes who the users are."""
+    """Rating model with the interface of ``SequenceModel``; ``encode`` also takes user indices."""
 
     def __init__(self, config: ModelConfig, items: int, users: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class SeedModel(nn.Module):
         self.output = nn.Linear(config.width, config.width)
 
     def init_weights(self) -> None:
-        """Draw embeddings from N(0, 0.1), so that SGD on their products moves from the start."""
+        """Draw embeddings from N(0, 0.1): from smaller ones SGD on their products hardly starts."""
         for parameter in (self.items.item, self.users.weight):
             nn.init.normal_(parameter, std=0.1)
 
@@ -48,7 +48,7 @@ class SeedModel(nn.Module):
         return self._attend(x.gather(1, last), x, mask)[:, 0]
 
     def _attend(self, asking: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return what attention to x (B, T, D) gives; causal without a mask (B, 1, 1, T)."""
+        """Return attention to x (B, T, D), causal without a mask (B, 1, 1, T)."""
         key, value = self.key_value(x)[:, None].chunk(2, dim=-1)  # (B, 1, T, D)
         query = self.query(asking)[:, None]
         attended = attention(query, key, value, mask=mask, is_causal=mask is None)

@@ -1,1 +1,1 @@
-"""A training run: its settings, its files, its loop."""
+"""Training runs: settings, files, training loop."""

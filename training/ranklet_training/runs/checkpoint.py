@@ -1,22 +1,23 @@
-"""A run on disk: a plain folder from which training resumes and an export is made.
+"""A run on disk: a plain folder from which training resumes and export reads.
 
     config.json         settings, digests of data and settings, versions
     catalogue.parquet   items in index order: id, training events, title, features
     metrics.jsonl       one line an epoch
-    last.safetensors    weights, optimizer state and progress; what --resume reads
+    last.safetensors    weights, optimizer state and progress, for --resume
     best.safetensors    weights of the best validation NDCG@10
-    questions.safetensors   held-out histories and what came next, for the export's ranking gate
+    questions.safetensors   held-out histories and their next items, for the export's ranking gate
     evaluation.json     written by ``ranklet evaluate``
-    run.lock            held by the process that trains
+    run.lock            held by the training process
 
-Weights are safetensors, the rest JSON and parquet: nothing here runs code when it is opened.
+Weights are safetensors, the rest JSON and parquet: no file runs code when it is opened.
 Each file is whole or absent.
 """
 
-import hashlib
-import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,29 @@ import numpy as np
 import polars as pl
 import safetensors
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
-from ranklet.vocabulary import Vocabulary
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet_training.data.features import build_feature
+from ranklet_training.data.tables import write_frame
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.model.optimizer import Optimizer
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.presets import RunConfig
 
 RUN_FORMAT = 3
-FACTS = ("digest", "users", "items", "events", "training_users", "split")  # that data must have
+FACTS = ("digest", "users", "items", "events", "training_users", "split")  # required of data
 Model = SequenceModel | SeedModel
 
 
 @dataclass
 class Progress:
-    """Where a training stands between two steps."""
+    """Position of a training between two steps."""
 
     epoch: int = 0
     step: int = 0  # steps taken since the start
@@ -58,15 +61,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Questions:
-    """Histories that nobody trained on, as item indices, and the items that came next."""
+    """Held-out histories, as item indices, and their next items."""
 
     histories: list[NDArray[np.int64]]  # none is empty
-    targets: NDArray[np.int64] | None  # None: nobody knows
+    targets: NDArray[np.int64] | None  # None: unknown
 
 
 @dataclass(frozen=True)
 class Run:
-    """What ``config.json`` and ``catalogue.parquet`` say."""
+    """A run folder with its settings, data facts and catalogue."""
 
     path: Path
     config: RunConfig
@@ -81,7 +84,7 @@ class Run:
         return Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
 
     def build_model(self) -> Model:
-        """Return a model of this run's shape, weights not loaded."""
+        """Return a model of this run's shape, without its weights."""
         items = self.catalogue.height
         if self.config.model.kind == "seed":
             return SeedModel(self.config.model, items, self.data["training_users"])
@@ -96,7 +99,7 @@ class Run:
         return model.eval().requires_grad_(False)
 
     def read_questions(self) -> Questions | None:
-        """Return held-out questions, None if the run keeps none (it is older than they are)."""
+        """Return the held-out questions, None if the run has none, as runs of old versions."""
         path = self.path / "questions.safetensors"
         if not path.exists():
             return None
@@ -104,34 +107,55 @@ class Run:
         try:
             items, ends, targets = (tensors[n].numpy() for n in ("items", "ends", "targets"))
             histories = np.split(items, ends[:-1])
-            asked = np.concatenate([items, targets])
+            index = np.concatenate([items, targets])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RunError(f"{path} is damaged: {error!r}") from error
-        is_known = asked.dtype == np.int64 and ((asked > 0) & (asked <= self.catalogue.height))
+        is_known = index.dtype == np.int64 and ((index > 0) & (index <= self.catalogue.height))
         if len(histories) != len(targets) or not all(map(len, histories)) or not np.all(is_known):
             raise RunError(f"{path} is damaged: its questions are not about this catalogue")
         return Questions(histories, targets)
 
     def write_questions(self, questions: Questions) -> None:
-        """Keep held-out questions beside the run."""
+        """Write held-out questions into the run folder."""
         assert questions.targets is not None
         ends = np.cumsum([len(history) for history in questions.histories])
-        items = np.concatenate(questions.histories)
-        arrays = {"items": items, "ends": ends, "targets": questions.targets}
-        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        arrays = (np.concatenate(questions.histories), ends, questions.targets)
+        tensors = dict(
+            zip(("items", "ends", "targets"), map(torch.from_numpy, arrays), strict=True)
+        )
         write_tensors(self.path / "questions.safetensors", tensors, {})
 
 
+@contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file, which the end of the process releases; its folder is made.
+
+    Raises:
+        RunError: Another process holds the lock, with the message ``taken``, or the folder can't be
+            locked.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(taken) from error
+    except (OSError, NotImplementedError) as error:  # the latter: no locks in this file system
+        raise RunError(f"{path} can't be locked: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_run(run: Run) -> None:
-    """Write the two files that say what a run is."""
-    buffer = io.BytesIO()
-    run.catalogue.write_parquet(buffer)
-    atomic_write(run.path / "catalogue.parquet", buffer.getvalue())
+    """Write ``config.json`` and ``catalogue.parquet``."""
+    write_frame(run.path / "catalogue.parquet", run.catalogue)
     settings = run.config.to_dict()
     document = {
         "format": RUN_FORMAT,
         **settings,
-        "config_digest": config_digest(run.config),
+        "config_digest": sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "data": run.data,
         "versions": run.versions,
     }
@@ -142,7 +166,7 @@ def read_run(path: Path) -> Run:
     """Open a run folder.
 
     Raises:
-        RunError: It is not there, or it is damaged or of another format.
+        RunError: The folder is no run, or it is damaged or of another format.
     """
     if not (path / "config.json").is_file():
         raise RunError(f"{path} is not a run: it has no config.json; train one with ranklet train")
@@ -164,11 +188,6 @@ def read_run(path: Path) -> Run:
         raise RunError(f"the run {path} is damaged: {error!r}") from error
 
 
-def config_digest(config: RunConfig) -> str:
-    """Return the SHA-256 of all settings."""
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write tensors and a JSON document into one safetensors file."""
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -176,11 +195,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what ``write_tensors`` wrote.
-
-    Raises:
-        RunError: The file is missing or damaged.
-    """
+    """Read a file of ``write_tensors``; RunError says that it is missing or damaged."""
     if not path.is_file():
         raise RunError(f"{path} is missing: the training has not reached its first checkpoint")
     try:
@@ -192,11 +207,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Copy weights into a model whose shape they must fit.
-
-    Raises:
-        RunError: Names or shapes differ.
-    """
+    """Copy weights into a model; RunError says that their names or shapes differ."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -204,7 +215,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write ``last.safetensors``: weights, optimizer state and progress, all or nothing."""
+    """Write weights, optimizer state and progress into one file, atomically."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state_of(parameter).items():
@@ -214,7 +225,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
-    """Bring model and optimizer to where ``save_checkpoint`` left them."""
+    """Restore model and optimizer from a file of ``save_checkpoint``."""
     tensors, metadata = read_tensors(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     load_weights(model, weights, path)

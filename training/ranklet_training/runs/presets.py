@@ -1,4 +1,4 @@
-"""Settings of a training run, and presets that choose them from the shape of the data."""
+"""Settings of a training run, presets, and recommendations from the shape of the data."""
 
 import math
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from typing import Any, Literal
 import torch
 
 from ranklet.errors import InputError
-from ranklet.vocabulary import show
+from ranklet.values import show
 from ranklet_training.data.sequences import Windows, targets_per_epoch
 from ranklet_training.data.split import Split, SplitKind
-from ranklet_training.model.model import ModelConfig, check_choices, check_sizes
+from ranklet_training.model.model import ModelConfig, check_least, check_positive, check_settings
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained; with ``ModelConfig`` and the data it decides every weight."""
+    """Settings of training; with ``ModelConfig`` and the data they decide every weight."""
 
     seed: int = 0
     epochs: int = 12  # the learning rate falls to 0 at the end of the last one
@@ -30,11 +30,9 @@ class TrainConfig:
     l2: float = 0.0  # decoupled weight decay of AdamW
     cooccurrence_start: bool = True
     loss: Literal["softmax", "sampled-softmax", "gbce"] = "softmax"
-    negatives: int = 2048  # items drawn: for a step in sampled-softmax, for a target in gbce
+    negatives: int = 2048  # items drawn for a step in sampled-softmax, for a target in gbce
     calibration: float = 0.75  # t of gbce; 0 is plain binary cross-entropy
-    # Update only the item rows that a step used, so that its time does not grow with the catalogue
-    # (lazy Adam); for sampled losses.
-    lazy_rows: bool = False
+    lazy_rows: bool = False  # lazy Adam: a step updates only its item rows; for sampled losses
     head_dtype: Literal["float32", "bfloat16"] = "float32"
     features: str = ""  # columns of the item file, separated by commas
     split: SplitKind = "leave-one-out"
@@ -44,13 +42,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no training can have."""
-        check_sizes(self)
-        for name in ("epochs", "targets_per_step", "checkpoint_steps", "patience", "negatives"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        check_settings(self)
+        check_least(self, epochs=1, targets_per_step=1, checkpoint_steps=1, patience=1, negatives=1)
+        check_positive(self, "learning_rate", "clip")
         for name in ("l1", "l2", "warmup_steps", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
@@ -65,23 +59,16 @@ class TrainConfig:
                 "lazy_rows needs a sampled loss and no l1 or l2: the others move every row, got "
                 f"loss {self.loss!r}, l1 {self.l1}, l2 {self.l2}: set lazy_rows=false"
             )
-        check_choices(
-            self,
-            loss=("softmax", "sampled-softmax", "gbce"),
-            windows=("last", "all"),
-            head_dtype=("float32", "bfloat16"),
-            split=("leave-one-out", "time", "k-fold"),
-        )
 
     @property
     def feature_names(self) -> list[str]:
-        """Return the feature columns that were asked for."""
+        """Return the names in ``features``."""
         return [name.strip() for name in self.features.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run was started with."""
+    """All settings of a run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -90,17 +77,21 @@ class RunConfig:
         """Return plain values for JSON."""
         return asdict(self)
 
+    def flat(self) -> dict[str, Any]:
+        """Return all settings by name, as ``configure`` takes them."""
+        return {**asdict(self.model), **asdict(self.train)}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
-        """Build a configuration that ``to_dict`` wrote; unknown keys are errors."""
+        """Build a configuration from ``to_dict``; unknown keys are errors."""
         return configure({**values["model"], **values["train"]})
 
 
 LONG_HISTORY = 50  # mean events a user: shops and reviews lie far below, films and songs above
 SAMPLED_FROM = 4096  # items; below, the whole softmax costs little more than 2048 negatives
 LAZY_FROM = 200_000  # items; below, updating all rows costs little
-LARGEST_START = 1_000_000  # items; beyond, the co-occurrence start was not tried
-STEPS = 2000  # of training on short histories; smaller data sets want more epochs
+LARGEST_START = 1_000_000  # items; the co-occurrence start was not tried beyond
+STEPS = 2000  # of training on short histories; smaller data sets need more epochs
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -134,10 +125,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def recommend(split: Split) -> tuple[dict[str, Any], str]:
-    """Choose what depends on the data: (settings, the reasons in one line).
-
-    What was measured to choose so is in docs/training.md.
-    """
+    """Return settings that fit the data, and the reasons in one line (docs/training.md)."""
     events, users, items = len(split.training.items), len(split.training), len(split.vocabulary)
     reasons = []
     if events / users > LONG_HISTORY:
@@ -152,26 +140,25 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
             "targets_per_step": 4096 if is_large else 1024,
             "epochs": 16 if is_large else 20,
         }
-        size = "many events" if is_large else "few events"
-        reasons.append(f"long histories ({events / users:.0f} events a user), {size} ({events:,})")
+        size = f"{'many' if is_large else 'few'} events ({events:,})"
+        reasons.append(f"long histories ({events / users:.0f} events a user), {size}")
     else:
-        targets = 1024
-        pairs = targets_per_epoch(split.training, "all", 50)
         settings = {
             "max_length": 50,
             "width": 256,
             "heads": 1,
             "learning_rate": 2e-3,
             "dropout": 0.5,
-            "targets_per_step": targets,
-            "epochs": min(30, max(12, round(STEPS * targets / pairs))),
+            "targets_per_step": 1024,
         }
+        pairs = targets_per_epoch(split.training, "all", 50)
+        settings["epochs"] = min(30, max(12, round(STEPS * 1024 / pairs)))
         reasons.append(f"short histories ({events / users:.0f} events a user)")
     settings["loss"] = "sampled-softmax" if items > SAMPLED_FROM else "softmax"
     settings["lazy_rows"] = items > LAZY_FROM
     settings["cooccurrence_start"] = items <= LARGEST_START
     reasons.append(f"{items:,} items")
-    # Products in bfloat16 take a third of the time on a CPU that has them (docs/log.md).
+    # Products in bfloat16 take a third of the time on a CPU that multiplies it (docs/log.md).
     has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     settings["head_dtype"] = "bfloat16" if has_bfloat16 else "float32"
     reasons.append(f"this CPU {'multiplies' if has_bfloat16 else 'does not multiply'} bfloat16")
@@ -190,9 +177,8 @@ def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> Ru
     for name, value in overrides.items():
         part = model if name in model else train
         if name not in part:
-            raise InputError(
-                f"no setting is called {name!r}; there are {', '.join([*model, *train])}"
-            )
+            known = ", ".join([*model, *train])
+            raise InputError(f"no setting is called {name!r}; there are {known}")
         part[name] = _convert(name, value, type(part[name]))
     try:
         return RunConfig(ModelConfig(**model), TrainConfig(**train))
@@ -200,20 +186,28 @@ def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> Ru
         raise InputError(str(error)) from error
 
 
+def setting_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one text for each setting that differs between two mappings."""
+    missing = "not searched"  # only the space of a study may lack a setting
+    return [
+        f"{name} was {old.get(name, missing)!r}, now {new.get(name, missing)!r}"
+        for name in {**old, **new}
+        if old.get(name, missing) != new.get(name, missing)
+    ]
+
+
 def _convert(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401 (settings of any type)
-    """Read text as the type of a setting; let no value of another type pass."""
-    if isinstance(value, str) and kind is not str:
-        try:
-            if kind is bool:
-                return {"true": True, "false": False}[value.lower()]
+    """Return the value of a setting, text read as its type; refuse other types."""
+    try:
+        if isinstance(value, str) and kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if (isinstance(value, str) and kind is not str) or (is_whole and kind is float):
             return kind(value)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{name} must be {kind.__name__}, got {show(value)}") from error
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise InputError(f"{name} must be finite, got {show(value)}") from error
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    except OverflowError as error:
+        raise InputError(f"{name} must be finite, got {show(value)}") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{name} must be {kind.__name__}, got {show(value)}") from error
+    if type(value) is not kind:
         raise InputError(f"{name} must be {kind.__name__}, got {show(value)}")
     return value

@@ -8,14 +8,9 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import cache
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal
 
 from ranklet.errors import BundleError, InputError, ProviderError
 
@@ -31,20 +26,15 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from onnxruntime import InferenceSession
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Provider = Literal["auto", "cpu", "cuda"]
 MAX_THREADS = 1024
 ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32, which is on by default, keeps 10 bits of each factor: scores would be off by a thousandth.
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
-RECORD = "enable_cuda_graph"
-_ONE_CUDA_THREAD = Lock()  # two threads that ask for the first time would make one each
 
 # What a load or a run may raise; none of these crosses ranklet's interface.
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -90,8 +80,11 @@ def create_session(
     if hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # where it prints what it misses
             onnxruntime.preload_dlls()  # finds the libraries of the nvidia wheels
-    # A bad graph fails on the CPU, too.
-    session = on_cuda(_load_on_cuda, graph, threads) or _load(graph, threads)
+    try:
+        session = _load(graph, threads, CUDA_OPTIONS)
+    except BundleError as error:  # a bad graph fails on the CPU, too
+        logger.warning("%s", error)
+        session = _load(graph, threads)
     active = session.get_providers()
     if active[0] == ORT_NAMES["cuda"]:
         return session, "cuda"
@@ -106,51 +99,6 @@ def is_sure_of_cpu(provider: Provider) -> bool:
     if provider == "auto":
         return ORT_NAMES["cuda"] not in onnxruntime.get_available_providers()
     return provider == "cpu"
-
-
-def on_cuda(call: Callable[..., T], *args: Any) -> T:  # noqa: ANN401
-    """Call something in the one thread of this process that uses CUDA, and return what it does.
-
-    onnxruntime keeps recorded graphs for each thread and forgets none of them, and what another
-    thread asks of CUDA meanwhile can spoil a recording.
-    """
-    with _ONE_CUDA_THREAD:
-        thread = _cuda_thread()
-    return thread.submit(call, *args).result()
-
-
-@cache
-def _cuda_thread() -> "ThreadPoolExecutor":
-    from concurrent.futures import ThreadPoolExecutor  # a megabyte that few need
-
-    return ThreadPoolExecutor(1, "ranklet-cuda")
-
-
-def records_graphs(session: "InferenceSession") -> bool:
-    """Return whether a session records CUDA graphs."""
-    options = session.get_provider_options().get(ORT_NAMES["cuda"], {})
-    return bool(options.get(RECORD) == "1")
-
-
-def share(array: NDArray[Any]) -> onnxruntime.OrtValue:
-    """Return a contiguous array as onnxruntime takes it on the CPU: in the same memory.
-
-    It must live as long as the value.
-    """
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-def _load_on_cuda(graph: Path, threads: int) -> "InferenceSession | None":
-    """Load a graph to be recorded, which onnxruntime refuses if nodes run elsewhere; or else not.
-
-    What fails is logged; None: both.
-    """
-    for options in (CUDA_OPTIONS | {RECORD: "1"}, CUDA_OPTIONS):
-        try:
-            return _load(graph, threads, options)
-        except BundleError as error:
-            logger.warning("%s", error)
-    return None
 
 
 def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "InferenceSession":

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.errors import BundleError, InputError
+from ranklet.values import Ids, flat, integers, show
 
-Ids: TypeAlias = Any  # a sequence or array of ids: list, tuple, numpy, Arrow, polars, pandas
-IdLists: TypeAlias = Sequence[Ids] | NDArray[Any]  # one sequence of ids a row
 ItemId: TypeAlias = int | str
 Unknown: TypeAlias = Literal["skip", "error"]  # what to do with ids that the catalogue lacks
 
+REASON = "this bundle has integer item ids"
 REMEMBERED = 1 << 16  # ids of a large catalogue
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # as it is written; int64 is checked where it is used
 
@@ -173,7 +173,7 @@ class Vocabulary:
         return np.array(found, dtype=np.int64)
 
     def _index_numbers(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
-        values = _numbers(ids, name) if isinstance(ids, list) else ids
+        values = integers(ids, name, REASON) if isinstance(ids, list) else ids
         # uint64 beyond int64 can't be an id of the catalogue; casting would turn it into one.
         if values.dtype.kind == "u" and (too_large := values > 2**63 - 1).any():
             place = int(too_large.argmax())
@@ -182,92 +182,6 @@ class Vocabulary:
         places = np.searchsorted(self._numbers, values)
         places[places == len(self._numbers)] = 0
         return np.where(self._numbers[places] == values, places + 1, 0)
-
-
-def show(value: object) -> str:
-    """Return a value as a message quotes it: cut where it is long."""
-    try:
-        text = repr(value.item() if isinstance(value, np.generic) else value)
-    except ValueError:  # Python refuses to write integers of more than 4,300 digits
-        return "an integer of thousands of digits"
-    return text if len(text) <= 100 else f"{text[:80]}... ({len(text):,} characters)"
-
-
-def flat(ids: Ids, name: str) -> list[Any] | NDArray[Any]:
-    """Return any flat sequence as a list, or as an array of integers; refuse all else by name."""
-    if isinstance(ids, list):
-        return ids
-    if isinstance(ids, str | bytes | bytearray):
-        raise InputError(f"{name} is the text {show(ids)}; pass a list of ids, like [{show(ids)}]")
-    if isinstance(ids, dict | set | frozenset):
-        raise InputError(f"{name} is a {type(ids).__name__}, which has no order; pass a list")
-    if hasattr(ids, "__array__"):
-        if np.ma.is_masked(ids):
-            raise InputError(f"{name} has masked values; pass the others only")
-        try:
-            array = np.asarray(ids)
-        except (TypeError, ValueError, RuntimeError) as error:  # as of torch, with gradients
-            raise InputError(f"{name} is no array of item ids: {error}") from error
-        if array.ndim != 1:
-            raise InputError(f"{name} has shape {array.shape}; it must be one-dimensional")
-        if array.dtype.kind not in "iuUOT" and array.size:  # an empty array is float by default
-            raise InputError(f"{name} has dtype {array.dtype}; item ids are integers or text")
-        return array if array.dtype.kind in "iu" else array.tolist()
-    try:
-        return list(ids)
-    except TypeError as error:
-        raise InputError(f"{name} is {show(ids)}; pass a list of item ids") from error
-
-
-def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:  # noqa: ANN401 (from outside)
-    """Return any flat sequence of whole numbers as int64.
-
-    Raises:
-        InputError: It is no flat sequence, or holds something else.
-    """
-    found = flat(values, name)
-    items = found if isinstance(found, list) else found.tolist()
-    return _numbers(items, name, "times are whole numbers, as in the training events")
-
-
-def whole_number(value: Any, name: str) -> int:  # noqa: ANN401 (from outside)
-    """Return a whole number of 64 bits.
-
-    Raises:
-        InputError: It is something else.
-    """
-    try:
-        return int(whole_numbers([value], name)[0])
-    except InputError as error:
-        raise InputError(str(error).replace(f"{name}[0]", name, 1)) from None
-
-
-def listed(ids: Ids) -> Ids:
-    """Return ids whose order says nothing, as a list where they are a set."""
-    return list(ids) if isinstance(ids, set | frozenset) else ids
-
-
-def _numbers(
-    items: list[Any], name: str, reason: str = "this bundle has integer item ids"
-) -> NDArray[np.int64]:
-    strange = {kind for kind in set(map(type, items)) if not _is_integer(kind)}
-    if strange:
-        place = next(place for place, item in enumerate(items) if type(item) in strange)
-        item = items[place]
-        raise InputError(f"{name}[{place}] is {show(item)} ({type(item).__name__}); {reason}")
-    numbers = [int(item) for item in items]
-    try:
-        return np.array(numbers, dtype=np.int64)
-    except OverflowError as error:
-        place = next(p for p, n in enumerate(numbers) if not -(2**63) <= n < 2**63)
-        raise InputError(
-            f"{name}[{place}] is {show(numbers[place])}, which is outside int64"
-        ) from error
-
-
-def _is_integer(kind: type) -> bool:
-    """Say no to truth values and durations, which are integers to Python and to numpy."""
-    return issubclass(kind, int | np.integer) and not issubclass(kind, bool | np.timedelta64)
 
 
 def _check_text(item: object, place: str) -> None:

@@ -1,0 +1,144 @@
+"""The graphs of a bundle and the one file of their weights.
+
+    encode, encode_long, append     events -> user vectors (``encoders``)
+    score, score_many               user vectors -> items (``scorer``)
+    model                           histories -> items, for any onnxruntime (``single``)
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from ranklet.bundle.manifest import (
+    APPEND,
+    CODE_BITS,
+    ENCODE,
+    ENCODE_LONG,
+    MODEL,
+    SCORE,
+    SCORE_MANY,
+    WEIGHTS,
+    Pool,
+    Precision,
+    Program,
+    Rounding,
+    Table,
+    Tensor,
+)
+from ranklet_export.encoders import AppendEncoder, HistoryEncoder, LongHistoryEncoder, long_from
+from ranklet_export.layers import ServedModel
+from ranklet_export.scorer import Scorer, can_score_many, quantize
+from ranklet_export.single import OPSET as PLAIN_OPSET
+from ranklet_export.single import write_model
+from ranklet_export.writer import GraphWriter, WeightFile, offset_of
+from ranklet_training.runs.checkpoint import Model
+
+OPSET = 23  # from here on attention, rotary positions and the norm of a user are one node each
+# Rows of the first block cost up to four times the item table on disk and save 3 to 6 % of a
+# request; beyond this many bytes the graph computes them.
+LARGEST_ROWS = 1 << 27
+# Of the best by codes, max(factor * k, minimum) are scored again.
+POOLS: dict[Precision, Pool] = {
+    "fp32": Pool(1, 1),
+    "fp16": Pool(1, 1),
+    "int8": Pool(2, 32),
+    "int4": Pool(4, 128),
+}
+MANY_USERS = 8  # from so many on score_many.onnx is faster (docs/log.md)
+PURPOSES = {
+    ENCODE: "the user vector after a history, and the state of its events",
+    ENCODE_LONG: "the same for long histories",
+    APPEND: "the user vector after one more event, which is put into the state in place",
+    SCORE: "the best items for user vectors",
+    SCORE_MANY: "the same for many users",
+    MODEL: "the best items for histories of any length, in standard operators alone",
+}
+ENCODERS = {ENCODE: HistoryEncoder, ENCODE_LONG: LongHistoryEncoder, APPEND: AppendEncoder}
+
+
+@dataclass(frozen=True)
+class WrittenGraphs:
+    """The facts of written graphs that the manifest tells."""
+
+    programs: dict[str, Program]
+    nodes: dict[str, int]  # of each
+    table: Table
+    pool: Pool
+    rounding: Rounding | None  # of codes
+
+
+def export_graphs(
+    model: Model, folder: Path, precision: Precision = "fp32", *, compact: bool = False
+) -> WrittenGraphs:
+    """Write the graphs and their weights.
+
+    Args:
+        model: In evaluation mode, without gradients.
+        folder: Where the files go.
+        precision: Of the scores; ``"fp16"`` is how tables lie on disk, sums are fp32.
+        compact: Leave out the rows of the first block.
+    """
+    items, width = model.items.item.shape
+    parts = 4 if model.config.block == "gated" else 3
+    with_rows = not compact and 4 * items * parts * width <= LARGEST_ROWS
+    served = ServedModel.of(model, with_rows=with_rows)
+    dtype: Literal["<f2", "<f4"] = "<f2" if precision == "fp16" else "<f4"
+    bits = CODE_BITS.get(precision)
+    codes = quantize(served.table, bits) if bits else None
+    graphs: dict[str, GraphWriter] = {}
+    with (folder / WEIGHTS).open("wb") as file:
+        weights = WeightFile(file)
+        for name in PURPOSES:
+            writer = GraphWriter(weights)
+            if name in ENCODERS and (name != ENCODE_LONG or long_from(served)):
+                ENCODERS[name](writer, served, dtype).write()
+            elif name == SCORE or (name == SCORE_MANY and codes and can_score_many(codes)):
+                Scorer(writer, served.table, precision, many=name == SCORE_MANY).write(codes)
+            elif name == MODEL:
+                write_model(writer, model, served, dtype)
+            else:
+                continue
+            graphs[name] = writer
+        file.flush()
+        os.fsync(file.fileno())
+    for name, writer in graphs.items():
+        path = folder / f"{name}.onnx"
+        path.write_bytes(writer.model(PLAIN_OPSET if name == MODEL else OPSET).SerializeToString())
+        onnx.checker.check_model(path, full_check=True)
+    names = ("table", "table.fp16")
+    table = next(t for t in graphs[SCORE].graph.initializer if t.name in names)
+    return WrittenGraphs(
+        programs={name: _program(name, writer, served) for name, writer in graphs.items()},
+        nodes={name: len(writer.graph.node) for name, writer in graphs.items()},
+        table=Table(WEIGHTS, offset_of(table), items, width, dtype),
+        pool=POOLS[precision],
+        rounding=Rounding(codes.row_error, codes.row_norm) if codes else None,
+    )
+
+
+def _program(name: str, writer: GraphWriter, served: ServedModel) -> Program:
+    """Return the contract of a graph, as the manifest tells it."""
+    longest, begin = served.max_length, long_from(served)
+    lengths = {
+        ENCODE: [1, begin - 1 if begin else longest],
+        ENCODE_LONG: [begin or 1, longest],
+    }
+    return Program(
+        file=f"{name}.onnx",
+        purpose=PURPOSES[name],
+        inputs=[_tensor(value) for value in writer.graph.input],
+        outputs=[_tensor(value) for value in writer.graph.output],
+        lengths=lengths.get(name, []),
+        least_users=MANY_USERS if name == SCORE_MANY else 1,
+        scanned_bytes=writer.scanned_bytes(),
+    )
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    kind = value.type.tensor_type
+    names = {onnx.TensorProto.INT64: "tensor(int64)", onnx.TensorProto.FLOAT: "tensor(float)"}
+    axes: list[int | str] = [axis.dim_param or axis.dim_value for axis in kind.shape.dim]
+    return Tensor(value.name, names[kind.elem_type], axes)

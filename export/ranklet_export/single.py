@@ -1,0 +1,165 @@
+"""model.onnx: histories in, best items out, in one graph of standard operators (opset 20).
+
+For every program that can run ONNX and knows nothing of ranklet. There is no state, no limit to the
+length of a history and nothing to prepare: item indices, oldest first, 0 pads on the right. It
+scores in full precision, and is slower than the programs that the Python runtime uses.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import DTypeLike
+from onnx import TensorProto
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ranklet.bundle.manifest import CHUNK, MODEL, NEVER, WEIGHTS, Manifest
+from ranklet.errors import InputError
+from ranklet.files.atomic import atomic_write
+from ranklet_export.encoders import add_table
+from ranklet_export.layers import ServedModel
+from ranklet_export.writer import Axes, GraphWriter
+from ranklet_training.model.attention import attention, rotary
+from ranklet_training.model.model import Block, SequenceModel
+from ranklet_training.model.seed import SeedModel
+from ranklet_training.runs.checkpoint import Model
+
+OPSET = 20
+# Sizes to trace with; 0 and 1 would be taken for constants (pytorch#151582). The table is cut to a
+# few rows: only its name matters here.
+TRACED_BATCH, TRACED_LENGTH, TRACED_ITEMS = 3, 7, 5
+LARGEST_PROTOBUF = 2**31 - 1  # bytes
+
+
+class WholeModel(nn.Module):
+    """The user vector after histories of any length, of which the latest ``max_length`` count."""
+
+    def __init__(self, model: Model, served: ServedModel) -> None:
+        """Take a model in evaluation mode, and how it is laid out for serving."""
+        super().__init__()
+        self.model, self.max_length, self.window = model, served.max_length, served.window
+        self.table = nn.Parameter(torch.zeros(TRACED_ITEMS, served.width), requires_grad=False)
+        if isinstance(model, SequenceModel) and served.last is not None:
+            self.register_buffer("bias", torch.from_numpy(served.last.bias))
+        self.scale = 1.0 if isinstance(model, SeedModel) else served.width**-0.5
+
+    def forward(
+        self, history: Tensor, since: Tensor | None = None, until: Tensor | None = None
+    ) -> Tensor:
+        """Return user vectors, (B, D).
+
+        Args:
+            history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
+            since: Bucket of the gap before each event, int64 (B, T), of a model that knows times.
+            until: Bucket of the gap from the last event to the question, int64 (B,).
+        """
+        model = self.model
+        last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
+        places = torch.arange(history.shape[1])[None]  # (1, T)
+        age = last - places  # (B, T); padding is younger than the last event
+        counts = (age >= 0) & (age < self.max_length)
+        last_row = last[:, :, None].expand(-1, -1, self.table.shape[1])
+        x = functional.embedding(history, self.table)  # (B, T, D)
+        if isinstance(model, SeedModel):
+            x = x + model.users.weight.mean(dim=0)
+            key, value = model.key_value(x)[:, None].chunk(2, dim=-1)
+            query = model.query(x.gather(1, last_row))[:, None]
+            attended = attention(query, key, value, mask=counts[:, None, None])
+            return model.output(attended[:, 0])[:, 0] * self.scale
+        if since is not None:
+            x = x + model.since(since)
+        *blocks, final = list(model.each_block()) or [None]
+        if blocks:
+            distance = places[0, :, None] - places  # (T, T)
+            sees = (distance >= 0) & (distance < (self.window or self.max_length))
+            may_attend = sees & counts[:, None] | (distance == 0)  # (B, T, T)
+            turned = (self.max_length - 1 - age).clamp(0, self.max_length - 1)
+        for block in blocks:
+            normed = block.attention_norm(x)
+            key, value = block.keys_values(normed)
+            query = rotary(block.split_heads(block.query(normed)), model.cos, model.sin, turned)
+            key = rotary(key, model.cos, model.sin, turned)
+            x = block.merge(x, attention(query, key, value, mask=may_attend[:, None]))
+        if final is None:
+            return model.user(x.gather(1, last_row))[:, 0] * self.scale
+        key, value = final.keys_values(final.attention_norm(x))
+        x = x.gather(1, last_row)  # (B, 1, D)
+        if until is not None:
+            x = x + model.until(until)[:, None]
+        query = final.split_heads(final.query(final.attention_norm(x)))
+        mask = self.bias[:, age.clamp(0, self.max_length - 1)].transpose(0, 1)  # (B, H, T)
+        mask = mask.masked_fill(~counts[:, None], NEVER)[:, :, None]
+        return model.user(final.merge(x, attention(query, key, value, mask=mask)))[:, 0] * self.scale
+
+
+def write_model(writer: GraphWriter, model: Model, served: ServedModel, dtype: DTypeLike) -> None:
+    """Trace a model, and add the scores of the catalogue.
+
+    Args:
+        writer: Of the graph.
+        model: In evaluation mode, without gradients.
+        served: The same, laid out for serving: its item table is that of the other graphs.
+        dtype: How the item table is stored.
+    """
+    axes: dict[str, Axes] = {"history": ["batch", "length"]}
+    if model.config.time_gaps:
+        axes |= {"since": ["batch", "length"], "until": ["batch"]}
+    writer.adopt(_trace(WholeModel(model, served).eval(), axes), axes, without="table")
+    table, items = add_table(writer, served.table, dtype), len(served.table) - 1
+    writer.input("k", TensorProto.INT64, [1])
+    never = np.zeros(-(-len(served.table) // CHUNK) * CHUNK, dtype=np.float32)
+    never[0] = never[items + 1 :] = NEVER
+    scores = writer.node("Gemm", "user", table, writer.constant(never), transB=1)
+    best, indices = writer.nodes("TopK", [scores, "k"], 2)
+    writer.rename(best, "scores")
+    writer.rename(indices, "items")
+    writer.output("items", TensorProto.INT64, ["batch", "k"])
+    writer.output("scores", TensorProto.FLOAT, ["batch", "k"])
+    writer.output("user", TensorProto.FLOAT, ["batch", served.width])
+
+
+def _trace(model: WholeModel, axes: dict[str, Axes]) -> onnx.GraphProto:
+    dims = {"batch": torch.export.Dim("batch", min=1), "length": torch.export.Dim("length", min=1)}
+    sizes = {"batch": TRACED_BATCH, "length": TRACED_LENGTH}
+    shapes = [[str(axis) for axis in shape] for shape in axes.values()]
+    with torch.no_grad(), warnings.catch_warnings():
+        # The exporter warns of its own internals, and that axes of one name share that name.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="# The axis name")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        program = torch.onnx.export(
+            model,
+            tuple(torch.ones([sizes[axis] for axis in s], dtype=torch.int64) for s in shapes),
+            dynamo=True,
+            dynamic_shapes=tuple({i: dims[axis] for i, axis in enumerate(s)} for s in shapes),
+            input_names=list(axes),
+            output_names=["user"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto.graph
+
+
+def write_single_file(bundle: Path, path: Path) -> None:
+    """Write model.onnx of a bundle with its weights inside.
+
+    Args:
+        bundle: The folder of a bundle.
+        path: The file; one that is there is replaced, whole or not at all.
+
+    Raises:
+        BundleError: The bundle is missing or damaged.
+        InputError: The weights are too large for one file.
+    """
+    manifest = Manifest.read(bundle)
+    if manifest.table.offset + 4 * manifest.table.rows * manifest.width > LARGEST_PROTOBUF:
+        raise InputError(
+            f"{manifest.items:,} items do not fit into one file: ONNX allows 2 GiB; copy "
+            f"{manifest.programs[MODEL].file} and {WEIGHTS} together instead"
+        )
+    model = onnx.load(bundle / manifest.programs[MODEL].file)
+    atomic_write(path, model.SerializeToString())

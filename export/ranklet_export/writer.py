@@ -1,0 +1,173 @@
+"""Write ONNX graphs node by node, with one file of weights that all of them map."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ranklet.bundle.manifest import WEIGHTS
+
+PAGE = 4096  # bytes; where a tensor starts in its file, so that it is mapped as it lies
+LARGEST_COMPARED = 1 << 20  # bytes; larger tensors are the same if they have one name
+SMALLEST_STORED = 1024  # bytes; smaller tensors stay in the graphs
+CONTRIB = "com.microsoft"  # domain of onnxruntime's own operators
+
+Axes = list[int | str]
+
+
+@dataclass
+class WeightFile:
+    """weights.bin: every tensor once, at a page of its own."""
+
+    file: BinaryIO
+    stored: dict[tuple[str, tuple[int, ...], bytes | str], TensorProto] = field(
+        default_factory=dict
+    )
+
+    def store(self, values: NDArray[Any], name: str, rows: int = 0) -> TensorProto:
+        """Write an array unless it is there; return what refers to it.
+
+        Args:
+            values: The array.
+            name: Tells an array of more than ``LARGEST_COMPARED`` bytes from others.
+            rows: Zeros are added up to so many.
+        """
+        values = np.ascontiguousarray(values)
+        shape = (max(rows, len(values)), *values.shape[1:])
+        content = name if values.nbytes > LARGEST_COMPARED else values.tobytes()
+        key = values.dtype.str, shape, content
+        if key not in self.stored:
+            self.file.write(bytes(-self.file.tell() % PAGE))
+            start = self.file.tell()
+            values.tofile(self.file)
+            missing = (shape[0] - len(values)) * math.prod(shape[1:]) * values.itemsize
+            self.file.write(bytes(missing))
+            tensor = TensorProto(dims=shape, data_location=TensorProto.EXTERNAL)
+            tensor.data_type = helper.np_dtype_to_tensor_dtype(values.dtype)
+            place = {"location": WEIGHTS, "offset": start, "length": self.file.tell() - start}
+            for entry, value in place.items():
+                tensor.external_data.add(key=entry, value=str(value))
+            self.stored[key] = tensor
+        return self.stored[key]
+
+
+def offset_of(tensor: TensorProto) -> int:
+    """Return where a stored tensor begins in its file, in bytes."""
+    return next(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
+
+
+class GraphWriter:
+    """A graph that grows by a node a call; values go by their names."""
+
+    def __init__(self, weights: WeightFile) -> None:
+        """Refer to large tensors in a file."""
+        self.weights = weights
+        self.graph = onnx.GraphProto(name="ranklet")
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def input(self, name: str, kind: int, axes: Axes) -> str:
+        """Add an input; a text axis is dynamic."""
+        self.graph.input.append(helper.make_tensor_value_info(name, kind, axes))
+        return name
+
+    def output(self, name: str, kind: int, axes: Axes) -> None:
+        """Declare that a value is an output."""
+        self.graph.output.append(helper.make_tensor_value_info(name, kind, axes))
+
+    def adopt(self, graph: onnx.GraphProto, inputs: dict[str, Axes], *, without: str) -> None:
+        """Take over a traced graph, but for one initializer, without what the tracer says of it."""
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+            self.graph.node.append(node)
+        for tensor in graph.initializer:
+            if tensor.name != without:
+                self.weight(tensor.name, numpy_helper.to_array(tensor))
+        for name, axes in inputs.items():
+            self.input(name, TensorProto.INT64, axes)
+
+    def rename(self, value: str, name: str) -> str:
+        """Give a value another name, before a node has taken it."""
+        producer = next(node for node in reversed(self.graph.node) if value in node.output)
+        producer.output[list(producer.output).index(value)] = name
+        return name
+
+    def nodes(self, operator: str, inputs: list[str], count: int, **attributes: Any) -> list[str]:
+        """Add a node and return the names of its outputs."""
+        name = f"{operator}_{len(self.graph.node)}"
+        outputs = [name] if count == 1 else [f"{name}.{place}" for place in range(count)]
+        self._append(operator, name, inputs, outputs, attributes)
+        return outputs
+
+    def node(self, operator: str, *inputs: str, to: str = "", **attributes: Any) -> str:
+        """Add a node of one output and return its name: ``to``, or one of its own."""
+        name = f"{operator}_{len(self.graph.node)}"
+        self._append(operator, name, list(inputs), [to or name], attributes)
+        return to or name
+
+    def _append(
+        self,
+        operator: str,
+        name: str,
+        inputs: list[str],
+        outputs: list[str],
+        attributes: dict[str, Any],
+    ) -> None:
+        domain = attributes.pop("domain", "")
+        if "dtype" in attributes:  # of a Cast, whose attribute is called as an argument here
+            attributes["to"] = attributes.pop("dtype")
+        self.graph.node.append(
+            helper.make_node(operator, inputs, outputs, name, domain=domain, **attributes)
+        )
+
+    def constant(self, values: Any) -> str:  # noqa: ANN401 (what numpy takes)
+        """Return the name of an array: int64 where it holds integers, else as it is."""
+        array = np.asarray(values)
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self._constants:
+            self._constants[key] = self.weight(f"constant_{len(self._constants)}", array)
+        return self._constants[key]
+
+    def weight(self, name: str, values: NDArray[Any], *, rows: int = 0) -> str:
+        """Add an initializer: large ones lie in the file, and 16 bits are widened."""
+        if values.nbytes < SMALLEST_STORED and not rows:
+            tensor = numpy_helper.from_array(np.asarray(values, order="C"), name)
+        else:
+            tensor = TensorProto()
+            tensor.CopyFrom(self.weights.store(values, name, rows))
+            tensor.name = name
+        if tensor.data_type == TensorProto.FLOAT16:  # widened by onnxruntime once, while it loads
+            tensor.name = f"{name}.fp16"
+            self.graph.node.insert(
+                0, helper.make_node("Cast", [tensor.name], [name], name, to=TensorProto.FLOAT)
+            )
+        self.graph.initializer.append(tensor)
+        return name
+
+    def scanned_bytes(self) -> int:
+        """Return the bytes of stored weights that a run reads whole: all that no Gather looks up."""
+        casts = {n.input[0]: n.output[0] for n in self.graph.node if n.op_type == "Cast"}
+        read = {
+            name
+            for node in self.graph.node
+            for place, name in enumerate(node.input)
+            if node.op_type != "Cast" and (node.op_type, place) != ("Gather", 0)
+        }
+        return sum(
+            int(next(e.value for e in tensor.external_data if e.key == "length"))
+            for tensor in self.graph.initializer
+            if tensor.external_data and casts.get(tensor.name, tensor.name) in read
+        )
+
+    def model(self, opset: int) -> onnx.ModelProto:
+        """Return the graph as a model of ONNX's operators, and onnxruntime's where it has some."""
+        opsets = [helper.make_opsetid("", opset)]
+        if any(node.domain == CONTRIB for node in self.graph.node):
+            opsets.append(helper.make_opsetid(CONTRIB, 1))
+        model = helper.make_model(self.graph, opset_imports=opsets, producer_name="ranklet")
+        model.ir_version = min(model.ir_version, 10)
+        return model

@@ -1,0 +1,242 @@
+"""Answers: checked requests and user vectors in, named rankings out.
+
+* A history without a known event is answered by popularity.
+* Candidates are scored from the mapped rows of the item table, all else by a scan of the catalogue.
+* Ties go to the lower item index.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.bundle.folder import Opened, read_popularity
+from ranklet.bundle.manifest import POPULARITY, Manifest, Rounding
+from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, SUMS, Engine, History
+from ranklet.errors import InputError
+from ranklet.request import Eligible, Indices, Request
+
+Floats = NDArray[np.float32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # to compare arrays would raise
+class Ranking:
+    """The best items for one history, best first.
+
+    Attributes:
+        items: Item ids, of the bundle's id type.
+        scores: One for each item, falling; for a cold user the popularity of the item.
+        unknown: How many ids of the history the catalogue does not have.
+        cold: No event of the history is known, so the answer is the most popular items.
+    """
+
+    items: list[str] | list[int]
+    scores: NDArray[np.float32]
+    unknown: int
+    cold: bool
+    _margin: "Margin | None" = field(default=None, repr=False)
+
+    @property
+    def exact(self) -> bool:
+        """Return whether 32-bit scores are proven to give these items.
+
+        Always true, but for an int8 or int4 bundle where an item outside the pool that was scored
+        again may be as good as the last one here.
+        """
+        return self._margin is None or self._margin.is_safe()
+
+
+class Margin(NamedTuple):
+    """The proof that scores by codes left no better item out of one answer."""
+
+    user: Floats  # (D,), its own: the array that it came with holds a batch
+    last: float  # score of the last item
+    floor: float  # by codes, the last score of the pool
+    rounding: Rounding
+
+    def is_safe(self) -> bool:
+        """Compare the last score with the best that an item outside the pool can have."""
+        # Sums of fp32 products are off, too: far less than a ten thousandth.
+        slack = self.rounding.bound(self.user) + SUMS * (1 + abs(self.floor))
+        return bool(self.last > self.floor + slack)
+
+
+class Answers:
+    """The catalogue of a bundle, and the engine that ranks it."""
+
+    def __init__(
+        self, engine: Engine, manifest: Manifest, vocabulary: Vocabulary, opened: Opened
+    ) -> None:
+        """Answer with the items of a vocabulary."""
+        self.engine, self.vocabulary = engine, vocabulary
+        self._manifest, self._opened = manifest, opened
+        self._items, self._pool = manifest.items, manifest.pool
+        self._rounding = manifest.rounding
+
+    def eligible(self, indices: Indices) -> Eligible:
+        """Return a part of the catalogue to rank from."""
+        return Eligible(indices, self.engine.bias, self)
+
+    def check_eligible(self, eligible: Eligible) -> None:
+        """Refuse a part of another catalogue, or of none."""
+        if not isinstance(eligible, Eligible):
+            kind = type(eligible).__name__
+            raise InputError(f"eligible is a {kind}; pass what Ranker.eligible(ids) returns")
+        if eligible.owner is not self:
+            raise InputError("eligible was made by another ranker: make it with this one")
+
+    def rank(
+        self, requests: Sequence[Request], k: int, eligible: Eligible | None
+    ) -> list[Ranking]:
+        """Answer requests from their histories."""
+
+        def encode(rows: list[int]) -> Floats:
+            return self._encode([h for row in rows if (h := requests[row].history)])
+
+        return self.rank_users(requests, encode, k, eligible)
+
+    def rank_one(
+        self,
+        request: Request,
+        k: int,
+        eligible: Eligible | None,
+        encode: Callable[[History], Floats] | None = None,
+    ) -> Ranking:
+        """Answer one request, from its history or for the vector (1, D) that ``encode`` returns."""
+        left = self._left(request, k, eligible)
+        if request.history is None or not left:
+            return self._popular(request, k, eligible)
+        user = encode(request.history) if encode else self.engine.encode((request.history,))
+        if request.candidates is not None:
+            return self._rank_candidates(user[0], request, k, eligible)
+        return self._score(user, (request,), k, left, eligible)[0]
+
+    def rank_users(
+        self,
+        requests: Sequence[Request],
+        encode: Callable[[list[int]], Floats],
+        k: int,
+        eligible: Eligible | None,
+    ) -> list[Ranking]:
+        """Answer requests for users whose vectors ``encode`` returns for some rows of them."""
+        answers: dict[int, Ranking] = {}
+        left = [self._left(request, k, eligible) for request in requests]
+        warm = [row for row, request in enumerate(requests) if request.history and left[row]]
+        users = encode(warm) if warm else np.zeros((0, 0), dtype=np.float32)
+        # Where little is left, the pool is smaller: a run of its own.
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for place, row in enumerate(warm):
+            request = requests[row]
+            if request.candidates is not None:
+                answers[row] = self._rank_candidates(users[place], request, k, eligible)
+            else:
+                groups.setdefault((left[row], len(request.excluded) > 0), []).append(place)
+        for (size, _), places in groups.items():
+            for part in batches(places, self.engine.most_users):
+                rows = [warm[place] for place in part]
+                chosen = [requests[row] for row in rows]
+                found = self._score(users[part], chosen, k, size, eligible)
+                answers.update(zip(rows, found, strict=True))
+        for row, request in enumerate(requests):
+            if row not in answers:
+                answers[row] = self._popular(request, k, eligible)
+        return [answers[row] for row in range(len(requests))]
+
+    def _score(
+        self,
+        users: Floats,
+        requests: Sequence[Request],
+        k: int,
+        left: int,
+        eligible: Eligible | None,
+    ) -> list[Ranking]:
+        """Rank the catalogue for users, of which each leaves ``left`` items or has a whole pool."""
+        excluded: list[Indices] = []
+        if len(requests[0].excluded):
+            excluded = [request.excluded for request in requests]
+        bias = None if eligible is None else eligible.bias
+        best = self.engine.score(users, min(k, left), left, bias=bias, excluded=excluded)
+        # A pool of all that is left proves itself.
+        rounding = self._rounding if left == self._pool.size(k) else None
+        rankings = []
+        for row, request in enumerate(requests):
+            margin = None
+            if rounding is not None and best.pool_scores is not None:
+                last, floor = best.scores.item(row, -1), best.pool_scores.item(row, -1)
+                margin = Margin(users[row].copy(), last, floor, rounding)
+            ids = self.vocabulary.ids(best.items[row])
+            rankings.append(Ranking(ids, best.scores[row], request.unknown, False, margin))
+        return rankings
+
+    def _encode(self, histories: list[History]) -> Floats:
+        """Return the user vectors of histories, in their order."""
+        users = np.zeros((len(histories), self._manifest.width), dtype=np.float32)
+        for part in by_length([len(history.items) for history in histories]):
+            users[part] = self.engine.encode([histories[row] for row in part])
+        return users
+
+    def _left(self, request: Request, k: int, eligible: Eligible | None) -> int:
+        """Return how many items can be ranked, at most those of a whole pool."""
+        pool = max(self._pool.factor * k, self._pool.minimum)
+        if request.candidates is not None:
+            candidates = request.candidates
+            return len(candidates if eligible is None else candidates[eligible.allows(candidates)])
+        count = self._items if eligible is None else eligible.count
+        if count - len(request.excluded) >= pool:
+            return pool
+        excluded = np.unique(request.excluded)
+        if eligible is not None:
+            excluded = excluded[eligible.allows(excluded)]
+        return min(pool, count - len(excluded))
+
+    def _rank_candidates(
+        self, user: Floats, request: Request, k: int, eligible: Eligible | None
+    ) -> Ranking:
+        candidates = request.candidates
+        assert candidates is not None
+        if eligible is not None:
+            candidates = candidates[eligible.allows(candidates)]
+        scores = self.engine.score_rows(user, candidates)
+        order = np.lexsort((candidates, -scores))[:k]
+        ids = self.vocabulary.ids(candidates[order])
+        return Ranking(ids, scores[order], request.unknown, cold=False)
+
+    def _popular(self, request: Request, k: int, eligible: Eligible | None) -> Ranking:
+        """Answer a cold user, or one for whom nothing is left."""
+        order, shares = self._popularity
+        if request.candidates is not None:
+            candidates = request.candidates
+            order = candidates[np.lexsort((candidates, -shares[candidates]))]
+        if eligible is not None:
+            order = order[eligible.allows(order)]
+        first = order[: k + len(request.excluded)]
+        items = first[~np.isin(first, request.excluded)][:k]
+        ids, is_cold = self.vocabulary.ids(items), request.history is None
+        return Ranking(ids, shares[items], request.unknown, cold=is_cold)
+
+    @cached_property
+    def _popularity(self) -> tuple[Indices, Floats]:
+        """Item indices by falling popularity, and the popularity of every index from 0."""
+        with self._opened.unchanged(POPULARITY) as folder:
+            shares = np.concatenate([[np.float32(0)], read_popularity(folder, self._manifest)])
+        return np.argsort(-shares[1:], kind="stable") + 1, shares
+
+
+def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield rows to encode in one run: of similar lengths, and not more than caches hold."""
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while rows:
+        count = max(1, min(MOST_USERS, MOST_EVENTS // lengths[rows[0]]))
+        yield rows[:count]
+        rows = rows[count:]
+
+
+def batches(rows: list[T], most: int) -> Iterator[list[T]]:
+    """Yield rows in parts of at most ``most``."""
+    for begin in range(0, len(rows), most):
+        yield rows[begin : begin + most]

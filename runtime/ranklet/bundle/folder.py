@@ -1,0 +1,167 @@
+"""The folder of a bundle: its identity while it is open, and its arrays, all in index order.
+
+    weights.bin                     the tensors of all graphs; mapped, not read
+    items.i64                       int64 ids, or
+    items.utf8 + items.ends.i64     text ids: one blob, and where each id ends in it
+    titles.utf8 + titles.ends.i64   names for people, optional
+    popularity.f32                  share of the training events of each item
+
+Arrays are raw and little-endian: their names say the type, the manifest the number of items.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.bundle.manifest import FILE_NAMES, POPULARITY, File, Manifest
+from ranklet.bundle.vocabulary import Texts, Vocabulary
+from ranklet.errors import BundleError
+from ranklet.files.atomic import sha256
+
+TEXTS_IN_MEMORY = 1 << 17  # ids or titles; more are searched where they lie
+
+
+class Opened:
+    """The folder of a bundle that was opened: what is read of it later must be what lay there then.
+
+    Attributes:
+        folder: Wherever the process changes its working directory to, and links their targets.
+        files: What the manifest says; a file that was replaced by an equal one will do.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Note which files lie there.
+
+        Raises:
+            BundleError: No path can be so.
+        """
+        try:
+            self.folder = path.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL
+            raise BundleError(f"{path} is damaged or no path: {error}") from error
+        self.files: dict[str, File] = {}
+        self._then = {name: self._identity(name) for name in FILE_NAMES}
+
+    @contextmanager
+    def unchanged(self, *names: str) -> Iterator[Path]:
+        """Give the folder to read some files from.
+
+        Raises:
+            BundleError: Before or meanwhile one of them was replaced or removed.
+        """
+        self._check(names)
+        yield self.folder
+        self._check(names)
+
+    def _check(self, names: Sequence[str]) -> None:
+        for name in names:
+            now = self._identity(name)
+            if now != self._then[name] and not (now and self._is_copy(name)):
+                raise BundleError(
+                    f"{self.folder / name} was replaced or removed since the bundle was opened: "
+                    "load it again"
+                )
+            self._then[name] = now
+
+    def _identity(self, name: str) -> tuple[int, ...] | None:
+        try:
+            status = (self.folder / name).stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _is_copy(self, name: str) -> bool:
+        try:
+            return name in self.files and sha256(self.folder / name) == self.files[name].sha256
+        except OSError:
+            return False
+
+
+def describe_files(folder: Path) -> dict[str, File]:
+    """Return size and digest of every file of a bundle that is about to get its manifest."""
+    paths = sorted(path for path in folder.iterdir() if path.name in FILE_NAMES)
+    return {path.name: File(path.stat().st_size, sha256(path)) for path in paths}
+
+
+def write_catalogue(
+    folder: Path,
+    vocabulary: Vocabulary,
+    titles: Sequence[str] | None,
+    popularity: NDArray[np.float32],
+) -> None:
+    """Write ids, titles and popularity, all in index order."""
+    if vocabulary.is_text:
+        _write_texts(folder, "items", [str(text) for text in vocabulary.all_ids])
+    else:
+        np.asarray(vocabulary.all_ids, dtype="<i8").tofile(folder / "items.i64")
+    if titles is not None:
+        _write_texts(folder, "titles", titles)
+    popularity.astype("<f4").tofile(folder / POPULARITY)
+
+
+def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
+    """Read the ids of a bundle."""
+    if manifest.id_type == "string":
+        return Vocabulary(_read_texts(folder, "items", manifest.items))
+    numbers = _read_array(folder / "items.i64", "<i8", manifest.items).astype(np.int64)
+    if (numbers[1:] <= numbers[:-1]).any():
+        raise BundleError(f"{folder / 'items.i64'} is not sorted, so ids would not be found")
+    return Vocabulary(numbers)
+
+
+def read_titles(folder: Path, manifest: Manifest) -> Sequence[str] | None:
+    """Read the titles of a bundle, None if it has none."""
+    if "titles.utf8" not in manifest.files:
+        return None
+    return _read_texts(folder, "titles", manifest.items)
+
+
+def read_popularity(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
+    """Read the share of training events of each item, (items,)."""
+    shares = _read_array(folder / POPULARITY, "<f4", manifest.items).astype(np.float32)
+    if not np.isfinite(shares).all():
+        raise BundleError(f"{folder / POPULARITY} holds NaN or infinity")
+    return shares
+
+
+def map_table(folder: Path, manifest: Manifest) -> NDArray[np.floating]:
+    """Map the item table, (items + 1, width): nothing is read before a row is used."""
+    table = manifest.table
+    shape = (table.rows, table.columns)
+    return np.memmap(folder / table.file, table.type, "r", offset=table.offset, shape=shape)
+
+
+def _write_texts(folder: Path, name: str, texts: Sequence[str]) -> None:
+    encoded = [text.encode() for text in texts]
+    (folder / f"{name}.utf8").write_bytes(b"".join(encoded))
+    np.cumsum([len(text) for text in encoded], dtype="<i8").tofile(folder / f"{name}.ends.i64")
+
+
+def _read_texts(folder: Path, name: str, count: int) -> Sequence[str]:
+    """Read texts; many stay on disk, mapped."""
+    ends = _read_array(folder / f"{name}.ends.i64", "<i8", count)
+    path = folder / f"{name}.utf8"
+    if ends[0] < 0 or ends[-1] != path.stat().st_size or (ends[1:] < ends[:-1]).any():
+        raise BundleError(f"{path} and its ends do not fit together")
+    if count > TEXTS_IN_MEMORY:
+        return Texts(np.memmap(path, np.uint8, "r").data, ends.data)
+    blob, places = path.read_bytes(), [0, *ends.tolist()]
+    try:
+        return [blob[a:b].decode() for a, b in pairwise(places)]
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8: {error}") from error
+
+
+def _read_array(path: Path, dtype: str, count: int) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.memmap(path, dtype, "r")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+    if len(array) != count:
+        raise BundleError(f"{path} holds {len(array)} numbers for {count} items")
+    return array

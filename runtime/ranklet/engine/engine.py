@@ -1,0 +1,290 @@
+"""Encode histories, append events, score users: item indices and arrays in, arrays out.
+
+Every request takes this road. A history alone and in a batch, long or short, differs in the program
+that the manifest names for it and in nothing else.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.bundle.folder import Opened
+from ranklet.bundle.manifest import (
+    APPEND,
+    ENCODE,
+    ENCODE_LONG,
+    NEVER,
+    SCORE,
+    SCORE_MANY,
+    Manifest,
+)
+from ranklet.engine.programs import Programs
+from ranklet.engine.runs import Arrays, Run, Runs
+from ranklet.engine.sessions import Provider
+from ranklet.engine.state import State
+from ranklet.time_gaps import UNKNOWN
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float32]
+NONE: Indices = np.zeros(0, dtype=np.int64)
+
+# One run holds at most so many events, padding included: what they need stays in the caches.
+MOST_EVENTS = 2_048
+# One run scores at most so many users, and at most so many scores (64 MiB).
+MOST_USERS, MOST_SCORES = 64, 1 << 24
+SUMS = 1e-4  # relative; sums of fp32 products are off by far less
+
+
+class History(NamedTuple):
+    """The events of one user as an encoder takes them."""
+
+    items: Indices  # (T,), T from 1 to the maximum, oldest first
+    since: Indices = NONE  # bucket of the gap before each event, (T,); empty: unknown
+    until: int = UNKNOWN  # bucket of the gap from the last event to the question
+
+
+class Event(NamedTuple):
+    """The newest event of one user as append.onnx takes it."""
+
+    item: int
+    position: int  # how many events were put into the state before it
+    since: int = UNKNOWN  # bucket of the gap before it
+    until: int = UNKNOWN  # bucket of the gap from it to the question
+
+
+class Best(NamedTuple):
+    """The best items of some users."""
+
+    items: Indices  # (B, k)
+    scores: Floats  # (B, k)
+    pool_scores: Floats | None = None  # by codes, of the items that were scored again, (B, pool)
+
+
+class Engine:
+    """The programs of a bundle with the arrays that their calls need; threads may share one."""
+
+    def __init__(
+        self, opened: Opened, manifest: Manifest, provider: Provider, threads: int
+    ) -> None:
+        """Load the programs that every request needs, see ``Ranker.load``."""
+        self.programs = Programs(opened, manifest, provider, threads)
+        self.manifest, self.provider = manifest, self.programs.provider
+        self.table = self.programs.table
+        self._runs = Runs()
+        self._uses_times = manifest.uses_times
+        self._width = manifest.width
+        programs = manifest.programs
+        self._long_from = programs[ENCODE].lengths[1] + 1
+        self._many_from = programs[SCORE_MANY].least_users if SCORE_MANY in programs else 0
+        if self.provider != "cpu":
+            self._many_from = 0  # laid out for processors
+        self.state_rows: dict[str, int] = {
+            t.name: int(t.shape[1])
+            for t in programs[APPEND].inputs
+            if f"new_{t.name}" in {output.name for output in programs[APPEND].outputs}
+        }
+        bias = programs[SCORE].input("bias")
+        assert bias is not None
+        self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
+        self.bias[0, 0] = self.bias[0, manifest.items + 1 :] = NEVER
+        self.has_codes = manifest.rounding is not None
+        self.most_users = max(1, min(MOST_USERS, MOST_SCORES // self.bias.shape[1]))  # of a score
+
+    # Users of one state. On CUDA memory can't be shared in parts, so each user has one.
+    @property
+    def users_of_state(self) -> int:
+        """Return how many users may share a state."""
+        return MOST_USERS if self.provider == "cpu" else 1
+
+    def encode(self, histories: Sequence[History]) -> Floats:
+        """Return the user vectors of histories, (B, D); equal lengths are fastest."""
+        return self._encode(histories, keep=False)[0]
+
+    def encode_states(self, histories: Sequence[History]) -> tuple[Floats, list[list[Floats]]]:
+        """Return user vectors (B, D), and what ``State.fill`` takes for each history."""
+        return self._encode(histories, keep=True)
+
+    def _encode(
+        self, histories: Sequence[History], *, keep: bool
+    ) -> tuple[Floats, list[list[Floats]]]:
+        batch, length = len(histories), len(histories[0].items)
+        for history in histories:
+            length = max(length, len(history.items))
+        idle = self._runs.idle(("encode", batch, length, keep))
+        try:
+            run = idle.pop()
+        except IndexError:
+            run = self._encode_run(batch, length, keep=keep)
+        events = run.inputs["history"]
+        for row, history in enumerate(histories):
+            count = len(history.items)
+            events[row, :count] = history.items
+            if count < length:
+                events[row, count:] = 0
+        if self._uses_times:
+            run.inputs["since"][:] = UNKNOWN
+            for row, (_, since, until) in enumerate(histories):
+                run.inputs["since"][row, : len(since)] = since
+                run.inputs["until"][row] = until
+        if self.programs.mapped:
+            self.programs.count_lookups(batch * length)
+        run.go()
+        users, states = run.outputs["user"].copy(), list[list[Floats]]()
+        if keep:
+            arrays = run.grown()
+            states = [[array[row] for array in arrays] for row in range(batch)]
+        idle.append(run)
+        return users, states
+
+    def _encode_run(self, batch: int, length: int, *, keep: bool) -> Run:
+        name = ENCODE if length < self._long_from else ENCODE_LONG
+        inputs: Arrays = {"history": np.zeros((batch, length), dtype=np.int64)}
+        if self._uses_times:
+            inputs["since"] = np.zeros((batch, length), dtype=np.int64)
+            inputs["until"] = np.zeros(batch, dtype=np.int64)
+        outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
+        grown = tuple(self.state_rows) if keep else ()
+        return self._runs.made(
+            Run(self.programs.session(name), self.provider, inputs, outputs, grown)
+        )
+
+    def empty_state(self, users: int) -> State:
+        """Return the states of users without an event, ``users_of_state`` of them at most."""
+        return State.empty(self.state_rows, users, self._width, self.provider)
+
+    def append(self, state: State, events: Sequence[Event]) -> Floats:
+        """Put an event of each user into a state, and return their vectors, (B, D).
+
+        To put an event there once more changes nothing: that it is there is for the caller to note,
+        when this has returned.
+        """
+        batch = len(events)
+        idle = self._runs.idle(("append", batch))
+        try:
+            run = idle.pop()
+        except IndexError:
+            run = self._append_run(batch)
+        for row, (item, position, since, until) in enumerate(events):
+            run.inputs["item"][row, 0] = item
+            run.inputs["position"][row, 0, 0] = position
+            if self._uses_times:
+                run.inputs["since"][row, 0] = since
+                run.inputs["until"][row] = until
+        run.change(state.values)
+        if self.programs.mapped:
+            self.programs.count_lookups(batch)
+        run.go()
+        users: Floats = run.outputs["user"].copy()
+        idle.append(run)
+        return users
+
+    def _append_run(self, batch: int) -> Run:
+        inputs: Arrays = {
+            "item": np.zeros((batch, 1), dtype=np.int64),
+            "position": np.zeros((batch, 1, 1), dtype=np.int64),
+        }
+        if self._uses_times:
+            inputs["since"] = np.zeros((batch, 1), dtype=np.int64)
+            inputs["until"] = np.zeros(batch, dtype=np.int64)
+        outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
+        return self._runs.made(Run(self.programs.session(APPEND), self.provider, inputs, outputs))
+
+    def score(
+        self,
+        users: Floats,
+        k: int,
+        pool: int,
+        *,
+        bias: Floats | None = None,
+        excluded: Sequence[Indices] = (),
+    ) -> Best:
+        """Return the best items of users.
+
+        Args:
+            users: (B, D), B at most ``most_users``.
+            k: From 1 to ``pool``.
+            pool: Items that are scored again, from k to the number of those that may be ranked.
+            bias: Added to the scores of every user, (1, rows); None: ``self.bias``.
+            excluded: Items that may not be ranked, of each user; empty: of nobody.
+        """
+        batch, own = len(users), bool(excluded)
+        idle = self._runs.idle(("score", batch, k, pool, own))
+        try:
+            run = idle.pop()
+        except IndexError:
+            run = self._score_run(batch, k, pool, own=own)
+        run.inputs["user"][:] = users
+        if own:
+            without = run.large["bias"].array
+            if bias is not None:
+                without[:] = bias
+            for row, items in enumerate(excluded):
+                without[row, items] = NEVER
+            run.read("bias", without)
+        elif bias is not None:
+            run.read("bias", bias)
+        if self.programs.mapped:
+            self.programs.count_lookups(batch * pool)
+        run.go()
+        outputs = run.outputs
+        best = Best(
+            outputs["items"].copy(),
+            outputs["scores"].copy(),
+            outputs["pool_scores"].copy() if self.has_codes else None,
+        )
+        if bias is not None:
+            if own:
+                without[:] = self.bias
+            else:
+                run.read("bias", self.bias)  # what it was must not be kept alive
+        elif own:
+            for row, items in enumerate(excluded):
+                without[row, items] = 0
+        idle.append(run)
+        return best
+
+    def _score_run(self, batch: int, k: int, pool: int, *, own: bool) -> Run:
+        many = self._many_from and batch >= self._many_from
+        inputs: Arrays = {
+            "user": np.zeros((batch, self._width), dtype=np.float32),
+            "k": np.array([k], dtype=np.int64),
+        }
+        outputs: Arrays = {
+            "items": np.zeros((batch, k), dtype=np.int64),
+            "scores": np.zeros((batch, k), dtype=np.float32),
+        }
+        if self.has_codes:
+            inputs["pool"] = np.array([pool], dtype=np.int64)
+            outputs["pool_scores"] = np.zeros((batch, pool), dtype=np.float32)
+        session = self.programs.session(SCORE_MANY if many else SCORE)
+        run = Run(session, self.provider, inputs, outputs)
+        bias = np.repeat(self.bias, batch, axis=0) if own else self.bias
+        run.read("bias", bias)
+        if own:
+            run.bytes += bias.nbytes
+        return self._runs.made(run)
+
+    def score_rows(self, user: Floats, items: Indices) -> Floats:
+        """Return the scores of some items for a user (D,), from the mapped rows of the table."""
+        # A BLAS product rounds equal rows differently by their place, which would break ties.
+        rows = self.table[items].astype(np.float32, copy=False)
+        self.programs.count_lookups(len(items))
+        scores: Floats = np.einsum("nd,d->n", rows, user)
+        return scores
+
+    def off_by(self, users: Floats, best: Best) -> float:
+        """Return by how much scores by codes miss those of fp32, beyond what rounding explains.
+
+        Args:
+            users: (B, D).
+            best: Theirs, with k the size of the pool: then both are scores of the same items.
+        """
+        rounding = self.manifest.rounding
+        assert rounding is not None
+        assert best.pool_scores is not None
+        missed = np.abs(best.scores - best.pool_scores).max(axis=1)
+        slack = SUMS * (1 + np.abs(best.scores).max(axis=1))
+        bounds = [rounding.bound(user) for user in users]
+        return float((missed - slack - bounds).max())

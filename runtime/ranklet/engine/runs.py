@@ -1,0 +1,145 @@
+"""Runs: calls of a graph on arrays that stay, handed to onnxruntime once.
+
+``InferenceSession.run`` wraps every input and copies every output anew, which takes a third of a
+short request (docs/log.md). On the CPU onnxruntime reads and writes the arrays of numpy where they
+lie, as ``OrtValue.ortvalue_from_numpy`` promises. On CUDA each array has a twin on the device.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from ranklet.engine.sessions import ORT_ERRORS
+from ranklet.errors import ProviderError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, OrtValue
+
+Arrays = dict[str, NDArray[Any]]
+Device = Literal["cpu", "cuda"]
+# TopK reads how many to pick on the host.
+ON_HOST = frozenset({"k", "pool"})
+MOST_KEPT = 1 << 24  # bytes of idle runs
+RUN_BYTES = 1 << 13  # what onnxruntime and Python need for one, roughly
+
+
+class Value:
+    """An array and how onnxruntime sees it: the same memory on the CPU, a twin on CUDA."""
+
+    def __init__(self, array: NDArray[Any], device: Device, name: str = "") -> None:
+        """Take a contiguous array, which must live as long as this."""
+        self.array = array
+        self.is_shared = device == "cpu" or name in ON_HOST
+        # onnxruntime holds a pointer into the array on the CPU, a copy elsewhere.
+        self.value: OrtValue = onnxruntime.OrtValue.ortvalue_from_numpy(
+            array, "cpu" if self.is_shared else device
+        )
+
+    def send(self) -> None:
+        """Let onnxruntime see what numpy wrote."""
+        if not self.is_shared:
+            self.value.update_inplace(self.array)
+
+    def fetch(self) -> None:
+        """Let numpy see what onnxruntime wrote."""
+        if not self.is_shared:
+            self.array[...] = self.value.numpy()
+
+
+class Run:
+    """Inputs and outputs of a graph, to run on again and again; not for two threads at once.
+
+    Attributes:
+        inputs: Arrays to fill before ``go``.
+        large: Inputs that are sent when they change, see ``read``.
+        outputs: Arrays that hold the answers after it.
+        bytes: Of these arrays.
+    """
+
+    def __init__(
+        self,
+        session: "InferenceSession",
+        device: Device,
+        inputs: Arrays,
+        outputs: Arrays,
+        grown: Sequence[str] = (),
+    ) -> None:
+        """Bind contiguous arrays; ``grown`` are outputs that onnxruntime allocates for each run."""
+        self.inputs, self.outputs = inputs, outputs
+        self.bytes = sum(array.nbytes for array in (*inputs.values(), *outputs.values()))
+        self._session, self._binding, self._device = session, session.io_binding(), device
+        self._sent = [Value(array, device, name) for name, array in inputs.items()]
+        self._fetched = [Value(array, device, name) for name, array in outputs.items()]
+        self.large: dict[str, Value] = {}  # inputs that are sent when they change
+        self._state: object = None
+        for name, value in zip(inputs, self._sent, strict=True):
+            self._binding.bind_ortvalue_input(name, value.value)
+        for name, value in zip(outputs, self._fetched, strict=True):
+            self._binding.bind_ortvalue_output(name, value.value)
+        for name in grown:
+            self._binding.bind_output(name, "cpu")
+
+    def read(self, name: str, array: NDArray[Any]) -> None:
+        """Take a large input from an array from now on, as it is now."""
+        held = self.large.get(name)
+        if held is None or held.array is not array:
+            held = self.large[name] = Value(array, self._device)
+            self._binding.bind_ortvalue_input(name, held.value)
+        else:
+            held.send()
+
+    def change(self, state: Sequence[tuple[str, str, Value]]) -> None:
+        """Have inputs and outputs be the same memory, of a state that is changed in place."""
+        if self._state is not state:
+            self._state = state
+            for source, target, value in state:
+                self._binding.bind_ortvalue_input(source, value.value)
+                self._binding.bind_ortvalue_output(target, value.value)
+
+    def go(self) -> None:
+        """Run the graph.
+
+        Raises:
+            ProviderError: onnxruntime failed.
+        """
+        try:
+            if self._device == "cpu":
+                self._session.run_with_iobinding(self._binding)
+                return
+            for value in self._sent:
+                value.send()
+            self._session.run_with_iobinding(self._binding)
+            for value in self._fetched:
+                value.fetch()
+        except ORT_ERRORS as error:
+            raise ProviderError(f"onnxruntime failed on {self._device}: {error}") from error
+
+    def grown(self) -> list[NDArray[Any]]:
+        """Return copies of the outputs that onnxruntime allocated, in their order."""
+        outputs = self._binding.get_outputs()[len(self._fetched) :]
+        return [np.array(value.numpy()) for value in outputs]
+
+
+class Runs:
+    """Runs that no thread uses, by kind: dropped before they take much more than MOST_KEPT."""
+
+    def __init__(self) -> None:
+        """Keep none yet."""
+        self._idle: dict[Hashable, list[Run]] = {}
+        self.bytes = 0  # of those that were made since, in use or not
+
+    def idle(self, kind: Hashable) -> list[Run]:
+        """Return the runs of a kind that no thread uses, to take from and to give back to."""
+        idle = self._idle.get(kind)
+        return self._idle.setdefault(kind, []) if idle is None else idle
+
+    def made(self, run: Run) -> Run:
+        """Make room for a new run, and return it."""
+        size = RUN_BYTES + run.bytes
+        self.bytes += size
+        if self.bytes > MOST_KEPT:
+            self._idle, self.bytes = {}, size
+        return run

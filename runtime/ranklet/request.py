@@ -1,0 +1,161 @@
+"""Requests: ids, times and filters as a caller gives them, checked once and turned into indices."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranklet.bundle.manifest import NEVER
+from ranklet.bundle.vocabulary import Unknown, Vocabulary
+from ranklet.engine.engine import NONE, History
+from ranklet.errors import InputError
+from ranklet.time_gaps import UNKNOWN, bucket_until, buckets_before
+from ranklet.values import Ids, Times, listed, whole_number, whole_numbers
+
+ORDER_ALONE = "this bundle does not use times: its model was trained on order alone"
+
+Indices = NDArray[np.int64]
+
+
+class Eligible:
+    """A part of the catalogue to rank from, made once by ``Ranker.eligible`` for many requests."""
+
+    def __init__(self, indices: Indices, bias: NDArray[np.float32], owner: object) -> None:
+        """Allow these items; ``bias`` is that of a ranker, (1, rows), and ``owner`` the ranker's."""
+        self.bias = np.full_like(bias, NEVER)
+        self.bias[0, indices] = 0
+        self.bias[0, 0] = NEVER
+        self.count = int(np.count_nonzero(self.bias == 0))
+        self.owner = owner
+
+    def allows(self, indices: Indices) -> NDArray[np.bool_]:
+        """Return which items may be ranked."""
+        is_allowed: NDArray[np.bool_] = self.bias[0, indices] == 0
+        return is_allowed
+
+
+class Request(NamedTuple):
+    """One checked request: item indices only."""
+
+    history: History | None  # the latest known events; None: no event is known
+    unknown: int  # ids of the history that the catalogue lacks
+    excluded: Indices  # items that may not be ranked; an item may stand there twice
+    candidates: Indices | None  # unique, none of them excluded
+
+
+class Reader:
+    """Reads requests for a catalogue."""
+
+    def __init__(self, vocabulary: Vocabulary, max_length: int, *, uses_times: bool) -> None:
+        """Read ids of a vocabulary, and times where the model knows them."""
+        self.vocabulary, self.max_length, self.uses_times = vocabulary, max_length, uses_times
+
+    def read(
+        self,
+        history: Ids,
+        times: Times | None = None,
+        now: int | None = None,
+        candidates: Ids | None = None,
+        exclude: Ids | None = None,
+        exclude_seen: bool = False,
+        unknown: Unknown = "skip",
+        name: str = "history",
+    ) -> Request:
+        """Return a request for a history, see ``Ranker.rank``; errors call it ``name``."""
+        indices = self.vocabulary.index(history, name, unknown=unknown)
+        known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
+        since, until = NONE, UNKNOWN
+        if times is not None or now is not None:
+            since, until = self._gaps(indices, times, now, name)
+        excluded = known if exclude_seen else NONE
+        wanted = None
+        if exclude is not None or candidates is not None:
+            excluded, wanted = self.filters(excluded, candidates, exclude, unknown, name)
+        events = None
+        if len(known):
+            latest = -self.max_length
+            events = History(known[latest:], since[latest:], until)
+        return Request(events, len(indices) - len(known), excluded, wanted)
+
+    def filters(
+        self,
+        excluded: Indices,
+        candidates: Ids | None,
+        exclude: Ids | None,
+        unknown: Unknown = "skip",
+        name: str = "history",
+    ) -> tuple[Indices, Indices | None]:
+        """Return items that may not be ranked, and those to choose from if they are given."""
+        if exclude is not None:
+            dropped = self.vocabulary.index(listed(exclude), beside(name, "exclude"))
+            excluded = np.concatenate([excluded, dropped[dropped > 0]])
+        if candidates is None:
+            return excluded, None
+        place = beside(name, "candidates")
+        wanted = self.vocabulary.index(listed(candidates), place, unknown=unknown)
+        return excluded, np.setdiff1d(wanted, np.append(excluded, 0))
+
+    def instants(
+        self, times: Times, events: int, name: str, last: int | None = None
+    ) -> NDArray[np.int64]:
+        """Return checked times, one for each event and none before the one before it.
+
+        Args:
+            times: As they come.
+            events: How many there must be.
+            name: Of the times, for messages.
+            last: The time of the event before the first of them, if it is known.
+        """
+        if not self.uses_times:
+            raise InputError(ORDER_ALONE)
+        instants = whole_numbers(times, name)
+        if len(instants) != events:
+            raise InputError(
+                f"{name} has {len(instants)} times for {events} events: pass one for each"
+            )
+        falls = np.flatnonzero(instants[1:] < instants[:-1])
+        if len(falls):
+            at = int(falls[0])
+            raise InputError(
+                f"{name}[{at + 1}] is {instants[at + 1]}, before {name}[{at}], {instants[at]}: "
+                "pass events oldest first"
+            )
+        if last is not None and events and instants[0] < last:
+            raise InputError(
+                f"{name}[0] is {instants[0]}, before the last event, {last}: "
+                "pass events oldest first"
+            )
+        return instants
+
+    def until(self, now: int, last: int, name: str = "now", history: str = "") -> int:
+        """Return the bucket of the gap from the last event to ``now``."""
+        if not self.uses_times:
+            raise InputError(ORDER_ALONE)
+        instant = whole_number(now, name)
+        if instant < last:
+            of = f" of {history}" if history else ""
+            raise InputError(f"{name} is {instant}, before the last event{of}, {last}")
+        return bucket_until(instant, last)
+
+    def _gaps(
+        self, indices: Indices, times: Times | None, now: int | None, name: str
+    ) -> tuple[Indices, int]:
+        """Return the buckets before each known event, and from the last one to now."""
+        if not self.uses_times:
+            raise InputError(ORDER_ALONE)
+        place = beside(name, "times")
+        if times is None:
+            raise InputError(f"now was given without {place}: it counts from the last event")
+        instants = self.instants(times, len(indices), place)[indices > 0]
+        if now is None:
+            return buckets_before(instants), UNKNOWN
+        place = beside(name, "now")
+        if not len(instants):
+            whole_number(now, place)
+            return NONE, UNKNOWN
+        return buckets_before(instants), self.until(now, int(instants[-1]), place, name)
+
+
+def beside(name: str, argument: str) -> str:
+    """Return the name of the part of another argument that goes with a history."""
+    return name.replace("histories", argument).replace("history", argument)

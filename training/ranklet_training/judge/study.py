@@ -1,0 +1,109 @@
+"""A study on disk: optuna's trials, and the queue that a killed process leaves."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DatabaseError
+
+from ranklet.errors import RunError
+from ranklet_training.judge.space import Space
+from ranklet_training.runs.presets import RunConfig, configure, setting_differences
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # a trial that dies each time (memory?) must not stop the study for ever
+
+
+@dataclass(frozen=True)
+class Study:
+    """An optuna study of a space, whose first trial is the base configuration."""
+
+    handle: optuna.Study
+    path: Path
+    base: RunConfig
+    space: Space
+
+    def check_facts(self, facts: Mapping[str, Any]) -> None:
+        """Record data, base and space of a new study; refuse to resume one with others."""
+        known = self.handle.user_attrs
+        differences = []
+        for name, new in facts.items():
+            if name not in known:
+                self.handle.set_user_attr(name, new)
+                continue
+            old: Any = configure(known[name]).flat() if name == "base" else known[name]
+            if isinstance(new, str):
+                label = f"digest of the {name}"
+                differences += setting_differences({label: old[:12]}, {label: new[:12]})
+            else:
+                differences += setting_differences(old, new)
+        if differences:
+            raise RunError(
+                f"the study {self.path} was started with something else "
+                f"({'; '.join(differences)}): go on with the same, or choose another folder"
+            )
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials in one of these states, in order of their numbers."""
+        return self.handle.get_trials(deepcopy=False, states=states)
+
+    def finished(self) -> list[FrozenTrial]:
+        """Return the complete and the pruned trials."""
+        return self.trials(TrialState.COMPLETE, TrialState.PRUNED)
+
+    def best(self) -> FrozenTrial | None:
+        """Return the complete trial of the highest value, the earlier one of equal values."""
+        complete = self.trials(TrialState.COMPLETE)
+        return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+    def enqueue_unfinished(self) -> None:
+        """Enqueue the trials that a killed process left unfinished, or the base of a new study."""
+        for trial in self.trials(TrialState.RUNNING):
+            is_base, attempt = trial.user_attrs.get("is_base"), trial.user_attrs.get("attempt", 1)
+            if attempt >= ATTEMPTS and not is_base:
+                logger.warning(
+                    "trial %d is left out: it was killed %s times", trial.number, attempt
+                )
+                self.handle.tell(trial.number, state=TrialState.PRUNED)
+                continue
+            # A trial that was killed during its draw lacks settings: it is drawn again.
+            if is_base or trial.params.keys() == self.space.keys():
+                self.enqueue_again(trial, attempt + 1)
+            self.handle.tell(trial.number, state=TrialState.FAIL)
+        if not self.finished() and not self.trials(TrialState.WAITING):
+            self._enqueue_base()
+
+    def enqueue_again(self, trial: optuna.Trial | FrozenTrial, attempt: int) -> None:
+        """Enqueue the settings of a trial once more."""
+        if trial.user_attrs.get("is_base"):
+            self._enqueue_base(attempt)
+        else:
+            self.handle.enqueue_trial(trial.params, user_attrs={"attempt": attempt})
+
+    def _enqueue_base(self, attempt: int = 1) -> None:
+        settings = {name: self.base.flat()[name] for name in self.space}
+        self.handle.enqueue_trial(settings, user_attrs={"is_base": True, "attempt": attempt})
+
+
+@contextmanager
+def open_study(path: Path, base: RunConfig, space: Space) -> Iterator[Study]:
+    """Open or make the study of a folder; RunError says that it is damaged."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path / 'study.db'}")
+    except (DatabaseError, RuntimeError) as error:
+        raise RunError(f"{path / 'study.db'} is damaged, or of another optuna: {error}") from error
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name="ranklet", direction="maximize", load_if_exists=True
+        )
+        yield Study(study, path, base, space)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
