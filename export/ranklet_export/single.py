@@ -45,7 +45,7 @@ class WholeModel(nn.Module):
         self.model, self.max_length, self.window = model, served.max_length, served.window
         self.table = nn.Parameter(torch.zeros(TRACED_ITEMS, served.width), requires_grad=False)
         if isinstance(model, SequenceModel) and served.last is not None:
-            self.register_buffer("bias", torch.from_numpy(served.last.bias))
+            self.register_buffer("bias", torch.from_numpy(served.bias))
         self.scale = 1.0 if isinstance(model, SeedModel) else served.width**-0.5
 
     def forward(

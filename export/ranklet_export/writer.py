@@ -6,6 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -129,7 +130,7 @@ class GraphWriter:
 
     def constant(self, values: Any) -> str:  # noqa: ANN401 (what numpy takes)
         """Return the name of an array: int64 where it holds integers, else as it is."""
-        array = np.asarray(values)
+        array = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
             self._constants[key] = self.weight(f"constant_{len(self._constants)}", array)

@@ -98,7 +98,9 @@ class Encoders(NamedTuple):
         rows = state_rows(self.served)
         return {name: np.zeros((batch, n, 16), np.float32) for name, n in rows.items()}
 
-    def put(self, events: Arrays, place: int, state: Arrays, at: int) -> tuple[NDArray[Any], Arrays]:
+    def put(
+        self, events: Arrays, place: int, state: Arrays, at: int
+    ) -> tuple[NDArray[Any], Arrays]:
         """Append event ``place`` of each history; return users and the state with it."""
         batch = len(events["history"])
         inputs: Arrays = {"item": events["history"][:, place : place + 1], **state}
@@ -128,7 +130,7 @@ def encoders_of(make_model: Callable[..., Model], load_graph: Any) -> Callable[.
         key = repr((compact, settings))
         if key not in made:
             model = make_model(**settings)
-            served = ServedModel.of(model, with_rows=not compact)
+            served = ServedModel(model, with_rows=not compact)
             kinds = [HistoryEncoder, LongHistoryEncoder, AppendEncoder]
             encode, encode_long, append = (
                 None
@@ -217,7 +219,9 @@ def slow_users(model: SequenceModel, events: Arrays) -> Iterator[Tensor]:
     """Yield the user after each event, event by event, with nothing but lists of what was kept."""
     longest = model.config.max_length
     window = min(model.config.attention_window or longest, longest)
-    tables = rotary_tables(events["history"].shape[1], 16 // model.config.heads, model.config.rotary_base)
+    tables = rotary_tables(
+        events["history"].shape[1], 16 // model.config.heads, model.config.rotary_base
+    )
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(model.config.blocks)]
     for place, item in enumerate(events["history"][0].tolist()):
         since = torch.tensor([[events["since"][0, place]]]) if "since" in events else None
@@ -334,7 +338,7 @@ LENGTHS = [
 def test_histories_are_long_from_twice_what_a_chunk_looks_at(
     settings: dict[str, Any], length: int | None, make_model: Callable[..., Model]
 ) -> None:
-    served = ServedModel.of(make_model(**settings), with_rows=False)
+    served = ServedModel(make_model(**settings), with_rows=False)
     assert long_from(served) == length
 
 
@@ -343,9 +347,9 @@ def test_a_model_hides_by_the_lowest_score_where_it_must(
 ) -> None:
     model = make_model()
     next(iter(model.each_block())).query.weight.mul_(300)
-    served = ServedModel.of(model, with_rows=True)
+    served = ServedModel(model, with_rows=True)
     session = load_graph(lambda writer: HistoryEncoder(writer, served, "<f4").write())
     history = np.random.default_rng(0).integers(1, ITEMS + 1, (2, 11))
     expected = model.serve(torch.from_numpy(history), model.table(), None).numpy() / 4
-    assert math.isclose(served.blocks[0].hidden, NEVER)
+    assert math.isclose(served.hidden[0], NEVER)
     assert_close(run(session, {"history": history})["user"], expected)

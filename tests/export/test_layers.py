@@ -13,11 +13,9 @@ from ranklet.bundle.manifest import NEVER
 from ranklet_export.layers import (
     HIDDEN_BELOW,
     LOWEST_SCORE,
-    Linear,
     ServedModel,
     hidden_score,
     one_query_layers,
-    seed_block,
     served_key_value,
 )
 from ranklet_training.model.attention import attention, rotary
@@ -34,11 +32,6 @@ def first_block(model: Model) -> Block:
     return block
 
 
-def apply(layer: Linear, x: Tensor) -> Tensor:
-    product = x @ torch.from_numpy(layer.weight)
-    return product if layer.bias is None else product + torch.from_numpy(layer.bias)
-
-
 def assert_close(found: Tensor, expected: Tensor) -> None:
     difference = float((found - expected).abs().max())
     assert difference < TOLERANCE, f"off by {difference:.1e}"
@@ -49,7 +42,10 @@ def test_the_layers_of_one_query_attend_as_query_key_value_and_output_do(
     settings: dict[str, Any], make_model: Callable[..., Model]
 ) -> None:
     model = make_model(**settings)
-    block, heads = model if settings.get("kind") == "seed" else first_block(model), model.config.heads
+    block, heads = (
+        model if settings.get("kind") == "seed" else first_block(model),
+        model.config.heads,
+    )
     asking, events = torch.randn(1, 1, 16), torch.randn(1, 9, 16)
 
     def split(x: Tensor, parts: int) -> Tensor:
@@ -59,9 +55,9 @@ def test_the_layers_of_one_query_attend_as_query_key_value_and_output_do(
     attended = attention(split(block.query(asking), heads), key, value)
     expected = block.output(attended.transpose(1, 2).flatten(2))
     query, output = one_query_layers(block, heads)
-    scores = split(apply(query, asking), heads) @ events[:, None].mT * (16 // heads) ** -0.5
+    scores = split(query(asking), heads) @ events[:, None].mT * (16 // heads) ** -0.5
     attended = scores.softmax(dim=-1) @ events[:, None]  # (1, H, 1, D)
-    assert_close(apply(output, attended.transpose(1, 2).flatten(2)), expected)
+    assert_close(output(attended.transpose(1, 2).flatten(2)), expected)
 
 
 def test_values_of_one_head_hold_the_output_layer(make_model: Callable[..., Model]) -> None:
@@ -88,9 +84,9 @@ def test_rows_hold_what_the_first_block_makes_of_an_item_alone(
     settings: dict[str, Any], names: list[str], make_model: Callable[..., Model]
 ) -> None:
     model = make_model(**settings)
-    served = ServedModel.of(model, with_rows=True)
+    served = ServedModel(model, with_rows=True)
     assert list(served.rows) == names
-    assert not ServedModel.of(model, with_rows=False).rows
+    assert not ServedModel(model, with_rows=False).rows
     if names:
         block, table = first_block(model), model.table() * 4  # the root of the width
         normed = block.attention_norm(table)
@@ -108,20 +104,21 @@ def test_the_scale_of_users_undoes_that_of_rows(
     settings: dict[str, Any], make_model: Callable[..., Model]
 ) -> None:
     model = make_model(**settings)
-    served, x = ServedModel.of(model, with_rows=False), torch.randn(3, 16)
+    served, x = ServedModel(model, with_rows=False), torch.randn(3, 16)
     if served.user_scale is None:
         assert_close(torch.from_numpy(served.table), model.table())
         return
-    assert served.norm is not None
     user = model.norm(x)
-    if served.is_cosine:
+    if model.config.scoring == "cosine":
         user = user / user.square().mean(dim=-1, keepdim=True).sqrt()
-    scores = (user * torch.from_numpy(served.user_scale)) @ torch.from_numpy(served.table).T
+    scores = user * served.user_scale @ torch.from_numpy(served.table).T
     assert_close(scores, model.user(x) @ model.table().T)
 
 
 def test_a_seed_model_does_not_know_the_order_of_events(make_model: Callable[..., Model]) -> None:
-    assert not seed_block(make_model(kind="seed", heads=1)).bias.any()
+    served = ServedModel(make_model(kind="seed", heads=1), with_rows=False)
+    assert served.bias.shape == (1, 70)
+    assert not served.bias.any()
 
 
 # What hides events from the first block
@@ -135,7 +132,7 @@ def test_all_hidden_events_together_weigh_less_than_float32_can_tell(
     model = make_model(heads=heads)
     block = first_block(model)
     block.query.weight.mul_(spread)
-    served = ServedModel.of(model, with_rows=True)
+    served = ServedModel(model, with_rows=True)
     normed = block.attention_norm(torch.from_numpy(served.table))
     query, key = (
         block.split_heads(part[None])[0].double()  # (H, N, d)
@@ -149,7 +146,7 @@ def test_all_hidden_events_together_weigh_less_than_float32_can_tell(
         gap = max(gap, float((query @ turned.mT - itself[..., None]).max()))
     gap /= key.shape[-1] ** 0.5
     assert gap > 0
-    hidden = served.blocks[0].hidden
+    hidden = served.hidden[0]
     assert model.config.max_length * math.exp(hidden + gap) < torch.finfo(torch.float32).eps
     assert hidden >= LOWEST_SCORE
 
@@ -160,18 +157,17 @@ def test_a_model_whose_scores_spread_too_far_hides_by_the_lowest_score(
 ) -> None:
     model = make_model(**settings)
     first_block(model).query.weight.mul_(300)
-    assert ServedModel.of(model, with_rows=True).blocks[0].hidden == NEVER
+    assert ServedModel(model, with_rows=True).hidden[0] == NEVER
 
 
 @pytest.mark.parametrize("settings", [{"blocks": 3}, {"time_gaps": True}], ids=str)
 def test_only_a_first_block_that_knows_the_item_alone_hides_by_less(
     settings: dict[str, Any], make_model: Callable[..., Model]
 ) -> None:
-    blocks = ServedModel.of(make_model(**settings), with_rows=True).blocks
-    knows_items_alone = "blocks" in settings
-    assert [block.hidden == NEVER for block in blocks] == [not knows_items_alone, True][
-        : len(blocks)
-    ]
+    hidden = ServedModel(make_model(**settings), with_rows=True).hidden
+    assert [score == NEVER for score in hidden] == (
+        [True] if "time_gaps" in settings else [False, True]
+    )
 
 
 def test_the_more_events_may_be_hidden_the_lower_is_their_score(
@@ -189,6 +185,6 @@ def test_the_more_events_may_be_hidden_the_lower_is_their_score(
 def test_a_model_is_not_changed_by_its_layout(make_model: Callable[..., Model]) -> None:
     model = make_model(heads=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    ServedModel.of(model, with_rows=True)
+    ServedModel(model, with_rows=True)
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(tensor, before[name], err_msg=name)

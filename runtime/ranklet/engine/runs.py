@@ -9,10 +9,9 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from ranklet.engine.sessions import ORT_ERRORS
+from ranklet.engine.sessions import ORT_ERRORS, share
 from ranklet.errors import ProviderError
 
 if TYPE_CHECKING:
@@ -33,10 +32,7 @@ class Value:
         """Take a contiguous array, which must live as long as this."""
         self.array = array
         self.is_shared = device == "cpu" or name in ON_HOST
-        # onnxruntime holds a pointer into the array on the CPU, a copy elsewhere.
-        self.value: OrtValue = onnxruntime.OrtValue.ortvalue_from_numpy(
-            array, "cpu" if self.is_shared else device
-        )
+        self.value: OrtValue = share(array, "cpu" if self.is_shared else device)
 
     def send(self) -> None:
         """Let onnxruntime see what numpy wrote."""

@@ -10,7 +10,9 @@ import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
 
 from ranklet.errors import BundleError, InputError, ProviderError
 
@@ -26,7 +28,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, OrtValue
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,14 @@ def is_sure_of_cpu(provider: Provider) -> bool:
     if provider == "auto":
         return ORT_NAMES["cuda"] not in onnxruntime.get_available_providers()
     return provider == "cpu"
+
+
+def share(array: NDArray[Any], device: Literal["cpu", "cuda"]) -> "OrtValue":
+    """Return a contiguous array as onnxruntime takes it: in the same memory on the CPU, else a copy.
+
+    The array must live as long as the value.
+    """
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
 
 
 def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "InferenceSession":
