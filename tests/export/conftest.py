@@ -1,6 +1,6 @@
 """Models with random weights, their graphs, and graphs that somebody damaged."""
 
-import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,12 +85,9 @@ class Written(NamedTuple):
 
     def change(self, folder: Path, program: str, change: "Change") -> "Written":
         """Return a copy in which one graph is changed, and nothing else."""
-        folder.mkdir()
-        for path in self.folder.iterdir():
-            os.link(path, folder / path.name)
-        model = onnx.load(self.folder / f"{program}.onnx")  # with its weights
+        shutil.copytree(self.folder, folder)
+        model = onnx.load(folder / f"{program}.onnx")  # with its weights
         change(model.graph)
-        (folder / f"{program}.onnx").unlink()
         (folder / f"{program}.onnx").write_bytes(model.SerializeToString())
         return self._replace(folder=folder)
 
