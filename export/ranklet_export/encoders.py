@@ -51,7 +51,7 @@ def _visible(served: ServedModel) -> int:
 
 def state_rows(served: ServedModel) -> dict[str, int]:
     """Return the arrays of a state, and how many events each holds."""
-    window = min(served.window, served.max_length) or served.max_length
+    window = served.window or served.max_length
     names = [f"{part}_{i}" for i in range(len(served.blocks)) for part in ("key", "value")]
     rows = dict.fromkeys(names, window)
     return {**rows, "events": served.max_length} if served.last else {}

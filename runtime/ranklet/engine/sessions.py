@@ -104,7 +104,7 @@ def is_sure_of_cpu(provider: Provider) -> bool:
 
 
 def share(array: NDArray[Any], device: Literal["cpu", "cuda"]) -> "OrtValue":
-    """Return a contiguous array as onnxruntime takes it: in the same memory on the CPU, else a copy.
+    """Return a contiguous array as onnxruntime takes it: on the CPU in the same memory.
 
     The array must live as long as the value.
     """
