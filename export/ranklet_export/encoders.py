@@ -18,7 +18,6 @@ so positions never end.
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto
 from torch import nn
@@ -77,13 +76,12 @@ class Encoder:
         """Write the graph."""
         raise NotImplementedError
 
-    def linear(self, x: str, *layers: nn.Linear) -> str:
-        """Return the outputs of layers, side by side."""
-        weight = self.constant(torch.cat([layer.weight for layer in layers]).T.contiguous())
-        product = self.node("MatMul", x, weight)
-        if layers[0].bias is None:
-            return product
-        return self.node("Add", product, self.constant(torch.cat([part.bias for part in layers])))
+    def linear(self, x: str, layer: nn.Linear) -> str:
+        """Return layer(x)."""
+        product = self.node("MatMul", x, self.constant(layer.weight.T.contiguous()))
+        return (
+            product if layer.bias is None else self.node("Add", product, self.constant(layer.bias))
+        )
 
     def norm(self, x: str, norm: nn.LayerNorm) -> str:
         """Return the normalised x."""
@@ -119,9 +117,10 @@ class Encoder:
             ]
             return parts[:3], parts[3] if len(parts) > 3 else None
         normed = self.norm(x, block.attention_norm)
-        product = self.linear(normed, block.query, self.served.key_values[place])
-        parts = self.writer.nodes("Split", [product], 3, axis=-1, num_outputs=3)
-        return parts, self.gate(x, block.attention_gate)
+        query = self.linear(normed, block.query)
+        key_value = self.linear(normed, self.served.key_values[place])
+        parts = self.writer.nodes("Split", [key_value], 2, axis=-1, num_outputs=2)
+        return [query, *parts], self.gate(x, block.attention_gate)
 
     def attention(self, *inputs: str, is_causal: int = 0) -> str:
         """Return softmax(QK^T / sqrt(d))V of query, key, value and perhaps a mask, (B, T, D)."""
