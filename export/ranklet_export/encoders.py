@@ -231,7 +231,8 @@ class HistoryEncoder(Encoder):
             return
         events = self._keep(self.enter_last(x), "events")
         asking = node("GatherND", events, last, batch_dims=1)  # (B, 1, D)
-        x = node("GatherND", x, last, batch_dims=1)
+        is_block = isinstance(served.last, Block)  # else events are what entered
+        x = node("GatherND", x, last, batch_dims=1) if is_block else asking
         by_age = np.hstack([np.full_like(served.bias[:, :1], NEVER), served.bias])
         mask = node("Gather", constant(by_age.T if served.heads > 1 else by_age[0]), ages)
         if served.heads > 1:
