@@ -18,7 +18,6 @@ so positions never end.
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto
 from torch import nn
@@ -51,7 +50,7 @@ def _visible(served: ServedModel) -> int:
 
 def state_rows(served: ServedModel) -> dict[str, int]:
     """Return the arrays of a state, and how many events each holds."""
-    window = min(served.window, served.max_length) or served.max_length
+    window = served.window or served.max_length
     names = [f"{part}_{i}" for i in range(len(served.blocks)) for part in ("key", "value")]
     rows = dict.fromkeys(names, window)
     return {**rows, "events": served.max_length} if served.last else {}
@@ -77,13 +76,12 @@ class Encoder:
         """Write the graph."""
         raise NotImplementedError
 
-    def linear(self, x: str, *layers: nn.Linear) -> str:
-        """Return the outputs of layers, side by side."""
-        weight = self.constant(torch.cat([layer.weight for layer in layers]).T.contiguous())
-        product = self.node("MatMul", x, weight)
-        if layers[0].bias is None:
-            return product
-        return self.node("Add", product, self.constant(torch.cat([part.bias for part in layers])))
+    def linear(self, x: str, layer: nn.Linear) -> str:
+        """Return layer(x)."""
+        product = self.node("MatMul", x, self.constant(layer.weight.T.contiguous()))
+        return (
+            product if layer.bias is None else self.node("Add", product, self.constant(layer.bias))
+        )
 
     def norm(self, x: str, norm: nn.LayerNorm) -> str:
         """Return the normalised x."""
@@ -119,9 +117,10 @@ class Encoder:
             ]
             return parts[:3], parts[3] if len(parts) > 3 else None
         normed = self.norm(x, block.attention_norm)
-        product = self.linear(normed, block.query, self.served.key_values[place])
-        parts = self.writer.nodes("Split", [product], 3, axis=-1, num_outputs=3)
-        return parts, self.gate(x, block.attention_gate)
+        query = self.linear(normed, block.query)
+        key_value = self.linear(normed, self.served.key_values[place])
+        parts = self.writer.nodes("Split", [key_value], 2, axis=-1, num_outputs=2)
+        return [query, *parts], self.gate(x, block.attention_gate)
 
     def attention(self, *inputs: str, is_causal: int = 0) -> str:
         """Return softmax(QK^T / sqrt(d))V of query, key, value and perhaps a mask, (B, T, D)."""
@@ -230,10 +229,10 @@ class HistoryEncoder(Encoder):
         if served.last is None:
             self.user(node("GatherND", x, last, batch_dims=1))
             return
-        entering = self.enter_last(x)
-        events = self._keep(entering, "events")
+        events = self._keep(self.enter_last(x), "events")
         asking = node("GatherND", events, last, batch_dims=1)  # (B, 1, D)
-        x = asking if entering == x else node("GatherND", x, last, batch_dims=1)
+        is_block = isinstance(served.last, Block)  # else events are what entered
+        x = node("GatherND", x, last, batch_dims=1) if is_block else asking
         by_age = np.hstack([np.full_like(served.bias[:, :1], NEVER), served.bias])
         mask = node("Gather", constant(by_age.T if served.heads > 1 else by_age[0]), ages)
         if served.heads > 1:

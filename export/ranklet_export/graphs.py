@@ -108,7 +108,7 @@ def export_graphs(
             elif name == SCORE or (name == SCORE_MANY and codes and can_score_many(codes)):
                 Scorer(writer, served.table, precision, many=name == SCORE_MANY).write(codes)
             elif name == MODEL:
-                write_model(writer, model, served, dtype)
+                write_model(writer, served, dtype)
             else:
                 continue
             graphs[name] = writer

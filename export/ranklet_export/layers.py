@@ -90,8 +90,9 @@ class ServedModel:
 
     @property
     def window(self) -> int:
-        """Return how many events blocks before the last see; 0: all."""
-        return self.config.attention_window if self.blocks else 0
+        """Return how many events blocks before the last see; 0: all that count."""
+        window = self.config.attention_window if self.blocks else 0
+        return 0 if window >= self.max_length else window
 
     def _first_block(self, table: Tensor) -> dict[str, Floats]:
         block, key_value = self.blocks[0], self.key_values[0]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ranklet.bundle.manifest import APPEND, ENCODE_LONG, MODEL, SCORE_MANY, Precision
 from ranklet.engine.engine import Engine, Event, Floats, History
+from ranklet.engine.state import State
 from ranklet.errors import ParityError
 from ranklet.time_gaps import BUCKETS
 from ranklet_training.model.attention import (
@@ -167,6 +168,17 @@ class _Check:
             mask = model.bias(longest).flip(-1)[None, :, None]
             return model.user(last.merge(x, attention(query, key, value, mask=mask)))[:, 0].numpy()
 
+    def state(self, point: _Point, appended: State) -> None:
+        """Compare the state that an encoder gives with that of the same events appended."""
+        histories = point.histories(uses_times=self.uses_times)
+        encoded = self.engine.empty_state(len(histories))
+        for row, events in enumerate(self.engine.encode_states(histories)[1]):
+            encoded.fill(row, events, len(histories[row].items))
+        for name, array in encoded.arrays.items():
+            difference = float(np.abs(array - appended.arrays[name]).max())
+            if not difference <= self.tolerance * max(1.0, float(np.abs(array).max())):
+                raise ParityError(f"{point}: {name} of the state differs by {difference:.2e}")
+
     def appended(self, point: _Point) -> None:
         """Append events one by one, and compare with whole histories while they count whole.
 
@@ -188,6 +200,7 @@ class _Check:
                 now = slice(0, place + 1)
                 part = _Point(point.items[:, now], point.since[:, now], point.until, f"{APPEND}: ")
                 self.users(part, users, TOP)
+                self.state(part, state)
         again = engine.append(state, events)
         if not np.array_equal(users, again):
             raise ParityError(f"{APPEND}: an event that is put again changes the user")
@@ -217,10 +230,9 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
         # The first point ranks all items: a fault in one row of the table may never reach a top.
         k = TOP if check.points else LARGEST_POOL
         check.users(point, engine.encode(point.histories(uses_times=check.uses_times)), k)
-    if model.config.blocks:
-        whole = random.integers(1, items + 1, (2, longest + APPENDED))
-        since = random.integers(0, BUCKETS, whole.shape)
-        check.appended(_Point(whole, since, random.integers(0, BUCKETS, 2)))
+    whole = random.integers(1, items + 1, (2, longest + APPENDED))
+    since = random.integers(0, BUCKETS, whole.shape)
+    check.appended(_Point(whole, since, random.integers(0, BUCKETS, 2)))
     _check_model(check, random)
     return ParityReport(check.points, check.difference)
 

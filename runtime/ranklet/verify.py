@@ -58,7 +58,7 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
             found = ask_model(engine.programs, vocabulary, answer["history"], len(answer["items"]))
             differences.append(_difference(found, answer, f"golden answer {number} of {MODEL}"))
         check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise BundleError(f"{path / GOLDEN} is damaged: {error!r}") from error
     if not differences:
         raise BundleError(f"{path / GOLDEN} holds no answers")

@@ -150,6 +150,21 @@ class Manifest:
         return self.programs[ENCODE].input("since") is not None
 
     @property
+    def state_rows(self) -> dict[str, int]:
+        """Return how many events each array of a state holds: what append.onnx takes and gives."""
+        append, rows = self.programs[APPEND], dict[str, int]()
+        given = {tensor.name for tensor in append.outputs}
+        for tensor in append.inputs:
+            if f"new_{tensor.name}" not in given:
+                continue
+            match tensor.shape:
+                case [str(), int(count), self.width] if count > 0:
+                    rows[tensor.name] = count
+                case _:
+                    raise ValueError(f"{APPEND} keeps {tensor.name} as {tensor.shape}")
+        return rows
+
+    @property
     def gate_text(self) -> str:
         """Say what the precision costs; nothing where it passed no gate."""
         gate = self.gate
@@ -235,6 +250,7 @@ class Manifest:
         self._check_programs()
         self._check_files()
         self._check_table()
+        _ = self.state_rows
 
     def _check_programs(self) -> None:
         if unknown := set(self.programs) - set(PROGRAMS):
@@ -248,10 +264,11 @@ class Manifest:
         if long := self.programs.get(ENCODE_LONG):
             reach += long.lengths
         ends = list(zip(reach[::2], reach[1::2], strict=False))
-        if reach[-1] < self.max_length or any(b != a + 1 for a, b in ends):
+        is_whole = len(reach) == (5 if long else 3) and all(b == a + 1 for a, b in ends)
+        if reach[-1] < self.max_length or not is_whole:
             raise ValueError(f"histories of up to {self.max_length} events, encoders for {ends}")
         bias = self.programs[SCORE].input("bias")
-        rows = bias.shape[-1] if bias else 0
+        rows = bias.shape[1] if bias and len(bias.shape) == 2 else 0
         if not isinstance(rows, int) or rows <= self.items:
             raise ValueError(f"{SCORE} has {rows} rows for {self.items} items")
 

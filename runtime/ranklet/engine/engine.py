@@ -80,11 +80,7 @@ class Engine:
         self._many_from = programs[SCORE_MANY].least_users if SCORE_MANY in programs else 0
         if self.provider != "cpu":
             self._many_from = 0  # laid out for processors
-        self.state_rows: dict[str, int] = {
-            t.name: int(t.shape[1])
-            for t in programs[APPEND].inputs
-            if f"new_{t.name}" in {output.name for output in programs[APPEND].outputs}
-        }
+        self.state_rows = manifest.state_rows
         bias = programs[SCORE].input("bias")
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)

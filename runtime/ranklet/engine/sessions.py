@@ -4,9 +4,7 @@ onnxruntime falls back to the CPU without a word when CUDA is compiled in and do
 (onnxruntime#17801, #23647), so the session itself is asked what it runs on.
 """
 
-import importlib.util
 import logging
-import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -14,18 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
-from ranklet.errors import BundleError, InputError, ProviderError
-
-if importlib.util.find_spec("onnxruntime") is None:
-    raise ImportError(
-        "ranklet needs onnxruntime, and none is installed: pip install 'ranklet[cpu]' "
-        "(or 'ranklet[gpu]' for CUDA, never both)"
-    )
-# From 1.32 on onnxruntime tells its maker of each process, keeps an id of the device on disk, and
-# warns where it can't. Its own switch comes too late: only this is read while it is imported.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from ranklet.errors import BundleError, InputError, ProviderError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
@@ -104,7 +94,7 @@ def is_sure_of_cpu(provider: Provider) -> bool:
 
 
 def share(array: NDArray[Any], device: Literal["cpu", "cuda"]) -> "OrtValue":
-    """Return a contiguous array as onnxruntime takes it: in the same memory on the CPU, else a copy.
+    """Return a contiguous array as onnxruntime takes it: on the CPU in the same memory.
 
     The array must live as long as the value.
     """

@@ -1,0 +1,378 @@
+"""The arrays of a bundle, and a folder that is replaced while it is open."""
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from ranklet import BundleError, Manifest, Ranker
+from ranklet.bundle import folder as folder_module
+from ranklet.bundle.folder import (
+    map_table,
+    read_popularity,
+    read_titles,
+    read_vocabulary,
+    write_catalogue,
+)
+from ranklet.bundle.manifest import Program, Tensor
+from ranklet.bundle.vocabulary import Texts, Vocabulary
+from ranklet.engine import programs
+from ranklet.files.atomic import atomic_folder
+from ranklet.user import User
+from ranklet.verify import verify
+from ranklet_export.export import Settings
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [Vocabulary(["", "a", "\u00e9\0", "\U0001f600"]), Vocabulary(np.array([-(2**63), 0, 7, 9]))],
+    ids=["texts", "numbers"],
+)
+def test_a_catalogue_reads_as_it_was_written(
+    tmp_path: Path, tiny_ranker: Ranker, vocabulary: Vocabulary
+) -> None:
+    shares = np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
+    write_catalogue(tmp_path, vocabulary, ["A", "", "\u00e9", "\n"], shares)
+    values = {**vars(tiny_ranker.manifest), "items": 4, "id_type": vocabulary.id_type}
+    manifest = Manifest(**values)
+    assert list(read_vocabulary(tmp_path, manifest).all_ids) == list(vocabulary.all_ids)
+    assert read_titles(tmp_path, manifest) == ["A", "", "\u00e9", "\n"]
+    assert read_popularity(tmp_path, manifest).tolist() == shares.tolist()
+
+
+def test_the_arrays_of_a_bundle_are_read_in_four_lines_of_any_language(
+    tiny_bundle: Path, number_bundle: Path, ids: list[str]
+) -> None:
+    ends = np.fromfile(tiny_bundle / "items.ends.i64", "<i8").tolist()
+    blob = (tiny_bundle / "items.utf8").read_bytes()
+    assert [blob[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)] == ids
+    numbers = np.fromfile(number_bundle / "items.i64", "<i8")
+    assert numbers.tolist() == list(range(-30, 150, 3))
+
+
+def test_a_bundle_may_lack_titles(bundle: Path, sign: Any, ids: list[str]) -> None:
+    manifest = Manifest.read(bundle)
+    (bundle / "titles.utf8").unlink()
+    (bundle / "titles.ends.i64").unlink()
+    sign(bundle, manifest)
+    ranker = Ranker.load(bundle, provider="cpu")
+    assert (ranker.titles(ids[:2]), ranker.find("i")) == (ids[:2], [])
+
+
+def test_the_table_is_mapped_row_by_row(tiny_bundle: Path, exported: Callable[..., Any]) -> None:
+    made = exported(Settings(precision="int8"))
+    table = map_table(tiny_bundle, Manifest.read(tiny_bundle))
+    assert table.shape == (61, 16)
+    rows = made.model.table().detach().numpy()
+    # A score is the product of a row and a user of length 1.
+    lengths = np.linalg.norm(table[1:], axis=1) / np.linalg.norm(rows[1:], axis=1)
+    assert np.abs(lengths - 4).max() < 1e-5
+    assert not table[0].any()
+
+
+ENDS = np.arange(1, 61, dtype="<i8") * 6
+WRONG_ENDS = {
+    "fewer": (ENDS[:-1].tobytes(), "holds 59 numbers for 60 items"),
+    "half a number": (ENDS.tobytes() + b"\0", "is damaged"),
+    "nothing": (b"", "is damaged"),
+    "int32": (ENDS.astype("<i4").tobytes(), "holds 30 numbers for 60 items"),
+    "big-endian": (ENDS.astype(">i8").tobytes(), "do not fit together"),
+    "past the end": ((ENDS + 1).tobytes(), "do not fit together"),
+    "short of the end": ((ENDS - 1).tobytes(), "do not fit together"),
+    "falling": (ENDS[::-1].tobytes(), "do not fit together"),
+    "negative": (np.r_[-3, ENDS[1:]].tobytes(), "do not fit together"),
+    "NumPy's own format": (b"\x93NUMPY\x01\x00" + ENDS.tobytes(), "holds 61 numbers"),
+}
+
+
+@pytest.mark.parametrize("texts", ["in memory", "mapped"])
+@pytest.mark.parametrize(("data", "message"), WRONG_ENDS.values(), ids=WRONG_ENDS)
+def test_wrong_ends_are_refused(
+    bundle: Path,
+    sign: Any,
+    data: bytes,
+    message: str,
+    texts: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(folder_module, "TEXTS_IN_MEMORY", 0 if texts == "mapped" else 60)
+    assert (bundle / "items.utf8").stat().st_size == 360
+    manifest = Manifest.read(bundle)
+    (bundle / "items.ends.i64").write_bytes(data)
+    sign(bundle, manifest)
+    with pytest.raises(BundleError, match=message):
+        Ranker.load(bundle)
+
+
+def test_ids_that_are_no_text_are_refused(bundle: Path, sign: Any) -> None:
+    manifest = Manifest.read(bundle)
+    (bundle / "items.utf8").write_bytes(b"\xff" * 360)
+    sign(bundle, manifest)
+    with pytest.raises(BundleError, match=r"items\.utf8 is not UTF-8"):
+        Ranker.load(bundle)
+
+
+@pytest.mark.parametrize("numbers", [range(60, 0, -1), [7] * 60], ids=["falling", "twice"])
+def test_numbers_that_are_not_sorted_are_refused(
+    number_bundle: Path, tmp_path: Path, sign: Any, numbers: Any
+) -> None:
+    bundle = Path(shutil.copytree(number_bundle, tmp_path / "bundle"))
+    manifest = Manifest.read(bundle)
+    np.array(numbers, dtype="<i8").tofile(bundle / "items.i64")
+    sign(bundle, manifest)
+    with pytest.raises(BundleError, match=r"items\.i64 is not sorted"):
+        Ranker.load(bundle)
+
+
+WRONG_SHARES = {
+    "NaN": (np.full(60, np.nan, "<f4").tobytes(), "holds NaN or infinity"),
+    "infinity": (np.full(60, np.inf, "<f4").tobytes(), "holds NaN or infinity"),
+    "fewer": (bytes(4 * 59), "holds 59 numbers for 60 items"),
+    "a pickle": (pickle.dumps([0.5] * 60), "is damaged|holds"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), WRONG_SHARES.values(), ids=WRONG_SHARES)
+def test_wrong_popularity_is_refused(bundle: Path, sign: Any, data: bytes, message: str) -> None:
+    manifest = Manifest.read(bundle)
+    (bundle / "popularity.f32").write_bytes(data)
+    sign(bundle, manifest)
+    ranker = Ranker.load(bundle, provider="cpu")
+    with pytest.raises(BundleError, match=rf"popularity\.f32 .*{message}"):
+        ranker.rank([])
+
+
+# Contracts
+
+
+@pytest.mark.parametrize("part", ["inputs", "outputs"])
+@pytest.mark.parametrize("name", ["encode", "append", "score", "score_many", "model"])
+def test_a_program_of_another_contract_than_the_manifest_says_is_refused(
+    bundle: Path, sign: Any, name: str, part: str
+) -> None:
+    manifest = Manifest.read(bundle)
+    program = manifest.programs[name]
+    for change in ({"name": "x"}, {"type": "tensor(int32)"}, {"shape": ["batch", 3, 4, 5]}):
+        first, *others = getattr(program, part)
+        tensors = [Tensor(**{**vars(first), **change}), *others]
+        changed = Program(**{**vars(program), part: tensors})
+        sign(bundle, manifest, programs={**manifest.programs, name: changed})
+        with pytest.raises(BundleError, match=rf"{name}\.onnx has another contract|does not foll"):
+            Ranker.load(bundle, provider="cpu").engine.programs.session(name)
+
+
+@pytest.mark.parametrize("data", [b"", b"a graph", bytes(1000)], ids=["nothing", "text", "zeros"])
+def test_a_program_that_is_no_graph_is_refused(bundle: Path, sign: Any, data: bytes) -> None:
+    manifest = Manifest.read(bundle)
+    (bundle / "score.onnx").write_bytes(data)
+    sign(bundle, manifest)
+    ranker = Ranker.load(bundle, provider="cpu")
+    with pytest.raises(BundleError, match=r"onnxruntime can't load .*score\.onnx"):
+        ranker.rank(["i00003"])
+
+
+# Golden answers
+
+
+def test_a_bundle_is_verified(tiny_bundle: Path) -> None:
+    report = verify(tiny_bundle, provider="cpu")
+    assert (report.items, report.files, report.provider) == (60, 13, "cpu")
+    assert report.golden > 0
+    assert report.max_score_difference < 1e-4
+
+
+WRONG_GOLDEN = {
+    "no list": (b"7", "golden.json is damaged"),
+    "nothing": (b"[]", "golden.json holds no answers"),
+    "no JSON": (b"[", "golden.json is damaged"),
+    "no history": (b'[{"items": ["i00001"], "scores": [1]}]', "golden.json is damaged"),
+    "an empty history": (
+        b'[{"history": [], "items": ["i00001"], "scores": [1]}]',
+        "golden.json is damaged",
+    ),
+    "no items": (b'[{"history": ["i00001"], "items": [], "scores": []}]', "is damaged"),
+    "other scores": (
+        b'[{"history": ["i00001"], "items": ["i00001"], "scores": [99]}]',
+        r"golden answer 0 .*differs on this machine: expected \['i00001'\], got",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), WRONG_GOLDEN.values(), ids=WRONG_GOLDEN)
+def test_golden_answers_that_can_not_be_are_refused(
+    bundle: Path, sign: Any, data: bytes, message: str
+) -> None:
+    manifest = Manifest.read(bundle)
+    (bundle / "golden.json").write_bytes(data)
+    sign(bundle, manifest)
+    with pytest.raises(BundleError, match=message):
+        verify(bundle, provider="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model", "golden answer 0 of model differs on this machine"),
+        ("append", r"golden answer \d of a kept user differs on this machine"),
+        ("encode", "golden answer 0 differs on this machine"),
+        ("score_many", r"codes are off by .* for 8 user\(s\)"),
+    ],
+)
+def test_golden_answers_are_asked_of_every_program(
+    bundle: Path, sign: Any, name: str, message: str
+) -> None:
+    manifest = Manifest.read(bundle)
+    graph = onnx.load(bundle / f"{name}.onnx", load_external_data=False)
+    output = "pool_scores" if name == "score_many" else "scores" if name == "model" else "user"
+    node = next(node for node in graph.graph.node if output in node.output)
+    node.output[list(node.output).index(output)] = "before"
+    factor = onnx.numpy_helper.from_array(np.array(1.5, dtype=np.float32), "factor")
+    graph.graph.initializer.append(factor)
+    graph.graph.node.append(onnx.helper.make_node("Mul", ["before", "factor"], [output]))
+    (bundle / f"{name}.onnx").write_bytes(graph.SerializeToString())
+    sign(bundle, manifest)
+    with pytest.raises(BundleError, match=message):
+        verify(bundle, provider="cpu")
+
+
+def test_what_is_too_large_to_be_hashed_at_every_load_is_verified(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = {"check_digests": True, "hash_up_to": 0}
+    monkeypatch.setattr(Manifest.read.__func__, "__kwdefaults__", defaults)  # type: ignore[attr-defined]
+    change_last_byte(bundle / "titles.utf8")
+    assert len(Ranker.load(bundle, provider="cpu")) == 60
+    with pytest.raises(BundleError, match=r"titles\.utf8 is not what the manifest says"):
+        verify(bundle, provider="cpu")
+
+
+# A folder that is replaced while it is open
+
+REPLACED = "was replaced or removed since the bundle was opened: load it again"
+Late = Callable[[Ranker, list[str]], object]
+# What reads a file that loading did not.
+LATE: dict[str, Late] = {
+    "score.onnx": lambda ranker, ids: ranker.rank(ids[:2]),
+    "score_many.onnx": lambda ranker, ids: ranker.rank_batch([ids[:2]] * 8),
+    "append.onnx": lambda ranker, ids: rank_twice(ranker.user(ids[:2]), ids),
+    "model.onnx": lambda ranker, _: ranker.engine.programs.session("model"),
+    "popularity.f32": lambda ranker, _: ranker.rank([]),
+    "titles.utf8": lambda ranker, ids: ranker.titles(ids),
+}
+
+
+def rank_twice(user: User, ids: list[str]) -> None:
+    user.rank(candidates=ids[:5])
+    user.append(ids[5])
+    user.rank(candidates=ids[:5])
+
+
+def change_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_a_bundle_that_was_replaced_is_not_mixed_with_the_old_one(
+    bundle: Path, ids: list[str], late: Late
+) -> None:
+    ranker = Ranker.load(bundle, provider="cpu")
+    before = ranker.rank(ids[:2], candidates=ids)
+    with atomic_folder(bundle) as folder:  # as ``export --replace``
+        shutil.copytree(bundle, folder, dirs_exist_ok=True)
+        for name in LATE:
+            change_last_byte(folder / name)
+    with pytest.raises(BundleError, match=REPLACED):
+        late(ranker, ids)
+    assert ranker.rank(ids[:2], candidates=ids).items == before.items
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_a_bundle_that_was_copied_anew_goes_on(bundle: Path, ids: list[str], late: Late) -> None:
+    ranker = Ranker.load(bundle, provider="cpu")
+    with atomic_folder(bundle) as folder:
+        shutil.copytree(bundle, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    (bundle / "README.md").write_text("Ours.")
+    late(ranker, ids)
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+def test_a_bundle_that_was_removed_is_named(bundle: Path, ids: list[str], late: Late) -> None:
+    ranker = Ranker.load(bundle, provider="cpu")
+    shutil.rmtree(bundle)
+    with pytest.raises(BundleError, match=REPLACED):
+        late(ranker, ids)
+
+
+def test_a_bundle_that_is_replaced_while_a_program_loads_is_refused(
+    bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker, load = Ranker.load(bundle, provider="cpu"), programs.create_session
+
+    def replace_first(*arguments: object) -> object:
+        change_last_byte(bundle / "weights.bin")
+        return load(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(programs, "create_session", replace_first)
+    with pytest.raises(BundleError, match=r"weights\.bin was replaced"):
+        ranker.rank(ids[:2])
+
+
+def test_the_working_directory_may_change(
+    bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+    ranker = Ranker.load(bundle.name, provider="cpu")
+    monkeypatch.chdir("/")
+    for late in LATE.values():
+        late(ranker, ids)
+
+
+def test_a_link_may_point_to_another_bundle_from_now_on(
+    bundle: Path, ids: list[str], tmp_path: Path
+) -> None:
+    link, other = tmp_path / "current", tmp_path / "other"
+    shutil.copytree(bundle, other)
+    link.symlink_to(bundle)
+    ranker = Ranker.load(link, provider="cpu")
+    link.unlink()
+    link.symlink_to(other)
+    assert len(ranker.rank_batch([ids[:2]] * 8)) == 8
+
+
+# Texts that stay in their file
+
+
+@pytest.fixture(scope="module")
+def mapped(tiny_bundle: Path) -> Any:
+    """The tiny bundle, whose few texts are treated as too many for memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_module, "TEXTS_IN_MEMORY", 0)
+        ranker = Ranker.load(tiny_bundle, provider="cpu")
+        assert ranker.titles(["nowhere"]) == ["nowhere"]  # reads the titles
+    assert isinstance(ranker.vocabulary.all_ids, Texts)
+    return ranker
+
+
+def test_a_large_catalogue_ranks_as_a_small_one(
+    mapped: Ranker, tiny_ranker: Ranker, ids: list[str]
+) -> None:
+    for history in (ids[:5], [*ids[:3], "nowhere"], [], ids[::-1]):
+        found, expected = mapped.rank(history, k=60), tiny_ranker.rank(history, k=60)
+        assert found.items == expected.items
+        assert (found.unknown, found.cold) == (expected.unknown, expected.cold)
+
+
+def test_titles_of_a_large_catalogue_are_found(
+    mapped: Ranker, tiny_ranker: Ranker, ids: list[str]
+) -> None:
+    assert mapped.titles([*ids, "nowhere"]) == tiny_ranker.titles([*ids, "nowhere"])
+    assert mapped.find("TITLE 7") == tiny_ranker.find("TITLE 7") == [ids[7]]
