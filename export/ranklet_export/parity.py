@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ranklet.bundle.manifest import APPEND, ENCODE_LONG, MODEL, SCORE_MANY, Precision
 from ranklet.engine.engine import Engine, Event, Floats, History
+from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.engine.state import State
 from ranklet.errors import ParityError
 from ranklet.time_gaps import BUCKETS
@@ -254,11 +255,14 @@ def _check_model(check: _Check, random: np.random.Generator) -> None:
     session, longest = check.engine.programs.session(MODEL), check.model.config.max_length
     for batch, length in ((1, 1), (3, min(5, longest)), (2, longest), (2, longest + APPENDED)):
         point = _Point.draw(random, check.items, batch, length)
-        k = min(TOP, check.items)
+        k = min(LARGEST_POOL, check.items)  # of all items, so that no row of padding is among them
         inputs = {"history": point.items, "k": np.array([k])}
         if check.uses_times:
             inputs |= {"since": point.since, "until": point.until}
-        items, scores = session.run(["items", "scores"], inputs)
+        try:
+            items, scores = session.run(["items", "scores"], inputs)
+        except ORT_ERRORS as error:
+            raise ParityError(f"{MODEL}: {point} can't be run: {error}") from error
         cut = slice(max(0, length - longest), None)  # of row 0, which alone is so long
         rows = slice(0, 1) if length > longest else slice(None)
         kept = _Point(
