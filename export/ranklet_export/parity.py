@@ -105,11 +105,19 @@ class _Check:
         best = engine.score(users, min(k, pool), pool)
         self.answers(point, best.items, best.scores)
         if engine.has_codes:
-            off = engine.off_by(users, engine.score(users, pool, pool))
-            if off > 0:
-                raise ParityError(
-                    f"{point}: codes miss scores by {off:.2e} more than rounding does"
-                )
+            size = min(pool, engine.manifest.pool.size(TOP))
+            every, some = (self.pool_scores(point, users, count) for count in (pool, size))
+            if not np.array_equal(every[:, :size], some):
+                raise ParityError(f"{point}: {size} items of a pool are not the best by codes")
+
+    def pool_scores(self, point: _Point, users: Floats, pool: int) -> Floats:
+        """Return the scores by codes of a pool of some size, (B, pool), if they are near enough."""
+        best = self.engine.score(users, pool, pool)
+        assert best.pool_scores is not None
+        off = self.engine.off_by(users, best)
+        if off > 0:
+            raise ParityError(f"{point}: codes miss scores by {off:.2e} more than rounding does")
+        return best.pool_scores
 
     def answers(self, point: _Point, items: NDArray[np.int64], scores: Floats) -> None:
         """Compare items and their scores with those of the model."""
