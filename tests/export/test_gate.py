@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
 
-from ranklet import Ranker
+from ranklet import Manifest, Ranker
+from ranklet.bundle.folder import describe_files
 from ranklet.errors import ParityError, PrecisionError
 from ranklet_cli.group import cli
 from ranklet_export.export import Settings, export_bundle, popular_histories
@@ -113,17 +115,15 @@ def test_popular_histories_hold_popular_items_and_fit() -> None:
 
 
 def test_damaged_codes_fail_the_gate(
-    damage: Any,
-    tiny_bundle: Path,
-    tiny_model: Model,
-    questions: Questions,
-    tmp_path: Path,
+    damage: Any, tiny_bundle: Path, tiny_model: Model, questions: Questions, tmp_path: Path
 ) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    damage(
-        bundle / "model.onnx", "codes", lambda codes: codes.__setitem__(slice(None), codes[::-1])
-    )
-    ranker = Ranker.load(bundle, provider="cpu", check_digests=False)
+    for program in ("score", "score_many"):
+        model = onnx.load(bundle / f"{program}.onnx")
+        damage(model.graph, "codes", lambda codes: codes.__setitem__(slice(None), codes[::-1]))
+        (bundle / f"{program}.onnx").write_bytes(model.SerializeToString())
+    replace(Manifest.read(tiny_bundle), files=describe_files(bundle)).write(bundle)
+    ranker = Ranker.load(bundle, provider="cpu")
     with pytest.raises(PrecisionError, match=r"int8 loses .* of NDCG@10 on 150 held-out histories"):
         check_ranking(ranker, tiny_model, tiny_model.table(), questions, 0.005)
 
