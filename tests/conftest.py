@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -285,3 +287,17 @@ def shipped_bundle() -> Path:
 @pytest.fixture(scope="session", params=["ml-100k", "ml-1m"])
 def any_shipped_bundle(request: pytest.FixtureRequest) -> Path:
     return ROOT / "models" / str(request.param)
+
+
+@pytest.fixture(scope="session")
+def run_example() -> Callable[[Path, list[Any]], tuple[list[str], list[float]]]:
+    """Rank with a bundle as examples/plain_onnxruntime.py does, in a process of its own."""
+
+    def run(bundle: Path, history: list[Any]) -> tuple[list[str], list[float]]:
+        command = [sys.executable, "-I", "-W", "error", ROOT / "examples" / "plain_onnxruntime.py"]
+        command += [bundle, ",".join(map(str, history)), "10"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows = [line.split("\t") for line in done.stdout.splitlines()]
+        return [item for item, _ in rows], [float(score) for _, score in rows]
+
+    return run
