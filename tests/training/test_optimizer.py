@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ranklet_training.data.events import Events
-from ranklet_training.data.split import Split, split_events
+from ranklet_training.data.split import Split
 from ranklet_training.model.optimizer import LazyAdam, clip_gradients, make_optimizer, shrink_l1
 from ranklet_training.runs.checkpoint import Run, read_tensors
 from ranklet_training.runs.presets import configure
@@ -18,11 +18,6 @@ from ranklet_training.runs.train import train
 
 Start = Callable[..., Run]
 ROWS, WIDTH = 7, 3
-
-
-@pytest.fixture
-def split(events: Events) -> Split:
-    return split_events(events.frame)
 
 
 @pytest.fixture
