@@ -1,6 +1,5 @@
 """Two models, or two variants online, differ by more than chance, or they do not."""
 
-import gzip
 import json
 import math
 import shutil
@@ -336,19 +335,6 @@ def test_every_row_is_consistent(models: ModelComparison) -> None:
     assert [row.p_holm for row in models.rows] == corrected
 
 
-def test_swapping_the_runs_mirrors_the_table(
-    models: ModelComparison, tiny_run: Run, other_run: Run, split: Split
-) -> None:
-    swapped = compare_models(other_run.load_model(), tiny_run.load_model(), split)
-    for row, back in zip(models.rows, swapped.rows, strict=True):
-        assert (back.a, back.b, back.ties) == (row.b, row.a, row.ties)
-        assert (back.a_wins, back.b_wins) == (row.b_wins, row.a_wins)
-        assert [back.difference, back.low, back.high] == pytest.approx(
-            [-row.difference, -row.high, -row.low], abs=FLOAT
-        )
-        assert (back.p, back.significant) == (row.p, row.significant)
-
-
 @pytest.mark.parametrize("on", ["test", "validation"])
 def test_a_run_and_its_bundle_do_not_differ(
     on: str, tiny_run: Run, tiny_ranker: Ranker, split: Split
@@ -481,11 +467,14 @@ def test_a_sample_ratio_mismatch_is_a_field_and_follows_the_ratio() -> None:
     assert not planned.sample_ratio.mismatch
 
 
-def test_a_control_without_clicks_has_no_relative_difference() -> None:
+def test_a_control_without_clicks_has_no_relative_difference(tmp_path: Path) -> None:
+    rows = [{**row, "clicked": []} for row in LOG.to_dicts()]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = compare_outcomes(tmp_path / "log.jsonl", resamples=1000)
+    assert [(row.difference, row.p) for row in result.rows] == [(0, 1)] * 4
     none = pl.lit([], dtype=pl.List(pl.Int64))
-    frame = LOG.with_columns(
-        clicked=pl.when(pl.col("variant") == "old").then(none).otherwise("clicked")
-    )
+    clicked = pl.when(pl.col("variant") == "old").then(none).otherwise("clicked")
+    frame = LOG.with_columns(clicked=clicked)
     result = compare_outcomes(frame, control="old", resamples=1000)
     assert [row.relative_difference for row in result.rows] == [None] * 4
     assert all(row.significant for row in result.rows)
@@ -499,15 +488,12 @@ def write_log(frame: pl.DataFrame, path: Path) -> Path:
     elif kind == "jsonl":
         frame.write_ndjson(path)
     else:
-        joined = [
-            pl.col(name).cast(pl.List(pl.String)).list.join("|") for name in ("shown", "clicked")
-        ]
-        data = frame.with_columns(joined).write_csv().encode()
-        path.write_bytes(gzip.compress(data) if kind == "csv.gz" else data)
+        joined = pl.col("shown", "clicked").cast(pl.List(pl.String)).list.join("|")
+        frame.with_columns(joined).write_csv(path)
     return path
 
 
-@pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.csv.gz", "log.jsonl"])
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.jsonl"])
 @pytest.mark.parametrize("ids", [pl.Int64, pl.String])
 def test_every_file_type_gives_the_same_result(
     name: str, ids: type[pl.DataType], tmp_path: Path
@@ -536,34 +522,16 @@ def test_other_types_that_mean_the_same_are_read() -> None:
     assert compare_outcomes(arrays, resamples=1000).rows[0].control == 0.5
 
 
-def test_a_log_without_any_click_is_no_error(tmp_path: Path) -> None:
-    rows = [{**row, "clicked": []} for row in LOG.to_dicts()]
-    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = compare_outcomes(tmp_path / "log.jsonl", resamples=1000)
-    assert [(row.difference, row.p) for row in result.rows] == [(0, 1)] * 4
-
-
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_other_columns_are_ignored_whatever_they_hold(kind: str, tmp_path: Path) -> None:
-    frame = LOG.with_columns(page=pl.lit(1))
-    path = write_log(frame, tmp_path / f"log.{kind}")
-    if kind == "jsonl":
-        path.write_text(path.read_text().replace('"page":1', '"page":[1]', 1))
-    assert read_outcomes(path).equals(read_outcomes(LOG))
-
-
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"clicked": [9, 5, 8]}, r"clicked items were not shown in row 2: \[8, 9\]"),
     ({"clicked": [7, 7]}, r"'clicked' holds an id twice in row 2: \[7, 7\]"),
     ({"shown": [5, 5, 7]}, r"'shown' holds an id twice in row 2: \[5, 5, 7\]"),
     ({"shown": [], "clicked": []}, r"'shown' is empty in row 2: \[\]"),
     ({"shown": [7, None]}, r"'shown' holds a missing id in row 2: \[7, None\]"),
-    ({"clicked": [None]}, r"'clicked' holds a missing id in row 2"),
     ({"shown": None}, "'shown' has no value in row 2"),
     ({"clicked": None}, "'clicked' has no value in row 2: None; write an empty list"),
     ({"variant": None}, "'variant' has no value in row 2"),
     ({"variant": ""}, "'variant' is an empty id in row 2"),
-    ({"user_id": None}, "'user_id' has no value in row 2"),
 ]
 
 
@@ -583,8 +551,6 @@ def test_a_bad_request_is_named_with_its_row(
     [
         ("1,a,5||7,", r"'shown' holds an empty id in row 2: \['5', '', '7'\]"),
         ("1,a,,", "'shown' has no value in row 2"),
-        (",a,5,", "'user_id' has no value in row 2"),
-        ('1,"",5,', "'variant' has no value in row 2"),
         ("\n1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),  # blank lines do not count
         ("1,a,5|7,5,7", "can't be read"),
     ],
@@ -600,9 +566,7 @@ def test_a_bad_line_of_a_csv_file_is_named(line: str, message: str, tmp_path: Pa
     ("line", "message"),
     [
         ({"shown": "5|7"}, "'shown' holds in row 2 '5|7', which is not a list of ids"),
-        ({"user_id": [1]}, r"'user_id' holds in row 2 \[1\], which is not text or an integer"),
         ({"shown": ["5", "7"]}, "'shown' or 'clicked' mixes types: 5 in row 1 and '5' in row 2"),
-        ({"user_id": "1"}, "'user_id' mixes types: 1 in row 1 and '1' in row 2"),
         ({"shown": [2**70, 7]}, "'shown' holds an id that exceeds int64"),
     ],
 )
@@ -618,18 +582,10 @@ def test_a_wrong_type_in_json_lines_is_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            pl.col("shown").list.get(0),
-            "'shown' holds Int64, such as .* in row 1; use lists of item",
-        ),
+        (pl.col("shown").list.get(0), "'shown' holds Int64, such as .* in row 1; use lists of"),
         (pl.col("shown").cast(pl.List(pl.Float64)), "'shown' holds lists of Float64; ids are"),
         (pl.col("shown").cast(pl.List(pl.String)), r"shown is List\(String\) and clicked List\(I"),
         (pl.col("user_id").cast(pl.Float64), "'user_id' holds Float64, such as 0.0; ids are"),
-        (pl.col("variant") == "old", "'variant' holds Boolean, such as "),
-        (
-            pl.lit([2**63], dtype=pl.List(pl.UInt64)).alias("shown"),
-            "'shown' holds an id that exceed",
-        ),
     ],
 )
 def test_a_wrong_type_of_a_column_is_named(change: pl.Expr, message: str) -> None:
@@ -637,33 +593,10 @@ def test_a_wrong_type_of_a_column_is_named(change: pl.Expr, message: str) -> Non
         read_outcomes(LOG.with_columns(change))
 
 
-@pytest.mark.parametrize("column", ["user_id", "variant", "shown", "clicked"])
-def test_a_missing_column_is_named(column: str) -> None:
-    with pytest.raises(DataError, match=rf"column '{column}' is missing \(columns: "):
-        read_outcomes(LOG.drop(column))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("log.csv", b"user_id,variant,shown,clicked\n", "holds no rows"),
-        ("log.jsonl", b"\n", "holds no rows"),
-        ("log.jsonl", b"\xff\xfe", "line 1 is not UTF-8"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named(
-    name: str, content: bytes, message: str, tmp_path: Path
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name}.*{message}"):
-        read_outcomes(tmp_path / name)
-
-
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
         (["a"], "needs two variants, got 1: 'a' 3 rows"),
-        (["a", "b", "c", "a"], "needs two variants, got 3: 'a' 2 rows, 'b' 1 rows, 'c' 1 rows"),
         ([f"{name:02}" for name in range(13)], "'09' 1 rows and 3 more"),
     ],
 )

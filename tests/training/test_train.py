@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -88,12 +87,7 @@ def uninterrupted(
 
 
 def kill_at(
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    call: int,
-    *,
-    after: bool = False,
-    module: ModuleType = training,
+    patch: pytest.MonkeyPatch, name: str, call: int, *, after: bool = False, module: Any = training
 ) -> None:
     """Make the n-th call of a function die, before or after its work."""
     original, calls = getattr(module, name), [0]
@@ -107,7 +101,7 @@ def kill_at(
             raise Killed
         return result
 
-    monkeypatch.setattr(module, name, dying)
+    patch.setattr(module, name, dying)
 
 
 def killed_and_resumed(
@@ -164,12 +158,6 @@ def test_a_torn_metric_line_is_written_anew(
         with pytest.raises(Killed):
             train(run, split, show_progress=False)
     assert finish(run, split) == uninterrupted
-
-
-def test_a_finished_training_resumes_to_itself(start: Start, split: Split) -> None:
-    run = start(epochs=1)
-    first = finish(run, split)
-    assert finish(run, split) == first
 
 
 # One process that forks many trainings and kills each with SIGKILL at a random moment. Forked
@@ -315,14 +303,6 @@ def test_other_events_and_settings_are_refused_by_digest_and_name(
     other = configure({**SMALL, "dropout": 0.5, "seed": 7})
     with pytest.raises(RunError, match=r"dropout was 0.2, now 0.5; seed was 0, now 7"):
         reopen_run(run.path, events, other)
-
-
-def test_a_missing_feature_is_refused_before_anything_is_written(
-    start: Start, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match="no feature column 'colour'"):
-        start(features="genres,colour")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_killed_while_it_was_made_is_no_run(
@@ -528,15 +508,6 @@ def test_scores_that_are_not_finite_stop_with_a_named_error(
 # What an epoch leaves.
 
 
-def test_there_is_one_metric_line_an_epoch(
-    uninterrupted: tuple[str, str, list[dict[str, Any]]],
-) -> None:
-    lines = uninterrupted[2]
-    assert [line["epoch"] for line in lines] == [0, 1, 2]
-    assert all(0 < line["validation_NDCG@10"] < 1 for line in lines)
-    assert lines[-1]["loss"] < lines[0]["loss"]
-
-
 def test_training_stops_when_patience_is_over(
     start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,8 +533,10 @@ def test_the_result_has_the_weights_and_metrics_of_the_best_epoch(
     best, metadata = read_tensors(run.path / "best.safetensors")
     assert all(torch.equal(result.model.state_dict()[name], best[name]) for name in best)
     assert metadata == {"epoch": result.best_epoch, **result.validation}
-    line = lines_of(run)[result.best_epoch]
-    assert line["validation_NDCG@10"] == max(x["validation_NDCG@10"] for x in lines_of(run))
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    best_value = max(line["validation_NDCG@10"] for line in lines)
+    assert 0 < lines[result.best_epoch]["validation_NDCG@10"] == best_value < 1
 
 
 def test_the_same_settings_give_the_same_weights_and_another_seed_others(
@@ -575,11 +548,6 @@ def test_the_same_settings_give_the_same_weights_and_another_seed_others(
     )
     assert first == second
     assert first != other
-
-
-def test_the_padding_row_stays_zero(start: Start, split: Split) -> None:
-    model = train(start(l1=0.01, l2=0.1), split, show_progress=False).model
-    assert not model.items.item[0].any()
 
 
 def test_training_beats_chance(tiny_run: Run, split: Split) -> None:
@@ -602,12 +570,9 @@ def test_strong_l1_makes_weights_exactly_zero(kind: str, start: Start, split: Sp
         settings = {**PRESETS["seed"], "epochs": 1}
     plain = weights_of(start("plain", **settings), split)
     sparse = weights_of(start("sparse", **settings, l1=1.0), split)
-    share = {
-        name: float((weights["items.item"][1:] == 0).float().mean())
-        for name, weights in (("plain", plain), ("sparse", sparse))
-    }
-    assert share["plain"] < 0.01
-    assert share["sparse"] > 0.2, share
+    shares = [float((w["items.item"][1:] == 0).float().mean()) for w in (plain, sparse)]
+    assert shares[0] < 0.01
+    assert shares[1] > 0.2
 
 
 def test_one_step_of_l2_shrinks_matrices_by_rate_times_decay(start: Start, split: Split) -> None:
@@ -616,6 +581,7 @@ def test_one_step_of_l2_shrinks_matrices_by_rate_times_decay(start: Start, split
     settings = {**settings, "learning_rate": 0.01, "cooccurrence_start": False}
     plain = weights_of(start("plain", **settings), split)
     decayed = weights_of(start("decayed", **settings, l2=0.5), split)
+    assert not decayed["items.item"][0].any()  # padding
     torch.manual_seed(0)
     initial = read_run(start("initial", **settings).path).build_model()
     initial.init_weights()
@@ -655,10 +621,15 @@ def test_the_seed_model_learns_from_ratings_and_resumes_to_the_same_bits(
     assert killed_and_resumed(start("cut", **settings), split, "_step", 5) == expected
 
 
-def test_the_seed_model_refuses_events_without_ratings(tmp_path: Path, world: Simulation) -> None:
+def test_missing_ratings_and_features_are_refused_before_anything_is_written(
+    start: Start, tmp_path: Path, world: Simulation
+) -> None:
     events = read_events(world.events.drop("rating"))
     with pytest.raises(RunError, match="learns from ratings, and the events have no rating column"):
         start_run(tmp_path / "run", configure(PRESETS["seed"]), events, split_events(events.frame))
+    with pytest.raises(DataError, match="no feature column 'colour'"):
+        start(features="genres,colour")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Writing.
@@ -698,8 +669,10 @@ def test_a_checkpoint_that_can_not_be_written_leaves_the_old_one(
     assert sha256(last) == digest
 
 
-def test_a_checkpoint_holds_model_optimizer_and_progress(trained: Run) -> None:
+def test_a_checkpoint_holds_model_optimizer_and_progress(trained: Run, split: Split) -> None:
     tensors, metadata = read_tensors(trained.path / "last.safetensors")
+    first = outcome(trained)
+    assert finish(trained, split) == first  # a finished training resumes to itself
     for name, parameter in trained.build_model().named_parameters():
         assert tensors[f"model.{name}"].shape == parameter.shape
         assert tensors[f"optimizer.exp_avg.{name}"].shape == parameter.shape
