@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,18 +12,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
 from ranklet import Ranker
-from ranklet.errors import DataError, InputError, RunError
-from ranklet_cli.group import cli
-from ranklet_training.data.events import Events
-from ranklet_training.data.simulator import Simulation
-from ranklet_training.data.split import Split, split_events
+from ranklet.errors import DataError, InputError
+from ranklet_training.data.split import Split
 from ranklet_training.judge import statistics
 from ranklet_training.judge.compare import (
     ModelComparison,
@@ -48,10 +44,7 @@ from ranklet_training.judge.statistics import (
     sample_ratio,
     unpaired_bootstrap,
 )
-from ranklet_training.runs.checkpoint import Run
-from ranklet_training.runs.presets import RunConfig
-from ranklet_training.runs.start import start_run
-from ranklet_training.runs.train import train
+from ranklet_training.runs.checkpoint import Model, Run
 
 FLOAT = 1e-12  # sums in another order
 NORMAL_95 = 1.959964
@@ -150,6 +143,7 @@ def test_pairing_narrows_the_interval_when_users_differ_more_than_models() -> No
     a = random.normal(0, 10, (500, 1))
     b = a + random.normal(0.2, 0.5, (500, 1))
     assert paired_bootstrap(a, b).p[0] < 0.001
+    assert paired_bootstrap(a, a + 10, resamples=1000).p[0] == 1 / 1001  # the smallest
     assert unpaired_bootstrap(a, b).p[0] > 0.5
 
 
@@ -208,12 +202,6 @@ def test_the_seed_decides_the_result(
     for name, value in asdict(first).items():
         np.testing.assert_array_equal(value, getattr(again, name))
     assert (first.low != other.low).any()
-
-
-def test_the_smallest_p_value_is_one_of_resamples_plus_one() -> None:
-    random = np.random.default_rng(16)
-    result = paired_bootstrap(np.zeros((100, 1)), random.normal(10, 1, (100, 1)), resamples=1000)
-    assert result.p[0] == 1 / 1001
 
 
 def damaged(bad: float) -> Values:
@@ -281,27 +269,17 @@ def test_a_ratio_that_is_not_positive_is_refused(ratio: tuple[float, float]) -> 
 
 
 @pytest.fixture(scope="module")
-def other_run(
-    world: Simulation,
-    events: Events,
-    split: Split,
-    tiny_config: RunConfig,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Run:
-    """A run without attention, on the same events."""
-    config = replace(
-        tiny_config,
-        model=replace(tiny_config.model, blocks=0),
-        train=replace(tiny_config.train, epochs=1),
-    )
-    path = tmp_path_factory.mktemp("others") / "other"
-    run = start_run(path, config, events, split, world.items)
-    return train(run, split, show_progress=False).run
+def other(tiny_run: Run) -> Model:
+    """The tiny model with other weights."""
+    torch.manual_seed(1)
+    model = tiny_run.build_model()
+    model.init_weights()
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def models(tiny_run: Run, other_run: Run, split: Split) -> ModelComparison:
-    return compare_models(tiny_run.load_model(), other_run.load_model(), split)
+def models(tiny_run: Run, other: Model, split: Split) -> ModelComparison:
+    return compare_models(tiny_run.load_model(), other, split)
 
 
 def test_values_of_users_average_to_the_metrics() -> None:
@@ -312,9 +290,9 @@ def test_values_of_users_average_to_the_metrics() -> None:
 
 
 def test_the_means_are_those_of_evaluate(
-    models: ModelComparison, tiny_run: Run, other_run: Run, split: Split
+    models: ModelComparison, tiny_run: Run, other: Model, split: Split
 ) -> None:
-    table = evaluate({"a": tiny_run.load_model(), "b": other_run.load_model()}, split)
+    table = evaluate({"a": tiny_run.load_model(), "b": other}, split)
     a, b = (row["masked"] for row in table["rows"][:2])
     assert {row.metric: row.a for row in models.rows} == pytest.approx(a)
     assert {row.metric: row.b for row in models.rows} == pytest.approx(b)
@@ -344,15 +322,6 @@ def test_a_run_and_its_bundle_do_not_differ(
     for row in result.rows:
         assert (row.difference, row.low, row.high, row.p) == (0, 0, 0, 1)
         assert (row.ties, row.significant) == (result.users, False)
-
-
-def test_another_catalogue_is_refused(tiny_run: Run, tiny_ranker: Ranker, events: Events) -> None:
-    by_time = split_events(events.frame, "time")
-    items = len(by_time.vocabulary)
-    assert items < 60
-    message = f"run knows 60 items and the events have {items}: take the events"
-    with pytest.raises(RunError, match=message):
-        compare_models(tiny_run.load_model(), tiny_ranker, by_time, names=("run", "bundle"))
 
 
 # Outcomes.
@@ -613,7 +582,7 @@ def test_an_unknown_control_and_a_variant_of_few_users_are_refused() -> None:
         compare_outcomes(LOG.filter((pl.col("user_id") < 38) | (pl.col("variant") == "old")))
 
 
-# Plots and the command line.
+# Plots.
 
 
 @pytest.fixture(scope="module")
@@ -641,154 +610,3 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"pip install 'ranklet\[plots\]'"):
         plot_comparison(outcomes, tmp_path / "a.png")
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["compare", *(str(argument) for argument in arguments)])
-
-
-@pytest.fixture(scope="module")
-def folder(world: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("compare")
-    world.events.write_parquet(path / "events.parquet")
-    world.events.slice(1).write_parquet(path / "fewer.parquet")
-    write_log(LOG, path / "log.parquet")
-    write_log(LOG.filter((pl.col("user_id") < 41) | (pl.col("user_id") % 2 == 0)), path / "log.csv")
-    return path
-
-
-def test_compare_prints_a_table_of_two_runs(tiny_run: Run, other_run: Run, folder: Path) -> None:
-    result = call(tiny_run.path, other_run.path, folder / "events.parquet")
-    assert result.exit_code == 0, result.output
-    assert (
-        f"A = {tiny_run.path.name}, B = other; 10,000 bootstrap samples of users, paired, seed 0"
-        in result.stdout
-    )
-    lines = result.stdout.splitlines()
-    assert sum(line.endswith((" yes", " no")) for line in lines) == 9
-    assert "significant at 5 % after Holm's correction over 9 metrics" in lines[-1]
-    assert result.stderr == ""
-
-
-def test_compare_prints_the_document_that_the_library_returns(
-    tiny_run: Run, other_run: Run, folder: Path, models: ModelComparison
-) -> None:
-    result = call(tiny_run.path, other_run.path, folder / "events.parquet", "--json")
-    expected = asdict(replace(models, a=tiny_run.path.name, b="other"))
-    assert json.loads(result.stdout) == expected
-
-
-def test_compare_takes_a_run_and_a_bundle_of_one_name(
-    tiny_run: Run, tiny_bundle: Path, folder: Path, tmp_path: Path
-) -> None:
-    plot = tmp_path / "forest.png"
-    options = ["--on", "validation", "--resamples", 1000, "--seed", 4, "--plot", plot, "--json"]
-    run = shutil.copytree(tiny_run.path, tmp_path / tiny_bundle.name)
-    result = call(run, tiny_bundle, folder / "events.parquet", *options)
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert (found["a"], found["b"]) == (str(run), str(tiny_bundle))
-    assert (found["resamples"], found["seed"]) == (1000, 4)
-    assert {row["p"] for row in found["rows"]} == {1.0}
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    assert f"wrote {plot}" in result.stderr
-
-
-def test_other_events_than_those_of_training_are_noted(
-    tiny_run: Run, other_run: Run, folder: Path
-) -> None:
-    result = call(tiny_run.path, other_run.path, folder / "fewer.parquet")
-    assert result.exit_code == 0, result.output
-    for name in (tiny_run.path.name, "other"):
-        assert f"these are not the events that {name} was trained on" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "message"),
-    [
-        ({}, {"split": "time"}, "on the leave-one-out split and changed on the time split"),
-        (
-            {"split": "k-fold"},
-            {"split": "k-fold", "fold": 1},
-            "on the k-fold 0 of 5 split and changed on the k-fold 1 of 5 split",
-        ),
-    ],
-    ids=["kind", "fold"],
-)
-def test_models_of_different_splits_are_refused(
-    ours: dict[str, Any],
-    theirs: dict[str, Any],
-    message: str,
-    tiny_run: Run,
-    folder: Path,
-    tmp_path: Path,
-) -> None:
-    for name, change in (("same", ours), ("changed", theirs)):
-        shutil.copytree(tiny_run.path, tmp_path / name)
-        document = json.loads((tmp_path / name / "config.json").read_text())
-        document["train"].update(change)
-        (tmp_path / name / "config.json").write_text(json.dumps(document))
-    result = call(tmp_path / "same", tmp_path / "changed", folder / "events.parquet")
-    assert result.exit_code == 4
-    assert message in result.stderr
-
-
-def test_compare_prints_a_table_of_an_online_test(folder: Path) -> None:
-    result = call("--log", folder / "log.parquet", "--control", "old")
-    assert result.exit_code == 0, result.output
-    assert "control old: 30 users" in result.stdout
-    assert "treatment new: 30 users" in result.stdout
-    assert "sample ratio: chi-square 0.000, p 1.0000: as planned" in result.stdout
-    assert "significant at 5 % after Holm's correction over 4 metrics" in result.stdout
-    assert all(metric in result.stdout for metric in OUTCOME_METRICS)
-
-
-def test_a_mismatch_is_loud_and_the_exit_status_stays_0(folder: Path) -> None:
-    arguments = ["--log", folder / "log.csv", "--ratio", "1:4", "--control", "old"]
-    result = call(*arguments)
-    assert result.exit_code == 0
-    for part in (result.stdout, result.stderr):
-        assert "SAMPLE RATIO MISMATCH: 30 to 20 users where 20.0% were planned in control" in part
-        assert "The results cannot be trusted" in part
-    assert result.stdout.splitlines()[-1].startswith("THESE RESULTS CANNOT BE TRUSTED")
-    assert json.loads(call(*arguments, "--json").stdout)["sample_ratio"]["mismatch"] is True
-
-
-def test_excluded_users_are_noted(tmp_path: Path) -> None:
-    both = pl.DataFrame([{**REQUEST, "user_id": 1}])
-    path = write_log(pl.concat([LOG, both]), tmp_path / "log.jsonl")
-    result = call("--log", path, "--json")
-    assert "1 users saw both variants and are left out" in result.stderr
-    assert json.loads(result.stdout)["users_in_both"] == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give A, B and EVENTS, or --log"),
-        (["."], "give A, B and EVENTS, or --log"),
-        (["--log", __file__, "--on", "test"], "--log takes neither A, B and EVENTS nor --on"),
-        (["--log", __file__, "."], "--log takes neither A, B and EVENTS nor --on"),
-        ([".", ".", "x", "--control", "a"], "--control and --ratio belong to --log"),
-        ([".", ".", "x", "--ratio", "1:1"], "--control and --ratio belong to --log"),
-        (["--log", __file__, "--ratio", "2"], "'2' is not a ratio like 1:1"),
-    ],
-)
-def test_arguments_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
-    result = call(*arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-
-
-def test_a_log_that_is_not_usable_ends_with_status_4(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    path.write_text("user_id,variant,shown,clicked\n1,a,5,9\n")
-    result = call("--log", path)
-    assert result.exit_code == 4
-    assert "not shown in row 1: ['9']" in result.stderr
-
-
-def test_a_plot_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
-    result = call("--log", __file__, "--plot", tmp_path / "forest.pgn")
-    assert result.exit_code == 4
-    assert "must end in one of" in result.stderr

@@ -413,14 +413,11 @@ def test_wrong_arguments_are_named() -> None:
 # Items
 
 
-def test_items_keep_their_other_columns(tmp_path: Path) -> None:
+def test_items_keep_their_other_columns_and_lists(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("title,sku,price\nA,007,1.5\nB,8,2\n")
     items = read_items(tmp_path / "items.csv", item_column="sku")
     assert items.columns == ["item_id", "title", "price"]
     assert items.rows() == [("007", "A", 1.5), ("8", "B", 2.0)]
-
-
-def test_item_lists_survive(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"item_id": 1, "genres": ["a", "b"]}\n{"item_id": 2}\n')
     assert read_items(tmp_path / "items.jsonl").rows() == [(1, ["a", "b"]), (2, None)]
 
@@ -446,20 +443,12 @@ def test_items_may_be_called_as_in_the_log_or_item_id() -> None:
         assert items.columns == ["item_id", "price"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("items.csv", "item_id,title\n1,007\n2,1.50\n3,\n"),
-        (
-            "items.jsonl",
-            '{"item_id": 1, "title": 300}\n{"item_id": 2, "title": 2.5}\n{"item_id": 3}',
-        ),
-    ],
-)
-def test_titles_are_text_as_they_are_written(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    titles = {"items.csv": ["007", "1.50", None], "items.jsonl": ["300", "2.5", None]}
-    assert read_items(tmp_path / name)["title"].to_list() == titles[name]
+def test_titles_are_text_as_they_are_written(tmp_path: Path) -> None:
+    csv, lines = tmp_path / "items.csv", tmp_path / "items.jsonl"
+    csv.write_text("item_id,title\n1,007\n2,1.50\n3,\n")
+    assert read_items(csv)["title"].to_list() == ["007", "1.50", None]
+    lines.write_text('{"item_id": 1, "title": 300}\n{"item_id": 2, "title": 2.5}\n{"item_id": 3}')
+    assert read_items(lines)["title"].to_list() == ["300", "2.5", None]
     items = read_items(pl.DataFrame({"item_id": [1, 2], "title": [1984, None]}))
     assert items["title"].to_list() == ["1984", None]
 
