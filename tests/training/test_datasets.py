@@ -190,22 +190,16 @@ def test_odd_rows_are_as_the_publisher_has_them(recbole_wheel: Path) -> None:
     assert {item_id: tuple(row) for item_id, row in found.items()} == ODD_ROWS
 
 
-def test_ml_1m_is_read_in_the_publishers_format(tmp_path: Path) -> None:
+def test_other_sets_are_read_in_the_publishers_format(tmp_path: Path) -> None:
     fetched = fetch("ml-1m", tmp_path, source=small_zip(tmp_path, "ml-1m"))
-    assert pl.read_parquet(fetched.events).rows() == [
-        ("1", "7", 978300760, 5.0),
-        ("1", "8", 978300761, 3.0),
-        ("2", "9", 978300762, 4.0),
-    ]
+    rows = [("1", "7", 978300760, 5.0), ("1", "8", 978300761, 3.0), ("2", "9", 978300762, 4.0)]
+    assert pl.read_parquet(fetched.events).rows() == rows
     assert pl.read_parquet(fetched.items).rows()[0] == ("7", "Café X (1995)", ["Action", "Drama"])
     assert len(fetched.notes) == 2
     assert "was not compared" in fetched.notes[0]
     text = (tmp_path / "SOURCE.md").read_text()
     for words in ("files.grouplens.org", "no redistribution", "Harper", fetched.items_digest):
         assert words in text
-
-
-def test_ml_latest_small_is_read_in_the_publishers_format(tmp_path: Path) -> None:
     fetched = fetch("ml-latest-small", tmp_path, source=small_zip(tmp_path, "ml-latest-small"))
     assert pl.read_parquet(fetched.events).rows() == [("1", "7", 964982703, 4.5), ("2", "9", 5, 4)]
     assert pl.read_parquet(fetched.items).rows() == [

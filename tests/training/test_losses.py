@@ -45,21 +45,6 @@ def test_softmax_loss_is_cross_entropy_whatever_the_chunk(
     assert max(differences) < TOLERANCE[dtype], differences
 
 
-def test_gradients_equal_finite_differences() -> None:
-    users, table, targets = draw(torch.float64)
-    gradient = torch.autograd.grad(softmax_loss(users, table, targets, torch.float64), table)[0]
-    step = 1e-3
-    for row, column in ((1, 0), (7, 3), (ITEMS, WIDTH - 1)):
-        moved = []
-        for sign in (1, -1):
-            near = table.detach().clone()
-            near[row, column] += sign * step
-            moved.append(reference(users, near, targets).item())
-        assert float(gradient[row, column]) == pytest.approx(
-            (moved[0] - moved[1]) / (2 * step), abs=1e-6
-        )
-
-
 def test_the_padding_row_takes_no_part_and_gradients_scale_with_what_comes_after() -> None:
     users, table, targets = draw(torch.float32)
     loss = softmax_loss(users, table, targets)

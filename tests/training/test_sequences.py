@@ -113,11 +113,8 @@ def test_ratings_stand_beside_their_targets() -> None:
         assert_array_equal(batch.ratings, batch.targets / 2)
 
 
-def test_pad_keeps_the_latest_events_and_pads_on_the_right() -> None:
+def test_pad_keeps_the_latest_events_and_counts_hold_every_item() -> None:
     histories = [np.array([1, 2, 3, 4]), np.array([5]), np.array([], np.int64)]
     assert pad(histories, 3).tolist() == [[2, 3, 4], [5, 0, 0], [0, 0, 0]]
     assert pad([np.array([1, 2]), np.array([3])], 9).tolist() == [[1, 2], [3, 0]]
-
-
-def test_counts_include_items_that_never_occur() -> None:
     assert Sequences(np.array([2, 2, 4]), np.array([0, 3])).counts(5).tolist() == [0, 0, 2, 0, 1, 0]

@@ -73,14 +73,11 @@ def test_popularity_is_far_below_the_best(simulation: Simulation) -> None:
     assert hit_rate < 0.5 * simulation.best_hit_rate < 0.5
 
 
-def test_features_tell_of_the_next_item(simulation: Simulation) -> None:
+def test_items_have_features_that_tell_of_the_next_item(simulation: Simulation) -> None:
     events = simulation.events.join(simulation.items, on="item_id", maintain_order="left")
     same = events.select(pl.col("maker") == pl.col("maker").shift(1).over("user_id"))
     by_chance = (simulation.items["maker"].value_counts()["count"] / 300).pow(2).sum()
     assert float(same.to_series().drop_nulls().to_numpy().mean()) > 3 * float(by_chance)
-
-
-def test_items_have_title_genres_and_maker(simulation: Simulation) -> None:
     schema = {"item_id": pl.String, "title": pl.String, "genres": pl.List(pl.String)}
     assert simulation.items.schema == schema | {"maker": pl.String}
     assert simulation.items["item_id"].n_unique() == 300

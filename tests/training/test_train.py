@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
@@ -599,9 +600,6 @@ def test_the_rate_warms_up_and_falls_to_zero(
     assert 0 < rates[-1] < 1.5 / len(rates)
 
 
-# The seed model.
-
-
 def test_the_seed_model_learns_from_ratings_and_resumes_to_the_same_bits(
     start: Start, split: Split
 ) -> None:
@@ -623,16 +621,6 @@ def test_missing_ratings_and_features_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-# Writing.
-
-
-def fail_with(error: int) -> Callable[..., Any]:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise OSError(error, os.strerror(error))
-
-    return fail
-
-
 @pytest.mark.parametrize(
     ("nth", "place", "error"),
     [
@@ -652,7 +640,7 @@ def test_a_checkpoint_that_can_not_be_written_leaves_the_old_one(
         save_checkpoint(last, model, optimizer, progress)
     names, digest = sorted(trained.path.iterdir()), sha256(last)
     with monkeypatch.context() as patch:
-        patch.setattr(place, fail_with(error))
+        patch.setattr(place, Mock(side_effect=OSError(error, os.strerror(error))))
         with pytest.raises(OSError, match=os.strerror(error)):
             save_checkpoint(last, model, optimizer, replace(progress, step=progress.step + 1))
     assert sorted(trained.path.iterdir()) == names

@@ -127,14 +127,11 @@ def test_a_trial_lies_in_the_space_and_has_the_value_of_its_best_epoch(study: Tu
         assert trial.settings["width"] in (4, 8)
 
 
-def test_best_toml_holds_all_settings_of_the_best_trial(study: TuneResult) -> None:
+def test_best_toml_holds_all_settings_of_the_best_trial(study: TuneResult, tmp_path: Path) -> None:
     settings = _read_toml(study.path / "best.toml")
     assert configure(settings) == study.config
     assert set(settings) == {name for part in BASE.to_dict().values() for name in part}
     assert read_run_config(study, study.best.number) == study.config.to_dict()
-
-
-def test_texts_and_numbers_survive_toml(tmp_path: Path) -> None:
     settings = {"a": 'q"\\é😀', "b": True, "c": 1e-5, "d": 10**6, "e": 0.1 + 0.2, "f": ""}
     (tmp_path / "settings.toml").write_text(tuning.to_toml(settings))
     assert _read_toml(tmp_path / "settings.toml") == settings
@@ -190,9 +187,6 @@ def test_few_trials_give_no_importance(study: TuneResult, tmp_path: Path) -> Non
     assert study.importance == {}
     tuning.plot_study(replace(study, path=tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == ["study.png"]
-
-
-# Draws.
 
 
 @pytest.mark.slow
@@ -406,9 +400,6 @@ def test_a_training_that_diverges_stops_a_study_only_if_it_is_the_base(
     assert [trial.state for trial in result.trials] == ["complete", "pruned", "complete"]
     assert result.trials[1].note == "the loss is nan at step 3"
     assert result.base.settings["width"] == SMALL["width"]
-
-
-# Cross-validation.
 
 
 @pytest.fixture
