@@ -183,11 +183,12 @@ def _check_target(bundle: Path, settings: Settings) -> None:
     try:
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
-    except (OSError, ValueError, TypeError):
+        parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
+    except (OSError, ValueError, TypeError, KeyError):
         is_bundle = False
     if not is_bundle:
         raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
-    if strange := sorted({path.name for path in bundle.iterdir()} - FILE_NAMES - {MANIFEST}):
+    if strange := sorted({path.name for path in bundle.iterdir()} - parts):
         raise BundleError(
             f"{bundle} is not replaced: it holds {strange[0]!r}, which is no part of a bundle"
         )
