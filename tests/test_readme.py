@@ -66,6 +66,7 @@ def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
         assert {language for language, _ in blocks} <= {"python", "text"}
 
 
+@pytest.mark.slow
 def test_make_demo_prints_what_the_readme_shows() -> None:
     assert of("bash")[0].split("\n")[0] == "make demo"
     printed = run("make demo", ROOT)
@@ -84,6 +85,7 @@ def test_python_block_runs(code: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
 
 
+@pytest.mark.slow
 def test_shell_blocks_lead_from_an_event_log_to_ranked_items(tmp_path: Path) -> None:
     printed = run("\n".join(of("bash")[1:]), tmp_path)
     assert "leave-one-out, test, full ranking" in printed
