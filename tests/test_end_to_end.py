@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from ranklet import Manifest, Ranker
-from ranklet.bundle import map_table
+from ranklet.bundle.folder import map_table
 from ranklet.errors import DataError
 from ranklet.verify import verify
 from ranklet_export.export import Settings, export_bundle
