@@ -63,7 +63,8 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @click.argument("file", type=PATH)
-def onnx(bundle: Path, file: Path) -> None:
+@json_flag
+def onnx(bundle: Path, file: Path, as_json: bool) -> None:
     """Write a BUNDLE as one ONNX FILE for programs that know nothing of ranklet.
 
     The FILE holds model.onnx with its weights inside: histories of item indices in, best items out.
@@ -72,8 +73,10 @@ def onnx(bundle: Path, file: Path) -> None:
     """
     from ranklet_export.single import write_single_file
 
-    write_single_file(bundle, file)
-    click.echo(f"{file}: {file.stat().st_size / 1e6:.2f} MB, see docs/bundle.md")
+    size = write_single_file(bundle, file)
+    if as_json:
+        return print_json({"path": file, "bytes": size})
+    click.echo(f"{file}: {size / 1e6:.2f} MB, see docs/bundle.md")
 
 
 @click.command()

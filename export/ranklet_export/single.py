@@ -153,8 +153,8 @@ def _trace(model: WholeModel, axes: dict[str, Axes]) -> onnx.GraphProto:
     return program.model_proto.graph
 
 
-def write_single_file(bundle: Path, path: Path) -> None:
-    """Write model.onnx of a bundle with its weights inside.
+def write_single_file(bundle: Path, path: Path) -> int:
+    """Write model.onnx of a bundle with its weights inside, and return the bytes of the file.
 
     Args:
         bundle: The folder of a bundle.
@@ -170,5 +170,6 @@ def write_single_file(bundle: Path, path: Path) -> None:
             f"{manifest.items:,} items do not fit into one file: ONNX allows 2 GiB; copy "
             f"{manifest.programs[MODEL].file} and {WEIGHTS} together instead"
         )
-    model = onnx.load(bundle / manifest.programs[MODEL].file)
-    atomic_write(path, model.SerializeToString())
+    content = onnx.load(bundle / manifest.programs[MODEL].file).SerializeToString()
+    atomic_write(path, content)
+    return len(content)

@@ -18,7 +18,7 @@ from ranklet_training.runs.checkpoint import Run
 
 COMMANDS = [
     *("data", "train", "tune", "evaluate", "compare"),
-    *("export", "verify", "inspect", "rank", "bench"),
+    *("export", "onnx", "verify", "inspect", "rank", "bench"),
 ]
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ranklet import BundleError, Manifest, Ranker
-from ranklet.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, File, Program, Table, Tensor
+from ranklet.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, File, Table, Tensor
 from ranklet.engine import programs
 
 FILES = [

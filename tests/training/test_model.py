@@ -300,7 +300,6 @@ def test_some_rows_of_the_table_are_those_of_the_whole() -> None:
         assert torch.allclose(found, model.table()[rows], atol=1e-6, rtol=0)
 
 
-@pytest.mark.slow
 def test_memory_of_a_long_history_is_linear() -> None:
     """A matrix of all pairs of 8,000 events would take 256 MB for one block, twice when trained."""
     code = """

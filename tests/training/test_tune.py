@@ -245,7 +245,6 @@ def test_a_killed_trial_is_run_again(
     assert result.base.settings == study.base.settings
 
 
-@pytest.mark.slow
 def test_a_trial_that_dies_every_time_is_left_out(
     search: Search, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
