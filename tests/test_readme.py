@@ -94,8 +94,14 @@ def test_shell_blocks_lead_from_an_event_log_to_ranked_items(tmp_path: Path) -> 
 
 
 def test_the_tree_shows_what_is_there() -> None:
+    room = ROOT
     for line in of("text")[1].splitlines():
-        assert (ROOT / line.split()[0]).is_dir(), line
+        first, *others = re.split(" {2,}", line.strip())[0].split()
+        if line[0] == " ":
+            assert all((room / name).exists() for name in (first, *others)), line
+        else:
+            room = ROOT / first
+            assert room.is_dir(), line
 
 
 def test_linked_pages_exist() -> None:
