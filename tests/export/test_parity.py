@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from ranklet.bundle.manifest import PROGRAMS
 from ranklet.errors import BundleError, ParityError, RankletError
 from ranklet_export import scorer
-from ranklet_training.runs.checkpoint import Model, Run
+from ranklet_training.runs.checkpoint import Run
 
 Graph = onnx.GraphProto
 Change = Callable[[NDArray[Any]], None]
@@ -65,18 +65,12 @@ def test_a_change_of_any_tensor_fails_the_gate(
     program: str, two_block_graphs: Any, damage: Any, tmp_path: Path
 ) -> None:
     names = tensors_of(onnx.load(two_block_graphs.folder / f"{program}.onnx").graph)
-    passed = []
     for place, name in enumerate(names):
         copy = two_block_graphs.change(
             tmp_path / str(place), program, lambda graph, name=name: damage(graph, name, spoil)
         )
-        try:
+        with pytest.raises(ParityError, match=f"{WHERE[program]}({OFF})"):
             copy.check()
-        except ParityError as error:
-            assert re.search(f"{WHERE[program]}({OFF})", str(error)), name
-            continue
-        passed.append(name)
-    assert passed == []
 
 
 # Faults of each program.
@@ -218,17 +212,12 @@ def test_a_fault_of_two_levels_fails_the_gate(
         written.change(tmp_path / "copy", program, fault).check()
 
 
-@pytest.mark.parametrize(("program", "message"), [*WHERE.items()])
-def test_a_graph_that_gives_nan_fails_the_gate(
-    program: str, message: str, two_block_graphs: Any, damage: Any, tmp_path: Path
-) -> None:
-    def fault(graph: Graph) -> None:
-        for name in tensors_of(graph):
-            if name in ("table", "constant_22", "model.norm.weight"):
-                damage(graph, name, lambda values: values.__setitem__(slice(1, None), np.nan))
-
-    with pytest.raises(ParityError, match=message + ".* (not finite|differ)"):
-        two_block_graphs.change(tmp_path / "copy", program, fault).check()
+def test_a_graph_that_gives_nan_fails_the_gate(two_block_graphs: Any, tmp_path: Path) -> None:
+    fault = edit("LayerNormalization", -1, 2, lambda bias: bias * np.nan)
+    for program in ("encode", "encode_long", "append", "model"):
+        copy = two_block_graphs.change(tmp_path / program, program, fault)
+        with pytest.raises(ParityError, match=rf"{WHERE[program]}scores that are not finite"):
+            copy.check()
 
 
 def test_the_gate_says_where_and_by_how_much(two_block_graphs: Any, tmp_path: Path) -> None:
@@ -246,15 +235,6 @@ def test_graphs_of_another_contract_fail(two_block_graphs: Any, tmp_path: Path) 
         copy = two_block_graphs.change(tmp_path / program, program, rename)
         with pytest.raises(BundleError, match=f"{program}.onnx has another contract"):
             copy.check()
-
-
-def test_graphs_of_another_model_fail_the_gate(
-    two_block_graphs: Any, make_model: Callable[..., Model]
-) -> None:
-    other = make_model()
-    other.norm.bias += 0.1
-    with pytest.raises(ParityError, match="batch 1, length 1: scores differ"):
-        two_block_graphs._replace(model=other).check()
 
 
 def test_the_report_names_points_of_every_program(two_block_graphs: Any) -> None:
