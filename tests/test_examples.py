@@ -25,17 +25,13 @@ def any_bundle(request: pytest.FixtureRequest, tiny_bundle: Path) -> Path:
     return bundle
 
 
-def test_the_example_gives_the_golden_answers(any_bundle: Path, run_example: Any) -> None:
-    golden = json.loads((any_bundle / "golden.json").read_text())
-    for answer in golden:
+def test_the_example_gives_the_golden_answers_and_cuts_long_histories(
+    any_bundle: Path, run_example: Any
+) -> None:
+    for answer in json.loads((any_bundle / "golden.json").read_text()):
         items, scores = run_example(any_bundle, answer["history"])
         assert items == [str(item) for item in answer["items"]]
         assert scores == pytest.approx(answer["scores"], abs=SCORE_TOLERANCE)
-
-
-def test_the_example_ranks_histories_longer_than_the_model(
-    any_bundle: Path, run_example: Any
-) -> None:
     ranker = Ranker.load(any_bundle, provider="cpu")
     size = ranker.manifest.max_length + 7
     history = ranker.vocabulary.ids(np.random.default_rng(0).integers(1, len(ranker) + 1, size))

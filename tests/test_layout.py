@@ -63,18 +63,14 @@ def run_python(code: str) -> str:
     ).stdout
 
 
-def test_importing_ranklet_loads_nothing_heavy() -> None:
-    loaded = run_python("import sys, ranklet; print(*{name.split('.')[0] for name in sys.modules})")
-    assert set(loaded.split()) & HEAVY == set()
-
-
-def test_importing_ranklet_prints_nothing() -> None:
-    assert run_python("import ranklet") == ""
-
-
-def test_importing_ranklet_changes_no_environment_variable() -> None:
-    code = "import os; before = dict(os.environ); import ranklet; print(before == dict(os.environ))"
-    assert run_python(code).strip() == "True"
+def test_importing_ranklet_loads_nothing_heavy_prints_nothing_and_keeps_the_environment() -> None:
+    code = (
+        "import os, sys; before = dict(os.environ); import ranklet; assert before == os.environ\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    printed = run_python(code)
+    assert printed.count("\n") == 1
+    assert set(printed.split()) & HEAVY == set()
 
 
 def test_ranking_loads_nothing_heavy(tiny_bundle: Path) -> None:
@@ -134,42 +130,20 @@ def test_the_public_methods_of_a_ranker_are_those_of_the_manual() -> None:
 def test_the_exported_names_are_all_that_is_public() -> None:
     modules = [name for name, value in vars(ranklet).items() if isinstance(value, types.ModuleType)]
     public = {name for name in vars(ranklet) if not name.startswith("_")} - set(modules)
-    assert {*public, "__version__"} == set(ranklet.__all__)
+    assert ranklet.__all__ == sorted({*public, "__version__"})
+    assert all(hasattr(ranklet, name) for name in ranklet.__all__)
 
 
-def test_the_exported_names_are_sorted() -> None:
-    assert ranklet.__all__ == sorted(ranklet.__all__)
-
-
-@pytest.mark.parametrize("name", ranklet.__all__)
-def test_an_exported_name_exists(name: str) -> None:
-    assert hasattr(ranklet, name)
-
-
-CLASSES = [
-    value
-    for value in vars(errors).values()
-    if isinstance(value, type) and issubclass(value, RankletError)
-]
-each_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-
-
-@each_class
-def test_an_error_is_drawn_in_the_tree(kind: type[RankletError]) -> None:
-    assert f" {kind.__name__} " in f" {errors.__doc__} ".replace("\n", " ")
-
-
-@each_class
-def test_an_error_is_exported(kind: type[RankletError]) -> None:
-    assert getattr(ranklet, kind.__name__) is kind
-
-
-def test_each_branch_of_the_errors_has_its_own_exit_status() -> None:
-    codes = [kind.exit_code for kind in CLASSES if "exit_code" in vars(kind)]
+def test_errors_are_drawn_exported_and_have_exit_statuses_of_their_own() -> None:
+    kinds = [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, RankletError)
+    ]
+    for kind in kinds:
+        assert f" {kind.__name__} " in f" {errors.__doc__} ".replace("\n", " ")
+        assert getattr(ranklet, kind.__name__) is kind
+        # 0 is success, 2 a wrong command line, and from 126 on a shell speaks.
+        assert kind.exit_code in {1, *range(3, 126)}
+    codes = [kind.exit_code for kind in kinds if "exit_code" in vars(kind)]
     assert len(codes) == len(set(codes))
-
-
-@each_class
-def test_no_error_has_an_exit_status_that_means_something_else(kind: type[RankletError]) -> None:
-    # 0 is success, 2 a wrong command line, and from 126 on a shell speaks.
-    assert kind.exit_code in {1, *range(3, 126)}
