@@ -236,8 +236,9 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
     longest, items = model.config.max_length, len(table) - 1
     for batch, length in _points(engine, longest):
         point = _Point.draw(random, items, batch, length)
-        # The first point ranks all items: a fault in one row of the table may never reach a top.
-        k = TOP if check.points else LARGEST_POOL
+        # The first point ranks all items of most catalogues: a fault in one row of the table may
+        # never reach a top. Codes need a pool of twice as many, and more.
+        k = TOP if check.points else LARGEST_POOL // (2 * engine.manifest.pool.factor)
         check.users(point, engine.encode(point.histories(uses_times=check.uses_times)), k)
     whole = random.integers(1, items + 1, (2, longest + APPENDED))
     since = random.integers(0, BUCKETS, whole.shape)
