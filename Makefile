@@ -3,16 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD := build/pipeline
 
-.PHONY: demo test check lint pipeline ml-1m quality clean
+.PHONY: demo test slow check lint pipeline ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
 	$(BIN)/ranklet rank models/ml-100k --history 50,181,172 --exclude-seen
 
+# Every promise, on few shapes.
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-check: lint test
+# All shapes, full products, statistics, interrupts between any two lines.
+slow: .venv/.dev
+	$(BIN)/python -m pytest -n 2 -m slow
+
+check: lint test slow
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -96,25 +96,22 @@ def ranklet_append(work: Work) -> Calls:
 
 
 def ranklet_indices(work: Work) -> Calls:
-    """Item indices in and out, as the peers: what ``rank`` runs below its checks and ids."""
+    """Item indices in and out, as the peers: the two runs of ``rank`` below its checks and ids."""
     from ranklet import Ranker
-    from ranklet.graph import Events
-    from ranklet.ranker import batches
+    from ranklet.answer import by_length
+    from ranklet.engine.engine import History
 
     ranker = Ranker.load(work.bundle, provider="cpu", threads=work.threads)
-    graphs, pool = ranker.graphs, ranker.graphs.pool_of(K)
+    engine, pool = ranker.engine, ranker.manifest.pool.size(K)
     note = f"{shape_note(*work.shape)}, {ranker.manifest.precision}"
-    if work.batch == 1:
-        plain = ranker.plain
-        assert plain is not None
-        return Calls(
-            lambda histories: histories[0], lambda ids: plain.rank(ids, K, pool).items, note
-        )
 
     def answer(histories: Ints) -> Ints:
-        parts = batches(list(histories), work.items)
-        best = [graphs.rank(Events(np.stack(part)), K, pool=pool) for part in parts]
-        return np.concatenate([found.items for found in best])
+        rows = [History(row) for row in histories]
+        parts = [[rows[i] for i in part] for part in by_length([len(row) for row in histories])]
+        users = np.concatenate([engine.encode(part) for part in parts])
+        ends = range(0, len(users), engine.most_users)
+        best = [engine.score(users[i : i + engine.most_users], K, pool) for i in ends]
+        return np.concatenate([part.items for part in best])
 
     return Calls(lambda histories: histories, answer, note)
 
@@ -122,22 +119,21 @@ def ranklet_indices(work: Work) -> Calls:
 def ranklet_append_index(work: Work) -> Calls:
     """The same after one more event, given the state of those before, which rolls."""
     from ranklet import Ranker
-    from ranklet.graph import Events
-    from ranklet.ring import Event, Ring
-    from ranklet.time_gaps import UNKNOWN
+    from ranklet.engine.engine import Event, History
+    from ranklet.engine.state import State
 
     ranker = Ranker.load(work.bundle, provider="cpu", threads=work.threads)
-    graphs, appender, pool = ranker.graphs, ranker.appender, ranker.graphs.pool_of(K)
+    engine, pool = ranker.engine, ranker.manifest.pool.size(K)
     note = f"{shape_note(*work.shape)}, {ranker.manifest.precision}"
 
-    def answer(request: tuple[Ring, int]) -> Ints:
-        event = Event(request[1], work.events, UNKNOWN, UNKNOWN)
-        return appender.rank(request[0], event, work.events, K, pool).items
+    def answer(request: tuple[State, int]) -> Ints:
+        user = engine.append(request[0], [Event(request[1], work.events)])
+        return engine.score(user, K, pool).items
 
-    def prepare(histories: Ints) -> tuple[Ring, int]:
-        ring = appender.ring(graphs.encode(Events(histories))[1])
-        answer((ring, int(histories[0, 1])))
-        return ring, int(histories[0, 2])
+    def prepare(histories: Ints) -> tuple[State, int]:
+        state = engine.empty_state(1)
+        state.fill(0, engine.encode_states([History(histories[0])])[1][0], work.events)
+        return state, int(histories[0, 2])
 
     return Calls(prepare, answer, note)
 

@@ -50,8 +50,8 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
         return print_json(report)
     parity = report.parity
     click.echo(
-        f"{bundle}: {report.bytes / 1e6:.2f} MB, {report.precision}, {report.seconds:.1f} s\n"
-        f"nodes: {', '.join(f'{name} {count}' for name, count in report.nodes.items())}\n"
+        f"{bundle}: {report.bytes / 1e6:.2f} MB, {sum(report.nodes.values())} nodes, "
+        f"{report.precision}, {report.seconds:.1f} s\n"
         f"parity at {len(parity.points)} points: scores differ by at most "
         f"{parity.max_score_difference:.1e}"
     )
@@ -63,7 +63,8 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @click.argument("file", type=PATH)
-def onnx(bundle: Path, file: Path) -> None:
+@json_flag
+def onnx(bundle: Path, file: Path, as_json: bool) -> None:
     """Write a BUNDLE as one ONNX FILE for programs that know nothing of ranklet.
 
     The FILE holds model.onnx with its weights inside: histories of item indices in, best items out.
@@ -72,8 +73,10 @@ def onnx(bundle: Path, file: Path) -> None:
     """
     from ranklet_export.single import write_single_file
 
-    write_single_file(bundle, file)
-    click.echo(f"{file}: {file.stat().st_size / 1e6:.2f} MB, see docs/bundle.md")
+    size = write_single_file(bundle, file)
+    if as_json:
+        return print_json({"path": file, "bytes": size})
+    click.echo(f"{file}: {size / 1e6:.2f} MB, see docs/bundle.md")
 
 
 @click.command()
@@ -120,7 +123,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for name, program in manifest.programs.items():
         lines.append(f"program  {name}: {program.purpose}")
         for title, tensors in (("takes", program.inputs), ("gives", program.outputs)):
-            lines += [f"  {title}  {t.name} {t.type} {t.shape}" for t in tensors]
+            lines += [f"  {title:6} {t.name} {t.type} {t.shape}" for t in tensors]
     lines += [f"file     {n} {f.size:,} bytes {f.sha256[:16]}" for n, f in manifest.files.items()]
     if manifest.gate:
         lines += ["", manifest.gate_text]

@@ -15,20 +15,18 @@ constant by age says how long ago each event was. Keys are turned by their age w
 so positions never end.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto
+from torch import nn
 
 from ranklet.bundle.manifest import CHUNK, NEVER
-from ranklet_export.layers import (
-    EveryEventBlock,
-    FeedForward,
-    Linear,
-    Norm,
-    ServedModel,
-)
+from ranklet_export.layers import ServedModel
 from ranklet_export.writer import GraphWriter
 from ranklet_training.model.attention import rotary_tables
+from ranklet_training.model.model import Block, SwiGLU
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 # As many floats as a processor adds at once: rows that begin at multiples of it are summed up in
@@ -37,26 +35,25 @@ CHUNK_EVENTS = 16
 EPSILON = 1e-24  # of the norm of a user
 
 
-def long_from(model: ServedModel) -> int | None:
+def long_from(served: ServedModel) -> int | None:
     """Return the length from which encode_long.onnx pays, None if no history is so long."""
-    if not model.window or not model.blocks:
+    if not served.window or not served.blocks:
         return None
-    length = 2 * _visible(model)
-    return length if length <= model.max_length else None
+    length = 2 * _visible(served)
+    return length if length <= served.max_length else None
 
 
-def _visible(model: ServedModel) -> int:
+def _visible(served: ServedModel) -> int:
     """Return how many events a chunk looks at: whole chunks that hold its window, and itself."""
-    return -(-(model.window - 1) // CHUNK_EVENTS) * CHUNK_EVENTS + CHUNK_EVENTS
+    return -(-(served.window - 1) // CHUNK_EVENTS) * CHUNK_EVENTS + CHUNK_EVENTS
 
 
-def state_rows(model: ServedModel) -> dict[str, int]:
+def state_rows(served: ServedModel) -> dict[str, int]:
     """Return the arrays of a state, and how many events each holds."""
-    window = min(model.window, model.max_length) or model.max_length
-    rows = {
-        f"{part}_{place}": window for place in range(len(model.blocks)) for part in ("key", "value")
-    }
-    return {**rows, "events": model.max_length} if model.last else {}
+    window = served.window or served.max_length
+    names = [f"{part}_{i}" for i in range(len(served.blocks)) for part in ("key", "value")]
+    rows = dict.fromkeys(names, window)
+    return {**rows, "events": served.max_length} if served.last else {}
 
 
 def add_table(writer: GraphWriter, table: NDArray[np.float32], dtype: DTypeLike) -> str:
@@ -68,89 +65,92 @@ def add_table(writer: GraphWriter, table: NDArray[np.float32], dtype: DTypeLike)
 class Encoder:
     """The layers that every encoder shares, as nodes."""
 
-    def __init__(self, writer: GraphWriter, model: ServedModel, dtype: DTypeLike) -> None:
+    model: Any  # with the layers that its configuration says
+
+    def __init__(self, writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> None:
         """Prepare to write; item tables are stored as ``dtype``."""
-        self.writer, self.model, self.dtype = writer, model, dtype
+        self.writer, self.served, self.model, self.dtype = writer, served, served.model, dtype
         self.node, self.constant = writer.node, writer.constant
 
     def write(self) -> None:
         """Write the graph."""
         raise NotImplementedError
 
-    def linear(self, x: str, layer: Linear) -> str:
+    def linear(self, x: str, layer: nn.Linear) -> str:
         """Return layer(x)."""
-        product = self.node("MatMul", x, self.constant(layer.weight))
-        return (
-            product if layer.bias is None else self.node("Add", product, self.constant(layer.bias))
-        )
+        product = self.node("MatMul", x, self.constant(layer.weight.T.contiguous()))
+        has_bias = layer.bias is not None
+        return self.node("Add", product, self.constant(layer.bias)) if has_bias else product
 
-    def norm(self, x: str, norm: Norm) -> str:
+    def norm(self, x: str, norm: nn.LayerNorm) -> str:
         """Return the normalised x."""
-        scale, shift = self.constant(norm.scale), self.constant(norm.shift)
-        return self.node("LayerNormalization", x, scale, shift, epsilon=norm.epsilon)
+        scale, shift = self.constant(norm.weight), self.constant(norm.bias)
+        return self.node("LayerNormalization", x, scale, shift, epsilon=norm.eps)
+
+    def add(self, x: str, y: str, layer: nn.Linear) -> str:
+        """Return x + layer(y), in a node less."""
+        product = self.node("MatMul", y, self.constant(layer.weight.T.contiguous()))
+        return self.node("Sum", x, product, self.constant(layer.bias))
+
+    def gate(self, x: str, layer: nn.Linear | None) -> str | None:
+        """Return the gate of a block for x, None if it has none."""
+        return None if layer is None else self.node("Sigmoid", self.linear(x, layer))
 
     def embed(self, items: str, since: str | None) -> str:
-        """Return what enters the first block, (B, T, D)."""
-        x = self.node("Gather", add_table(self.writer, self.model.table, self.dtype), items)
-        if self.model.offset is not None:
-            x = self.node("Add", x, self.constant(self.model.offset))
-        if self.model.since is not None:
-            assert since is not None
-            gaps = self.node("Gather", self.constant(self.model.since), since)
+        """Return the events that enter the first block, (B, T, D)."""
+        x = self.node("Gather", add_table(self.writer, self.served.table, self.dtype), items)
+        if self.served.offset is not None:
+            x = self.node("Add", x, self.constant(self.served.offset))
+        if since is not None:
+            gaps = self.node("Gather", self.constant(self.model.since.weight), since)
             x = self.node("Add", x, gaps)
         return x
 
     def query_key_value(self, place: int, items: str, x: str) -> tuple[list[str], str | None]:
         """Return query, key and value of events, (B, T, D) each, and perhaps their gate."""
-        block, rows = self.model.blocks[place], self.model.rows
+        block, rows = self.served.blocks[place], self.served.rows
         if place == 0 and rows:
             parts = [
                 self.node("Gather", self.writer.weight(name, part.astype(self.dtype)), items)
                 for name, part in rows.items()
             ]
             return parts[:3], parts[3] if len(parts) > 3 else None
-        products = self.linear(self.norm(x, block.norm), block.query_key_value)
-        parts = self.writer.nodes("Split", [products], 3, axis=-1, num_outputs=3)
-        return parts, self.gate(x, block.gate)
-
-    def gate(self, x: str, layer: Linear | None) -> str | None:
-        """Return the gate of a block for x, None if it has none."""
-        return None if layer is None else self.node("Sigmoid", self.linear(x, layer))
+        normed = self.norm(x, block.attention_norm)
+        query = self.linear(normed, block.query)
+        key_value = self.linear(normed, self.served.key_values[place])
+        parts = self.writer.nodes("Split", [key_value], 2, axis=-1, num_outputs=2)
+        return [query, *parts], self.gate(x, block.attention_gate)
 
     def attention(self, *inputs: str, is_causal: int = 0) -> str:
         """Return softmax(QK^T / sqrt(d))V of query, key, value and perhaps a mask, (B, T, D)."""
-        heads = self.model.heads
+        heads = self.served.heads
         return self.node(
             "Attention", *inputs, q_num_heads=heads, kv_num_heads=heads, is_causal=is_causal
         )
 
-    def add_attended(self, x: str, attended: str, output: Linear | None, gate: str | None) -> str:
-        """Return x + gate * output(attended)."""
+    def merge(
+        self, block: Block, x: str, attended: str, output: nn.Linear | None, gate: str | None
+    ) -> str:
+        """Return x with attention and the feed-forward layer of a block added."""
         if gate is not None:
             attended = self.linear(attended, output) if output else attended
-            return self.node("Add", x, self.node("Mul", gate, attended))
-        return self.add(x, attended, output) if output else self.node("Add", x, attended)
-
-    def add(self, x: str, y: str, layer: Linear) -> str:
-        """Return x + layer(y), in a node less."""
-        assert layer.bias is not None
-        product = self.node("MatMul", y, self.constant(layer.weight))
-        return self.node("Sum", x, product, self.constant(layer.bias))
-
-    def feed_forward(self, x: str, layers: FeedForward) -> str:
-        """Return x and what the second half of a block adds to it."""
-        hidden = self.linear(self.norm(x, layers.norm), layers.first)
-        if layers.is_swiglu:
+            x = self.node("Add", x, self.node("Mul", gate, attended))
+        else:
+            x = self.add(x, attended, output) if output else self.node("Add", x, attended)
+        norm, first, activation, second = block.feed_forward
+        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
+        hidden = self.linear(self.norm(x, norm), first)
+        if isinstance(activation, SwiGLU):
             half, value = self.writer.nodes("Split", [hidden], 2, axis=-1, num_outputs=2)
-            silu = self.node("Mul", half, self.node("Sigmoid", half))
-            hidden = self.node("Mul", silu, value)
+            hidden = self.node("Mul", self.node("Mul", half, self.node("Sigmoid", half)), value)
         else:
             hidden = self.node("Gelu", hidden)
-        if layers.gate is None:
-            return self.add(x, hidden, layers.second)
-        gate = self.gate(x, layers.gate)
-        assert gate is not None
-        return self.node("Add", x, self.node("Mul", gate, self.linear(hidden, layers.second)))
+        gate = self.gate(x, block.feed_forward_gate)
+        if gate is None:
+            return self.add(x, hidden, second)
+        return self.node("Add", x, self.node("Mul", gate, self.linear(hidden, second)))
 
     def finish(self, asking: str, x: str, events: str, mask: str, until: str | None) -> None:
         """Ask the last block for one event of each user, and make ``user`` of the answer.
@@ -162,40 +162,41 @@ class Encoder:
             mask: Added to scores, (B, H, 1, S).
             until: Buckets from the event to the question, (B,), of a model that knows times.
         """
-        last = self.model.last
-        assert last is not None
-        if self.model.until is not None:
-            assert until is not None
-            gaps = self.node("Gather", self.constant(self.model.until), until)
+        served, last = self.served, self.served.last
+        if until is not None:
+            gaps = self.node("Gather", self.constant(self.model.until.weight), until)
             x = self.node("Add", x, self.node("Unsqueeze", gaps, self.constant([1])))
-            assert last.norm is not None
-            asking = self.norm(x, last.norm)
-        query = self.linear(asking, last.query)
+            asking = self.enter_last(x)
         attended = self.node(
             "Attention",
-            *(query, events, events, mask),
-            q_num_heads=self.model.heads,
+            *(self.linear(asking, served.query), events, events, mask),
+            q_num_heads=served.heads,
             kv_num_heads=1,
-            scale=last.scale,
+            scale=(served.width // served.heads) ** -0.5,
         )
-        if last.feed_forward is None:  # a seed model
-            self.user(self.linear(attended, last.output))
-            return
-        x = self.add_attended(x, attended, last.output, self.gate(x, last.gate))
-        self.user(self.feed_forward(x, last.feed_forward))
+        if isinstance(last, Block):
+            x = self.merge(last, x, attended, served.output, self.gate(x, last.attention_gate))
+        else:
+            x = self.linear(attended, served.output)
+        self.user(x)
+
+    def enter_last(self, x: str) -> str:
+        """Return events as the last block keeps them."""
+        last = self.served.last
+        return self.norm(x, last.attention_norm) if isinstance(last, Block) else x
 
     def user(self, x: str) -> None:
         """Make ``user``, (B, D), of what leaves the last block, (B, 1, D)."""
-        model = self.model
-        if model.norm is not None:
-            assert model.user_scale is not None
-            x, scale = self.norm(x, model.norm), self.constant(model.user_scale)
-            if model.is_cosine:  # one node divides by the root mean square and multiplies
+        served = self.served
+        if served.user_scale is not None:
+            x = self.norm(x, self.model.norm)
+            scale = self.constant(np.full(served.width, served.user_scale, np.float32))
+            if served.config.scoring == "cosine":  # divides by the root mean square, and multiplies
                 x = self.node("RMSNormalization", x, scale, epsilon=EPSILON)
             else:
                 x = self.node("Mul", x, scale)
         self.node("Squeeze", x, self.constant([1]), to="user")
-        self.writer.output("user", FLOAT, ["batch", model.width])
+        self.writer.output("user", FLOAT, ["batch", served.width])
 
 
 class HistoryEncoder(Encoder):
@@ -205,10 +206,10 @@ class HistoryEncoder(Encoder):
 
     def write(self) -> None:
         """Write the graph."""
-        model, node, constant = self.model, self.node, self.constant
+        served, node, constant = self.served, self.node, self.constant
         history = self.writer.input("history", INT64, ["batch", "length"])
         since = until = None
-        if model.since is not None:
+        if served.config.time_gaps:
             since = self.writer.input("since", INT64, ["batch", "length"])
             until = self.writer.input("until", INT64, ["batch"])
         if self.in_chunks:
@@ -219,29 +220,28 @@ class HistoryEncoder(Encoder):
         last = node("ArgMax", is_event, axis=1, select_last_index=1)  # (B, 1)
         last = node("Unsqueeze", last, constant([2]))
         x = self.embed(history, since)
-        for place, block in enumerate(model.blocks):
+        for place, block in enumerate(served.blocks):
             (query, key, value), gate = self.query_key_value(place, history, x)
             key, value = self._keep(key, f"key_{place}"), self._keep(value, f"value_{place}")
-            attended = self._attend(block, ages, query, key, value)
-            x = self.add_attended(x, attended, block.output, gate)
-            x = self.feed_forward(x, block.feed_forward)
-        if model.last is None:
+            attended = self._attend(served.hidden[place], ages, query, key, value)
+            x = self.merge(block, x, attended, block.output if block.heads > 1 else None, gate)
+        if served.last is None:
             self.user(node("GatherND", x, last, batch_dims=1))
             return
-        events = x if model.last.norm is None else self.norm(x, model.last.norm)
-        events = self._keep(events, "events")
+        events = self._keep(self.enter_last(x), "events")
         asking = node("GatherND", events, last, batch_dims=1)  # (B, 1, D)
-        x = node("GatherND", x, last, batch_dims=1)
-        by_age = np.hstack([np.full_like(model.last.bias[:, :1], NEVER), model.last.bias])
-        mask = node("Gather", constant(by_age.T if model.heads > 1 else by_age[0]), ages)
-        if model.heads > 1:
+        is_block = isinstance(served.last, Block)  # else events are what entered
+        x = node("GatherND", x, last, batch_dims=1) if is_block else asking
+        by_age = np.hstack([np.full_like(served.bias[:, :1], NEVER), served.bias])
+        mask = node("Gather", constant(by_age.T if served.heads > 1 else by_age[0]), ages)
+        if served.heads > 1:
             mask = node("Transpose", mask, perm=[0, 2, 1])  # (B, H, T)
-        mask = node("Unsqueeze", mask, constant([2] if model.heads > 1 else [1, 2]))
+        mask = node("Unsqueeze", mask, constant([2] if served.heads > 1 else [1, 2]))
         self.finish(asking, x, events, mask, until)
 
     def _keep(self, value: str, name: str) -> str:
         """Give a part of the state, (B, T, D), rows of padding included."""
-        self.writer.output(name, FLOAT, ["batch", "events", self.model.width])
+        self.writer.output(name, FLOAT, ["batch", "events", self.served.width])
         return self.writer.rename(value, name)
 
     def _pad(self, history: str, since: str | None) -> tuple[str, str | None]:
@@ -251,50 +251,50 @@ class HistoryEncoder(Encoder):
         pads = node("Concat", self.constant([0, 0, 0]), missing, axis=0)
         return node("Pad", history, pads), since and node("Pad", since, pads)
 
-    def _attend(self, block: EveryEventBlock, ages: str, query: str, key: str, value: str) -> str:
+    def _attend(self, hidden: float, ages: str, query: str, key: str, value: str) -> str:
         """Return what every event attends to, (B, T, D)."""
-        node, constant, model = self.node, self.constant, self.model
-        width = model.width // model.heads
-        longest = model.max_length + CHUNK_EVENTS  # onnxruntime counts padding, too
-        tables = rotary_tables(longest, width, model.rotary_base)
+        node, constant, served = self.node, self.constant, self.served
+        width = served.width // served.heads
+        longest = served.max_length + CHUNK_EVENTS  # onnxruntime counts padding, too
+        tables = rotary_tables(longest, width, served.config.rotary_base)
         cos, sin = (table.numpy() for table in tables)
         cos_sin = constant(cos), constant(-sin)  # turned back by age: only differences matter
         query, key = (
-            node("RotaryEmbedding", part, *cos_sin, ages, num_heads=model.heads)
+            node("RotaryEmbedding", part, *cos_sin, ages, num_heads=served.heads)
             for part in (query, key)
         )
-        if not model.window:
+        if not served.window:
             return self.attention(query, key, value, is_causal=1)
         length = node("Shape", ages, start=1)
         if not self.in_chunks:
-            longest = (long_from(model) or model.max_length + 1) - 1
-            mask = constant(causal_mask(block.hidden, model.window, longest, longest))
+            longest = (long_from(served) or served.max_length + 1) - 1
+            mask = constant(causal_mask(hidden, served.window, longest, longest))
             ends = node("Concat", length, length, axis=0)
             mask = node("Slice", mask, constant([0, 0]), ends, constant([2, 3]))
             return self.attention(query, key, value, mask)
-        visible = _visible(model)
+        visible = _visible(served)
         before = visible // CHUNK_EVENTS - 1  # chunks that the first event of a chunk sees, too
-        numbers = np.arange(-(-model.max_length // CHUNK_EVENTS))
+        numbers = np.arange(-(-served.max_length // CHUNK_EVENTS))
         count = node("Div", length, constant([CHUNK_EVENTS]))
         seen = np.maximum(numbers[:, None] + np.arange(-before, 1), 0)  # (chunks, before + 1)
         seen_chunks = node("Slice", constant(seen), constant([0]), count)
-        query = node("Reshape", query, constant([-1, CHUNK_EVENTS, model.width]))  # (B C, 16, D)
+        query = node("Reshape", query, constant([-1, CHUNK_EVENTS, served.width]))  # (B C, 16, D)
         key, value = (
             node(
                 "Reshape",
                 node(
                     "Gather",
-                    node("Reshape", part, constant([0, -1, CHUNK_EVENTS * model.width])),
+                    node("Reshape", part, constant([0, -1, CHUNK_EVENTS * served.width])),
                     seen_chunks,
                     axis=1,
                 ),
-                constant([-1, visible, model.width]),
+                constant([-1, visible, served.width]),
             )
             for part in (key, value)
         )  # (B C, visible, D)
         masks = np.concatenate(
             [
-                causal_mask(block.hidden, model.window, CHUNK_EVENTS, visible, n * CHUNK_EVENTS)
+                causal_mask(hidden, served.window, CHUNK_EVENTS, visible, n * CHUNK_EVENTS)
                 for n in range(before + 1)
             ]
         )
@@ -303,7 +303,7 @@ class HistoryEncoder(Encoder):
         kind = node("Expand", kind, node("Concat", batch, count, axis=0))
         mask = node("Gather", constant(masks), node("Reshape", kind, constant([-1])))
         attended = self.attention(query, key, value, mask)
-        shape = node("Concat", node("Shape", ages), constant([model.width]), axis=0)
+        shape = node("Concat", node("Shape", ages), constant([served.width]), axis=0)
         return node("Reshape", attended, shape)
 
 
@@ -318,44 +318,39 @@ class AppendEncoder(Encoder):
 
     def write(self) -> None:
         """Write the graph."""
-        model, node = self.model, self.node
+        served, node = self.served, self.node
         item = self.writer.input("item", INT64, ["batch", 1])
         position = self.writer.input("position", INT64, ["batch", 1, 1])
         since = until = None
-        if model.since is not None:
+        if served.config.time_gaps:
             since = self.writer.input("since", INT64, ["batch", 1])
             until = self.writer.input("until", INT64, ["batch"])
-        rows = state_rows(model)
+        rows = state_rows(served)
         x = self.embed(item, since)
-        if model.blocks:
+        if served.blocks:
             row, ages = self._place(position, rows["key_0"], heads=1)  # ages (B, 1, 1, count)
             places = node("Squeeze", ages, self.constant([1, 2]))
-        for place, block in enumerate(model.blocks):
+        for place, block in enumerate(served.blocks):
             (query, key, value), gate = self.query_key_value(place, item, x)
             keys = self._put(f"key_{place}", row, key, rows["key_0"])
             values = self._put(f"value_{place}", row, value, rows["key_0"])
             cos, sin = self._turn_back(rows["key_0"])
-            keys = node("RotaryEmbedding", keys, cos, sin, places, num_heads=model.heads)
+            keys = node("RotaryEmbedding", keys, cos, sin, places, num_heads=served.heads)
             bias = np.zeros(rows["key_0"], dtype=np.float32)
-            mask = node("Gather", self.constant(by_age(bias, block.hidden)), ages)
+            mask = node("Gather", self.constant(by_age(bias, served.hidden[place])), ages)
             attended = self.attention(query, keys, values, mask)
-            x = self.add_attended(x, attended, block.output, gate)
-            x = self.feed_forward(x, block.feed_forward)
-        if model.last is None:
+            x = self.merge(block, x, attended, block.output if block.heads > 1 else None, gate)
+        if served.last is None:
             self.user(x)
             return
-        new = x if model.last.norm is None else self.norm(x, model.last.norm)
-        row, ages = self._place(position, rows["events"], heads=model.heads)
+        new = self.enter_last(x)
+        row, ages = self._place(position, rows["events"], heads=served.heads)
         events = self._put("events", row, new, rows["events"])
-        bias = np.concatenate([by_age(head, NEVER) for head in model.last.bias])
+        bias = np.concatenate([by_age(head, NEVER) for head in served.bias])
         self.finish(new, x, events, node("Gather", self.constant(bias), ages), until)
 
     def _place(self, position: str, count: int, heads: int) -> tuple[str, str]:
-        """Return where event ``position`` goes, and the age of each row as places of ``by_age``.
-
-        Returns:
-            Rows for ScatterElements, (B, 1, D), and places for each head, (B, H, 1, count).
-        """
+        """Return the row of an event, (B, 1, D), and all ages in ``by_age``, (B, H, 1, count)."""
         node, rows = self.node, self.constant([count])
         row = node("Mod", position, rows)
         # The age of row r is newest - r, in a table that holds every age twice.
@@ -363,11 +358,11 @@ class AppendEncoder(Encoder):
         begins = np.arange(heads)[:, None] * (3 * count - 1) + count - 1 - np.arange(count)
         newest = node("Unsqueeze", newest, self.constant([3]))
         ages = node("Add", newest, self.constant(begins[None, :, None]))
-        return node("Expand", row, self.constant([1, 1, self.model.width])), ages
+        return node("Expand", row, self.constant([1, 1, self.served.width])), ages
 
     def _put(self, name: str, row: str, new: str, count: int) -> str:
         """Put an event into a part of the state, (B, count, D), where that lies."""
-        axes: list[int | str] = ["batch", count, self.model.width]
+        axes: list[int | str] = ["batch", count, self.served.width]
         kept = self.writer.input(name, FLOAT, axes)
         self.writer.output(f"new_{name}", FLOAT, axes)
         return self.node("ScatterElements", kept, row, new, to=f"new_{name}", axis=1)
@@ -375,7 +370,7 @@ class AppendEncoder(Encoder):
     def _turn_back(self, count: int) -> tuple[str, str]:
         """Return cos and sin that turn keys back by their age, where a query is not turned."""
         cos, sin = rotary_tables(
-            count, self.model.width // self.model.heads, self.model.rotary_base
+            count, self.served.width // self.served.heads, self.served.config.rotary_base
         )
         return self.constant(by_age(cos.numpy(), 1)), self.constant(by_age(-sin.numpy(), 0))
 
@@ -393,14 +388,10 @@ def by_age(values: NDArray[np.float32], hidden: float) -> NDArray[np.float32]:
 def causal_mask(
     hidden: float, window: int, queries: int, keys: int, begin: int = 0
 ) -> NDArray[np.float32]:
-    """Return the mask of the latest queries of so many keys, (1, 1, queries, keys).
+    """Return the mask of queries from place ``begin`` on, (1, 1, queries, keys).
 
-    Args:
-        hidden: Added where a query may not look, 0 elsewhere.
-        window: Keys that a query sees, its own included.
-        queries: How many.
-        keys: How many; the last query stands beside the last key.
-        begin: The place of the first query; keys whose place is below 0 do not exist.
+    The last query stands beside the last key; keys whose place is below 0 do not exist. A query
+    sees ``window`` keys, its own included; ``hidden`` is added where it may not look, 0 elsewhere.
     """
     places = begin + np.arange(queries)
     of_keys = begin + queries - keys + np.arange(keys)

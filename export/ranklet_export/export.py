@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import re
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -170,7 +171,7 @@ def _read_shape(shape: str) -> tuple[int, ModelConfig]:
             raise InputError(f"the shape of a random bundle has {name!r}, {why}: {shape!r}")
     values = dict(zip(names, (value.strip() for _, _, value in pairs), strict=True))
     items = values.pop("items", "")
-    if not items.isascii() or not items.isdigit() or not 0 < int(items) <= MOST_ITEMS:
+    if not re.fullmatch(r"[0-9]{1,12}", items) or not 0 < int(items) <= MOST_ITEMS:
         raise InputError(f"a random bundle needs items=..., up to {MOST_ITEMS:,}; got {shape!r}")
     return int(items), configure({**values, "dropout": 0.0}).model
 
@@ -183,11 +184,12 @@ def _check_target(bundle: Path, settings: Settings) -> None:
     try:
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
-    except (OSError, ValueError, TypeError):
+        parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
+    except (OSError, ValueError, TypeError, KeyError):
         is_bundle = False
     if not is_bundle:
         raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
-    if strange := sorted({path.name for path in bundle.iterdir()} - FILE_NAMES - {MANIFEST}):
+    if strange := sorted({path.name for path in bundle.iterdir()} - parts):
         raise BundleError(
             f"{bundle} is not replaced: it holds {strange[0]!r}, which is no part of a bundle"
         )

@@ -94,7 +94,7 @@ def export_graphs(
     items, width = model.items.item.shape
     parts = 4 if model.config.block == "gated" else 3
     with_rows = not compact and 4 * items * parts * width <= LARGEST_ROWS
-    served = ServedModel.of(model, with_rows=with_rows)
+    served = ServedModel(model, with_rows=with_rows)
     dtype: Literal["<f2", "<f4"] = "<f2" if precision == "fp16" else "<f4"
     bits = CODE_BITS.get(precision)
     codes = quantize(served.table, bits) if bits else None
@@ -108,7 +108,7 @@ def export_graphs(
             elif name == SCORE or (name == SCORE_MANY and codes and can_score_many(codes)):
                 Scorer(writer, served.table, precision, many=name == SCORE_MANY).write(codes)
             elif name == MODEL:
-                write_model(writer, model, served, dtype)
+                write_model(writer, served, dtype)
             else:
                 continue
             graphs[name] = writer

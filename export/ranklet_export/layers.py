@@ -1,4 +1,4 @@
-"""The weights of a model as the graphs use them, worked out from its torch modules once.
+"""A model laid out for serving: what the graphs compute beside its own layers, worked out once.
 
 * Rows are stored times sqrt(D), as they enter the first block, and users are divided by it.
 * What the first block makes of an item alone (query, key, value, gate) is a table of its own.
@@ -13,7 +13,6 @@
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ranklet.bundle.manifest import NEVER
-from ranklet_training.model.model import Block
+from ranklet_training.model.model import Block, SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
@@ -34,171 +33,75 @@ LOWEST_SCORE = -70
 ROWS_AT_ONCE = 1 << 16
 
 
-@dataclass(frozen=True)
-class Linear:
-    """x @ weight + bias."""
-
-    weight: Floats  # (in, out)
-    bias: Floats | None
-
-    @classmethod
-    def of(cls, *layers: nn.Linear) -> "Linear":
-        """Put the outputs of several layers of one input side by side."""
-        bias = None
-        if layers[0].bias is not None:
-            bias = torch.cat([layer.bias for layer in layers]).numpy()
-        return cls(torch.cat([layer.weight for layer in layers]).T.contiguous().numpy(), bias)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """Layer normalisation over the last axis."""
-
-    scale: Floats
-    shift: Floats
-    epsilon: float
-
-    @classmethod
-    def of(cls, norm: nn.Module) -> "Norm":
-        """Take over a torch layer."""
-        assert isinstance(norm, nn.LayerNorm)
-        return cls(norm.weight.numpy(), norm.bias.numpy(), norm.eps)
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The second half of a block."""
-
-    norm: Norm
-    first: Linear
-    is_swiglu: bool
-    second: Linear
-    gate: Linear | None
-
-    @classmethod
-    def of(cls, block: Block) -> "FeedForward":
-        """Take over the layers of a block."""
-        norm, first, _, second = block.feed_forward
-        assert isinstance(first, nn.Linear)
-        assert isinstance(second, nn.Linear)
-        return cls(
-            norm=Norm.of(norm),
-            first=Linear.of(first),
-            is_swiglu=first.out_features == 2 * second.in_features,
-            second=Linear.of(second),
-            gate=_gate(block.feed_forward_gate),
-        )
-
-
-@dataclass(frozen=True)
-class EveryEventBlock:
-    """A block before the last: every event asks."""
-
-    norm: Norm
-    query_key_value: Linear  # (D, 3 D)
-    output: Linear | None  # None: part of the values
-    gate: Linear | None
-    hidden: float  # score of an event that may not be seen
-    feed_forward: FeedForward
-
-
-@dataclass(frozen=True)
-class LastEventBlock:
-    """The last block: one event asks with D channels a head; keys and values are what enters."""
-
-    norm: Norm | None
-    query: Linear  # (D, H D)
-    scale: float
-    output: Linear  # (H D, D)
-    gate: Linear | None
-    bias: Floats  # by age, (H, max_length)
-    feed_forward: FeedForward | None  # None: a seed model
-
-
-@dataclass(frozen=True)
 class ServedModel:
-    """A model laid out for serving."""
+    """A model laid out for serving.
 
-    table: Floats  # (items + 1, D); users are scored against it, histories look it up
-    rows: dict[str, Floats]  # of the first block, by item: query, key, value, perhaps gate
-    offset: Floats | None  # added to every event, (D,): the mean user of a seed model
-    since: Floats | None  # added to an event by the gap before it, (buckets, D)
-    until: Floats | None  # added to the last event by the gap after it, (buckets, D)
-    blocks: list[EveryEventBlock]
-    last: LastEventBlock | None  # None: a model without attention
-    norm: Norm | None
-    user_scale: Floats | None  # (D,)
-    is_cosine: bool
-    heads: int
-    window: int  # events that blocks before the last see; 0: all
-    rotary_base: float
-    max_length: int
+    Attributes:
+        model: In evaluation mode, without gradients.
+        table: Rows that histories look up and users are scored against, (items + 1, D).
+        rows: Of the first block, by item: query, key, value and perhaps gate; empty if there are
+            none, where the block sees times or the bundle is compact.
+        offset: Added to every event, (D,), of a seed model: its mean user.
+        blocks: Blocks before the last.
+        key_values: Their layers of keys and values.
+        hidden: The scores of events that they may not see.
+        last: The last block, None for a model without attention.
+        query: Its layer before attention, (D, H D).
+        output: Its layer after attention, (H D, D).
+        bias: Added to its scores by age, (H, max_length).
+        user_scale: Multiplies a normalised user, None of a seed model.
+    """
+
+    def __init__(self, model: Model, *, with_rows: bool) -> None:
+        """Lay out a model; ``with_rows`` makes ``rows`` where there can be some."""
+        self.model, self.config = model, model.config
+        self.heads = model.config.heads if isinstance(model, SequenceModel) else 1
+        self.width, self.max_length = model.config.width, model.config.max_length
+        self.rows: dict[str, Floats] = {}
+        self.offset: Floats | None = None
+        self.user_scale: float | None = None
+        self.blocks: list[Block] = []
+        self.last: Block | SeedModel | None = None
+        self.bias = np.zeros((self.heads, self.max_length), dtype=np.float32)
+        scale = 1.0
+        if isinstance(model, SeedModel):
+            self.last, self.offset = model, model.users.weight.mean(dim=0).numpy()
+        else:
+            blocks = list(model.each_block())
+            self.blocks, self.last = blocks[:-1], blocks[-1] if blocks else None
+            scale = self.width**0.5
+            # A cosine: x / |x| is x / (sqrt(D) rms(x)).
+            is_cosine = model.config.scoring == "cosine"
+            self.user_scale = 1 / scale
+            if is_cosine:
+                self.user_scale /= model.config.temperature * scale
+        table = (model.table().detach() * scale).contiguous()
+        self.table: Floats = table.numpy()
+        self.key_values = [served_key_value(block) for block in self.blocks]
+        self.hidden: list[float] = [NEVER] * len(self.blocks)
+        if self.blocks and not model.config.time_gaps:  # the first one sees items alone
+            self.hidden[0] = hidden_score(self.blocks[0], table, self.max_length) or NEVER
+            if with_rows:
+                self.rows = self._first_block(table)
+        if self.last is not None:
+            self.query, self.output = one_query_layers(self.last, self.heads)
+        if isinstance(model, SequenceModel) and self.last is not None:
+            self.bias = model.bias(self.max_length).numpy()
 
     @property
-    def width(self) -> int:
-        """Return D."""
-        return int(self.table.shape[1])
+    def window(self) -> int:
+        """Return how many events blocks before the last see; 0: all that count."""
+        window = self.config.attention_window if self.blocks else 0
+        return 0 if window >= self.max_length else window
 
-    @classmethod
-    def of(cls, model: Model, *, with_rows: bool) -> "ServedModel":
-        """Lay out a model that is in evaluation mode, without gradients.
-
-        Args:
-            model: Of the run.
-            with_rows: Make ``rows`` where the first block sees items alone: there are two blocks or
-                more, and the model knows no times.
-        """
-        config = model.config
-        if isinstance(model, SeedModel):
-            return cls(
-                table=model.table().detach().contiguous().numpy(),
-                rows={},
-                offset=model.users.weight.mean(dim=0).numpy(),
-                since=None,
-                until=None,
-                blocks=[],
-                last=seed_block(model),
-                norm=None,
-                user_scale=None,
-                is_cosine=False,
-                heads=1,
-                window=0,
-                rotary_base=1.0,
-                max_length=config.max_length,
-            )
-        scale = config.width**0.5
-        table = (model.table().detach() * scale).contiguous()
-        blocks = list(model.each_block())
-        sees_items_alone = len(blocks) > 1 and not config.time_gaps
-        rows: dict[str, Floats] = {}
-        if with_rows and sees_items_alone:
-            rows = first_block_rows(blocks[0], table)
-        served = []
-        for place, block in enumerate(blocks[:-1]):
-            hidden = None
-            if sees_items_alone and place == 0:
-                hidden = hidden_score(block, table, config.max_length)
-            served.append(every_event_block(block, hidden or NEVER))
-        is_cosine = config.scoring == "cosine"
-        shrink = 1 / scale / (config.temperature if is_cosine else 1.0)
-        if is_cosine:  # x / |x| is x / (sqrt(D) rms(x))
-            shrink *= config.width**-0.5
-        return cls(
-            table=table.numpy(),
-            rows=rows,
-            offset=None,
-            since=model.since.weight.numpy() if config.time_gaps else None,
-            until=model.until.weight.numpy() if config.time_gaps else None,
-            blocks=served,
-            last=last_event_block(blocks[-1], model.bias(config.max_length)) if blocks else None,
-            norm=Norm.of(model.norm),
-            user_scale=np.full(config.width, shrink, np.float32),
-            is_cosine=is_cosine,
-            heads=config.heads,
-            window=config.attention_window,
-            rotary_base=config.rotary_base,
-            max_length=config.max_length,
-        )
+    def _first_block(self, table: Tensor) -> dict[str, Floats]:
+        block, key_value = self.blocks[0], self.key_values[0]
+        normed = block.attention_norm(table)
+        key, value = key_value(normed).chunk(2, dim=-1)
+        rows = {"queries": block.query(normed), "keys": key, "values": value}
+        if block.attention_gate is not None:
+            rows["gates"] = block.attention_gate(table).sigmoid()
+        return {name: part.contiguous().numpy() for name, part in rows.items()}
 
 
 def served_key_value(block: Block) -> nn.Linear:
@@ -213,77 +116,29 @@ def served_key_value(block: Block) -> nn.Linear:
     return layer
 
 
-def first_block_rows(block: Block, table: Tensor) -> dict[str, Floats]:
-    """Return query, key, value and perhaps gate of every item, (items + 1, D) each."""
-    normed = block.attention_norm(table)
-    parts = [block.query(normed), *served_key_value(block)(normed).chunk(2, dim=-1)]
-    if block.attention_gate is not None:
-        parts.append(block.attention_gate(table).sigmoid())
-    names = ("queries", "keys", "values", "gates")
-    return {name: part.contiguous().numpy() for name, part in zip(names, parts, strict=False)}
-
-
-def every_event_block(block: Block, hidden: float) -> EveryEventBlock:
-    """Lay out a block before the last."""
-    return EveryEventBlock(
-        norm=Norm.of(block.attention_norm),
-        query_key_value=Linear.of(block.query, served_key_value(block)),
-        output=None if block.heads == 1 else Linear.of(block.output),
-        gate=_gate(block.attention_gate),
-        hidden=hidden,
-        feed_forward=FeedForward.of(block),
-    )
-
-
-def last_event_block(block: Block, bias: Tensor) -> LastEventBlock:
-    """Lay out the last block; ``bias`` is what a head adds to a score by age, (H, max_length)."""
-    query, output = one_query_layers(block, block.heads)
-    return LastEventBlock(
-        norm=Norm.of(block.attention_norm),
-        query=query,
-        scale=(query.weight.shape[0] // block.heads) ** -0.5,
-        output=output,
-        gate=_gate(block.attention_gate),
-        bias=bias.numpy(),
-        feed_forward=FeedForward.of(block),
-    )
-
-
-def seed_block(model: SeedModel) -> LastEventBlock:
-    """Lay out the attention of a seed model, which does not know the order of events."""
-    query, output = one_query_layers(model, heads=1)
-    bias = np.zeros((1, model.config.max_length), dtype=np.float32)
-    return LastEventBlock(None, query, model.config.width**-0.5, output, None, bias, None)
-
-
-def one_query_layers(source: Block | SeedModel, heads: int) -> tuple[Linear, Linear]:
+def one_query_layers(source: Block | SeedModel, heads: int) -> tuple[nn.Linear, nn.Linear]:
     """Return the layers around the attention of one event, where keys and values are its input.
 
     <W_q x + b, W_k y> is <W_k' (W_q x + b), y>, a sum of values is the value of the sum, and a bias
     of the keys adds the same to all scores. A head then asks with D channels, not D / H.
     """
+    width = source.query.in_features
+    before, after = nn.Linear(width, heads * width), nn.Linear(heads * width, width)
     query, key_value, output = (
         [layer.weight.double(), layer.bias.double()]
         for layer in (source.query, source.key_value, source.output)
     )
     key, value = key_value[0].chunk(2)
     by_head = [rows.chunk(heads) for rows in (*query, key, value)]
-    asks = [(k.T @ q, k.T @ b) for q, b, k, _ in zip(*by_head, strict=True)]
     columns = output[0].chunk(heads, dim=1)
-    gives = [o @ v for o, v in zip(columns, by_head[-1], strict=True)]
-    shift = output[0] @ key_value[1].chunk(2)[1] + output[1]
-    return (
-        _linear(torch.cat([w for w, _ in asks]), torch.cat([b for _, b in asks])),
-        _linear(torch.cat(gives, dim=1), shift),
-    )
-
-
-def _linear(weight: Tensor, bias: Tensor) -> Linear:
-    return Linear(weight.T.contiguous().float().numpy(), bias.float().numpy())
-
-
-def _gate(layer: nn.Linear | None) -> Linear | None:
-    return None if layer is None else Linear.of(layer)
+    with torch.no_grad():
+        asks = [(k.T @ q, k.T @ b) for q, b, k, _ in zip(*by_head, strict=True)]
+        before.weight.copy_(torch.cat([weight for weight, _ in asks]))
+        before.bias.copy_(torch.cat([bias for _, bias in asks]))
+        gives = [o @ v for o, v in zip(columns, by_head[-1], strict=True)]
+        after.weight.copy_(torch.cat(gives, dim=1))
+        after.bias.copy_(output[0] @ key_value[1].chunk(2)[1] + output[1])
+    return before.requires_grad_(requires_grad=False), after.requires_grad_(requires_grad=False)
 
 
 def hidden_score(block: Block, table: Tensor, events: int) -> float | None:

@@ -6,6 +6,7 @@ scores in full precision, and is slower than the programs that the Python runtim
 """
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,10 @@ from ranklet.errors import InputError
 from ranklet.files.atomic import atomic_write
 from ranklet_export.encoders import add_table
 from ranklet_export.layers import ServedModel
-from ranklet_export.writer import Axes, GraphWriter
+from ranklet_export.writer import Axes, GraphWriter, offset_of, size_of
 from ranklet_training.model.attention import attention, rotary
-from ranklet_training.model.model import SequenceModel
+from ranklet_training.model.model import Block, SequenceModel
 from ranklet_training.model.seed import SeedModel
-from ranklet_training.runs.checkpoint import Model
 
 OPSET = 20
 # Sizes to trace with; 0 and 1 would be taken for constants (pytorch#151582). The table is cut to a
@@ -39,14 +39,16 @@ class WholeModel(nn.Module):
 
     bias: Tensor
 
-    def __init__(self, model: Model, served: ServedModel) -> None:
-        """Take a model in evaluation mode, and how it is laid out for serving."""
+    def __init__(self, served: ServedModel) -> None:
+        """Take a model as it is laid out for serving."""
         super().__init__()
-        self.model, self.max_length, self.window = model, served.max_length, served.window
+        self.model, self.served = served.model, served
         self.table = nn.Parameter(torch.zeros(TRACED_ITEMS, served.width), requires_grad=False)
-        if isinstance(model, SequenceModel) and served.last is not None:
-            self.register_buffer("bias", torch.from_numpy(served.last.bias))
-        self.scale = 1.0 if isinstance(model, SeedModel) else served.width**-0.5
+        self.register_buffer("bias", torch.from_numpy(served.bias))
+        self.scale = 1.0 if isinstance(served.model, SeedModel) else served.width**-0.5
+        if isinstance(served.last, Block):
+            self.last = deepcopy(served.last)
+            self.last.output = served.output
 
     def forward(
         self, history: Tensor, since: Tensor | None = None, until: Tensor | None = None
@@ -58,62 +60,63 @@ class WholeModel(nn.Module):
             since: Bucket of the gap before each event, int64 (B, T), of a model that knows times.
             until: Bucket of the gap from the last event to the question, int64 (B,).
         """
-        model = self.model
+        model, served, longest = self.model, self.served, self.served.max_length
         last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
         places = torch.arange(history.shape[1])[None]  # (1, T)
         age = last - places  # (B, T); padding is younger than the last event
-        counts = (age >= 0) & (age < self.max_length)
-        last_row = last[:, :, None].expand(-1, -1, self.table.shape[1])
+        counts = (age >= 0) & (age < longest)
         x = functional.embedding(history, self.table)  # (B, T, D)
         if isinstance(model, SeedModel):
             x = x + model.users.weight.mean(dim=0)
-            key, value = model.key_value(x)[:, None].chunk(2, dim=-1)
-            query = model.query(x.gather(1, last_row))[:, None]
-            attended = attention(query, key, value, mask=counts[:, None, None])
-            user: Tensor = model.output(attended[:, 0])
-            return user[:, 0] * self.scale
-        if since is not None:
+        if isinstance(model, SequenceModel) and since is not None:
             x = x + model.since(since)
-        blocks = list(model.each_block())
-        if not blocks:
-            return model.user(x.gather(1, last_row))[:, 0] * self.scale
-        if len(blocks) > 1:
+        if isinstance(model, SequenceModel) and served.blocks:
+            cos_sin = model.cos, model.sin
             distance = places[0, :, None] - places  # (T, T)
-            sees = (distance >= 0) & (distance < (self.window or self.max_length))
-            may_attend = sees & counts[:, None] | (distance == 0)  # (B, T, T)
-            turned = (self.max_length - 1 - age).clamp(0, self.max_length - 1)
-        for block in blocks[:-1]:
+            sees = (distance >= 0) & (distance < (served.window or longest))
+            may_attend = (sees & counts[:, None] | (distance == 0))[:, None]  # (B, 1, T, T)
+            turned = (longest - 1 - age).clamp(0, longest - 1)
+        for block in served.blocks:
             normed = block.attention_norm(x)
             key, value = block.keys_values(normed)
-            query = rotary(block.split_heads(block.query(normed)), model.cos, model.sin, turned)
-            key = rotary(key, model.cos, model.sin, turned)
-            x = block.merge(x, attention(query, key, value, mask=may_attend[:, None]))
-        final = blocks[-1]
-        key, value = final.keys_values(final.attention_norm(x))
-        x = x.gather(1, last_row)  # (B, 1, D)
-        if until is not None:
+            query = rotary(block.split_heads(block.query(normed)), *cos_sin, turned)
+            key = rotary(key, *cos_sin, turned)
+            x = block.merge(x, attention(query, key, value, mask=may_attend))
+        events = self._enter_last(x)
+        x = x.gather(1, last[:, :, None].expand(-1, -1, served.width))  # (B, 1, D)
+        if isinstance(model, SequenceModel) and until is not None:
             x = x + model.until(until)[:, None]
-        query = final.split_heads(final.query(final.attention_norm(x)))
-        mask = self.bias[:, age.clamp(0, self.max_length - 1)].transpose(0, 1)  # (B, H, T)
-        mask = mask.masked_fill(~counts[:, None], NEVER)[:, :, None]
-        return (
-            model.user(final.merge(x, attention(query, key, value, mask=mask)))[:, 0] * self.scale
-        )
+        if served.last is not None:
+            query = served.query(self._enter_last(x)).unflatten(-1, (served.heads, served.width))
+            keys = events[:, None].expand(-1, served.heads, -1, -1)  # (B, H, T, D)
+            mask = self.bias[:, age.clamp(0, longest - 1)].transpose(0, 1)  # (B, H, T)
+            mask = mask.masked_fill(~counts[:, None], NEVER)[:, :, None]
+            scale = (served.width // served.heads) ** -0.5
+            attended = attention(query.transpose(1, 2), keys, keys, mask=mask, scale=scale)
+            if isinstance(model, SeedModel):
+                x = served.output(attended.flatten(2))
+            else:
+                x = self.last.merge(x, attended)
+        user: Tensor = x if isinstance(model, SeedModel) else model.user(x)
+        return user[:, 0] * self.scale
+
+    def _enter_last(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.last.attention_norm(x) if hasattr(self, "last") else x
+        return normed
 
 
-def write_model(writer: GraphWriter, model: Model, served: ServedModel, dtype: DTypeLike) -> None:
+def write_model(writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> None:
     """Trace a model, and add the scores of the catalogue.
 
     Args:
         writer: Of the graph.
-        model: In evaluation mode, without gradients.
-        served: The same, laid out for serving: its item table is that of the other graphs.
+        served: The model, whose weights are those of the other graphs.
         dtype: How the item table is stored.
     """
     axes: dict[str, Axes] = {"history": ["batch", "length"]}
-    if model.config.time_gaps:
+    if served.config.time_gaps:
         axes |= {"since": ["batch", "length"], "until": ["batch"]}
-    writer.adopt(_trace(WholeModel(model, served).eval(), axes), axes, without="table")
+    writer.adopt(_trace(WholeModel(served).eval(), axes), axes, without="table")
     table, items = add_table(writer, served.table, dtype), len(served.table) - 1
     writer.input("k", TensorProto.INT64, [1])
     never = np.zeros(-(-len(served.table) // CHUNK) * CHUNK, dtype=np.float32)
@@ -150,8 +153,8 @@ def _trace(model: WholeModel, axes: dict[str, Axes]) -> onnx.GraphProto:
     return program.model_proto.graph
 
 
-def write_single_file(bundle: Path, path: Path) -> None:
-    """Write model.onnx of a bundle with its weights inside.
+def write_single_file(bundle: Path, path: Path) -> int:
+    """Write model.onnx of a bundle with its weights inside, and return the bytes of the file.
 
     Args:
         bundle: The folder of a bundle.
@@ -167,5 +170,14 @@ def write_single_file(bundle: Path, path: Path) -> None:
             f"{manifest.items:,} items do not fit into one file: ONNX allows 2 GiB; copy "
             f"{manifest.programs[MODEL].file} and {WEIGHTS} together instead"
         )
-    model = onnx.load(bundle / manifest.programs[MODEL].file)
-    atomic_write(path, model.SerializeToString())
+    model = onnx.load(bundle / manifest.programs[MODEL].file, load_external_data=False)
+    with (bundle / WEIGHTS).open("rb") as weights:  # onnx reads no file that has links
+        for tensor in model.graph.initializer:
+            if tensor.external_data:
+                weights.seek(offset_of(tensor))
+                tensor.raw_data = weights.read(size_of(tensor))
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+    content = model.SerializeToString()
+    atomic_write(path, content)
+    return len(content)

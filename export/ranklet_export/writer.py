@@ -6,6 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -59,6 +60,11 @@ class WeightFile:
 def offset_of(tensor: TensorProto) -> int:
     """Return where a stored tensor begins in its file, in bytes."""
     return next(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
+
+
+def size_of(tensor: TensorProto) -> int:
+    """Return the bytes of a stored tensor."""
+    return next(int(entry.value) for entry in tensor.external_data if entry.key == "length")
 
 
 class GraphWriter:
@@ -129,7 +135,7 @@ class GraphWriter:
 
     def constant(self, values: Any) -> str:  # noqa: ANN401 (what numpy takes)
         """Return the name of an array: int64 where it holds integers, else as it is."""
-        array = np.asarray(values)
+        array = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
             self._constants[key] = self.weight(f"constant_{len(self._constants)}", array)
@@ -161,7 +167,7 @@ class GraphWriter:
             if node.op_type != "Cast" and (node.op_type, place) != ("Gather", 0)
         }
         return sum(
-            int(next(e.value for e in tensor.external_data if e.key == "length"))
+            size_of(tensor)
             for tensor in self.graph.initializer
             if tensor.external_data and casts.get(tensor.name, tensor.name) in read
         )

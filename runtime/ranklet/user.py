@@ -5,7 +5,7 @@
   itself included. Events that left the window still show in the values of those that saw them, so
   answers differ from ``Ranker.rank`` with the latest events; they are no worse
   (docs/performance.md). More than ``APPENDED`` new events at once are encoded with the latest
-  ``max_length``, as ``Ranker.rank`` does.
+  ``max_length``, as ``Ranker.rank`` does; so are fewer where that is faster and changes nothing.
 * Events are encoded when a ranking asks for them, so that appending alone costs next to nothing.
 * A signal handler that raises may end any call. The counts of a user are therefore one value that
   never changes, replaced in one assignment, beside lists of events that may be longer than they say
@@ -31,7 +31,9 @@ from ranklet.values import Ids, Times, check_flag, check_k, flat, show, whole_nu
 
 MAGIC = b"ranklet user 3\n"
 DIGEST_BYTES = 32
-APPENDED = 4  # new events; to encode a history again costs no more than to append more of them
+APPENDED = 4  # new events
+# To append an event takes as long as to encode so many (docs/log.md).
+EVENTS_OF_AN_APPEND = 32
 
 
 class Kept(NamedTuple):
@@ -191,7 +193,11 @@ class User:
     @property
     def is_encoded_whole(self) -> bool:
         """Return whether a history is to be encoded, not appended to a state."""
-        return self.new > 0 and (not self._kept.encoded or self.new > APPENDED)
+        new, events = self.new, self._kept.events
+        if new < 2 or not self._kept.encoded:
+            return new > 0 and not self._kept.encoded
+        is_short = events <= min(EVENTS_OF_AN_APPEND * new, self._reader.max_length)
+        return new > APPENDED or is_short
 
     def _encode(self, history: History) -> Floats:
         """Return the vector of this user, (1, D), and bring the state up to date."""

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from ranklet.provider import ORT_NAMES
 
 from ranklet import InputError, Manifest, ProviderError, Ranker
-from ranklet import ranker as ranker_module
+from ranklet.engine.sessions import ORT_NAMES
 from ranklet.machine import describe_machine, machine
 from ranklet.user import User
 from ranklet_cli.bench.report import BenchReport, Setting, compare
 from ranklet_cli.bench.run import Sweep, benchmark
 from ranklet_cli.bench.show import format_report, plot
-from ranklet_cli.bench.timers import AppendTimer, CallTimer, bare_runs
+from ranklet_cli.bench.timers import AppendTimer, CallTimer, bare_call
 
 HAS_CUDA = ORT_NAMES["cuda"] in onnxruntime.get_available_providers()
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -120,7 +119,7 @@ def test_loads_and_cold_starts_have_a_time_and_memory(report: BenchReport) -> No
 
 def test_progress_is_reported(report: BenchReport, notes: list[str]) -> None:
     assert report.bundle in notes[0]
-    assert "timing 8 combinations, 0 of 100 calls each" in notes
+    assert "timing 8 combination(s), 0 of 100 calls each" in notes
     assert notes[-1] == "timing requests at random times, round 5 of 5"
 
 
@@ -192,17 +191,11 @@ def test_a_report_of_cuda_names_the_gpu(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 4), (2, 4), (5, 3)])
-def test_the_bare_runs_are_those_of_the_ranking(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, batch: int, length: int
-) -> None:
-    ranker = Ranker.load(tiny_bundle, provider="cpu")
-    monkeypatch.setattr(ranker_module, "MAX_SCORES", 2 * len(ranker))  # two rows a run
-    timer = CallTimer(setting(ranker, batch, length), ranker, seed=3)
-    rankings = ranker.rank_batch(timer.requests[0], k=7)
-    answers = [run() for run in bare_runs(ranker, timer.requests[0], 7)]
-    assert len(answers) == -(-batch // 2)
-    items = np.concatenate([answer[0] for answer in answers])
-    assert [ranker.vocabulary.ids(row) for row in items] == [r.items for r in rankings]
+def test_the_bare_call_ranks_the_same_items(tiny_ranker: Ranker, batch: int, length: int) -> None:
+    timer = CallTimer(setting(tiny_ranker, batch, length), tiny_ranker, seed=3)
+    rankings = tiny_ranker.rank_batch(timer.requests[0], k=7)
+    items = np.concatenate([best.items for best in bare_call(tiny_ranker, timer.requests[0], 7)()])
+    assert [tiny_ranker.vocabulary.ids(row) for row in items] == [r.items for r in rankings]
 
 
 def test_every_append_comes_after_the_history_whose_last_event_was_appended(

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
-from ranklet.bundle import Manifest
+from ranklet.bundle.manifest import Manifest
 from ranklet_cli.group import cli
 from ranklet_training.data.simulator import Simulation
 

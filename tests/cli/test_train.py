@@ -9,12 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
-from ranklet_training.runs.lock import locked
 
 from ranklet_cli.group import cli
 from ranklet_cli.options import PRESET_NAMES
 from ranklet_training.data.simulator import Simulation
-from ranklet_training.runs.checkpoint import Run
+from ranklet_training.runs.checkpoint import Run, locked
 from ranklet_training.runs.presets import PRESETS
 
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]

@@ -1,6 +1,8 @@
 """Attention and what knows places equal their formulas, written out slowly in float64."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -38,10 +40,8 @@ def slow_attention(query: Tensor, key: Tensor, value: Tensor, allowed: list[list
             for t in range(query.shape[2]):
                 weights = []
                 for s in range(key.shape[2]):
-                    dot = sum(
-                        float(query[b, h, t, c]) * float(key[b, h, s, c])
-                        for c in range(query.shape[3])
-                    )
+                    pairs = zip(query[b, h, t].tolist(), key[b, h, s].tolist(), strict=True)
+                    dot = sum(q * k for q, k in pairs)
                     seen = allowed[t][s]
                     weights.append(math.exp(dot / math.sqrt(query.shape[3])) if seen else 0.0)
                 for s, weight in enumerate(weights):
@@ -53,8 +53,8 @@ def largest_difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-@pytest.mark.parametrize("window", [0, 1, 2, 3, 5, 20])
-@pytest.mark.parametrize("length", [1, 3, 8, 9, 17, 18, 20])
+@pytest.mark.parametrize("window", [0, 1, 2, 5, 20])
+@pytest.mark.parametrize("length", [1, 8, 9, 17, 18])
 def test_local_attention_is_the_closed_form(length: int, window: int) -> None:
     query, key, value = (x.requires_grad_() for x in query_key_value(length))
     allowed = [[0 <= t - s < (window or length) for s in range(length)] for t in range(length)]
@@ -63,36 +63,34 @@ def test_local_attention_is_the_closed_form(length: int, window: int) -> None:
     found = local_attention(query, key, value, window)
     assert largest_difference(found.detach(), expected) < EXACT
     mask = torch.tensor(allowed)
-    for part, other in zip(
-        torch.autograd.grad(found.square().sum(), (query, key, value)),
-        torch.autograd.grad(
-            attention(query, key, value, mask=mask).square().sum(), (query, key, value)
-        ),
-        strict=True,
-    ):
+    masked = attention(query, key, value, mask=mask)
+    gradients, others = (
+        torch.autograd.grad(x.square().sum(), (query, key, value)) for x in (found, masked)
+    )
+    for part, other in zip(gradients, others, strict=True):
         assert largest_difference(part, other) < EXACT
 
 
-def test_attention_without_a_mask_is_the_closed_form() -> None:
-    query, key, value = query_key_value()
-    expected = slow_attention(query, key, value, [[True] * LENGTH] * LENGTH)
-    assert largest_difference(attention(query, key, value), expected) < EXACT
+HIDDEN = torch.zeros(LENGTH, LENGTH, dtype=torch.float64)
+HIDDEN[:, 2] = -torch.inf
 
 
-def test_causal_attention_looks_at_no_later_key() -> None:
+@pytest.mark.parametrize(
+    ("options", "may_attend"),
+    [
+        ({}, lambda t, s: True),
+        ({"is_causal": True}, lambda t, s: s <= t),
+        ({"mask": HIDDEN}, lambda t, s: s != 2),
+    ],
+    ids=["all", "causal", "hidden key"],
+)
+def test_attention_is_the_closed_form(
+    options: dict[str, Any], may_attend: Callable[[int, int], bool]
+) -> None:
     query, key, value = query_key_value()
-    allowed = [[s <= t for s in range(LENGTH)] for t in range(LENGTH)]
+    allowed = [[may_attend(t, s) for s in range(LENGTH)] for t in range(LENGTH)]
     expected = slow_attention(query, key, value, allowed)
-    assert largest_difference(attention(query, key, value, is_causal=True), expected) < EXACT
-
-
-def test_a_key_that_may_not_be_attended_has_no_weight() -> None:
-    query, key, value = query_key_value()
-    allowed = [[s != 2 for s in range(LENGTH)]] * LENGTH
-    mask = torch.zeros(LENGTH, LENGTH, dtype=torch.float64)
-    mask[:, 2] = -torch.inf
-    expected = slow_attention(query, key, value, allowed)
-    assert largest_difference(attention(query, key, value, mask=mask), expected) < EXACT
+    assert largest_difference(attention(query, key, value, **options), expected) < EXACT
 
 
 def rotated(x: Tensor, positions: Tensor, base: float = 100.0) -> Tensor:
@@ -112,12 +110,6 @@ def test_rotary_is_a_complex_multiplication() -> None:
     assert largest_difference(rotated(x, positions), expected) < TABLES
 
 
-def test_rotary_preserves_norms() -> None:
-    x = draw(BATCH, HEADS, LENGTH, WIDTH)
-    turned = rotated(x, torch.arange(LENGTH)[None] + 20)
-    assert largest_difference(turned.norm(dim=-1), x.norm(dim=-1)) < TABLES
-
-
 @pytest.mark.parametrize("shift", [1, 7, 40])
 def test_products_after_rotary_depend_on_the_distance_alone(shift: int) -> None:
     query, key, _ = query_key_value()
@@ -125,11 +117,6 @@ def test_products_after_rotary_depend_on_the_distance_alone(shift: int) -> None:
     products = rotated(query, positions) @ rotated(key, positions).mT
     shifted = rotated(query, positions + shift) @ rotated(key, positions + shift).mT
     assert largest_difference(products, shifted) < 10 * TABLES
-
-
-def test_rotary_leaves_position_zero_as_it_is() -> None:
-    x = draw(1, 1, 1, WIDTH)
-    assert torch.equal(rotated(x, torch.zeros(1, 1, dtype=torch.int64)), x)
 
 
 def test_rotary_turns_every_row_by_its_own_positions() -> None:

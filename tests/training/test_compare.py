@@ -1,9 +1,7 @@
 """Two models, or two variants online, differ by more than chance, or they do not."""
 
-import gzip
 import json
 import math
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,18 +12,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
 from ranklet import Ranker
-from ranklet.errors import DataError, InputError, RunError
-from ranklet_cli.group import cli
-from ranklet_training.data.events import Events
-from ranklet_training.data.simulator import Simulation
-from ranklet_training.data.split import Split, split_events
+from ranklet.errors import DataError, InputError
+from ranklet_training.data.split import Split
 from ranklet_training.judge import statistics
 from ranklet_training.judge.compare import (
     ModelComparison,
@@ -49,10 +44,7 @@ from ranklet_training.judge.statistics import (
     sample_ratio,
     unpaired_bootstrap,
 )
-from ranklet_training.runs.checkpoint import Run
-from ranklet_training.runs.presets import RunConfig
-from ranklet_training.runs.start import start_run
-from ranklet_training.runs.train import train
+from ranklet_training.runs.checkpoint import Model, Run
 
 FLOAT = 1e-12  # sums in another order
 NORMAL_95 = 1.959964
@@ -151,6 +143,7 @@ def test_pairing_narrows_the_interval_when_users_differ_more_than_models() -> No
     a = random.normal(0, 10, (500, 1))
     b = a + random.normal(0.2, 0.5, (500, 1))
     assert paired_bootstrap(a, b).p[0] < 0.001
+    assert paired_bootstrap(a, a + 10, resamples=1000).p[0] == 1 / 1001  # the smallest
     assert unpaired_bootstrap(a, b).p[0] > 0.5
 
 
@@ -211,12 +204,6 @@ def test_the_seed_decides_the_result(
     assert (first.low != other.low).any()
 
 
-def test_the_smallest_p_value_is_one_of_resamples_plus_one() -> None:
-    random = np.random.default_rng(16)
-    result = paired_bootstrap(np.zeros((100, 1)), random.normal(10, 1, (100, 1)), resamples=1000)
-    assert result.p[0] == 1 / 1001
-
-
 def damaged(bad: float) -> Values:
     values = numbers_of(0)
     values[7, 2] = bad
@@ -267,42 +254,29 @@ def test_the_sample_ratio_is_the_chi_square_test(
     assert (checked.chi_square, checked.p) == pytest.approx((expected.statistic, expected.pvalue))
 
 
-def test_a_mismatch_begins_below_one_in_a_thousand() -> None:
+def test_a_mismatch_begins_below_one_in_a_thousand_and_ratios_are_positive() -> None:
     assert not sample_ratio(5164, 4836).mismatch  # chi-square 10.758; 10.828 is one in a thousand
     assert sample_ratio(5166, 4834).mismatch  # 11.022
-
-
-@pytest.mark.parametrize("ratio", [(0.0, 1.0), (1.0, -2.0), (math.inf, 1.0), (math.nan, 1.0)])
-def test_a_ratio_that_is_not_positive_is_refused(ratio: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match=f"two positive numbers, got {ratio[0]:g}:{ratio[1]:g}"):
-        sample_ratio(1, 1, ratio)
+    for a, b in ((0.0, 1.0), (1.0, -2.0), (math.inf, 1.0), (math.nan, 1.0)):
+        with pytest.raises(InputError, match=f"two positive numbers, got {a:g}:{b:g}"):
+            sample_ratio(1, 1, (a, b))
 
 
 # Models.
 
 
 @pytest.fixture(scope="module")
-def other_run(
-    world: Simulation,
-    events: Events,
-    split: Split,
-    tiny_config: RunConfig,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Run:
-    """A run without attention, on the same events."""
-    config = replace(
-        tiny_config,
-        model=replace(tiny_config.model, blocks=0),
-        train=replace(tiny_config.train, epochs=1),
-    )
-    path = tmp_path_factory.mktemp("others") / "other"
-    run = start_run(path, config, events, split, world.items)
-    return train(run, split, show_progress=False).run
+def other(tiny_run: Run) -> Model:
+    """The tiny model with other weights."""
+    torch.manual_seed(1)
+    model = tiny_run.build_model()
+    model.init_weights()
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def models(tiny_run: Run, other_run: Run, split: Split) -> ModelComparison:
-    return compare_models(tiny_run.load_model(), other_run.load_model(), split)
+def models(tiny_run: Run, other: Model, split: Split) -> ModelComparison:
+    return compare_models(tiny_run.load_model(), other, split)
 
 
 def test_values_of_users_average_to_the_metrics() -> None:
@@ -313,9 +287,9 @@ def test_values_of_users_average_to_the_metrics() -> None:
 
 
 def test_the_means_are_those_of_evaluate(
-    models: ModelComparison, tiny_run: Run, other_run: Run, split: Split
+    models: ModelComparison, tiny_run: Run, other: Model, split: Split
 ) -> None:
-    table = evaluate({"a": tiny_run.load_model(), "b": other_run.load_model()}, split)
+    table = evaluate({"a": tiny_run.load_model(), "b": other}, split)
     a, b = (row["masked"] for row in table["rows"][:2])
     assert {row.metric: row.a for row in models.rows} == pytest.approx(a)
     assert {row.metric: row.b for row in models.rows} == pytest.approx(b)
@@ -336,19 +310,6 @@ def test_every_row_is_consistent(models: ModelComparison) -> None:
     assert [row.p_holm for row in models.rows] == corrected
 
 
-def test_swapping_the_runs_mirrors_the_table(
-    models: ModelComparison, tiny_run: Run, other_run: Run, split: Split
-) -> None:
-    swapped = compare_models(other_run.load_model(), tiny_run.load_model(), split)
-    for row, back in zip(models.rows, swapped.rows, strict=True):
-        assert (back.a, back.b, back.ties) == (row.b, row.a, row.ties)
-        assert (back.a_wins, back.b_wins) == (row.b_wins, row.a_wins)
-        assert [back.difference, back.low, back.high] == pytest.approx(
-            [-row.difference, -row.high, -row.low], abs=FLOAT
-        )
-        assert (back.p, back.significant) == (row.p, row.significant)
-
-
 @pytest.mark.parametrize("on", ["test", "validation"])
 def test_a_run_and_its_bundle_do_not_differ(
     on: str, tiny_run: Run, tiny_ranker: Ranker, split: Split
@@ -358,15 +319,6 @@ def test_a_run_and_its_bundle_do_not_differ(
     for row in result.rows:
         assert (row.difference, row.low, row.high, row.p) == (0, 0, 0, 1)
         assert (row.ties, row.significant) == (result.users, False)
-
-
-def test_another_catalogue_is_refused(tiny_run: Run, tiny_ranker: Ranker, events: Events) -> None:
-    by_time = split_events(events.frame, "time")
-    items = len(by_time.vocabulary)
-    assert items < 60
-    message = f"run knows 60 items and the events have {items}: take the events"
-    with pytest.raises(RunError, match=message):
-        compare_models(tiny_run.load_model(), tiny_ranker, by_time, names=("run", "bundle"))
 
 
 # Outcomes.
@@ -481,11 +433,14 @@ def test_a_sample_ratio_mismatch_is_a_field_and_follows_the_ratio() -> None:
     assert not planned.sample_ratio.mismatch
 
 
-def test_a_control_without_clicks_has_no_relative_difference() -> None:
+def test_a_control_without_clicks_has_no_relative_difference(tmp_path: Path) -> None:
+    rows = [{**row, "clicked": []} for row in LOG.to_dicts()]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = compare_outcomes(tmp_path / "log.jsonl", resamples=1000)
+    assert [(row.difference, row.p) for row in result.rows] == [(0, 1)] * 4
     none = pl.lit([], dtype=pl.List(pl.Int64))
-    frame = LOG.with_columns(
-        clicked=pl.when(pl.col("variant") == "old").then(none).otherwise("clicked")
-    )
+    clicked = pl.when(pl.col("variant") == "old").then(none).otherwise("clicked")
+    frame = LOG.with_columns(clicked=clicked)
     result = compare_outcomes(frame, control="old", resamples=1000)
     assert [row.relative_difference for row in result.rows] == [None] * 4
     assert all(row.significant for row in result.rows)
@@ -499,15 +454,12 @@ def write_log(frame: pl.DataFrame, path: Path) -> Path:
     elif kind == "jsonl":
         frame.write_ndjson(path)
     else:
-        joined = [
-            pl.col(name).cast(pl.List(pl.String)).list.join("|") for name in ("shown", "clicked")
-        ]
-        data = frame.with_columns(joined).write_csv().encode()
-        path.write_bytes(gzip.compress(data) if kind == "csv.gz" else data)
+        joined = pl.col("shown", "clicked").cast(pl.List(pl.String)).list.join("|")
+        frame.with_columns(joined).write_csv(path)
     return path
 
 
-@pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.csv.gz", "log.jsonl"])
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.jsonl"])
 @pytest.mark.parametrize("ids", [pl.Int64, pl.String])
 def test_every_file_type_gives_the_same_result(
     name: str, ids: type[pl.DataType], tmp_path: Path
@@ -536,34 +488,16 @@ def test_other_types_that_mean_the_same_are_read() -> None:
     assert compare_outcomes(arrays, resamples=1000).rows[0].control == 0.5
 
 
-def test_a_log_without_any_click_is_no_error(tmp_path: Path) -> None:
-    rows = [{**row, "clicked": []} for row in LOG.to_dicts()]
-    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = compare_outcomes(tmp_path / "log.jsonl", resamples=1000)
-    assert [(row.difference, row.p) for row in result.rows] == [(0, 1)] * 4
-
-
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_other_columns_are_ignored_whatever_they_hold(kind: str, tmp_path: Path) -> None:
-    frame = LOG.with_columns(page=pl.lit(1))
-    path = write_log(frame, tmp_path / f"log.{kind}")
-    if kind == "jsonl":
-        path.write_text(path.read_text().replace('"page":1', '"page":[1]', 1))
-    assert read_outcomes(path).equals(read_outcomes(LOG))
-
-
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"clicked": [9, 5, 8]}, r"clicked items were not shown in row 2: \[8, 9\]"),
     ({"clicked": [7, 7]}, r"'clicked' holds an id twice in row 2: \[7, 7\]"),
     ({"shown": [5, 5, 7]}, r"'shown' holds an id twice in row 2: \[5, 5, 7\]"),
     ({"shown": [], "clicked": []}, r"'shown' is empty in row 2: \[\]"),
     ({"shown": [7, None]}, r"'shown' holds a missing id in row 2: \[7, None\]"),
-    ({"clicked": [None]}, r"'clicked' holds a missing id in row 2"),
     ({"shown": None}, "'shown' has no value in row 2"),
     ({"clicked": None}, "'clicked' has no value in row 2: None; write an empty list"),
     ({"variant": None}, "'variant' has no value in row 2"),
     ({"variant": ""}, "'variant' is an empty id in row 2"),
-    ({"user_id": None}, "'user_id' has no value in row 2"),
 ]
 
 
@@ -583,8 +517,6 @@ def test_a_bad_request_is_named_with_its_row(
     [
         ("1,a,5||7,", r"'shown' holds an empty id in row 2: \['5', '', '7'\]"),
         ("1,a,,", "'shown' has no value in row 2"),
-        (",a,5,", "'user_id' has no value in row 2"),
-        ('1,"",5,', "'variant' has no value in row 2"),
         ("\n1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),  # blank lines do not count
         ("1,a,5|7,5,7", "can't be read"),
     ],
@@ -600,9 +532,7 @@ def test_a_bad_line_of_a_csv_file_is_named(line: str, message: str, tmp_path: Pa
     ("line", "message"),
     [
         ({"shown": "5|7"}, "'shown' holds in row 2 '5|7', which is not a list of ids"),
-        ({"user_id": [1]}, r"'user_id' holds in row 2 \[1\], which is not text or an integer"),
         ({"shown": ["5", "7"]}, "'shown' or 'clicked' mixes types: 5 in row 1 and '5' in row 2"),
-        ({"user_id": "1"}, "'user_id' mixes types: 1 in row 1 and '1' in row 2"),
         ({"shown": [2**70, 7]}, "'shown' holds an id that exceeds int64"),
     ],
 )
@@ -618,18 +548,10 @@ def test_a_wrong_type_in_json_lines_is_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            pl.col("shown").list.get(0),
-            "'shown' holds Int64, such as .* in row 1; use lists of item",
-        ),
+        (pl.col("shown").list.get(0), "'shown' holds Int64, such as .* in row 1; use lists of"),
         (pl.col("shown").cast(pl.List(pl.Float64)), "'shown' holds lists of Float64; ids are"),
         (pl.col("shown").cast(pl.List(pl.String)), r"shown is List\(String\) and clicked List\(I"),
         (pl.col("user_id").cast(pl.Float64), "'user_id' holds Float64, such as 0.0; ids are"),
-        (pl.col("variant") == "old", "'variant' holds Boolean, such as "),
-        (
-            pl.lit([2**63], dtype=pl.List(pl.UInt64)).alias("shown"),
-            "'shown' holds an id that exceed",
-        ),
     ],
 )
 def test_a_wrong_type_of_a_column_is_named(change: pl.Expr, message: str) -> None:
@@ -637,33 +559,10 @@ def test_a_wrong_type_of_a_column_is_named(change: pl.Expr, message: str) -> Non
         read_outcomes(LOG.with_columns(change))
 
 
-@pytest.mark.parametrize("column", ["user_id", "variant", "shown", "clicked"])
-def test_a_missing_column_is_named(column: str) -> None:
-    with pytest.raises(DataError, match=rf"column '{column}' is missing \(columns: "):
-        read_outcomes(LOG.drop(column))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("log.csv", b"user_id,variant,shown,clicked\n", "holds no rows"),
-        ("log.jsonl", b"\n", "holds no rows"),
-        ("log.jsonl", b"\xff\xfe", "line 1 is not UTF-8"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named(
-    name: str, content: bytes, message: str, tmp_path: Path
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name}.*{message}"):
-        read_outcomes(tmp_path / name)
-
-
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
         (["a"], "needs two variants, got 1: 'a' 3 rows"),
-        (["a", "b", "c", "a"], "needs two variants, got 3: 'a' 2 rows, 'b' 1 rows, 'c' 1 rows"),
         ([f"{name:02}" for name in range(13)], "'09' 1 rows and 3 more"),
     ],
 )
@@ -680,7 +579,7 @@ def test_an_unknown_control_and_a_variant_of_few_users_are_refused() -> None:
         compare_outcomes(LOG.filter((pl.col("user_id") < 38) | (pl.col("variant") == "old")))
 
 
-# Plots and the command line.
+# Plots.
 
 
 @pytest.fixture(scope="module")
@@ -708,154 +607,3 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"pip install 'ranklet\[plots\]'"):
         plot_comparison(outcomes, tmp_path / "a.png")
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["compare", *(str(argument) for argument in arguments)])
-
-
-@pytest.fixture(scope="module")
-def folder(world: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("compare")
-    world.events.write_parquet(path / "events.parquet")
-    world.events.slice(1).write_parquet(path / "fewer.parquet")
-    write_log(LOG, path / "log.parquet")
-    write_log(LOG.filter((pl.col("user_id") < 41) | (pl.col("user_id") % 2 == 0)), path / "log.csv")
-    return path
-
-
-def test_compare_prints_a_table_of_two_runs(tiny_run: Run, other_run: Run, folder: Path) -> None:
-    result = call(tiny_run.path, other_run.path, folder / "events.parquet")
-    assert result.exit_code == 0, result.output
-    assert (
-        f"A = {tiny_run.path.name}, B = other; 10,000 bootstrap samples of users, paired, seed 0"
-        in result.stdout
-    )
-    lines = result.stdout.splitlines()
-    assert sum(line.endswith((" yes", " no")) for line in lines) == 9
-    assert "significant at 5 % after Holm's correction over 9 metrics" in lines[-1]
-    assert result.stderr == ""
-
-
-def test_compare_prints_the_document_that_the_library_returns(
-    tiny_run: Run, other_run: Run, folder: Path, models: ModelComparison
-) -> None:
-    result = call(tiny_run.path, other_run.path, folder / "events.parquet", "--json")
-    expected = asdict(replace(models, a=tiny_run.path.name, b="other"))
-    assert json.loads(result.stdout) == expected
-
-
-def test_compare_takes_a_run_and_a_bundle_of_one_name(
-    tiny_run: Run, tiny_bundle: Path, folder: Path, tmp_path: Path
-) -> None:
-    plot = tmp_path / "forest.png"
-    options = ["--on", "validation", "--resamples", 1000, "--seed", 4, "--plot", plot, "--json"]
-    run = shutil.copytree(tiny_run.path, tmp_path / tiny_bundle.name)
-    result = call(run, tiny_bundle, folder / "events.parquet", *options)
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert (found["a"], found["b"]) == (str(run), str(tiny_bundle))
-    assert (found["resamples"], found["seed"]) == (1000, 4)
-    assert {row["p"] for row in found["rows"]} == {1.0}
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    assert f"wrote {plot}" in result.stderr
-
-
-def test_other_events_than_those_of_training_are_noted(
-    tiny_run: Run, other_run: Run, folder: Path
-) -> None:
-    result = call(tiny_run.path, other_run.path, folder / "fewer.parquet")
-    assert result.exit_code == 0, result.output
-    for name in (tiny_run.path.name, "other"):
-        assert f"these are not the events that {name} was trained on" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "message"),
-    [
-        ({}, {"split": "time"}, "on the leave-one-out split and changed on the time split"),
-        (
-            {"split": "k-fold"},
-            {"split": "k-fold", "fold": 1},
-            "on the k-fold 0 of 5 split and changed on the k-fold 1 of 5 split",
-        ),
-    ],
-    ids=["kind", "fold"],
-)
-def test_models_of_different_splits_are_refused(
-    ours: dict[str, Any],
-    theirs: dict[str, Any],
-    message: str,
-    tiny_run: Run,
-    folder: Path,
-    tmp_path: Path,
-) -> None:
-    for name, change in (("same", ours), ("changed", theirs)):
-        shutil.copytree(tiny_run.path, tmp_path / name)
-        document = json.loads((tmp_path / name / "config.json").read_text())
-        document["train"].update(change)
-        (tmp_path / name / "config.json").write_text(json.dumps(document))
-    result = call(tmp_path / "same", tmp_path / "changed", folder / "events.parquet")
-    assert result.exit_code == 4
-    assert message in result.stderr
-
-
-def test_compare_prints_a_table_of_an_online_test(folder: Path) -> None:
-    result = call("--log", folder / "log.parquet", "--control", "old")
-    assert result.exit_code == 0, result.output
-    assert "control old: 30 users" in result.stdout
-    assert "treatment new: 30 users" in result.stdout
-    assert "sample ratio: chi-square 0.000, p 1.0000: as planned" in result.stdout
-    assert "significant at 5 % after Holm's correction over 4 metrics" in result.stdout
-    assert all(metric in result.stdout for metric in OUTCOME_METRICS)
-
-
-def test_a_mismatch_is_loud_and_the_exit_status_stays_0(folder: Path) -> None:
-    arguments = ["--log", folder / "log.csv", "--ratio", "1:4", "--control", "old"]
-    result = call(*arguments)
-    assert result.exit_code == 0
-    for part in (result.stdout, result.stderr):
-        assert "SAMPLE RATIO MISMATCH: 30 to 20 users where 20.0% were planned in control" in part
-        assert "The results cannot be trusted" in part
-    assert result.stdout.splitlines()[-1].startswith("THESE RESULTS CANNOT BE TRUSTED")
-    assert json.loads(call(*arguments, "--json").stdout)["sample_ratio"]["mismatch"] is True
-
-
-def test_excluded_users_are_noted(tmp_path: Path) -> None:
-    both = pl.DataFrame([{**REQUEST, "user_id": 1}])
-    path = write_log(pl.concat([LOG, both]), tmp_path / "log.jsonl")
-    result = call("--log", path, "--json")
-    assert "1 users saw both variants and are left out" in result.stderr
-    assert json.loads(result.stdout)["users_in_both"] == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give A, B and EVENTS, or --log"),
-        (["."], "give A, B and EVENTS, or --log"),
-        (["--log", __file__, "--on", "test"], "--log takes neither A, B and EVENTS nor --on"),
-        (["--log", __file__, "."], "--log takes neither A, B and EVENTS nor --on"),
-        ([".", ".", "x", "--control", "a"], "--control and --ratio belong to --log"),
-        ([".", ".", "x", "--ratio", "1:1"], "--control and --ratio belong to --log"),
-        (["--log", __file__, "--ratio", "2"], "'2' is not a ratio like 1:1"),
-    ],
-)
-def test_arguments_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
-    result = call(*arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-
-
-def test_a_log_that_is_not_usable_ends_with_status_4(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    path.write_text("user_id,variant,shown,clicked\n1,a,5,9\n")
-    result = call("--log", path)
-    assert result.exit_code == 4
-    assert "not shown in row 1: ['9']" in result.stderr
-
-
-def test_a_plot_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
-    result = call("--log", __file__, "--plot", tmp_path / "forest.pgn")
-    assert result.exit_code == 4
-    assert "must end in one of" in result.stderr

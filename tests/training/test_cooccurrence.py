@@ -70,14 +70,10 @@ def test_information_equals_its_definition() -> None:
     assert float((dense - slow_information(histories, 10)).abs().max()) < EXACT
 
 
-def test_rows_have_the_norm_of_the_random_start() -> None:
-    norms = cooccurrence_table(two_groups(), 40, WIDTH, 0)[1:].norm(dim=1)
-    assert float((norms - NORM).abs().max()) < EXACT
-
-
-def test_the_padding_row_is_zero() -> None:
+def test_rows_have_the_norm_of_the_random_start_and_padding_is_zero() -> None:
     table = cooccurrence_table(two_groups(), 40, WIDTH, 0)
     assert table.shape == (41, WIDTH)
+    assert float((table[1:].norm(dim=1) - NORM).abs().max()) < EXACT
     assert not table[0].any()
 
 
@@ -121,17 +117,11 @@ def test_fewer_items_than_columns_fill_the_columns() -> None:
     assert bool((table[1:].abs() > 1e-4).float().mean() > 0.8)
 
 
-def test_the_start_depends_on_the_seed_alone() -> None:
-    torch.manual_seed(1)
-    first = cooccurrence_table(two_groups(), 40, WIDTH, 0)
-    torch.manual_seed(2)
-    assert torch.equal(cooccurrence_table(two_groups(), 40, WIDTH, 0), first)
-    assert not torch.equal(cooccurrence_table(two_groups(), 40, WIDTH, 1), first)
-
-
-def test_the_global_random_numbers_stay_as_they_were() -> None:
+def test_the_start_depends_on_the_seed_alone_and_global_random_numbers_stay() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    cooccurrence_table(two_groups(), 40, WIDTH, 0)
+    first = cooccurrence_table(two_groups(), 40, WIDTH, 0)
     assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(cooccurrence_table(two_groups(), 40, WIDTH, 0), first)
+    assert not torch.equal(cooccurrence_table(two_groups(), 40, WIDTH, 1), first)

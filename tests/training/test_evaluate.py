@@ -1,6 +1,5 @@
 """A run, a bundle and the baselines are asked the same questions, and judged alike."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,27 +60,17 @@ def test_popularity_counts_training_events() -> None:
     assert scores[:, 1:].tolist() == [[1, 3, 0, 1, 0]] * 2
 
 
-def test_markov_counts_what_followed_the_last_item() -> None:
+def test_markov_counts_what_followed_the_last_item_and_breaks_ties_by_popularity() -> None:
     # After 1 came 2 twice and 3 once; the 1 that ends a history is followed by nobody.
     scorer = markov_scorer(sequences_of([1, 2, 1, 3], [1, 2], [4, 1]), 4)
     scores = scorer(asking([4, 1]))[0]
     assert np.floor(scores[1:]).tolist() == [0, 2, 1, 0]
-
-
-def test_markov_breaks_ties_by_popularity() -> None:
-    # Nothing followed item 5, so popularity alone decides: 1 four times, 2 twice, 3 once.
+    # Nothing followed item 5, nor an unknown one: 1 four times, 2 twice, 3 once.
     scorer = markov_scorer(sequences_of([1, 1, 1, 2], [3, 2, 1], [4, 5]), 5)
-    assert (-scorer(asking([5]))[0][1:4]).argsort().tolist() == [0, 1, 2]
-
-
-def test_popularity_never_outweighs_one_transition() -> None:
-    scorer = markov_scorer(sequences_of([1] * 500, [2, 3]), 3)
-    assert scorer(asking([2]))[0].argmax() == 3
-
-
-def test_markov_answers_an_unknown_last_item_by_popularity() -> None:
-    scorer = markov_scorer(sequences_of([1, 2, 2]), 2)
-    assert scorer(asking([1, 0]))[0].argmax() == 2
+    for history in ([5], [1, 0]):
+        assert (-scorer(asking(history))[0][1:4]).argsort().tolist() == [0, 1, 2]
+    # Popularity never outweighs one transition.
+    assert markov_scorer(sequences_of([1] * 500, [2, 3]), 3)(asking([2]))[0].argmax() == 3
 
 
 # Ranks.
@@ -91,17 +80,25 @@ def test_ranks_are_in_the_order_of_the_questions() -> None:
     # Histories of different length, so that batches sort them.
     cases = cases_of(([1, 2, 3], 4), ([1], 2), ([1, 2], 3))
     assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4, 2, 3]
+    unknown = cases_of(([1], 0), ([0], 0))  # a target that the catalogue lacks is a miss
+    ranks = rank_by_scorer(constant(*range(30)), unknown, mask_seen=True).ranks
+    assert set(all_metrics(ranks).values()) == {0.0}
 
 
-def test_seen_items_do_not_stand_above_the_answer() -> None:
-    cases = cases_of(([1, 2], 4))
-    assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=True).ranks.tolist() == [2]
-    assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4]
-
-
-def test_a_repeated_answer_is_not_masked() -> None:
-    cases = cases_of(([1, 2, 3], 2))
-    assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=True).ranks.tolist() == [1]
+@pytest.mark.parametrize(
+    ("history", "target", "masked", "unmasked"),
+    [
+        ([1, 2], 4, 2, 4),
+        ([1, 2, 3], 2, 1, 2),  # a repeated target is not masked
+        ([0, 1], 3, 2, 3),  # an unknown item masks nothing
+    ],
+)
+def test_seen_items_do_not_stand_above_the_target(
+    history: list[int], target: int, masked: int, unmasked: int
+) -> None:
+    cases, scorer = cases_of((history, target)), constant(4, 3, 2, 1)
+    assert rank_by_scorer(scorer, cases, mask_seen=True).ranks.tolist() == [masked]
+    assert rank_by_scorer(scorer, cases, mask_seen=False).ranks.tolist() == [unmasked]
 
 
 def test_the_whole_history_is_masked_not_only_what_the_model_reads(
@@ -111,22 +108,6 @@ def test_the_whole_history_is_masked_not_only_what_the_model_reads(
     long = np.arange(1, 41)  # twice the maximum length; 60 items in all
     cases = cases_of((long.tolist(), 50))
     assert rank_by_scorer(model_scorer(model, split.training), cases, mask_seen=True).ranks[0] <= 20
-
-
-def test_an_unknown_item_in_a_history_masks_nothing() -> None:
-    cases = cases_of(([0, 1], 3))
-    assert rank_by_scorer(constant(4, 3, 2), cases, mask_seen=True).ranks.tolist() == [2]
-
-
-def test_an_answer_that_the_catalogue_lacks_is_a_miss() -> None:
-    ranks = rank_by_scorer(constant(*range(30)), cases_of(([1], 0), ([0], 0)), mask_seen=True).ranks
-    assert set(all_metrics(ranks).values()) == {0.0}
-
-
-def test_ranks_do_not_change_what_the_scorer_returned() -> None:
-    kept = np.array([[0, 4, 3, 2, 1]], np.float32)
-    rank_by_scorer(lambda _: kept, cases_of(([1, 2], 4)), mask_seen=True)
-    assert kept.tolist() == [[0, 4, 3, 2, 1]]
 
 
 def oracle_scorer(world: Simulation, split: Split, cases: Cases) -> Scorer:
@@ -198,21 +179,12 @@ def test_run_and_bundle_agree_in_every_metric(
     run, bundle = table["rows"][:2]
     for part in ("masked", "unmasked"):
         assert bundle[part] == pytest.approx(run[part], abs=FOUR_DIGITS)
-
-
-@pytest.mark.parametrize("mask_seen", [True, False])
-def test_run_and_bundle_give_the_same_ranks_where_a_metric_looks(
-    mask_seen: bool, tiny_run: Run, tiny_ranker: Ranker, split: Split
-) -> None:
-    scorer = model_scorer(tiny_run.load_model(), split.training)
-    run = rank_by_scorer(scorer, split.test, mask_seen=mask_seen).ranks
-    bundle = rank_by_bundle(tiny_ranker, split, split.test, mask_seen=mask_seen).ranks
-    np.testing.assert_array_equal(np.minimum(run, 21), np.minimum(bundle, 21))
-
-
-def test_the_time_split_asks_about_unknown_items(time_split: Split) -> None:
-    asked = time_split.test
-    assert (asked.targets == 0).any() or (asked.histories.items == 0).any()
+    for part in ("coverage", "popularity"):
+        assert run[part] == pytest.approx(bundle[part], rel=1e-3)
+    scorer = model_scorer(tiny_run.load_model(), asked.training)
+    ranks = rank_by_scorer(scorer, asked.test, mask_seen=True).ranks
+    of_bundle = rank_by_bundle(tiny_ranker, asked, asked.test, mask_seen=True).ranks
+    np.testing.assert_array_equal(np.minimum(ranks, 21), np.minimum(of_bundle, 21))
 
 
 def test_a_cold_history_is_answered_by_popularity(
@@ -236,12 +208,7 @@ def test_the_table_names_protocol_users_and_baselines(tiny_run: Run, split: Spli
     assert table["protocol"] == "leave-one-out, test, full ranking of 60 items, pessimistic ties"
     assert table["users"] == 150
     assert [row["model"] for row in table["rows"]] == ["mine", "last-item Markov", "popularity"]
-
-
-def test_cold_targets_are_those_that_training_never_saw(events: Events, split: Split) -> None:
-    seen = Counter(split.training.items.tolist())
-    cold = sum(int(target) not in seen for target in split.test.targets)
-    assert evaluate({}, split)["cold_targets"] == cold
+    assert evaluate({}, split, on="validation")["protocol"].startswith("leave-one-out, validation,")
 
 
 def test_slices_hold_the_users_of_their_length_and_of_cold_targets(split: Split) -> None:
@@ -249,6 +216,7 @@ def test_slices_hold_the_users_of_their_length_and_of_cold_targets(split: Split)
     lengths = split.test.histories.lengths
     counts = split.training.counts(60)
     expected = {"cold targets": int((counts[split.test.targets] == 0).sum())}
+    assert table["cold_targets"] == expected["cold targets"]
     for low, high in ((1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, 199)):
         expected[f"{low}-{high} events"] = int(((lengths >= low) & (lengths <= high)).sum())
     assert table["slices"] == {name: users for name, users in expected.items() if users}
@@ -274,18 +242,10 @@ def test_mean_ties_tell_a_collapsed_model() -> None:
 
 
 def test_the_top_holds_the_best_items_and_never_a_masked_one() -> None:
-    cases = cases_of(([1, 2], 4), ([3], 1))
-    found = rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=True, top=4).top
+    cases, scores = cases_of(([1, 2], 4), ([3], 1)), np.array([[0, 4, 3, 2, 1]] * 2, np.float32)
+    found = rank_by_scorer(lambda _: scores, cases, mask_seen=True, top=4).top
     assert found.tolist() == [[3, 4, 0, 0], [1, 2, 4, 0]]
-
-
-def test_run_and_bundle_recommend_the_same_items(
-    tiny_run: Run, tiny_ranker: Ranker, split: Split
-) -> None:
-    table = evaluate({"run": tiny_run.load_model(), "bundle": tiny_ranker}, split)
-    of_run, of_bundle = table["rows"][:2]
-    for name in ("coverage", "popularity"):
-        assert of_run[name] == pytest.approx(of_bundle[name], rel=1e-3)
+    assert scores.tolist() == [[0, 4, 3, 2, 1]] * 2  # unchanged
 
 
 def test_a_plot_of_the_table_is_a_whole_picture(split: Split, tmp_path: Path) -> None:
@@ -299,10 +259,6 @@ def test_small_batches_give_the_same_ranks(monkeypatch: pytest.MonkeyPatch, spli
     monkeypatch.setattr("ranklet_training.judge.evaluate.LARGEST_BATCH", 130)  # two questions of 60
     found = rank_by_scorer(scorer, split.test, mask_seen=True, items=60).ranks
     assert found.tolist() == expected.tolist()
-
-
-def test_validation_can_be_asked_too(split: Split) -> None:
-    assert evaluate({}, split, on="validation")["protocol"].startswith("leave-one-out, validation,")
 
 
 def test_a_catalogue_of_the_same_size_and_other_ids_is_refused(
@@ -319,22 +275,19 @@ def test_a_catalogue_of_the_same_size_and_other_ids_is_refused(
         compare_models(tiny_ranker, tiny_ranker, other, names=("bundle", "again"))
 
 
-@pytest.mark.parametrize("which", ["run", "bundle"])
 def test_a_model_of_another_catalogue_is_refused(
-    which: str, tiny_run: Run, tiny_ranker: Ranker, time_split: Split
+    tiny_run: Run, tiny_ranker: Ranker, time_split: Split
 ) -> None:
-    model = tiny_run.load_model() if which == "run" else tiny_ranker
     items = len(time_split.vocabulary)
     assert items < 60
-    with pytest.raises(RunError, match=f"{which} knows 60 items and the events have {items}"):
-        evaluate({which: model}, time_split)
+    for model in (tiny_run.load_model(), tiny_ranker):
+        with pytest.raises(RunError, match=f"mine knows 60 items and the events have {items}"):
+            evaluate({"mine": model}, time_split)
 
 
 def test_an_integer_id_is_named_as_it_is_written(events: Events, tiny_run: Run) -> None:
     numbered = events.frame.with_columns(pl.col("item_id").str.slice(1).cast(pl.Int64))
-    split, other = (
-        split_events(numbered),
-        split_events(numbered.with_columns(pl.col("item_id") + 7)),
-    )
+    split = split_events(numbered)
+    other = split_events(numbered.with_columns(pl.col("item_id") + 7))
     with pytest.raises(RunError, match="knows the item 1 where the events have 8: take the"):
         check_catalogue("run", tiny_run.load_model(), other, split.vocabulary)

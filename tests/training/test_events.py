@@ -79,19 +79,16 @@ def frame_of(**columns: list[object] | pl.Series) -> pl.DataFrame:
 # What is read
 
 
-def test_events_are_sorted_by_user_and_time() -> None:
-    assert read_events(SMALL).frame.rows() == [(1, 7, 20), (1, 8, 40), (2, 9, 30), (2, 7, 50)]
+def test_events_are_sorted_by_user_and_time_and_counted() -> None:
+    events = read_events(SMALL)
+    assert events.frame.rows() == [(1, 7, 20), (1, 8, 40), (2, 9, 30), (2, 7, 50)]
+    assert (events.users, events.items, events.rows_read, events.dropped) == (2, 3, 4, {})
 
 
 def test_equal_times_keep_the_order_of_the_file() -> None:
     items = [5, 3, 9, 1, 7] * 200
     log = pl.DataFrame({"user_id": [1] * 1000, "item_id": items, "timestamp": [0] * 1000})
     assert read_events(log).frame["item_id"].to_list() == items
-
-
-def test_counts_are_of_what_is_kept() -> None:
-    events = read_events(SMALL)
-    assert (events.users, events.items, events.rows_read, events.dropped) == (2, 3, 4, {})
 
 
 def test_the_summary_names_counts_drops_and_times() -> None:
@@ -110,11 +107,8 @@ def test_every_format_gives_the_same_events(tmp_path: Path, suffix: str) -> None
     assert events.digest == read_events(log).digest
 
 
-def test_any_table_with_the_arrow_interface_is_read() -> None:
+def test_an_arrow_table_is_read_and_a_path_of_text_with_brackets(tmp_path: Path) -> None:
     assert read_events(OnlyStream(SMALL)).digest == read_events(SMALL).digest
-
-
-def test_a_path_may_be_text_and_may_hold_brackets(tmp_path: Path) -> None:
     SMALL.write_parquet(tmp_path / "log[1].parquet")
     assert read_events(str(tmp_path / "log[1].parquet")).rows_read == 4
 
@@ -125,38 +119,28 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert events.frame.rows(named=True) == [
         {"user_id": "a", "item_id": "b", "timestamp": 3, "event": "buy", "rating": 5.0}
     ]
-
-
-def test_optional_columns_can_be_left_out(tmp_path: Path) -> None:
     columns = Columns(event=None, rating=None)
     events = read_csv(tmp_path, f"{HEADER},event,rating\na,b,3,buy,5\n", columns=columns)
     assert events.frame.columns == ["user_id", "item_id", "timestamp"]
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "row", "blank"),
     [
-        f"\ufeff{HEADER}\na,b,3\n",
-        f"{HEADER}\r\na,b,3\r\n",
-        f"{HEADER}\na,b,3",
-        f"{HEADER}\n\na,b,3\n\n\n",
-        f'{HEADER}\n"a","b","3"\n',
-        f"{HEADER}\na,b, 3 \n",
+        (f"\ufeff{HEADER}\na,b,3\n", ("a", "b", 3), 0),
+        (f"{HEADER}\r\na,b,3\r\n", ("a", "b", 3), 0),
+        (f"{HEADER}\na,b,3", ("a", "b", 3), 0),
+        (f"{HEADER}\n\na,b,3\n\n\n", ("a", "b", 3), 3),
+        (f'{HEADER}\n"a","b","3"\n', ("a", "b", 3), 0),
+        (f"{HEADER}\na,b, 3 \n", ("a", "b", 3), 0),
+        (f'{HEADER}\n"a\nb","c,""d""",3\n', ("a\nb", 'c,"d"', 3), 0),
     ],
-    ids=["bom", "crlf", "no last newline", "blank lines", "quotes", "spaces around a number"],
+    ids=["bom", "crlf", "no last newline", "blank lines", "quotes", "spaces", "quoted newline"],
 )
-def test_csv_dialects_are_read(tmp_path: Path, text: str) -> None:
-    assert read_csv(tmp_path, text).frame.rows() == [("a", "b", 3)]
-
-
-def test_blank_lines_are_counted_as_dropped(tmp_path: Path) -> None:
-    assert read_csv(tmp_path, f"{HEADER}\na,b,3\n\n").dropped == {"blank lines": 1}
-
-
-def test_quoted_newlines_and_commas_stay_in_ids(tmp_path: Path) -> None:
-    assert read_csv(tmp_path, f'{HEADER}\n"a\nb","c,""d""",3\n').frame.rows() == [
-        ("a\nb", 'c,"d"', 3)
-    ]
+def test_csv_dialects_are_read(tmp_path: Path, text: str, row: Any, blank: int) -> None:
+    events = read_csv(tmp_path, text)
+    assert events.frame.rows() == [row]
+    assert events.dropped.get("blank lines", 0) == blank
 
 
 def test_other_columns_of_json_lines_are_ignored_whatever_they_hold(tmp_path: Path) -> None:
@@ -198,16 +182,16 @@ def test_csv_ids_that_were_written_as_floats_are_named(tmp_path: Path, id_type: 
     assert kept.to_list() == ["25.0", "7.0"]
 
 
-@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt16, pl.Int32, pl.UInt64, pl.Int64])
-def test_every_integer_type_becomes_int64(dtype: pl.DataType) -> None:
-    log = frame_of(user_id=pl.Series([1, 100], dtype=dtype))
-    assert read_events(log).frame["user_id"].to_list() == [1, 100]
-
-
-@pytest.mark.parametrize("dtype", [pl.String, pl.Categorical, pl.Enum(["1", "b"])])
-def test_every_text_type_becomes_text(dtype: pl.DataType) -> None:
-    log = frame_of(user_id=pl.Series(["1", "b"], dtype=dtype))
-    assert read_events(log).frame["user_id"].to_list() == ["1", "b"]
+@pytest.mark.parametrize(
+    ("ids", "dtype"),
+    [
+        *(([1, 100], dtype) for dtype in (pl.Int8, pl.UInt16, pl.UInt64, pl.Int64)),
+        *((["1", "b"], dtype) for dtype in (pl.String, pl.Categorical, pl.Enum(["1", "b"]))),
+    ],
+)
+def test_every_type_of_integers_and_text_is_read(ids: list[Any], dtype: pl.DataType) -> None:
+    log = frame_of(user_id=pl.Series(ids, dtype=dtype))
+    assert read_events(log).frame["user_id"].to_list() == ids
 
 
 def test_typed_text_stays_text() -> None:
@@ -232,13 +216,10 @@ def test_dates_and_datetimes_become_epoch_microseconds() -> None:
     assert read_events(frame_of(timestamp=[noon, noon])).frame["timestamp"][0] == 129_600_000_000
 
 
-def test_integral_floats_become_integers() -> None:
+def test_integral_floats_become_integers_and_fractions_are_kept(tmp_path: Path) -> None:
     times = read_events(frame_of(timestamp=[881250949.0, 0.0])).frame["timestamp"]
     assert times.dtype == pl.Int64
     assert times.to_list() == [0, 881250949]
-
-
-def test_fractions_and_negative_times_are_kept(tmp_path: Path) -> None:
     times = read_csv(tmp_path, f"{HEADER}\na,b,0.5\na,c,-1\n").frame["timestamp"]
     assert times.to_list() == [-1.0, 0.5]
 
@@ -251,28 +232,17 @@ def test_exact_duplicates_keep_the_first() -> None:
     events = read_events(log, duplicates="exact")
     assert events.frame["rating"].to_list() == [1.0]
     assert events.dropped == {"exact duplicates": 1}
-
-
-def test_another_kind_of_event_is_no_exact_duplicate() -> None:
-    log = frame_of(item_id=[2, 2], timestamp=[4, 4], event=["view", "buy"])
-    assert read_events(log, duplicates="exact").dropped == {}
+    other_type = log.with_columns(event=pl.Series(["view", "buy"]))
+    assert read_events(other_type, duplicates="exact").dropped == {}
+    assert len(read_events(log).frame) == 2  # no policy drops nothing
 
 
 def test_consecutive_duplicates_are_of_one_user_and_in_order_of_time() -> None:
-    log = pl.DataFrame(
-        {
-            "user_id": [1, 1, 1, 1, 2],
-            "item_id": [7, 8, 7, 7, 7],
-            "timestamp": [1, 4, 2, 5, 0],
-        }
-    )
+    times = [1, 4, 2, 5, 0]
+    log = pl.DataFrame({"user_id": [1, 1, 1, 1, 2], "item_id": [7, 8, 7, 7, 7], "timestamp": times})
     events = read_events(log, duplicates="consecutive")
     assert events.frame.rows() == [(1, 7, 1), (1, 8, 4), (1, 7, 5), (2, 7, 0)]
     assert events.dropped == {"consecutive duplicates": 1}
-
-
-def test_no_policy_drops_nothing() -> None:
-    assert len(read_events(pl.concat([SMALL, SMALL])).frame) == 8
 
 
 # Digests
@@ -287,14 +257,14 @@ def logs_without_ties(draw: st.DrawFn) -> pl.DataFrame:
     return pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(log=logs_without_ties(), seed=st.integers(0, 2**32 - 1))
 def test_shuffled_rows_without_ties_have_the_same_digest(log: pl.DataFrame, seed: int) -> None:
     shuffled = log.sample(fraction=1, shuffle=True, seed=seed)
     assert read_events(shuffled).digest == read_events(log).digest
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(log=logs_without_ties(), row=st.integers(0, 19), column=st.sampled_from(SMALL.columns))
 def test_any_changed_value_has_another_digest(log: pl.DataFrame, row: int, column: str) -> None:
     values = log[column].to_list()
@@ -330,25 +300,18 @@ def test_texts_and_lists_cannot_merge_in_the_digest() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (
-            "user,item_id,timestamp\n1,2,3\n",
-            r"'user_id' is missing \(columns: user, .*--user-col",
-        ),
+        ("user,item_id,timestamp\n1,2,3\n", r"'user_id' is missing \(columns: user, .*--user-col"),
         (f"{HEADER},user_id\n1,2,3,4\n", "'user_id' is there twice"),
-        (HEADER, "holds no rows"),
         (f"{HEADER}\n", "holds no rows"),
         ("", r"is empty \(0 bytes\)"),
         (f"{HEADER}\n1,2,3\n,2,3\n1,,3\n", "'user_id' has no value in row 2: None; fill"),
         (f"{HEADER}\n1,2,3\n\n1,,3\n1,,4\n", r"'item_id' has no value in row 2: None \(and 1 more"),
         (f'{HEADER}\n1,"",3\n', "'item_id' has no value in row 1"),
-        (f"{HEADER}\n1,2,\n", "'timestamp' has no value in row 1"),
         (f"{HEADER}\n1,2\n", "'timestamp' has no value in row 1"),
         (f"{HEADER}\n1,2,3,4\n", "can't be read: found more fields"),
         (f"{HEADER}\n1,2,3\n1,2,2024-01-01\n", "is not a number in row 2: '2024-01-01'; give num"),
         (f"{HEADER}\n1,2,3\n1,2,nan\n", "'timestamp' is not finite in row 2: nan"),
-        (f"{HEADER}\n1,2,-inf\n", "'timestamp' is not finite in row 1: -inf"),
         (f"{HEADER},rating\n1,2,3,good\n", "'rating' is not a number in row 1: 'good'"),
-        (f"{HEADER},rating\n1,2,3,inf\n", "'rating' is not finite in row 1"),
         (f"{HEADER},event\n1,2,3,\n", "'event' has no value in row 1"),
         (f'{HEADER}\n"1,2,3\n1,2,3\n', "can't be read"),
         (f"{HEADER}\né,2,3\n".encode("latin-1"), "can't be read: invalid utf-8.*in UTF-8"),
@@ -367,12 +330,8 @@ def test_a_bad_csv_file_is_named(tmp_path: Path, text: str | bytes, words: str) 
         (frame_of(item_id=[True, False]), "'item_id' holds Boolean"),
         (frame_of(item_id=[None, None]), r"'item_id' has no value in row 1: None \(and 1 more"),
         (frame_of(item_id=["a", ""]), "'item_id' is an empty id in row 2"),
-        (
-            frame_of(user_id=pl.Series([1, 2**63], dtype=pl.UInt64)),
-            "'user_id' exceeds int64 in row 2: 9223372036854775808",
-        ),
+        (frame_of(user_id=pl.Series([1, 2**63], dtype=pl.UInt64)), "exceeds int64 in row 2: 92233"),
         (frame_of(timestamp=["2024-01-01", "1"]), "'timestamp' holds String, such as .*give numb"),
-        (frame_of(timestamp=[True, False]), "'timestamp' holds Boolean"),
         (frame_of(timestamp=[1.0, float("nan")]), "'timestamp' is not finite in row 2: nan"),
         (frame_of(rating=[1.0, float("inf")]), "'rating' is not finite in row 2: inf"),
         (frame_of(event=[1, 2]), "'event' holds Int64"),
@@ -404,24 +363,28 @@ def test_bad_json_lines_are_named(tmp_path: Path, rows: list[object], words: str
         read_lines(tmp_path, *rows)
 
 
-def test_a_broken_json_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text(f"{json.dumps(event())}\n\n{{oops\n")
-    with pytest.raises(DataError, match=r"log\.jsonl, line 3 is not JSON"):
-        read_events(tmp_path / "log.jsonl")
+CUT = gzip.compress(f"{HEADER}\n".encode() + b"1,2,3\n" * 9999, mtime=0)[:60]
+DAMAGED = "can't be read: .*check that it is complete"
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "words"),
     [
-        ("log.parquet", b"not parquet at all"),
-        ("log.parquet", b"PAR1 and damaged PAR1"),
-        ("log.csv.gz", b"\x1f\x8b damaged"),
-        ("log.csv.gz", gzip.compress(f"{HEADER}\n".encode() + b"1,2,3\n" * 9999, mtime=0)[:60]),
+        ("log.parquet", b"not parquet at all", DAMAGED),
+        ("log.parquet", b"PAR1 and damaged PAR1", DAMAGED),
+        ("log.csv.gz", b"\x1f\x8b damaged", DAMAGED),
+        ("log.csv.gz", CUT, DAMAGED),
+        ("log.jsonl", f"{json.dumps(event())}\n\n{{oops\n".encode(), ", line 3 is not JSON"),
+        ("log.xlsx", b"x", r"has an unknown type.*\.parquet, \.csv"),
+        ("none.csv", None, "is not a file"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} can't be read: .*check that it is complete"):
+def test_a_file_that_can_not_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}.*{words}"):
         read_events(tmp_path / name)
 
 
@@ -434,33 +397,13 @@ def test_a_panic_of_polars_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         read_events(SMALL)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.csv is not a file"):
-        read_events(tmp_path / "none.csv")
-
-
-def test_an_unknown_type_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    (tmp_path / "log.xlsx").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"log\.xlsx has an unknown type.*\.parquet, \.csv"):
-        read_events(tmp_path / "log.xlsx")
-
-
-def test_a_source_that_is_no_table_is_named() -> None:
+def test_wrong_arguments_are_named() -> None:
     with pytest.raises(DataError, match="can't read a list"):
         read_events([1, 2])  # type: ignore[arg-type]  # the mistake under test
-
-
-def test_a_mapped_optional_column_must_be_there() -> None:
     with pytest.raises(DataError, match=r"'stars' is missing .*--rating-column NAME"):
         read_events(SMALL, Columns(rating="stars"))
-
-
-def test_a_column_cannot_be_mapped_twice() -> None:
     with pytest.raises(DataError, match="'a' is mapped twice"):
         Columns(user="a", item="a")
-
-
-def test_unknown_choices_are_named() -> None:
     with pytest.raises(DataError, match="duplicates 'all' is unknown; choose from none, exact"):
         read_events(SMALL, duplicates="all")  # type: ignore[arg-type]  # the mistake under test
     with pytest.raises(DataError, match="id_type 'text' is unknown; choose from auto"):
@@ -470,64 +413,44 @@ def test_unknown_choices_are_named() -> None:
 # Items
 
 
-def test_items_keep_their_other_columns(tmp_path: Path) -> None:
+def test_items_keep_their_other_columns_and_lists(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("title,sku,price\nA,007,1.5\nB,8,2\n")
     items = read_items(tmp_path / "items.csv", item_column="sku")
     assert items.columns == ["item_id", "title", "price"]
     assert items.rows() == [("007", "A", 1.5), ("8", "B", 2.0)]
-
-
-def test_item_lists_survive(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"item_id": 1, "genres": ["a", "b"]}\n{"item_id": 2}\n')
     assert read_items(tmp_path / "items.jsonl").rows() == [(1, ["a", "b"]), (2, None)]
 
 
-def test_a_repeated_item_is_named() -> None:
-    with pytest.raises(DataError, match="'item_id' repeats an earlier id in row 3: 'a'; keep one"):
-        read_items(pl.DataFrame({"item_id": ["a", "b", "a"]}))
-
-
-def test_an_item_without_id_is_named() -> None:
-    with pytest.raises(DataError, match="'item_id' has no value in row 2"):
-        read_items(pl.DataFrame({"item_id": ["a", None]}))
-
-
-def test_a_second_item_id_column_is_refused() -> None:
-    with pytest.raises(DataError, match="'item_id' is there beside 'sku'"):
-        read_items(pl.DataFrame({"sku": ["a"], "item_id": ["b"]}), item_column="sku")
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"item_id": ["a", "b", "a"]}, "'item_id' repeats an earlier id in row 3: 'a'; keep one"),
+        ({"item_id": ["a", None]}, "'item_id' has no value in row 2"),
+        ({"sku": ["a"], "item_id": ["b"]}, "'item_id' is there beside 'sku'"),
+        ({"id": ["a"]}, r"column 'sku' is missing .*say --item-column NAME"),
+        ({"item_id": [1], "title": [["a"]]}, r"'title' holds List\(String\), such as \[\['a'\]\]"),
+    ],
+)
+def test_wrong_items_are_named(columns: dict[str, list[Any]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_items(pl.DataFrame(columns), item_column="sku")
 
 
 def test_items_may_be_called_as_in_the_log_or_item_id() -> None:
     for name in ("sku", "item_id"):
         items = read_items(pl.DataFrame({name: ["a"], "price": [1]}), item_column="sku")
         assert items.columns == ["item_id", "price"]
-    with pytest.raises(DataError, match=r"column 'sku' is missing .*say --item-column NAME"):
-        read_items(pl.DataFrame({"id": ["a"]}), item_column="sku")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("items.csv", "item_id,title\n1,007\n2,1.50\n3,\n"),
-        (
-            "items.jsonl",
-            '{"item_id": 1, "title": 300}\n{"item_id": 2, "title": 2.5}\n{"item_id": 3}',
-        ),
-    ],
-)
-def test_titles_are_text_as_they_are_written(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    titles = {"items.csv": ["007", "1.50", None], "items.jsonl": ["300", "2.5", None]}
-    assert read_items(tmp_path / name)["title"].to_list() == titles[name]
-
-
-def test_typed_titles_become_text_and_lists_are_refused() -> None:
+def test_titles_are_text_as_they_are_written(tmp_path: Path) -> None:
+    csv, lines = tmp_path / "items.csv", tmp_path / "items.jsonl"
+    csv.write_text("item_id,title\n1,007\n2,1.50\n3,\n")
+    assert read_items(csv)["title"].to_list() == ["007", "1.50", None]
+    lines.write_text('{"item_id": 1, "title": 300}\n{"item_id": 2, "title": 2.5}\n{"item_id": 3}')
+    assert read_items(lines)["title"].to_list() == ["300", "2.5", None]
     items = read_items(pl.DataFrame({"item_id": [1, 2], "title": [1984, None]}))
     assert items["title"].to_list() == ["1984", None]
-    with pytest.raises(
-        DataError, match=r"'title' holds List\(String\), such as \[\['a'\]\]; titles"
-    ):
-        read_items(pl.DataFrame({"item_id": [1], "title": [["a"]]}))
 
 
 def test_an_item_file_that_matches_no_item_is_refused_and_gaps_are_counted() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ranklet_training.data.events import Events
-from ranklet_training.data.split import Split, split_events
+from ranklet_training.data.split import Split
 from ranklet_training.model.optimizer import LazyAdam, clip_gradients, make_optimizer, shrink_l1
 from ranklet_training.runs.checkpoint import Run, read_tensors
 from ranklet_training.runs.presets import configure
@@ -18,11 +18,6 @@ from ranklet_training.runs.train import train
 
 Start = Callable[..., Run]
 ROWS, WIDTH = 7, 3
-
-
-@pytest.fixture
-def split(events: Events) -> Split:
-    return split_events(events.frame)
 
 
 @pytest.fixture
@@ -126,12 +121,9 @@ def test_a_lazy_step_gives_the_first_weights_of_a_dense_one(start: Start, split:
     assert torch.allclose(*tables, atol=1e-6, rtol=0)
 
 
-def test_an_optimizer_knows_the_state_of_its_parameters_only() -> None:
+def test_what_an_optimizer_can_not_do_is_refused() -> None:
     with pytest.raises(KeyError, match=r"no optimizer has this parameter of shape \(2,\)"):
         make_optimizer(nn.Linear(2, 1), configure({}).train).state_of(nn.Parameter(torch.ones(2)))
-
-
-def test_lazy_rows_are_refused_where_every_row_moves() -> None:
     for settings in ({"loss": "softmax"}, {"loss": "gbce", "l2": 0.1}, {"loss": "gbce", "l1": 0.1}):
         with pytest.raises(Exception, match="lazy_rows needs a sampled loss and no l1 or l2"):
             configure({"lazy_rows": True, **settings})

@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import assume, given
@@ -53,24 +52,16 @@ def test_leave_one_out_by_hand() -> None:
     assert cases_of(split, split.test) == [(["a", "b", "c"], "d"), (["d", "c"], "b")]
 
 
-def test_leave_one_out_keeps_the_order_of_the_file_among_equal_times() -> None:
-    split = split_of([("u", item, 7) for item in "cabd"])
+def test_leave_one_out_keeps_the_order_of_the_file_and_says_that_it_leaks() -> None:
+    split = split_of([("u", item, 7) for item in "cabd"])  # equal times
     assert cases_of(split, split.test) == [(["c", "a", "b"], "d")]
-
-
-def test_leave_one_out_says_that_it_leaks() -> None:
-    assert "later events of other users are in training" in split_of(user("u", "abcd")).notes
+    assert "later events of other users are in training" in split.notes
 
 
 def test_ratings_stay_beside_their_training_events() -> None:
-    frame = pl.DataFrame(
-        {
-            "user_id": ["u1"] * 4 + ["u2"] * 2,
-            "item_id": list("abcdab"),
-            "timestamp": range(6),
-            "rating": [1.0, 2.0, 3.0, 4.0, 5.0, 4.5],
-        }
-    )
+    users, ratings = ["u1"] * 4 + ["u2"] * 2, [1.0, 2.0, 3.0, 4.0, 5.0, 4.5]
+    columns = {"user_id": users, "item_id": list("abcdab"), "timestamp": range(6)}
+    frame = pl.DataFrame({**columns, "rating": ratings})
     ratings = split_events(read_events(frame).frame).training.ratings
     assert ratings is not None
     assert ratings.tolist() == [1.0, 2.0, 5.0, 4.5]
@@ -101,9 +92,8 @@ def test_a_time_split_trains_on_nothing_that_is_later_than_a_question(events: li
     first, second = slow_time_split(events)
     earlier = [(u, i) for u, i, time in events if time < first]
     # All of what is learned is earlier than the first instant, and all of it is learned.
-    assert Counter(i for history in training_of(split) for i in history) == Counter(
-        i for _, i in earlier
-    )
+    learned = Counter(i for history in training_of(split) for i in history)
+    assert learned == Counter(i for _, i in earlier)
     assert list(split.vocabulary.all_ids) == sorted({i for _, i in earlier})
     # What is asked is at the first instant or later: one question a user and period.
     expected: dict[str, list[tuple[list[str | None], str | None]]] = {"validation": [], "test": []}
@@ -122,14 +112,11 @@ def test_a_time_split_trains_on_nothing_that_is_later_than_a_question(events: li
 
 
 def test_every_training_event_is_earlier_than_every_target(world: Simulation) -> None:
-    frame = read_events(world.events).frame
-    split = split_events(frame, "time")
-    first = np.quantile(frame["timestamp"].to_numpy(), 0.8, method="higher")
-    in_training = frame.filter(pl.col("timestamp") < first)
-    assert len(split.training.items) == in_training.height
+    split = split_events(read_events(world.events).frame, "time")
+    assert split.training.times is not None
     assert len(split.validation) + len(split.test) > 50
-    targets = frame.filter(pl.col("timestamp") >= first)["timestamp"]
-    assert in_training["timestamp"].max() < targets.min()  # type: ignore[operator]
+    for cases in (split.validation, split.test):
+        assert split.training.times.max() < cases.target_times.min()  # type: ignore[union-attr]
 
 
 def test_an_item_of_the_future_is_a_target_that_nothing_knows() -> None:
@@ -157,7 +144,7 @@ def k_folds(world: Simulation, folds: int) -> list[Split]:
 
 
 def last_events(world: Simulation) -> Counter[tuple[Any, ...]]:
-    """Return every user's whole history; its last event is what is asked."""
+    """Return every user's whole history; its last event is the target."""
     by_user = read_events(world.events).frame.group_by("user_id", maintain_order=True)
     return Counter(tuple(items) for items in by_user.agg("item_id")["item_id"].to_list())
 
@@ -182,24 +169,16 @@ def test_every_user_is_tested_in_one_fold_and_validated_in_one(
 
 
 def test_users_of_training_validation_and_test_are_disjoint(world: Simulation) -> None:
+    frame = read_events(world.events).frame
+    tests = [split_events(frame, "k-fold", seed=seed).test.targets.tolist() for seed in (0, 0, 1)]
+    assert tests[0] == tests[1] != tests[2]  # folds depend on the seed
     for split in k_folds(world, 4):
+        assert set(split.training.items.tolist()) == set(range(1, len(split.vocabulary) + 1))
         training = Counter(tuple(history) for history in training_of(split))
         parts = training + whole(split, split.validation) + whole(split, split.test)
         assert sum(parts.values()) == 150
         known = Counter({h: n for h, n in parts.items() if None not in h})
         assert known <= last_events(world)
-
-
-def test_folds_depend_on_the_seed(world: Simulation) -> None:
-    frame = read_events(world.events).frame
-    tests = [split_events(frame, "k-fold", seed=seed).test.targets.tolist() for seed in (0, 0, 1)]
-    assert tests[0] == tests[1]
-    assert tests[0] != tests[2]
-
-
-def test_the_vocabulary_of_a_fold_is_that_of_its_training(world: Simulation) -> None:
-    for split in k_folds(world, 5):
-        assert set(split.training.items.tolist()) == set(range(1, len(split.vocabulary) + 1))
 
 
 # Refusals.
@@ -211,16 +190,17 @@ def test_folds_that_can_not_be_are_refused(folds: int, fold: int) -> None:
         split_of(user("u", "abcd"), "k-fold", folds=folds, fold=fold)
 
 
-def test_a_log_of_short_histories_leaves_no_question() -> None:
-    with pytest.raises(DataError, match=r"leave-one-out split leaves no validation user.*3 events"):
-        split_of([*user("u1", "ab"), *user("u2", "ba")])
-
-
-def test_a_log_at_one_instant_has_no_time_split() -> None:
-    with pytest.raises(DataError, match="time split leaves no"):
-        split_of([("u", item, 5) for item in "abcdefgh"], "time")
-
-
-def test_training_needs_a_user_with_two_events() -> None:
-    with pytest.raises(DataError, match="leaves no user with two training events"):
-        split_of([*user("u1", "abc"), *user("u2", "cba")])
+@pytest.mark.parametrize(
+    ("events", "kind", "message"),
+    [
+        ([*user("u1", "ab"), *user("u2", "ba")], "leave-one-out", "no validation user.*3 events"),
+        ([("u", item, 5) for item in "abcdefgh"], "time", "time split leaves no"),
+        ([*user("u1", "abc"), *user("u2", "cba")], "leave-one-out", "no user with two training"),
+    ],
+    ids=["short histories", "one instant", "no pair"],
+)
+def test_a_log_without_cases_or_pairs_is_refused(
+    events: list[Event], kind: SplitKind, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        split_of(events, kind)

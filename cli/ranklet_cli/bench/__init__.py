@@ -1,4 +1,4 @@
-"""The benchmark: what a bundle costs on this machine, to size hardware and to catch slowdowns.
+"""The benchmark: the cost of a bundle on this machine, to size hardware and catch slowdowns.
 
     command.py    ``ranklet bench``
     run.py        the whole benchmark
@@ -10,5 +10,5 @@
 
 * Requests are random known ids of the bundle, and go through the public ``Ranker``.
 * Timers take turns in blocks, so that the noise of a shared machine reaches all of them.
-* The same requests also go straight to the graphs: the difference is the cost of Python.
+* The same requests also go straight to the engine: the difference is the cost of ids and checks.
 """

@@ -24,16 +24,11 @@ READS = 20  # of the array; the best one counts
 def least_bytes(manifest: Manifest) -> int:
     """Return the fewest bytes that a call reads, for a batch of any size.
 
-    A call reads the weights of an encoder and of the scorer (fp16 takes 4 bytes in memory), and the
-    bias of every item. It does not read tables that are looked up row by row.
+    A call scans weights of an encoder and of a scorer, and adds the bias of every item.
     """
     encode, score = manifest.programs[ENCODE], manifest.programs[SCORE]
-    total = encode.scanned_bytes + score.scanned_bytes
-    if manifest.precision == "fp16":
-        total += score.scanned_bytes
-    bias = score.input("bias")
-    assert bias is not None
-    return total + 4 * int(bias.shape[1])
+    bias = 4 * (manifest.items + 1)
+    return encode.scanned_bytes + score.scanned_bytes + bias
 
 
 def memory_bandwidths(threads: Sequence[int]) -> list[Bandwidth]:

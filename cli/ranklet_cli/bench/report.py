@@ -63,7 +63,7 @@ class Measurement(Setting):
     p99_9_ms: float | None  # None: fewer than 1000 runs
     mean_ms: float
     users_per_second: float  # batch / mean
-    session_p50_ms: float  # the bare graph runs of the same call
+    session_p50_ms: float  # bare calls of the engine
     read_bytes: int  # see ``limit.least_bytes``
     limit_ms: float | None  # these bytes over the bandwidth; None on CUDA, which has its own memory
     blocks_ms: list[float]  # median of each block

@@ -168,7 +168,7 @@ def _time_in_turn(
 ) -> None:
     for begin in range(0, runs, timers.BLOCK):
         if begin % (BLOCKS_A_NOTE * timers.BLOCK) == 0:
-            note(f"timing {len(calls)} combinations, {begin} of {runs} calls each")
+            note(f"timing {len(calls)} combination(s), {begin} of {runs} calls each")
         count = min(timers.BLOCK, runs - begin)
         for timer in calls:
             timer.time_block(begin, count)

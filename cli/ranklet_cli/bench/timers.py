@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ranklet.answer import by_length
 from ranklet.bundle.vocabulary import ItemId
-from ranklet.engine.engine import History
+from ranklet.engine.engine import Best, History
 from ranklet.ranker import Ranker
 from ranklet.user import User
 from ranklet.values import Ids
@@ -40,28 +40,33 @@ def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list
     return [ranker.vocabulary.ids(row) for row in indices]
 
 
-def bare_runs(ranker: Ranker, histories: list[Ids], k: int) -> list[Call]:
-    """Return the graph runs of a request: encode, then score, for each part of a batch."""
-    runs: list[Call] = []
-    for part in by_length([len(history) for history in histories]):
-        runs += stage_calls(ranker, [histories[row] for row in part], k)[1:3]
-    return runs
+def bare_call(ranker: Ranker, histories: list[Ids], k: int) -> Call:
+    """Return the call of the engine that a request for histories of one length makes."""
+    engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
+    rows = [History(ranker.vocabulary.index(history)) for history in histories]
+    parts = [[rows[row] for row in part] for part in by_length([len(h) for h in histories])]
+    most = engine.most_users
+
+    def call() -> list[Best]:
+        users = np.concatenate([engine.encode(part) for part in parts])
+        begins = range(0, len(users), most)
+        return [engine.score(users[b : b + most], min(k, pool), pool) for b in begins]
+
+    return call
 
 
-def stage_calls(ranker: Ranker, histories: list[Ids], k: int) -> list[Call]:
-    """Return the stages of a request as calls to time: lookup, encode, score, ids."""
-    engine, vocabulary, manifest = ranker.engine, ranker.vocabulary, ranker.manifest
-    pool = min(manifest.pool.size(k), manifest.items)
-    indices = [vocabulary.index(history) for history in histories]
-    rows = [History(row[-manifest.max_length :]) for row in indices]
-    users = engine.encode(rows)
-    best = engine.score(users, min(k, pool), pool)
-    return [
-        partial(vocabulary.index, histories[0]),
-        partial(engine.encode, rows),
-        partial(engine.score, users, min(k, pool), pool),
-        partial(vocabulary.ids, best.items[0]),
-    ]
+def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
+    """Return the stages of a request for one history, each as a call to time."""
+    engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
+    events = [History(ranker.vocabulary.index(history))]
+    users = engine.encode(events)
+    items = engine.score(users, min(k, pool), pool).items[0]
+    return {
+        "lookup": partial(ranker.vocabulary.index, history),
+        "encode": partial(engine.encode, events),
+        "score": partial(engine.score, users, min(k, pool), pool),
+        "ids": partial(ranker.vocabulary.ids, items),
+    }
 
 
 class Timer(ABC):
@@ -114,7 +119,7 @@ def time_calls(calls: Sequence[Call]) -> list[float]:
 
 
 class CallTimer(Timer):
-    """Back-to-back calls of one setting, then the bare graph runs of the same requests."""
+    """Back-to-back calls of one setting, then bare calls of the engine."""
 
     def prepare(self) -> None:
         """Draw the requests, and warm up."""
@@ -123,16 +128,11 @@ class CallTimer(Timer):
             random_histories(self.ranker, batch, length, self.seed + number)
             for number in range(REQUESTS)
         ]
-        bare = [bare_runs(self.ranker, rows, k) for rows in self.requests]
-
-        def run_bare(number: int) -> None:
-            for run in bare[number % REQUESTS]:
-                run()
-
-        self.passes = [lambda n: [partial(self.rank, n)], lambda n: [partial(run_bare, n)]]
+        bare = [bare_call(self.ranker, rows, k) for rows in self.requests]
+        self.passes = [lambda n: [partial(self.rank, n)], lambda n: [bare[n % REQUESTS]]]
         for number in range(WARM_UP):
             self.rank(number)
-            run_bare(number)
+            bare[number % REQUESTS]()
 
     def rank(self, number: int) -> None:
         """Answer one of the requests."""
@@ -170,26 +170,20 @@ class StageTimer(Timer):
         """Draw the requests."""
         k, rank = self.setting.k, self.ranker.rank
         rows = random_histories(self.ranker, REQUESTS, self.setting.length, self.seed)
-        stages = [stage_calls(self.ranker, [row], k) for row in rows]
+        self.stages = [stage_calls(self.ranker, row, k) for row in rows]
 
         def calls(number: int) -> list[Call]:
-            whole = partial(rank, rows[number % REQUESTS], k=k)
-            return [whole, *stages[(number + APART) % REQUESTS]]
+            stages = self.stages[(number + APART) % REQUESTS]
+            return [partial(rank, rows[number % REQUESTS], k=k), *stages.values()]
 
         self.passes = [calls]
 
     def result(self) -> Stages:
         """Return the median of each stage."""
-        rank, lookup, encode, score, ids = self.medians()
-        return Stages(
-            **vars(self.setting),
-            rank_ms=rank,
-            lookup_ms=lookup,
-            encode_ms=encode,
-            score_ms=score,
-            ids_ms=ids,
-            python_ms=rank - lookup - encode - score - ids,
-        )
+        rank, *stages = self.medians()
+        row = {f"{name}_ms": time for name, time in zip(self.stages[0], stages, strict=True)}
+        row |= {"rank_ms": rank, "python_ms": rank - sum(stages)}
+        return Stages(**vars(self.setting) | row)
 
 
 class AppendTimer(Timer):
@@ -200,12 +194,14 @@ class AppendTimer(Timer):
         k, ranker = self.setting.k, self.ranker
         (history,) = random_histories(ranker, 1, self.setting.length, self.seed)
         (events,) = random_histories(ranker, 1, REQUESTS, self.seed + 1)
-        user = ranker.user(history)
+        user = ranker.user(history[:-1])
         user.rank(k)
         saved = user.save()
 
         def calls(number: int) -> list[Call]:
             event, user = events[number % REQUESTS], ranker.user().load(saved)
+            user.append(history[-1])
+            user.rank(k)  # from here on the state lies where events are appended
             append = partial(_append_and_rank, user, event, k)
             return [append, partial(ranker.rank, [*history, event], k=k)]
 

@@ -139,12 +139,13 @@ def _failed(device: Device, error: Exception) -> ProviderError:
 
 
 class Runs:
-    """Runs that no thread uses, by kind: dropped before they take much more than MOST_KEPT."""
+    """A pool of idle runs by shape, emptied before it takes much more than ``most`` bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_KEPT) -> None:
         """Keep none yet."""
         self._idle: dict[Hashable, list[Run]] = {}
-        self.bytes = 0  # of those that were made since, in use or not
+        self._most = most
+        self.bytes = 0  # of the runs made since the pool was emptied, in use or not
 
     def idle(self, kind: Hashable) -> list[Run]:
         """Return the runs of a kind that no thread uses, to take from and to give back to."""
@@ -155,6 +156,6 @@ class Runs:
         """Make room for a new run, and return it."""
         size = RUN_BYTES + run.bytes
         self.bytes += size
-        if self.bytes > MOST_KEPT:
+        if self.bytes > self._most:
             self._idle, self.bytes = {}, size
         return run
