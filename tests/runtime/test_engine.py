@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from ranklet import ProviderError, Ranker, Ranking
-from ranklet.engine import runs as runs_module
 from ranklet.engine.engine import MOST_SCORES, Event, History
-from ranklet.engine.runs import Run
+from ranklet.engine.runs import RUN_BYTES, Run, Runs
 
 
 def idle(ranker: Ranker) -> list[Run]:
@@ -182,8 +181,8 @@ def test_a_user_that_is_gone_is_not_kept_alive_by_many_others(
 def test_what_is_kept_is_bounded(
     ranker: Ranker, tiny_ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most = 6 * runs_module.RUN_BYTES
-    monkeypatch.setattr(runs_module, "MOST_KEPT", most)
+    most = 6 * RUN_BYTES
+    monkeypatch.setattr(ranker.engine, "_runs", Runs(most))
     user, other, several = ranker.user(ids[:3]), tiny_ranker.user(ids[:3]), 0
     for count in range(1, 40):
         found = ranker.rank(ids[: 1 + count % 12], k=count, exclude=ids[:count])
@@ -193,18 +192,22 @@ def test_what_is_kept_is_bounded(
             one.append(ids[count])
         assert answer(user.rank(count)) == answer(other.rank(count))
         assert ranker.engine._runs.bytes <= most
-        assert sum(run.bytes + runs_module.RUN_BYTES for run in idle(ranker)) <= most
+        assert sum(run.bytes + RUN_BYTES for run in idle(ranker)) <= most
         several += len(idle(ranker)) > 2
     assert several > 9
 
 
-def test_large_answers_are_counted_with_their_arrays(ranker: Ranker, ids: list[str]) -> None:
+def test_runs_are_counted_with_all_arrays_that_they_hold(ranker: Ranker, ids: list[str]) -> None:
     before = ranker.engine._runs.bytes
     ranker.rank_batch([ids[:3]] * 8, k=30, exclude_seen=True)
     run = max(idle(ranker), key=lambda run: run.bytes)
     # 8 users: items, scores, the pool's scores, the bias of 64 rows, the users themselves.
     assert run.bytes == 8 * (30 * 12 + 57 * 4 + 64 * 4 + 16 * 4) + 2 * 8
     assert ranker.engine._runs.bytes - before >= run.bytes
+    ranker.users([ids[:3]] * 9).rank()
+    (run,) = (run for run in idle(ranker) if "position" in run.inputs)
+    # 9 users: item and position, the user itself, and the state that the run was bound to last.
+    assert run.bytes == 9 * (2 * 8 + 16 * 4 + 3 * 12 * 16 * 4)
 
 
 def test_more_users_than_one_run_scores_are_split(
