@@ -183,6 +183,14 @@ class Requests(RuleBasedStateMachine):
         self.users[place].extend(self.ids(items), times=times)
         self.told[place] = self.told[place].after(items, times)
 
+    @rule(place=some_users, item=st.integers(1, MISSING), wait=st.none() | gaps)
+    def append_one(self, place: int, item: int, wait: int | None) -> None:
+        told, time = self.told[place], None
+        if self.times and wait is not None:
+            time = (told.last_time or 0) + wait
+        self.users[place].append(*self.ids([item]), time=time)
+        self.told[place] = told.after([item], None if time is None else [time])
+
     @rule(
         items=st.lists(st.none() | st.integers(1, MISSING), min_size=USERS, max_size=USERS),
         wait=st.none() | gaps,

@@ -211,34 +211,37 @@ def test_an_interrupt_between_any_two_lines_spoils_no_answer(
     saved.rank()
     start, other = saved.save(), ranker.user(history[-new:]).save()
     saved.extend(history[-new:], **last)
+    others = ranker.user().load(start)
+    others.extend(["i00042"] * new, **last)
     # After a load that was interrupted a user may be nobody, or the one that was loaded first.
-    wanted = {21: saved, new: ranker.user(history[-new:]), 0: ranker.user()}
+    wanted = {21: saved, new: ranker.user(history[-new:]), 0: ranker.user(), 21 - new: others}
     expected = {count: user.rank(ITEMS).scores for count, user in wanted.items()}
     users = ranker.users([[], history[:3]])
     user = users[0]
 
     def prepare(line: int) -> Callable[[], object]:
         if line > 1:  # what the interrupt before this one left
-            if len(user) == 21 - new:
-                add()
+            scores = expected[len(user)]
+            if len(user) == 21 - new:  # what was half added must not count
+                add(["i00042"] * new)
             for found in (user.rank(ITEMS), users.rank(ITEMS)[0]):
-                difference = np.abs(found.scores - expected[len(user)]).max()
+                difference = np.abs(found.scores - scores).max()
                 assert difference < 1e-4, f"line {line - 1}: scores differ by {difference:.1e}"
         user.load(start)
         assert user.save() == start
         return call
 
-    def add() -> None:
+    def add(items: list[str]) -> None:
         if new == 1 and not last:
-            user.append(history[-1])
+            user.append(items[0])
         else:
-            user.extend(history[-new:], **last)
+            user.extend(items, **last)
 
     def call() -> None:
         if asked == "load":
             user.load(other)
             user.load(start)
-        add()
+        add(history[-new:])
         if asked == "again":
             user.rank()
         (users if asked == "users" else user).rank()
