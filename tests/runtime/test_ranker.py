@@ -144,6 +144,20 @@ def test_a_history_longer_than_the_maximum_equals_its_end(
 # Batches
 
 
+def test_no_event_and_no_time_of_one_batch_is_left_for_the_next(
+    any_model: Any, ids: list[str], same_order: Any
+) -> None:
+    ranker = any_model.ranker
+    for step, lengths in enumerate([(12, 12, 12), (12, 1, 5), (5, 12, 1)]):
+        histories = [drawn(ids, length, seed=step) for length in lengths]
+        times, now = None, None
+        if ranker.uses_times and step == 0:
+            times, now = [[place**4 for place in range(12)]] * 3, [10**6] * 3
+        found = ranker.rank_batch(histories, times=times, now=now, k=60)
+        for row, history in enumerate(histories if times is None else ()):
+            same_order(found[row], ranker.rank(history, k=60))
+
+
 def test_a_batch_larger_than_one_run_keeps_its_order(
     tiny_ranker: Ranker, ids: list[str], same_order: Any
 ) -> None:

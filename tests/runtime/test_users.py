@@ -83,6 +83,21 @@ def test_the_window_rolls_with_times(exported: Any, rolling_scores: Any) -> None
         assert_scores(timed.ranker, user.rank(ITEMS), untold[place], f"{len(user)} events, no now")
 
 
+def test_events_with_and_without_times_may_follow_each_other(
+    exported: Any, rolling_scores: Any
+) -> None:
+    timed, history = exported(time_gaps=True), draw(4)
+    hour = int(gap_buckets(np.array([HOUR]))[0])
+    expected = rolling_scores(timed.model, history, np.array([UNKNOWN, UNKNOWN, hour, UNKNOWN]))
+    user = timed.ranker.user(names(history[:1]))
+    user.extend(names(history[1:3]), times=[7, 7 + HOUR])
+    assert_scores(timed.ranker, user.rank(ITEMS), expected[2], "three events")
+    user.append(*names(history[3:]))
+    assert_scores(timed.ranker, user.rank(ITEMS), expected[3], "four events")
+    with pytest.raises(InputError, match="now was given without the time of the last event"):
+        user.rank(now=10**6)
+
+
 @pytest.mark.parametrize("begin", [1, 11, 12, 30])
 def test_up_to_four_new_events_are_appended_and_more_encoded_anew(
     any_model: Any, begin: int, rolling_scores: Any
