@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import ranklet
 from ranklet import InputError, Ranker, Ranking
-from ranklet.time_gaps import buckets_before, gap_buckets
+from ranklet.time_gaps import UNKNOWN, buckets_before, gap_buckets
 from ranklet.user import DIGEST_BYTES, MAGIC, User
 
 ITEMS, HOUR = 60, 3600
