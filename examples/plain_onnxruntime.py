@@ -1,4 +1,4 @@
-"""Rank with numpy and onnxruntime alone: what a program in any language does with a bundle.
+"""Rank with numpy and onnxruntime alone, as a program in any language can.
 
 python plain_onnxruntime.py models/ml-100k 50,181,172 [k]
 """
@@ -18,7 +18,8 @@ manifest = json.loads((folder / "manifest.json").read_text())
 if manifest["id_type"] == "int64":
     ids = [str(number) for number in np.fromfile(folder / "items.i64", "<i8")]
 else:  # all texts, one after another, and where each of them ends
-    texts, ends = (folder / "items.utf8").read_bytes(), np.fromfile(folder / "items.ends.i64", "<i8")
+    texts = (folder / "items.utf8").read_bytes()
+    ends = np.fromfile(folder / "items.ends.i64", "<i8")
     ids = [texts[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 index = {name: number for number, name in enumerate(ids, 1)}
 events = [index[name] for name in history if name in index]  # oldest first, of any length

@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import re
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -170,7 +171,7 @@ def _read_shape(shape: str) -> tuple[int, ModelConfig]:
             raise InputError(f"the shape of a random bundle has {name!r}, {why}: {shape!r}")
     values = dict(zip(names, (value.strip() for _, _, value in pairs), strict=True))
     items = values.pop("items", "")
-    if not items.isascii() or not items.isdigit() or not 0 < int(items) <= MOST_ITEMS:
+    if not re.fullmatch(r"[0-9]{1,12}", items) or not 0 < int(items) <= MOST_ITEMS:
         raise InputError(f"a random bundle needs items=..., up to {MOST_ITEMS:,}; got {shape!r}")
     return int(items), configure({**values, "dropout": 0.0}).model
 

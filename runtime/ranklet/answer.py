@@ -226,12 +226,12 @@ class Answers:
 
 
 def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield rows to encode in one run: of similar lengths, and not more than caches hold."""
-    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    while rows:
-        count = max(1, min(MOST_USERS, MOST_EVENTS // lengths[rows[0]]))
-        yield rows[:count]
-        rows = rows[count:]
+    """Yield the rows of each encoder run: of similar lengths, and no more than the caches hold."""
+    rows, begin = sorted(range(len(lengths)), key=lambda row: -lengths[row]), 0
+    while begin < len(rows):
+        end = begin + max(1, min(MOST_USERS, MOST_EVENTS // lengths[rows[begin]]))
+        yield rows[begin:end]
+        begin = end
 
 
 def batches(rows: list[T], most: int) -> Iterator[list[T]]:

@@ -21,7 +21,7 @@ from ranklet.bundle.manifest import (
     Manifest,
 )
 from ranklet.engine.programs import Programs
-from ranklet.engine.runs import Arrays, Run, Runs
+from ranklet.engine.runs import MOST_KEPT, Arrays, Run, Runs
 from ranklet.engine.sessions import Provider
 from ranklet.engine.state import State
 from ranklet.time_gaps import UNKNOWN
@@ -72,7 +72,6 @@ class Engine:
         self.programs = Programs(opened, manifest, provider, threads)
         self.manifest, self.provider = manifest, self.programs.provider
         self.table = self.programs.table
-        self._runs = Runs()
         self._uses_times = manifest.uses_times
         self._width = manifest.width
         programs = manifest.programs
@@ -85,6 +84,8 @@ class Engine:
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
         self.bias[0, 0] = self.bias[0, manifest.items + 1 :] = NEVER
+        # A run that excludes items holds a bias of its own, in a large catalogue more than the rest.
+        self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None
         self.most_users = max(1, min(MOST_USERS, MOST_SCORES // self.bias.shape[1]))  # of a score
 
@@ -185,7 +186,10 @@ class Engine:
             inputs["since"] = np.zeros((batch, 1), dtype=np.int64)
             inputs["until"] = np.zeros(batch, dtype=np.int64)
         outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
-        return self._runs.made(Run(self.programs.session(APPEND), self.provider, inputs, outputs))
+        run = Run(self.programs.session(APPEND), self.provider, inputs, outputs)
+        # An idle run holds the state that it was bound to last.
+        run.bytes += 4 * batch * self._width * sum(self.state_rows.values())
+        return self._runs.made(run)
 
     def score(
         self,
