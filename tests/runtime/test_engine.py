@@ -1,5 +1,6 @@
 """Arrays that stay from one request to the next carry nothing over, and do not become many."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -11,11 +12,8 @@ import numpy as np
 import pytest
 
 from ranklet import ProviderError, Ranker, Ranking
-from ranklet.engine import runs as runs_module
-from ranklet.engine.engine import MOST_SCORES, History
-from ranklet.engine.runs import Run
-
-SameOrder = Callable[[Ranking, Ranking], None]
+from ranklet.engine.engine import MOST_SCORES, Event, History
+from ranklet.engine.runs import RUN_BYTES, Run, Runs
 
 
 def idle(ranker: Ranker) -> list[Run]:
@@ -41,21 +39,25 @@ def test_requests_alike_share_their_arrays(ranker: Ranker, ids: list[str]) -> No
     assert len(idle(ranker)) == 4  # one that encodes with states, and one that appends
 
 
-def test_an_answer_stays_when_the_next_request_is_like_it(
-    any_precision: Ranker, ids: list[str]
-) -> None:
-    user = any_precision.user(ids[:3])
-    asks: list[Callable[[int], Ranking]] = [
-        lambda place: any_precision.rank(ids[place : place + 3], k=5),
-        lambda place: any_precision.rank_batch([ids[place : place + 3]] * 9, k=5)[8],
-        lambda place: any_precision.rank(ids[place : place + 3], candidates=ids),
-        lambda place: (user.append(ids[place]), user.rank(5))[1],
+def test_an_answer_stays_when_the_next_request_is_like_it(ranker: Ranker, ids: list[str]) -> None:
+    user, engine = ranker.user(ids[:3]), ranker.engine
+    state = engine.empty_state(1)
+    asks: list[Callable[[int], Any]] = [
+        lambda place: answer(ranker.rank(ids[place : place + 3], k=5)),
+        lambda place: ranker.rank_batch([ids[place : place + 3]] * 9, k=5)[8].scores,
+        lambda place: ranker.rank(ids[place : place + 3], candidates=ids).scores,
+        lambda place: (user.append(ids[place]), user.rank(5).scores)[1],
+        lambda place: engine.encode([History(np.array([place, 5]))]),
+        lambda place: engine.encode_states([History(np.array([place, 5]))])[1][0][0],
+        lambda place: engine.append(state, [Event(place, 0)]),
+        *(lambda place, part=part: engine.score(vectors[place], 5, 32)[part] for part in range(3)),
     ]
+    vectors = {place: engine.encode([History(np.array([place]))]) for place in (3, 7)}
     for ask in asks:
         first = ask(3)
-        before = answer(first)
-        assert answer(ask(7)) != before
-        assert answer(first) == before
+        before = copy.deepcopy(first)
+        assert repr(ask(7)) != repr(before)
+        assert repr(first) == repr(before)
 
 
 def test_an_answer_keeps_no_batch_and_no_state(tiny_ranker: Ranker, ids: list[str]) -> None:
@@ -179,8 +181,8 @@ def test_a_user_that_is_gone_is_not_kept_alive_by_many_others(
 def test_what_is_kept_is_bounded(
     ranker: Ranker, tiny_ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most = 6 * runs_module.RUN_BYTES
-    monkeypatch.setattr(runs_module, "MOST_KEPT", most)
+    most = 6 * RUN_BYTES
+    monkeypatch.setattr(ranker.engine, "_runs", Runs(most))
     user, other, several = ranker.user(ids[:3]), tiny_ranker.user(ids[:3]), 0
     for count in range(1, 40):
         found = ranker.rank(ids[: 1 + count % 12], k=count, exclude=ids[:count])
@@ -190,18 +192,22 @@ def test_what_is_kept_is_bounded(
             one.append(ids[count])
         assert answer(user.rank(count)) == answer(other.rank(count))
         assert ranker.engine._runs.bytes <= most
-        assert sum(run.bytes + runs_module.RUN_BYTES for run in idle(ranker)) <= most
+        assert sum(run.bytes + RUN_BYTES for run in idle(ranker)) <= most
         several += len(idle(ranker)) > 2
     assert several > 9
 
 
-def test_large_answers_are_counted_with_their_arrays(ranker: Ranker, ids: list[str]) -> None:
+def test_runs_are_counted_with_all_arrays_that_they_hold(ranker: Ranker, ids: list[str]) -> None:
     before = ranker.engine._runs.bytes
     ranker.rank_batch([ids[:3]] * 8, k=30, exclude_seen=True)
     run = max(idle(ranker), key=lambda run: run.bytes)
     # 8 users: items, scores, the pool's scores, the bias of 64 rows, the users themselves.
     assert run.bytes == 8 * (30 * 12 + 57 * 4 + 64 * 4 + 16 * 4) + 2 * 8
     assert ranker.engine._runs.bytes - before >= run.bytes
+    ranker.users([ids[:3]] * 9).rank()
+    (run,) = (run for run in idle(ranker) if "position" in run.inputs)
+    # 9 users: item and position, the user itself, and the state that the run was bound to last.
+    assert run.bytes == 9 * (2 * 8 + 16 * 4 + 3 * 12 * 16 * 4)
 
 
 def test_more_users_than_one_run_scores_are_split(
@@ -264,21 +270,19 @@ class Broken:
         raise RuntimeError("out of memory")
 
 
-@pytest.mark.parametrize("asked", ["rank", "rank_batch", "candidates", "user", "users"])
-def test_an_error_of_onnxruntime_is_named(
-    ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch, asked: str
-) -> None:
+def test_an_error_of_onnxruntime_is_named(ranker: Any, ids: list[str], monkeypatch: Any) -> None:
     load = ranker.engine.programs.session
     monkeypatch.setattr(ranker.engine.programs, "session", lambda name: Broken(load(name)))
-    calls: dict[str, Callable[[], object]] = {
-        "rank": lambda: ranker.rank(ids[:2]),
-        "rank_batch": lambda: ranker.rank_batch([ids[:2], ids[:1]]),
-        "candidates": lambda: ranker.rank(ids[:2], candidates=ids),
-        "user": lambda: ranker.user(ids[:2]).rank(),
-        "users": lambda: ranker.users([ids[:2], ids[:1]]).rank(),
-    }
-    with pytest.raises(ProviderError, match="onnxruntime failed on cpu: out of memory"):
-        calls[asked]()
+    asks: list[Callable[[], object]] = [
+        lambda: ranker.rank(ids[:2]),
+        lambda: ranker.rank_batch([ids[:2], ids[:1]]),
+        lambda: ranker.rank(ids[:2], candidates=ids),
+        lambda: ranker.user(ids[:2]).rank(),
+        lambda: ranker.users([ids[:2], ids[:1]]).rank(),
+    ]
+    for ask in asks:
+        with pytest.raises(ProviderError, match="onnxruntime failed on cpu: out of memory"):
+            ask()
 
 
 @pytest.mark.parametrize("new", [1, 4, 5])
