@@ -1,19 +1,24 @@
 """What tests of several rooms share: a small world, a run trained on it, and its bundle."""
 
+import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnx
 import polars as pl
 import pytest
 import torch
 
 from ranklet import Ranker
 from ranklet.bundle.manifest import Precision
+from ranklet_export import single
 from ranklet_export.export import Settings, export_bundle
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.simulator import Simulation, simulate
@@ -70,7 +75,7 @@ def tiny_config() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Build a folder once for all test processes: the first that asks builds, the others wait."""
+    """Build a path once for all test processes: the first that asks builds, the others wait."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ and fcntl else base
 
@@ -91,6 +96,27 @@ def lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(build_once: Callable[..., Path]) -> Iterator[None]:
+    """Trace a model once, however often it is exported: that is nine tenths of an export."""
+    trace = single._trace
+
+    def trace_once(model: single.WholeModel, axes: dict[str, Any]) -> onnx.GraphProto:
+        digest = hashlib.sha256(repr((model.model.config, axes)).encode())
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+
+        def make(path: Path) -> None:
+            path.write_bytes(trace(model, axes).SerializeToString())
+
+        traced = build_once(f"traced-{digest.hexdigest()[:16]}", make)
+        return onnx.GraphProto.FromString(traced.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(single, "_trace", trace_once)
         yield
 
 
@@ -223,9 +249,32 @@ MODELS: dict[str, tuple[Settings, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="session", params=MODELS)
+# Those that have every part between them; the others are for ``pytest -m slow``.
+USUAL = [
+    "two blocks, two heads",
+    "three blocks, a window of 3",
+    "gated, one head",
+    "times",
+]
+DEGENERATE = ["one block", "zero-block", "seed", "one event"]
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(name, marks=() if name in USUAL else pytest.mark.slow, id=name)
+        for name in MODELS
+    ],
+)
 def any_model(request: pytest.FixtureRequest, exported: Callable[..., Exported]) -> Exported:
     """A bundle of random weights, of every shape that a model can have."""
+    settings, model = MODELS[request.param]
+    return exported(settings, **model)
+
+
+@pytest.fixture(scope="session", params=DEGENERATE)
+def degenerate_model(request: pytest.FixtureRequest, exported: Callable[..., Exported]) -> Exported:
+    """A bundle of random weights that lacks a part which others have."""
     settings, model = MODELS[request.param]
     return exported(settings, **model)
 
@@ -238,3 +287,17 @@ def shipped_bundle() -> Path:
 @pytest.fixture(scope="session", params=["ml-100k", "ml-1m"])
 def any_shipped_bundle(request: pytest.FixtureRequest) -> Path:
     return ROOT / "models" / str(request.param)
+
+
+@pytest.fixture(scope="session")
+def run_example() -> Callable[[Path, list[Any]], tuple[list[str], list[float]]]:
+    """Rank with a bundle as examples/plain_onnxruntime.py does, in a process of its own."""
+
+    def run(bundle: Path, history: list[Any]) -> tuple[list[str], list[float]]:
+        command = [sys.executable, "-I", "-W", "error", ROOT / "examples" / "plain_onnxruntime.py"]
+        command += [bundle, ",".join(map(str, history)), "10"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows = [line.split("\t") for line in done.stdout.splitlines()]
+        return [item for item, _ in rows], [float(score) for _, score in rows]
+
+    return run

@@ -66,6 +66,7 @@ def test_no_block_of_a_page_is_overlooked(page: Path) -> None:
         assert {language for language, _ in blocks} <= {"python", "text"}
 
 
+@pytest.mark.slow
 def test_make_demo_prints_what_the_readme_shows() -> None:
     assert of("bash")[0].split("\n")[0] == "make demo"
     printed = run("make demo", ROOT)
@@ -84,6 +85,7 @@ def test_python_block_runs(code: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
 
 
+@pytest.mark.slow
 def test_shell_blocks_lead_from_an_event_log_to_ranked_items(tmp_path: Path) -> None:
     printed = run("\n".join(of("bash")[1:]), tmp_path)
     assert "leave-one-out, test, full ranking" in printed
@@ -92,8 +94,14 @@ def test_shell_blocks_lead_from_an_event_log_to_ranked_items(tmp_path: Path) -> 
 
 
 def test_the_tree_shows_what_is_there() -> None:
+    room = ROOT
     for line in of("text")[1].splitlines():
-        assert (ROOT / line.split()[0]).is_dir(), line
+        first, *others = re.split(" {2,}", line.strip())[0].split()
+        if line[0] == " ":
+            assert all((room / name).exists() for name in (first, *others)), line
+        else:
+            room = ROOT / first
+            assert room.is_dir(), line
 
 
 def test_linked_pages_exist() -> None:

@@ -1,6 +1,5 @@
 """Models that know when events happened, from the log to the bundle."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from ranklet import Ranker
-from ranklet.errors import InputError, RunError
+from ranklet.errors import RunError
 from ranklet.time_gaps import UNKNOWN, gap_buckets
+from ranklet.verify import verify
 from ranklet_cli.group import cli
-from ranklet_cli.rank_file import rank_file
 from ranklet_export.export import export_bundle
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.sequences import epoch_batches
@@ -104,60 +103,19 @@ def test_run_and_bundle_agree_with_times(
         assert of_run[part] == pytest.approx(of_bundle[part], abs=FOUR_DIGITS)
 
 
-def test_a_batch_answers_like_its_rows(timed_ranker: Ranker) -> None:
-    histories = [["i01"], ["i05", "i06", "i07"], ["i02", "i03"]]
-    times: list[list[int] | None] = [[5], [0, HOUR, MONTH], None]
-    now = [HOUR, None, None]
-    batch = timed_ranker.rank_batch(histories, times=times, now=now)
-    for history, when, instant, found in zip(histories, times, now, batch, strict=True):
-        alone = timed_ranker.rank(history, times=when, now=instant)
-        assert alone.items == found.items
-        np.testing.assert_allclose(alone.scores, found.scores, atol=1e-4)
-
-
-def test_unknown_items_take_their_time_with_them(timed_ranker: Ranker) -> None:
-    whole = timed_ranker.rank(["i03", "new", "i04"], times=[0, 7, HOUR], now=2 * HOUR)
-    known = timed_ranker.rank(["i03", "i04"], times=[0, HOUR], now=2 * HOUR)
-    assert whole.items == known.items
-    assert whole.unknown == 1
-
-
-def test_a_bundle_with_times_ranks_without_them(timed_ranker: Ranker) -> None:
+def test_a_bundle_with_times_ranks_without_them(timed_ranker: Ranker, run_example: Any) -> None:
     assert timed_ranker.uses_times
     assert set(timed_ranker.rank(["i03", "i04"], k=2).items) == {"i04", "i05"}
-    assert timed_ranker.rank([], times=[], now=5).cold
+    items, _ = run_example(timed_ranker._opened.folder, ["i03", "i04"])
+    assert items == timed_ranker.rank(["i03", "i04"]).items
+    assert verify(timed_ranker._opened.folder, provider="cpu").golden > 0
 
 
-@pytest.mark.parametrize(
-    ("history", "times", "now", "message"),
-    [
-        (["i01"], None, 5, "now was given without times"),
-        (["i01"], [1, 2], None, "times has 2 times for 1 events: pass one for each"),
-        (
-            ["i01", "i02"],
-            [2, 1],
-            None,
-            r"times\[1\] is 1, before times\[0\], 2: pass",
-        ),
-        (["i01"], [7], 6, "now is 6, before the last event of history, 7"),
-        (["i01"], [0.5], None, r"times\[0\] is 0.5 \(float\); times are whole numbers"),
-        (["i01"], [True], None, r"times\[0\] is True \(bool\)"),
-        (["i01"], [2**70], None, r"times\[0\] is 1180591620717411303424, which is outside int64"),
-        (["i01"], [1], "soon", r"now is 'soon' \(str\)"),
-        (["i01"], "1", None, "times is the text '1'"),
-    ],
-)
-def test_times_that_make_no_sense_are_refused(
-    history: list[str], times: Any, now: Any, message: str, timed_ranker: Ranker
-) -> None:
-    with pytest.raises(InputError, match=message):
-        timed_ranker.rank(history, times=times, now=now)
-
-
-def test_a_bundle_of_order_alone_refuses_times(tiny_ranker: Ranker) -> None:
-    some = tiny_ranker.vocabulary.ids(np.array([1]))
-    with pytest.raises(InputError, match="this bundle does not use times"):
-        tiny_ranker.rank(some, times=[1])
+def test_a_kept_user_answers_as_its_history_does(timed_ranker: Ranker) -> None:
+    user = timed_ranker.user(["i03"], times=[0])
+    user.append("i04", time=HOUR)
+    whole = timed_ranker.rank(["i03", "i04"], times=[0, HOUR], now=2 * HOUR)
+    assert user.rank(now=2 * HOUR).items == whole.items
 
 
 def test_batches_hold_the_gaps_of_their_events(timed_split: Split) -> None:
@@ -188,27 +146,12 @@ def test_batches_hold_the_gaps_of_their_events(timed_split: Split) -> None:
             assert not batch.until[row, inside:].any()
 
 
-def test_the_command_line_ranks_by_time(timed_ranker: Ranker, tmp_path: Path) -> None:
+def test_the_command_line_ranks_by_time(timed_ranker: Ranker) -> None:
     bundle = str(timed_ranker._opened.folder)
     asked = ["rank", bundle, "--history", "i03,i04", "--times", f"0,{HOUR}", "-k", "1", "--json"]
     for now, expected in ((2 * HOUR, "i05"), (HOUR + MONTH, "i04")):
         result = CliRunner().invoke(cli, [*asked, "--now", str(now)])
         assert json.loads(result.stdout)["items"] == [expected]
-    wrong = CliRunner().invoke(cli, [*asked[:5], "soon", "--json"])
-    assert wrong.exit_code == 4
-    assert "--times takes whole numbers, got 'soon'" in wrong.stderr
-
-
-def test_an_event_log_tells_its_times(timed_ranker: Ranker, tmp_path: Path) -> None:
-    log = tmp_path / "log.csv"
-    log.write_text(f"user_id,item_id,timestamp\nann,i03,0\nann,i04,{HOUR}\n")
-    output = io.BytesIO()
-    rank_file(timed_ranker, log, output, k=20)
-    expected = timed_ranker.rank(["i03", "i04"], times=[0, HOUR], k=20)
-    scores = json.loads(output.getvalue())["scores"]
-    np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
-    untold = timed_ranker.rank(["i03", "i04"], k=20)
-    assert np.abs(np.array(scores) - untold.scores).max() > 1e-3
 
 
 def test_fractions_of_time_are_refused(timed_events: Events, tmp_path: Path) -> None:

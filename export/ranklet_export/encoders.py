@@ -79,9 +79,8 @@ class Encoder:
     def linear(self, x: str, layer: nn.Linear) -> str:
         """Return layer(x)."""
         product = self.node("MatMul", x, self.constant(layer.weight.T.contiguous()))
-        return (
-            product if layer.bias is None else self.node("Add", product, self.constant(layer.bias))
-        )
+        has_bias = layer.bias is not None
+        return self.node("Add", product, self.constant(layer.bias)) if has_bias else product
 
     def norm(self, x: str, norm: nn.LayerNorm) -> str:
         """Return the normalised x."""
@@ -351,11 +350,7 @@ class AppendEncoder(Encoder):
         self.finish(new, x, events, node("Gather", self.constant(bias), ages), until)
 
     def _place(self, position: str, count: int, heads: int) -> tuple[str, str]:
-        """Return where event ``position`` goes, and the age of each row as places of ``by_age``.
-
-        Returns:
-            Rows for ScatterElements, (B, 1, D), and places for each head, (B, H, 1, count).
-        """
+        """Return the row of an event, (B, 1, D), and all ages in ``by_age``, (B, H, 1, count)."""
         node, rows = self.node, self.constant([count])
         row = node("Mod", position, rows)
         # The age of row r is newest - r, in a table that holds every age twice.
@@ -393,14 +388,10 @@ def by_age(values: NDArray[np.float32], hidden: float) -> NDArray[np.float32]:
 def causal_mask(
     hidden: float, window: int, queries: int, keys: int, begin: int = 0
 ) -> NDArray[np.float32]:
-    """Return the mask of the latest queries of so many keys, (1, 1, queries, keys).
+    """Return the mask of queries from place ``begin`` on, (1, 1, queries, keys).
 
-    Args:
-        hidden: Added where a query may not look, 0 elsewhere.
-        window: Keys that a query sees, its own included.
-        queries: How many.
-        keys: How many; the last query stands beside the last key.
-        begin: The place of the first query; keys whose place is below 0 do not exist.
+    The last query stands beside the last key; keys whose place is below 0 do not exist. A query
+    sees ``window`` keys, its own included; ``hidden`` is added where it may not look, 0 elsewhere.
     """
     places = begin + np.arange(queries)
     of_keys = begin + queries - keys + np.arange(keys)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ranklet.bundle.manifest import APPEND, ENCODE_LONG, MODEL, SCORE_MANY, Precision
 from ranklet.engine.engine import Engine, Event, Floats, History
+from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.engine.state import State
 from ranklet.errors import ParityError
 from ranklet.time_gaps import BUCKETS
@@ -104,11 +105,19 @@ class _Check:
         best = engine.score(users, min(k, pool), pool)
         self.answers(point, best.items, best.scores)
         if engine.has_codes:
-            off = engine.off_by(users, engine.score(users, pool, pool))
-            if off > 0:
-                raise ParityError(
-                    f"{point}: codes miss scores by {off:.2e} more than rounding does"
-                )
+            size = min(pool, engine.manifest.pool.size(TOP))
+            every, some = (self.pool_scores(point, users, count) for count in (pool, size))
+            if not np.array_equal(every[:, :size], some):
+                raise ParityError(f"{point}: {size} items of a pool are not the best by codes")
+
+    def pool_scores(self, point: _Point, users: Floats, pool: int) -> Floats:
+        """Return the scores by codes of a pool of some size, (B, pool), if they are near enough."""
+        best = self.engine.score(users, pool, pool)
+        assert best.pool_scores is not None
+        off = self.engine.off_by(users, best)
+        if off > 0:
+            raise ParityError(f"{point}: codes miss scores by {off:.2e} more than rounding does")
+        return best.pool_scores
 
     def answers(self, point: _Point, items: NDArray[np.int64], scores: Floats) -> None:
         """Compare items and their scores with those of the model."""
@@ -227,8 +236,9 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
     longest, items = model.config.max_length, len(table) - 1
     for batch, length in _points(engine, longest):
         point = _Point.draw(random, items, batch, length)
-        # The first point ranks all items: a fault in one row of the table may never reach a top.
-        k = TOP if check.points else LARGEST_POOL
+        # The first point ranks all items of most catalogues: a fault in one row of the table may
+        # never reach a top. Codes need a pool of twice as many, and more.
+        k = TOP if check.points else LARGEST_POOL // (2 * engine.manifest.pool.factor)
         check.users(point, engine.encode(point.histories(uses_times=check.uses_times)), k)
     whole = random.integers(1, items + 1, (2, longest + APPENDED))
     since = random.integers(0, BUCKETS, whole.shape)
@@ -254,11 +264,14 @@ def _check_model(check: _Check, random: np.random.Generator) -> None:
     session, longest = check.engine.programs.session(MODEL), check.model.config.max_length
     for batch, length in ((1, 1), (3, min(5, longest)), (2, longest), (2, longest + APPENDED)):
         point = _Point.draw(random, check.items, batch, length)
-        k = min(TOP, check.items)
+        k = min(LARGEST_POOL, check.items)  # of all items, so that no row of padding is among them
         inputs = {"history": point.items, "k": np.array([k])}
         if check.uses_times:
             inputs |= {"since": point.since, "until": point.until}
-        items, scores = session.run(["items", "scores"], inputs)
+        try:
+            items, scores = session.run(["items", "scores"], inputs)
+        except ORT_ERRORS as error:
+            raise ParityError(f"{MODEL}: {point} can't be run: {error}") from error
         cut = slice(max(0, length - longest), None)  # of row 0, which alone is so long
         rows = slice(0, 1) if length > longest else slice(None)
         kept = _Point(

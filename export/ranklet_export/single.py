@@ -22,7 +22,7 @@ from ranklet.errors import InputError
 from ranklet.files.atomic import atomic_write
 from ranklet_export.encoders import add_table
 from ranklet_export.layers import ServedModel
-from ranklet_export.writer import Axes, GraphWriter
+from ranklet_export.writer import Axes, GraphWriter, offset_of, size_of
 from ranklet_training.model.attention import attention, rotary
 from ranklet_training.model.model import Block, SequenceModel
 from ranklet_training.model.seed import SeedModel
@@ -170,6 +170,14 @@ def write_single_file(bundle: Path, path: Path) -> int:
             f"{manifest.items:,} items do not fit into one file: ONNX allows 2 GiB; copy "
             f"{manifest.programs[MODEL].file} and {WEIGHTS} together instead"
         )
-    content = onnx.load(bundle / manifest.programs[MODEL].file).SerializeToString()
+    model = onnx.load(bundle / manifest.programs[MODEL].file, load_external_data=False)
+    with (bundle / WEIGHTS).open("rb") as weights:  # onnx reads no file that has links
+        for tensor in model.graph.initializer:
+            if tensor.external_data:
+                weights.seek(offset_of(tensor))
+                tensor.raw_data = weights.read(size_of(tensor))
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+    content = model.SerializeToString()
     atomic_write(path, content)
     return len(content)

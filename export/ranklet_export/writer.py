@@ -62,6 +62,11 @@ def offset_of(tensor: TensorProto) -> int:
     return next(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
 
 
+def size_of(tensor: TensorProto) -> int:
+    """Return the bytes of a stored tensor."""
+    return next(int(entry.value) for entry in tensor.external_data if entry.key == "length")
+
+
 class GraphWriter:
     """A graph that grows by a node a call; values go by their names."""
 
@@ -162,7 +167,7 @@ class GraphWriter:
             if node.op_type != "Cast" and (node.op_type, place) != ("Gather", 0)
         }
         return sum(
-            int(next(e.value for e in tensor.external_data if e.key == "length"))
+            size_of(tensor)
             for tensor in self.graph.initializer
             if tensor.external_data and casts.get(tensor.name, tensor.name) in read
         )

@@ -25,7 +25,7 @@ from ranklet.bundle.vocabulary import ItemId
 from ranklet.engine.engine import NONE, Event, Floats, History
 from ranklet.engine.state import State
 from ranklet.errors import InputError
-from ranklet.request import Eligible, Reader, Request
+from ranklet.request import Eligible, Reader, Request, beside
 from ranklet.time_gaps import BUCKETS, UNKNOWN, buckets_before
 from ranklet.values import Ids, Times, check_flag, check_k, flat, show, whole_number
 
@@ -112,7 +112,8 @@ class User:
         known = indices[indices > 0]
         since, last_time = [UNKNOWN] * len(known), None if len(known) else kept.last_time
         if times is not None:
-            instants = self._reader.instants(times, len(indices), "times", kept.last_time)
+            place = "times" if name == "item" else beside(name, "times")
+            instants = self._reader.instants(times, len(indices), place, kept.last_time)
             instants = instants[indices > 0]
             if len(instants):
                 before = [] if kept.last_time is None else [kept.last_time]
@@ -267,7 +268,14 @@ class User:
             raise InputError(f"the saved user is damaged (SHA-256 of {len(data)} bytes)")
         try:
             kept, history, since, rows = self._read(body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise InputError(f"the saved user does not follow the format: {error}") from error
         self._kept = Kept()  # until all of it is there
         self._history, self._since = history, since
@@ -298,9 +306,9 @@ class User:
 
     def _check(self, kept: Kept, history: list[int], since: list[int]) -> None:
         """Refuse a user that can't be: onnxruntime takes item -1 for the last one."""
-        events, counts = kept.events, (kept.unknown, kept.encoded, kept.position)
-        is_whole = all(type(count) is int and count >= 0 for count in counts)
-        if not is_whole or type(kept.last_time or 0) is not int:
+        events, unknown, last, *encoded = kept
+        is_whole = all(type(count) is int and count >= 0 for count in (events, unknown, *encoded))
+        if not is_whole or not (last is None or (type(last) is int and -(2**63) <= last < 2**63)):
             raise ValueError(f"counts {tuple(kept)}")
         if not kept.position <= kept.encoded <= events or bool(kept.encoded) != bool(kept.position):
             raise ValueError(f"{events} events, {kept.encoded} encoded, {kept.position} of a state")

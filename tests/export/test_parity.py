@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,150 +9,241 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
-from ranklet.bundle import TensorContract
-from ranklet.errors import ParityError
-from ranklet_export.parity import check_contract
-from ranklet_training.runs.checkpoint import Model
+from ranklet.bundle.manifest import PROGRAMS
+from ranklet.errors import BundleError, ParityError, RankletError
+from ranklet_export import scorer
+from ranklet_training.runs.checkpoint import Run
 
-
-def weights_of(graph: Path) -> list[str]:
-    """Return the names of the float tensors of a graph that are not single constants."""
-    return [
-        tensor.name
-        for tensor in onnx.load(graph, load_external_data=False).graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) > 1
-    ]
-
-
-def shift(values: NDArray[Any]) -> None:
-    """Change one float, of the second row if there are rows: no score needs the first."""
-    values.reshape(len(values), -1)[1, 0] += 0.5
-
-
-def double_floats(values: NDArray[Any]) -> None:
-    values *= 2
-
-
-def set_first(value: float) -> Callable[[NDArray[Any]], None]:
-    return lambda values: values.__setitem__(0, value)
-
-
-@pytest.mark.parametrize(
-    "graph", ["encoder.onnx", "model.onnx", "batch.onnx", "plain.onnx", "append.onnx"]
+Graph = onnx.GraphProto
+Change = Callable[[NDArray[Any]], None]
+OFF = "scores differ by|users differ by|codes miss scores by|an item that does not exist|" + (
+    r"\w+ of the state differs by"
 )
-def test_a_changed_float_in_any_weight_fails_the_gate(
-    graph: str, two_block_graphs: Any, damage: Any, tmp_path: Path
+# What the message must name, of each program.
+WHERE = {
+    "encode": r"^batch \d, length \d+: ",
+    "encode_long": r"^batch \d, length (6[4-9]|70): ",
+    "append": r"^append: (batch 2, length \d+: )?",
+    "score": r"^batch 1, length \d+: ",
+    "score_many": r"^batch 8, length \d+: ",
+    "model": r"^model: batch \d, length \d+: ",
+}
+
+# Every tensor.
+
+
+def spoil(values: NDArray[Any]) -> None:
+    """Change values as little as may be, and so that they stand for something else."""
+    if values.dtype == np.uint8:
+        values[7] = values[8]  # the codes of another item
+    elif values.size == 1:
+        values *= 0.5
+    elif values.min() < -10:
+        values[...] = np.roll(values, 1, axis=-1)  # what is hidden moves by one
+    elif values.ndim == 1:
+        values[-1] += 0.5
+    else:
+        values[1:, ..., -1] += 0.5  # attention does not see what is added to all scores alike
+
+
+def tensors_of(graph: Graph) -> list[str]:
+    """Return the names of codes and floats, but for tiny bounds and the lowest score."""
+    names = []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        is_bound = values.size == 1 and (values < -1e30 or values < 1e-6)
+        is_code = values.dtype == np.uint8 and values.size > 1
+        if (is_code or values.dtype == np.float32) and not is_bound:
+            names.append(tensor.name)
+    return names
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_change_of_any_tensor_fails_the_gate(
+    program: str, two_block_graphs: Any, damage: Any, tmp_path: Path
 ) -> None:
-    names = [name for name in weights_of(two_block_graphs.folder / graph) if name != "scales"]
-    assert len(names) > 20
-    passed = []
+    names = tensors_of(onnx.load(two_block_graphs.folder / f"{program}.onnx").graph)
     for place, name in enumerate(names):
-        copy = two_block_graphs.copy_to(tmp_path / str(place))
-        damage(copy.folder / graph, name, shift)
-        try:
+        copy = two_block_graphs.change(
+            tmp_path / str(place), program, lambda graph, name=name: damage(graph, name, spoil)
+        )
+        with pytest.raises(ParityError, match=f"{WHERE[program]}({OFF})"):
             copy.check()
-        except ParityError:
-            continue
-        passed.append(name)
-    assert passed == []
 
 
-@pytest.mark.parametrize("row", [1, 2, 39, 40])
-@pytest.mark.parametrize("name", ["table", "rows.0", "rows.1", "rows.2"])
-def test_a_changed_row_of_a_table_fails_the_gate(
-    name: str, row: int, two_block_graphs: Any, damage: Any, tmp_path: Path
-) -> None:
-    copy = two_block_graphs.copy_to(tmp_path / "copy")
-    damage(copy.folder / "model.onnx", name, lambda values: double_floats(values[row]))
-    with pytest.raises(ParityError, match=r"differs by|keeps another state"):
-        copy.check()
+# Faults of each program.
 
 
-def test_the_gate_says_where_and_by_how_much(
-    two_block_graphs: Any, damage: Any, tmp_path: Path
-) -> None:
-    copy = two_block_graphs.copy_to(tmp_path / "copy")
-    for graph in ("encoder.onnx", "model.onnx"):
-        damage(copy.folder / graph, "model.norm.bias", set_first(1.0))
-    message = (
-        r"batch 1, length 1, past 0: \w+ differs by .* from the torch model, more than 0\.0001"
-    )
-    with pytest.raises(ParityError, match=message):
-        copy.check()
+def node_of(graph: Graph, operator: str, number: int = 0) -> onnx.NodeProto:
+    return [node for node in graph.node if node.op_type == operator][number]
 
 
-def test_graphs_that_differ_from_each_other_fail_the_gate(
-    two_block_graphs: Any, damage: Any, tmp_path: Path
-) -> None:
-    copy = two_block_graphs.copy_to(tmp_path / "copy")
-    biases = [
-        n
-        for n in weights_of(copy.folder / "encoder.onnx")
-        if re.search(r"blocks\.1\.attention_norm\.bias", n)
-    ]
-    damage(copy.folder / "encoder.onnx", biases[0], lambda values: values.__iadd__(1e-3))
-    with pytest.raises(ParityError, match=r"encoder\.onnx keeps another state than what ranks"):
-        copy.check()
+def edit(
+    operator: str, number: int, place: int, change: Callable[[Any], Any]
+) -> Callable[..., None]:
+    """Replace a constant that a node takes, wherever else it is taken."""
+
+    def apply(graph: Graph) -> None:
+        name = node_of(graph, operator, number).input[place]
+        tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
+        values = numpy_helper.to_array(tensor)
+        changed = np.asarray(change(values.copy()), dtype=values.dtype)
+        tensor.CopyFrom(numpy_helper.from_array(changed, name))
+
+    return apply
 
 
-def test_a_graph_that_gives_nan_fails_the_gate(
-    two_block_graphs: Any, damage: Any, tmp_path: Path
-) -> None:
-    copy = two_block_graphs.copy_to(tmp_path / "copy")
-    for graph in ("encoder.onnx", "model.onnx"):
-        damage(copy.folder / graph, "model.norm.weight", set_first(np.nan))
-    with pytest.raises(ParityError, match="the graph gives scores that are not finite"):
-        copy.check()
+def set_attribute(operator: str, number: int, **values: Any) -> Callable[..., None]:
+    def apply(graph: Graph) -> None:
+        node = node_of(graph, operator, number)
+        kept = [attribute for attribute in node.attribute if attribute.name not in values]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        node.attribute.extend(helper.make_attribute(*pair) for pair in values.items())
+
+    return apply
 
 
-CONTRACTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "fixed length": ("inputs", "history", {"shape": ["batch", 7]}, r"takes .*\['batch', 7\]"),
-    "fixed batch": (
-        "inputs",
-        "past_key_0",
-        {"shape": [1, 2, "past", 8]},
-        r"takes .*\[1, 2, 'past'",
-    ),
-    "another name": ("inputs", "k", {"name": "top"}, "takes .*'top'"),
-    "short bias": ("inputs", "bias", {"shape": [40]}, r"bias has the shape \[40\] for 40 items"),
-    "dynamic bias": ("inputs", "bias", {"shape": ["rows"]}, r"bias has the shape \['rows'\]"),
-    "another width": ("outputs", "user", {"shape": ["batch", 8]}, r"gives .*\['batch', 8\]"),
+def rewire(operator: str, number: int, place: int, source: str) -> Callable[..., None]:
+    return lambda graph: node_of(graph, operator, number).input.__setitem__(place, source)
+
+
+def swap_names(first: str, second: str) -> Callable[..., None]:
+    """Swap two outputs that some nodes of the graph take, too."""
+    names = {first: second, second: first}
+
+    def apply(graph: Graph) -> None:
+        for node in graph.node:
+            for part in (node.input, node.output):
+                part[:] = [names.get(name, name) for name in part]
+
+    return apply
+
+
+def show(values: NDArray[Any]) -> NDArray[Any]:
+    return np.where(values < -10, 0, values)
+
+
+def later(values: NDArray[Any]) -> NDArray[Any]:
+    return np.roll(values, 1, axis=-1)
+
+
+def double_one(values: NDArray[Any]) -> NDArray[Any]:
+    values[37] *= 2
+    return values
+
+
+FAULTS: dict[str, tuple[str, Callable[..., None]]] = {
+    "a mask off by one": ("encode", edit("Slice", 0, 0, later)),
+    "rotation by the other sign": ("encode", edit("RotaryEmbedding", 0, 2, np.negative)),
+    "ages from the front": ("encode", set_attribute("CumSum", 0, reverse=0)),
+    "ages off by one": ("encode", set_attribute("CumSum", 0, exclusive=1)),
+    "the first event asks": ("encode", set_attribute("ArgMax", 0, select_last_index=0)),
+    "padding is seen": ("encode", edit("Gather", -1, 0, show)),
+    "an epsilon of a norm": ("encode", set_attribute("LayerNormalization", 0, epsilon=1e-3)),
+    "scores of attention by another scale": ("encode", set_attribute("Attention", 1, scale=0.25)),
+    "keys for values in the state": ("encode", swap_names("key_0", "value_0")),
+    "a chunk off by one": ("encode_long", edit("Slice", 0, 0, lambda a: np.maximum(a - 1, 0))),
+    "the mask of the first chunk": ("encode_long", edit("Slice", 1, 0, np.zeros_like)),
+    "a mask of chunks off by one": ("encode_long", edit("Gather", -2, 0, later)),
+    "values for events in the state": ("encode_long", swap_names("value_0", "events")),
+    "ages in the wrong order": ("append", edit("Add", 1, 1, lambda a: a[..., ::-1])),
+    "a row of the window off": ("append", edit("Mod", 0, 1, lambda a: a - 1)),
+    "a row of the events off": ("append", edit("Mod", 1, 1, lambda a: a - 1)),
+    "keys turned the other way": ("append", edit("RotaryEmbedding", 0, 2, np.negative)),
+    "rows without an event are seen": ("append", edit("Gather", -2, 0, show)),
+    "hidden events are seen": ("append", edit("Gather", -1, 0, show)),
+    "one row of the table": ("score", edit("Gather", 0, 0, double_one)),
+    "one scale of the codes": ("score", edit("MatMulNBits", 0, 2, double_one)),
+    "a pool of the worst": ("score", set_attribute("TopK", 0, largest=0)),
+    "a bias that is not added": ("score", rewire("TopK", 0, 0, "MatMulNBits_0")),
+    "k for the pool": ("score", rewire("TopK", 0, 1, "k")),
+    "the pool for k": ("score", rewire("TopK", -1, 1, "pool")),
+    "scales of other items": ("score_many", edit("Squeeze", 1, 0, lambda a: np.roll(a, 1, axis=0))),
+    "a step of users": ("score_many", edit("QuantizeLinear", 0, 1, lambda a: a / 2)),
+    "one row of the table for many": ("score_many", edit("Gather", 0, 0, double_one)),
+    "padded rows win": ("model", edit("Gemm", 0, 2, lambda a: np.zeros_like(a))),
+    "one row of the single table": ("model", edit("Gemm", 0, 1, double_one)),
+    "an event more than the longest": ("model", edit("Less", 0, 1, lambda a: a + 1)),
+    "a window off by one": ("model", edit("Less", 1, 1, lambda a: a + 1)),
 }
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "change", "message"), CONTRACTS.values(), ids=CONTRACTS.keys()
-)
-def test_another_contract_fails_the_gate(
-    part: str, name: str, change: dict[str, Any], message: str, two_block_graphs: Any
+@pytest.mark.parametrize(("program", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_fails_the_gate(
+    program: str, fault: Callable[..., None], two_block_graphs: Any, tmp_path: Path
 ) -> None:
-    manifest = two_block_graphs.manifest
-    tensors = [
-        TensorContract(**{**vars(t), **change}) if t.name == name else t
-        for t in getattr(manifest, part)
-    ]
+    copy = two_block_graphs.change(tmp_path / "copy", program, fault)
+    with pytest.raises(RankletError) as caught:
+        copy.check()
+    # A state is wrong where it is compared with that of appended events.
+    where = rf"{WHERE[program]}({OFF})|^append: .* of the state differs"
+    assert re.search(f"{where}|^onnxruntime failed on cpu: ", str(caught.value))
+
+
+TWO_LEVELS = {
+    "the number of a chunk": lambda graph: node_of(graph, "Sub", -1).input.__setitem__(
+        1, node_of(graph, "Sub", -1).input[0]
+    ),
+    "items of a chunk": edit("Div", -1, 1, lambda a: a + 1),
+    "chunks of the worst": set_attribute("TopK", 0, largest=0),
+}
+
+
+@pytest.mark.parametrize("program", ["score", "score_many"])
+@pytest.mark.parametrize("fault", TWO_LEVELS.values(), ids=TWO_LEVELS)
+def test_a_fault_of_two_levels_fails_the_gate(
+    fault: Callable[..., None],
+    program: str,
+    random_run: Callable[..., Run],
+    write_graphs: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scorer, "TWO_LEVELS_FROM", 1)
+    monkeypatch.setattr(scorer, "TWO_LEVELS_OF_MANY_FROM", 1)
+    # Of 47 chunks a pool takes 32.
+    model = random_run(items=3000, blocks=0, heads=1).load_model()
+    written = write_graphs(model, tmp_path / "graphs", "int8")
+    written.check()
+    with pytest.raises(ParityError, match=WHERE[program]):
+        written.change(tmp_path / "copy", program, fault).check()
+
+
+def test_a_graph_that_gives_nan_fails_the_gate(two_block_graphs: Any, tmp_path: Path) -> None:
+    fault = edit("LayerNormalization", -1, 2, lambda bias: bias * np.nan)
+    for program in ("encode", "encode_long", "append", "model"):
+        copy = two_block_graphs.change(tmp_path / program, program, fault)
+        with pytest.raises(ParityError, match=rf"{WHERE[program]}scores that are not finite"):
+            copy.check()
+
+
+def test_the_gate_says_where_and_by_how_much(two_block_graphs: Any, tmp_path: Path) -> None:
+    fault = edit("LayerNormalization", -1, 2, lambda bias: bias + 1)
+    message = r"^batch 1, length 1: scores differ by \d.* from the torch model, more than 0\.0001$"
     with pytest.raises(ParityError, match=message):
-        check_contract(replace(manifest, **{part: tensors}), two_block_graphs.model)
+        two_block_graphs.change(tmp_path / "copy", "encode", fault).check()
 
 
-@pytest.mark.parametrize(
-    "settings", [{"heads": 1}, {"blocks": 1}, {"time_gaps": True}, {"width": 32}], ids=str
-)
-def test_graphs_of_another_model_fail_the_gate(
-    settings: dict[str, Any], two_block_graphs: Any, make_model: Callable[..., Model]
-) -> None:
-    with pytest.raises(ParityError, match=r"the graph (takes|gives)"):
-        check_contract(two_block_graphs.manifest, make_model(**settings))
+def test_graphs_of_another_contract_fail(two_block_graphs: Any, tmp_path: Path) -> None:
+    def rename(graph: Graph) -> None:
+        graph.input[0].type.tensor_type.shape.dim[1].dim_param = "events"
+
+    for program in PROGRAMS:
+        copy = two_block_graphs.change(tmp_path / program, program, rename)
+        with pytest.raises(BundleError, match=f"{program}.onnx has another contract"):
+            copy.check()
 
 
-def test_the_report_names_points_of_every_kind(two_block_graphs: Any) -> None:
+def test_the_report_names_points_of_every_program(two_block_graphs: Any) -> None:
     report = two_block_graphs.check()
-    assert "batch 1, length 64, past 0" in report.points
-    assert "batch 1, length 1, past 63" in report.points
-    assert report.points[-3:] == [
-        "events appended one by one equal one long history",
-        "plain.onnx gives what the model does, where it cuts a history, too",
-        "append.onnx gives what model.onnx does, where the window rolls, too",
-    ]
+    # Around 64, from where encode_long.onnx takes over; eight users are many.
+    lengths = [1, 2, 36, 63, 64, 65, 70]
+    expected = [f"batch {batch}, length {length}" for length in lengths for batch in (1, 8)]
+    assert report.points[: len(expected)] == expected
+    assert "append: batch 2, length 70" in report.points
+    assert "append: 80 events, 10 past the window" in report.points
+    assert report.points[-1] == "model: batch 1, length 70"
     assert 0 < report.max_score_difference < 1e-4

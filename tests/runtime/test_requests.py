@@ -1,232 +1,17 @@
-"""Requests that can't be right are refused by name, and others answered whatever their k."""
+"""Requests are checked once and by name; candidates, exclusions and eligible items filter."""
 
+import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ranklet import InputError, ProviderError, Ranker
+from ranklet import Eligible, InputError, Ranker
 
-# Unknown ids
-
-
-def test_unknown_ids_are_counted(tiny_ranker: Ranker, ids: list[str]) -> None:
-    assert tiny_ranker.rank(["x", ids[0], "y", "x"]).unknown == 3
-
-
-def test_unknown_ids_change_nothing(tiny_ranker: Ranker, ids: list[str]) -> None:
-    found = tiny_ranker.rank(["x", ids[0], "y", ids[1], "z"], k=60)
-    expected = tiny_ranker.rank(ids[:2], k=60)
-    assert (found.items, found.scores.tolist()) == (expected.items, expected.scores.tolist())
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (list, r"history\[1\] is 'nowhere', which the catalogue does not have"),
-        (iter, r"history\[1\] is 'nowhere', which the catalogue does not have"),
-        (np.array, r"history\[1\] is 'nowhere', which the catalogue does not have"),
-    ],
-    ids=["list", "iterator", "array"],
-)
-def test_an_unknown_item_is_named_in_the_error(
-    tiny_ranker: Ranker, ids: list[str], make: Callable[[list[str]], Any], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        tiny_ranker.rank(make([ids[0], "nowhere"]), unknown="error")
-
-
-def test_an_unknown_candidate_is_named_in_the_error(tiny_ranker: Ranker, ids: list[str]) -> None:
-    with pytest.raises(InputError, match=r"candidates\[1\] is 'nowhere', which the catalogue"):
-        tiny_ranker.rank(ids[:1], candidates=[ids[0], "nowhere"], unknown="error")
-
-
-def test_an_unknown_item_of_a_batch_is_named_with_its_row(
-    tiny_ranker: Ranker, ids: list[str]
-) -> None:
-    with pytest.raises(InputError, match=r"histories\[2\]\[1\] is 'nowhere'"):
-        tiny_ranker.rank_batch([ids[:1], [], [ids[0], "nowhere"]], unknown="error")
-
-
-@pytest.mark.parametrize("argument", ["candidates", "exclude"])
-def test_a_wrong_value_in_a_row_of_a_batch_is_named_with_its_row(
-    tiny_ranker: Ranker, ids: list[str], argument: str
-) -> None:
-    options: dict[str, Any] = {argument: [None, [ids[0], None]]}
-    with pytest.raises(InputError, match=rf"{argument}\[1\]\[1\] is None \(NoneType\)"):
-        tiny_ranker.rank_batch([ids[:1], ids[:1]], **options)
-
-
-@pytest.mark.parametrize("argument", ["candidates", "exclude"])
-def test_a_wrong_value_in_a_list_is_named(
-    tiny_ranker: Ranker, ids: list[str], argument: str
-) -> None:
-    options: dict[str, Any] = {argument: [ids[0], 5]}
-    with pytest.raises(InputError, match=rf"^{argument}\[1\] is 5 \(int\)"):
-        tiny_ranker.rank(ids[:1], **options)
-
-
-def test_what_to_do_with_unknown_ids_is_one_of_two(tiny_ranker: Ranker) -> None:
-    with pytest.raises(InputError, match="unknown must be 'skip' or 'error', got 'raise'"):
-        tiny_ranker.rank([], unknown="raise")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("k", [3, 60, 61])
-def test_an_iterator_of_items_is_a_history(any_model: Any, k: int) -> None:
-    history = ["i00003", "nowhere", "i00009"]
-    found = any_model.ranker.rank(iter(history), k=k)
-    assert found.items == any_model.ranker.rank(history, k=k).items
-    assert (found.unknown, found.cold) == (1, False)
-
-
-# k
-
-NO_K = {
-    "zero": (0, "k must be at least 1, got 0"),
-    "negative": (-1, "k must be at least 1, got -1"),
-    "numpy zero": (np.int64(0), "k must be at least 1, got 0"),
-    "True": (True, "k must be a positive integer, got True"),
-    "numpy True": (np.bool_(True), "k must be a positive integer, got True"),
-    "None": (None, "k must be a positive integer, got None"),
-    "text": ("5", "k must be a positive integer, got '5'"),
-    "float": (3.0, r"k must be a positive integer, got 3\.0"),
-    "NaN": (float("nan"), "k must be a positive integer, got nan"),
-    "list": ([5], r"k must be a positive integer, got \[5\]"),
-    "array": (np.array([5, 6]), r"k must be a positive integer, got array"),
-    "very negative": (-(2**62), "k must be at least 1, got -4611686018427387904"),
-    "thousands of digits": (-(10**5000), "k must be at least 1, got "),
-}
-
-
-@pytest.mark.parametrize("history", ["known", "cold"])
-@pytest.mark.parametrize(("k", "message"), NO_K.values(), ids=NO_K)
-def test_k_that_is_no_positive_integer_is_refused(
-    tiny_ranker: Ranker, ids: list[str], history: str, k: Any, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        tiny_ranker.rank(ids[:2] if history == "known" else [], k=k)
-
-
-@pytest.mark.parametrize("k", [0, None, True])
-def test_k_is_checked_for_a_batch_of_nothing(tiny_ranker: Ranker, k: Any) -> None:
-    with pytest.raises(InputError, match="k must be"):
-        tiny_ranker.rank_batch([], k=k)
-
-
-@pytest.mark.parametrize("k", [np.int64(3), np.uint8(3), np.array(3)], ids=lambda k: type(k))
-def test_numpy_integers_are_good_for_k(tiny_ranker: Ranker, ids: list[str], k: Any) -> None:
-    assert len(tiny_ranker.rank(ids[:2], k=k).items) == 3
-
-
-@pytest.mark.parametrize(
-    "k", [60, 61, 2**31, 2**32 + 3, 2**62, 2**64, 10**5000], ids=lambda k: f"{k.bit_length()} bits"
-)
-@pytest.mark.parametrize("options", ["none", "candidates", "exclude"])
-@pytest.mark.parametrize("history", ["known", "cold"])
-def test_k_beyond_the_catalogue_gives_all_there_is(
-    tiny_ranker: Ranker, ids: list[str], k: int, options: str, history: str
-) -> None:
-    arguments: dict[str, Any] = {
-        "none": {},
-        "candidates": {"candidates": ids},
-        "exclude": {"exclude": ["nowhere"]},
-    }[options]
-    found = tiny_ranker.rank(ids[:2] if history == "known" else [], k=k, **arguments)
-    assert sorted(map(str, found.items)) == sorted(ids)
-
-
-@pytest.mark.parametrize("k", [1, 2, 30, 59])
-def test_a_smaller_k_gives_the_start_of_the_ranking(
-    tiny_ranker: Ranker, ids: list[str], k: int
-) -> None:
-    assert tiny_ranker.rank(ids[:9], k=k).items == tiny_ranker.rank(ids[:9], k=60).items[:k]
-
-
-# The rest
-
-
-def break_sessions(patch: pytest.MonkeyPatch, ranker: Ranker) -> None:
-    class Broken:
-        def run(self, names: list[str], inputs: dict[str, Any], _: object = None) -> None:
-            raise RuntimeError("out of memory")
-
-        def io_binding(self) -> None:
-            raise RuntimeError("out of memory")
-
-    for name in ("session", "plain", "encoder", "append"):
-        patch.setitem(vars(ranker.graphs), name, Broken())
-    for runs in ranker.appender._idle.runs.values():
-        for run in runs:
-            patch.setattr(run.bound, "run", Broken().io_binding)
-
-
-@pytest.mark.parametrize("asked", ["rank", "rank_batch", "candidates", "user", "users"])
-def test_an_error_of_onnxruntime_is_named(
-    tiny_bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch, asked: str
-) -> None:
-    ranker = Ranker.load(tiny_bundle, provider="cpu")
-
-    break_sessions(monkeypatch, ranker)
-    calls: dict[str, Callable[[], object]] = {
-        "rank": lambda: ranker.rank(ids[:2]),
-        "rank_batch": lambda: ranker.rank_batch([ids[:2], ids[:1]]),
-        "candidates": lambda: ranker.rank(ids[:2], candidates=ids),
-        "user": lambda: ranker.user(ids[:2]).rank(),
-        "users": lambda: ranker.users([ids[:2], ids[:1]]).rank(),
-    }
-    with pytest.raises(ProviderError, match="onnxruntime failed on cpu: out of memory"):
-        calls[asked]()
-
-
-@pytest.mark.parametrize("new", [1, 4])
-def test_a_user_outlives_an_error_of_onnxruntime(
-    tiny_bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch, new: int
-) -> None:
-    ranker = Ranker.load(tiny_bundle, provider="cpu")
-    user, expected = ranker.user(ids[:30]), ranker.user(ids[:30])
-    for ranked in (user, expected):
-        ranked.rank()
-        if new == 1:  # the state is in a ring when it fails
-            ranked.append(ids[29])
-            ranked.rank()
-        ranked.extend(ids[30 : 30 + new])
-
-    with monkeypatch.context() as patch:
-        break_sessions(patch, ranker)
-        for _ in range(2):
-            with pytest.raises(ProviderError, match="out of memory"):
-                user.rank()
-    assert user.rank(60).items == expected.rank(60).items
-
-
-def test_the_length_is_the_number_of_items(tiny_ranker: Ranker) -> None:
-    assert len(tiny_ranker) == 60
-
-
-def test_a_ranker_says_what_it_is(tiny_ranker: Ranker, tiny_bundle: Path) -> None:
-    expected = f"Ranker({str(tiny_bundle)!r}, items=60, provider='cpu')"
-    assert repr(tiny_ranker) == expected
-
-
-def test_rankings_can_be_compared_without_an_error(tiny_ranker: Ranker, ids: list[str]) -> None:
-    found = tiny_ranker.rank(ids[:2])
-    assert found in [tiny_ranker.rank(ids[:3]), found]
-
-
-def test_a_title_stands_for_its_item(tiny_ranker: Ranker, ids: list[str]) -> None:
-    assert tiny_ranker.find(tiny_ranker.titles([ids[7]])[0].upper()) == [ids[7]]
-
-
-def test_an_unknown_item_has_its_id_for_a_title(tiny_ranker: Ranker) -> None:
-    assert tiny_ranker.titles(["nowhere"]) == ["nowhere"]
-
-
-def test_titles_may_be_asked_for_with_any_sequence(tiny_ranker: Ranker, ids: list[str]) -> None:
-    expected = tiny_ranker.titles(ids[:3])
-    assert tiny_ranker.titles(iter(ids[:3])) == expected  # type: ignore[arg-type]
-    assert tiny_ranker.titles(np.array(ids[:3])) == expected  # type: ignore[arg-type]
+SOME = ["i00001", "i00002"]
+Ask = Callable[[Any], object]
+Table = dict[str, tuple[Ask, str]]
 
 
 class Tensor:
@@ -236,53 +21,295 @@ class Tensor:
         raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
 
 
-def test_a_set_will_do_where_order_means_nothing(tiny_ranker: Ranker, ids: list[str]) -> None:
-    some, history = set(ids[3:9]), ids[:2]
-    for kind in (set, frozenset):
-        found = tiny_ranker.rank(history, k=60, exclude=kind(some))
-        assert found.items == tiny_ranker.rank(history, k=60, exclude=ids[3:9]).items
-        found = tiny_ranker.rank_batch([history], candidates=[kind(some)])[0]
-        assert found.items == tiny_ranker.rank(history, candidates=ids[3:9]).items
-        found = tiny_ranker.rank(history, k=60, eligible=tiny_ranker.eligible(kind(some)))
-        assert set(found.items) == some
-    with pytest.raises(InputError, match="history is a set, which has no order"):
-        tiny_ranker.rank(some)
-
-
-STRANGE: dict[str, tuple[Callable[[Ranker], object], str]] = {
-    "history": (lambda r: r.rank(Tensor()), r"history is no array of item ids: Can't call"),  # type: ignore[arg-type]
-    "exclude_seen": (
-        lambda r: r.rank([], exclude_seen=np.array([1, 2])),  # type: ignore[arg-type]
-        r"exclude_seen must be True or False, got array\(\[1, 2\]\)",
+WRONG: Table = {
+    "history": (lambda r: r.rank(["i00001", 5]), r"history\[1\] is 5 \(int\)"),
+    "unknown": (lambda r: r.rank(["", "x"], unknown="error"), r"history\[0\] is '', which the cat"),
+    "candidates": (lambda r: r.rank([], candidates=[None]), r"candidates\[0\] is None \(NoneT"),
+    "exclude": (lambda r: r.rank([], exclude=["", 2.5]), r"exclude\[1\] is 2.5 \(float\)"),
+    "unknown candidate": (
+        lambda r: r.rank([], candidates=["x"], unknown="error"),
+        r"candidates\[0\] is 'x', which the catalogue does not have",
     ),
-    "exclude_seen of a batch": (
-        lambda r: r.rank_batch([[]], exclude_seen=[1]),  # type: ignore[arg-type]
-        r"exclude_seen must be True or False, got \[1\]",
+    "eligible": (lambda r: r.eligible([5]), r"ids\[0\] is 5 \(int\)"),
+    "unknown eligible": (lambda r: r.eligible(["x"], unknown="error"), r"ids\[0\] is 'x', which"),
+    "of a batch": (lambda r: r.rank_batch([[], ["", 5]]), r"histories\[1\]\[1\] is 5 \(int\)"),
+    "unknown of a batch": (
+        lambda r: r.rank_batch([[], ["x"]], unknown="error"),
+        r"histories\[1\]\[0\] is 'x', which",
     ),
-    "exclude_seen of a user": (
-        lambda r: r.user().rank(exclude_seen="no"),  # type: ignore[arg-type]
-        "exclude_seen must be True or False, got 'no'",
+    "candidates of a batch": (
+        lambda r: r.rank_batch([[], []], candidates=[None, ["", None]]),
+        r"candidates\[1\]\[1\] is None \(NoneType\)",
     ),
-    "exclude_seen of users": (
-        lambda r: r.users([[]]).rank(exclude_seen=None),  # type: ignore[arg-type]
-        "exclude_seen must be True or False, got None",
+    "exclude of a batch": (
+        lambda r: r.rank_batch([[]], exclude=[[b"x"]]),
+        r"exclude\[0\]\[0\] is b'x' \(bytes\)",
     ),
+    "of a user": (lambda r: r.user(["", 5]), r"history\[1\] is 5 \(int\)"),
+    "an event": (lambda r: r.user().append(5), r"item\[0\] is 5 \(int\)"),
+    "exclude of a user": (lambda r: r.user().rank(exclude=[5]), r"exclude\[0\] is 5 \(int\)"),
+    "of users": (lambda r: r.users([[], ["", 5]]), r"histories\[1\]\[1\] is 5 \(int\)"),
+    "what to do": (lambda r: r.rank([], unknown="raise"), "unknown must be 'skip' or 'error', got"),
+    "a tensor": (lambda r: r.rank(Tensor()), r"history is no array of item ids: Can't call"),
+    "a set": (lambda r: r.rank({"i00001"}), "history is a set, which has no order"),
+    "histories as text": (lambda r: r.rank_batch("50"), "histories is a str"),
+    "histories as dict": (lambda r: r.rank_batch({"a": []}), "histories is a dict"),
+    "no histories": (lambda r: r.rank_batch(None), "histories is None"),
+    "a number of histories": (lambda r: r.rank_batch(np.array(5)), r"histories is array\(5\)"),
+    "flat histories": (lambda r: r.rank_batch(["50"]), r"histories\[0\] is the text '50'"),
+    "deep histories": (
+        lambda r: r.rank_batch(np.zeros((1, 2, 3), dtype=np.int64)),
+        r"histories\[0\] has shape \(2, 3\)",
+    ),
+    "users as text": (lambda r: r.users("50"), "histories is a str"),
     "titles": (lambda r: r.titles("50"), "items is the text '50'; pass a list of ids"),
-    "find": (lambda r: r.find(None), "text is None; pass a part of a title"),  # type: ignore[arg-type]
-    "items": (lambda r: r.users([[]]).append(None), "items is None; pass a list"),  # type: ignore[arg-type]
-    "text": (lambda r: r.users([[], []]).append("12"), "items is the text '12'"),
-    "times": (lambda r: r.users([[]]).append([None], times=5), "times is 5; pass a list"),  # type: ignore[arg-type]
+    "find": (lambda r: r.find(None), "text is None; pass a part of a title"),
+    "events": (lambda r: r.users([[]]).append(None), "items is None; pass a list"),
+    "events as text": (lambda r: r.users([[], []]).append("12"), "items is the text '12'"),
+    "times": (lambda r: r.users([[]]).append([None], times=5), "times is 5; pass a list"),
 }
 
 
-@pytest.mark.parametrize(("ask", "message"), STRANGE.values(), ids=STRANGE)
-def test_a_strange_argument_is_named(
-    tiny_ranker: Ranker, ask: Callable[[Ranker], object], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize(("ask", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_value_is_named_with_its_place(tiny_ranker: Ranker, ask: Ask, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
         ask(tiny_ranker)
 
 
-@pytest.mark.parametrize("number", [-1, 1, 61, 2**31, 2**62, -(2**63)])
-def test_an_integer_that_is_no_id_is_unknown(number_ranker: Ranker, number: int) -> None:
-    assert number_ranker.rank([number]).unknown == 1
+def every_way(ranker: Ranker, history: list[str], **options: Any) -> list[Callable[[], Any]]:
+    """Return the calls that rank, all of which take these options."""
+    user, users = ranker.user(history), ranker.users([history])
+    return [
+        lambda: ranker.rank(history, **options),
+        lambda: ranker.rank_batch([history], **options),
+        lambda: user.rank(**options),
+        lambda: users.rank(**options),
+    ]
+
+
+WRONG_OPTIONS: dict[str, tuple[str, Any, str]] = {
+    "zero": ("k", 0, "k must be at least 1, got 0"),
+    "numpy zero": ("k", np.int64(0), "k must be at least 1, got 0"),
+    "True": ("k", True, "k must be a positive integer, got True"),
+    "numpy True": ("k", np.bool_(True), "k must be a positive integer, got True"),
+    "None": ("k", None, "k must be a positive integer, got None"),
+    "text": ("k", "5", "k must be a positive integer, got '5'"),
+    "float": ("k", 3.0, r"k must be a positive integer, got 3\.0"),
+    "array": ("k", np.array([5, 6]), r"k must be a positive integer, got array"),
+    "very negative": ("k", -(2**62), "k must be at least 1, got -4611686018427387904"),
+    "thousands of digits": ("k", -(10**5000), "k must be at least 1, got "),
+    "seen as list": ("exclude_seen", [1], r"exclude_seen must be True or False, got \[1\]"),
+    "seen as array": (
+        "exclude_seen",
+        np.array([1, 2]),
+        "exclude_seen must be True or False, got a",
+    ),
+    "seen as text": ("exclude_seen", "no", "exclude_seen must be True or False, got 'no'"),
+    "not seen": ("exclude_seen", None, "exclude_seen must be True or False, got None"),
+    "ids": ("eligible", ["1"], r"eligible is a list; pass what Ranker\.eligible\(ids\) returns"),
+    "text as eligible": ("eligible", "1", r"eligible is a str; pass what Ranker\.eligible\(ids\)"),
+    "another's": ("eligible", Eligible, "eligible was made by another ranker: make it with this"),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
+def test_a_wrong_option_is_refused_everywhere_alike(
+    tiny_ranker: Ranker, number_ranker: Ranker, name: str, value: Any, message: str
+) -> None:
+    if value is Eligible:
+        value = number_ranker.eligible([0, 3, 6])
+    for history in (SOME, []):
+        for ask in every_way(tiny_ranker, history, **{name: value}):
+            with pytest.raises(InputError, match=message):
+                ask()
+
+
+@pytest.mark.parametrize("k", [np.int64(3), np.uint8(3), np.array(3)], ids=lambda k: type(k))
+def test_numpy_integers_are_good_for_k(tiny_ranker: Ranker, k: Any) -> None:
+    assert len(tiny_ranker.rank(SOME, k=k).items) == len(tiny_ranker.user(SOME).rank(k).items) == 3
+
+
+@pytest.mark.parametrize("power", [31, 32, 62, 64, 10_000])
+def test_k_beyond_the_catalogue_gives_all_there_is(
+    tiny_ranker: Ranker, ids: list[str], power: int
+) -> None:
+    options: list[dict[str, Any]] = [{}, {"candidates": ids}, {"exclude": ["x"]}]
+    for asked in [*options, {"eligible": tiny_ranker.eligible(ids)}]:
+        for history in (SOME, []):
+            found = tiny_ranker.rank(history, k=2**power + 3, **asked)
+            assert sorted(map(str, found.items)) == ids
+
+
+# Times
+
+WRONG_TIMES: Table = {
+    "now alone": (lambda r: r.rank(SOME, now=5), "now was given without times: it counts from"),
+    "one missing": (lambda r: r.rank(SOME, times=[1]), "times has 1 times for 2 events: pass one"),
+    "falling": (lambda r: r.rank(SOME, times=[2, 1]), r"times\[1\] is 1, before times\[0\], 2: pa"),
+    "early": (lambda r: r.rank(SOME, times=[6, 7], now=6), "now is 6, before the last event of hi"),
+    "fraction": (lambda r: r.rank(SOME, times=[0, 0.5]), r"times\[1\] is 0.5 \(float\); times are"),
+    "truth": (lambda r: r.rank(SOME, times=[0, True]), r"times\[1\] is True \(bool\)"),
+    "outside int64": (lambda r: r.rank(SOME, times=[0, 2**70]), r"times\[1\] is .* outside int64"),
+    "now as text": (lambda r: r.rank(SOME, times=[0, 1], now="soon"), r"now is 'soon' \(str\)"),
+    "now of nobody": (lambda r: r.rank([], times=[], now="soon"), r"now is 'soon' \(str\)"),
+    "text": (lambda r: r.rank(SOME, times="12"), "times is the text '12'"),
+    "of a batch": (lambda r: r.rank_batch([SOME], times=[[2, 1]]), r"times\[0\]\[1\] is 1, before"),
+    "now of a batch": (
+        lambda r: r.rank_batch([[], SOME], times=[None, [1, 2]], now=[None, 1]),
+        r"now\[1\] is 1, before the last event of histories\[1\], 2",
+    ),
+    "of a user": (lambda r: r.user(SOME, times=[2, 1]), r"times\[1\] is 1, before times\[0\], 2"),
+    "an event": (
+        lambda r: r.user(SOME, times=[1, 3]).append("i00003", time=2),
+        r"times\[0\] is 2, before the last event, 3: pass events oldest first",
+    ),
+    "now of a user": (
+        lambda r: r.user(SOME, times=[1, 3]).rank(now=2),
+        "now is 2, before the last event, 3",
+    ),
+    "now of nothing": (lambda r: r.user(SOME).rank(now=2), "now was given without the time of the"),
+    "of users": (
+        lambda r: r.users([[], SOME], times=[None, [2, 1]]),
+        r"times\[1\]\[1\] is 1, before times\[1\]\[0\], 2",
+    ),
+    "too few of users": (lambda r: r.users([[], []], times=[[]]), "times has 1 lists for 2 hist"),
+}
+
+
+@pytest.mark.parametrize(("ask", "message"), WRONG_TIMES.values(), ids=WRONG_TIMES)
+def test_times_that_make_no_sense_are_refused(exported: Any, ask: Ask, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        ask(exported(time_gaps=True).ranker)
+
+
+def test_a_bundle_of_order_alone_refuses_times(tiny_ranker: Ranker) -> None:
+    user = tiny_ranker.user(SOME)
+    asks: list[Callable[[], object]] = [
+        *(lambda o=o: tiny_ranker.rank(SOME, **o) for o in ({"times": [1, 2]}, {"now": 1})),
+        lambda: tiny_ranker.rank_batch([SOME], times=[[1, 2]]),
+        lambda: user.append("i00003", time=1),
+        lambda: user.rank(now=1),
+    ]
+    for ask in asks:
+        with pytest.raises(InputError, match="this bundle does not use times: its model was train"):
+            ask()
+    assert len(user) == 2
+
+
+def test_a_gap_as_wide_as_int64_is_the_longest(exported: Any, same_order: Any) -> None:
+    ranker, first, last = exported(time_gaps=True).ranker, -(2**63), 2**63 - 1
+    found = ranker.user(SOME[:1], times=[first]).rank(60, now=last)
+    same_order(found, ranker.rank(SOME[:1], times=[first], now=last, k=60))
+    same_order(found, ranker.rank(SOME[:1], times=[0], now=2**60, k=60))
+
+
+# Lists
+
+
+@pytest.mark.parametrize("argument", ["candidates", "exclude", "times", "now"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_lists_of_another_length_than_the_batch_are_refused(
+    tiny_ranker: Ranker, argument: str, count: int
+) -> None:
+    options: dict[str, Any] = {argument: [SOME] * count}
+    with pytest.raises(InputError, match=f"{argument} has {count} lists for 2 histories"):
+        tiny_ranker.rank_batch([SOME, SOME], **options)
+
+
+def test_inputs_are_never_changed(number_ranker: Ranker) -> None:
+    history, candidates, exclude = [0, 3, 999], [3, 3, 6, 998], np.array([6, 0], dtype=">i4")
+    before = copy.deepcopy((history, candidates, exclude.tolist()))
+    number_ranker.rank(history, candidates=candidates, exclude=exclude, exclude_seen=True)
+    number_ranker.rank_batch([history], candidates=[candidates], exclude=[exclude])
+    number_ranker.user(history).extend(history)
+    assert (history, candidates, exclude.tolist()) == before
+
+
+def test_a_set_or_an_iterator_will_do_where_order_means_nothing(
+    tiny_ranker: Ranker, ids: list[str]
+) -> None:
+    some = ids[3:9]
+    for kind in (set, frozenset, iter):
+        found = tiny_ranker.rank(iter(SOME), k=60, exclude=kind(some))
+        assert found.items == tiny_ranker.rank(SOME, k=60, exclude=some).items
+        found = tiny_ranker.rank_batch([SOME], candidates=[kind(some)])[0]
+        assert found.items == tiny_ranker.rank(SOME, candidates=some).items
+        found = tiny_ranker.rank(SOME, k=60, eligible=tiny_ranker.eligible(kind(some)))
+        assert set(found.items) == set(some)
+
+
+# Filters
+
+NOTHING: dict[str, Callable[[Ranker], dict[str, Any]]] = {
+    "no candidates": lambda _: {"candidates": []},
+    "unknown candidates": lambda _: {"candidates": ["nowhere"]},
+    "an empty array": lambda _: {"candidates": np.array([])},
+    "all excluded": lambda r: {"exclude": r.vocabulary.all_ids},
+    "nothing eligible": lambda r: {"eligible": r.eligible(["nowhere"])},
+    "no eligible candidate": lambda r: {"eligible": r.eligible(SOME), "candidates": ["i00009"]},
+    "all eligible seen": lambda r: {"eligible": r.eligible(SOME), "exclude_seen": True},
+    "all candidates seen": lambda _: {"candidates": SOME, "exclude_seen": True},
+}
+
+
+@pytest.mark.parametrize("options", NOTHING.values(), ids=NOTHING)
+def test_nothing_left_gives_an_empty_ranking(tiny_ranker: Ranker, options: Any) -> None:
+    asked = options(tiny_ranker)
+    rows = {key: [asked[key]] for key in ("candidates", "exclude") if key in asked}
+    for found in (
+        tiny_ranker.rank(SOME, **asked),
+        tiny_ranker.rank_batch([SOME], **{**asked, **rows})[0],
+        tiny_ranker.user(SOME).rank(**asked),
+    ):
+        assert (found.items, found.scores.shape, found.cold) == ([], (0,), False)
+
+
+# The pool of 8 bits is 32 of 60 items, or twice k: 28 seen items are the last that leave it whole.
+@pytest.mark.parametrize("seen", [10, 27, 28, 29, 45, 58, 59])
+def test_no_seen_item_comes_back_however_few_are_left(
+    any_precision: Ranker, ids: list[str], seen: int
+) -> None:
+    history, some = ids[:seen], ids[5::2]  # longer than the window, too
+    full = any_precision.rank(history, k=60).items
+    left = [item for item in full if item not in history]
+    for k in (1, 5):
+        options: dict[str, Any] = {"exclude_seen": True, "k": k}
+        assert any_precision.rank(history * 2, **options).items == left[:k]
+        assert any_precision.rank_batch([history], **options)[0].items == left[:k]
+        assert any_precision.user(history).rank(**options).items == left[:k]
+        found = any_precision.rank(history, eligible=any_precision.eligible(some), **options)
+        assert found.items == [item for item in left if item in some][:k]
+
+
+def test_a_row_with_few_items_left_changes_no_other_row(
+    any_precision: Ranker, ids: list[str]
+) -> None:
+    histories = [ids[place : place + 3] for place in range(20)]
+    gone: list[Any] = [None] * 19 + [ids[:59]]
+    together = any_precision.rank_batch(histories, k=1, exclude=gone)
+    for history, found in zip(histories[:19], together, strict=False):
+        alone = any_precision.rank(history, k=1)
+        assert (found.items, found.exact) == (alone.items, alone.exact)
+    assert together[19].items == ids[59:]
+
+
+def test_candidates_are_ranked_without_the_catalogue(
+    any_model: Any, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker, user = any_model.ranker, any_model.ranker.user(ids[:4])
+    wanted = [item for item in ranker.rank(ids[:4], k=60).items if item in ids[7:30]][:10]
+    monkeypatch.setattr(ranker.engine, "score", None)
+    assert ranker.rank(ids[:4], candidates=ids[7:30]).items == wanted
+    assert ranker.rank_batch([ids[:4]], candidates=[ids[7:30]])[0].items == wanted
+    assert user.rank(candidates=ids[7:30]).items == wanted
+
+
+def test_a_million_candidates_are_ranked(tiny_ranker: Any, ids: list[str], same_order: Any) -> None:
+    found = tiny_ranker.rank(SOME, k=60, candidates=ids * (10**6 // 60))
+    same_order(found, tiny_ranker.rank(SOME, k=60))
+
+
+def test_a_title_stands_for_its_item(tiny_ranker: Any, ids: list[str]) -> None:
+    for kind in (list, iter, np.array):
+        assert tiny_ranker.titles(kind([ids[7], "nowhere"])) == ["Title 7", "nowhere"]
+    assert tiny_ranker.find("TITLE 5") == [ids[5], *ids[50:60]]

@@ -160,13 +160,13 @@ class Vocabulary:
         ids = ids if isinstance(ids, list) else ids.tolist()
         try:
             return np.fromiter(map(self._index_of.get, ids), np.int64, len(ids))
-        except TypeError:  # an id that is unknown or can't be one
+        except (TypeError, ValueError):  # an id that is unknown or can't be one
             return self._index_each(ids, name)
 
     def _index_each(self, ids: list[Any], name: str) -> NDArray[np.int64]:
         try:
             found = [self._index_of.get(item) or 0 for item in ids]
-        except TypeError:  # what has no hash is no text, and named below
+        except (TypeError, ValueError):  # what has no hash is no text, and named below
             found = [0] * len(ids)
         for place in [place for place, index in enumerate(found) if not index]:
             _check_text(ids[place], f"{name}[{place}]")

@@ -9,9 +9,10 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
-from ranklet.engine.sessions import ORT_ERRORS, share
+from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import ProviderError
 
 if TYPE_CHECKING:
@@ -32,17 +33,28 @@ class Value:
         """Take a contiguous array, which must live as long as this."""
         self.array = array
         self.is_shared = device == "cpu" or name in ON_HOST
-        self.value: OrtValue = share(array, "cpu" if self.is_shared else device)
+        place = "cpu" if self.is_shared else device
+        # onnxruntime holds a pointer into the array on the CPU, a copy elsewhere.
+        try:
+            self.value: OrtValue = onnxruntime.OrtValue.ortvalue_from_numpy(array, place)
+        except ORT_ERRORS as error:
+            raise _failed(device, error) from error
 
     def send(self) -> None:
         """Let onnxruntime see what numpy wrote."""
         if not self.is_shared:
-            self.value.update_inplace(self.array)
+            try:
+                self.value.update_inplace(self.array)
+            except ORT_ERRORS as error:
+                raise _failed("cuda", error) from error
 
     def fetch(self) -> None:
         """Let numpy see what onnxruntime wrote."""
         if not self.is_shared:
-            self.array[...] = self.value.numpy()
+            try:
+                self.array[...] = self.value.numpy()
+            except ORT_ERRORS as error:
+                raise _failed("cuda", error) from error
 
 
 class Run:
@@ -111,12 +123,19 @@ class Run:
             for value in self._fetched:
                 value.fetch()
         except ORT_ERRORS as error:
-            raise ProviderError(f"onnxruntime failed on {self._device}: {error}") from error
+            raise _failed(self._device, error) from error
 
     def grown(self) -> list[NDArray[Any]]:
         """Return copies of the outputs that onnxruntime allocated, in their order."""
-        outputs = self._binding.get_outputs()[len(self._fetched) :]
-        return [np.array(value.numpy()) for value in outputs]
+        try:
+            outputs = self._binding.get_outputs()[len(self._fetched) :]
+            return [np.array(value.numpy()) for value in outputs]
+        except ORT_ERRORS as error:
+            raise _failed(self._device, error) from error
+
+
+def _failed(device: Device, error: Exception) -> ProviderError:
+    return ProviderError(f"onnxruntime failed on {device}: {error}")
 
 
 class Runs:

@@ -8,16 +8,15 @@ import logging
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import onnxruntime
-from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ranklet.errors import BundleError, InputError, ProviderError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, OrtValue
+    from onnxruntime import InferenceSession
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +89,6 @@ def is_sure_of_cpu(provider: Provider) -> bool:
     if provider == "auto":
         return ORT_NAMES["cuda"] not in onnxruntime.get_available_providers()
     return provider == "cpu"
-
-
-def share(array: NDArray[Any], device: Literal["cpu", "cuda"]) -> "OrtValue":
-    """Return a contiguous array as onnxruntime takes it: on the CPU in the same memory.
-
-    The array must live as long as the value.
-    """
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
 
 
 def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "InferenceSession":

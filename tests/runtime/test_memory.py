@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ranklet import Ranker, pages
-from ranklet import graph as graph_module
+from ranklet import Ranker
+from ranklet.engine import memory, programs
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 
@@ -17,17 +17,17 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read fr
 @pytest.fixture
 def large_file(tmp_path: Path) -> Path:
     path = tmp_path / "weights with spaces.data"
-    path.write_bytes(bytes(range(256)) * (pages.LARGE // 256 + 1))
+    path.write_bytes(bytes(range(256)) * (memory.LARGE // 256 + 1))
     return path
 
 
 @on_linux
 def test_a_mapped_file_is_found_by_its_name(large_file: Path) -> None:
-    assert pages.regions(str(large_file)) == []
+    assert memory.regions(str(large_file)) == []
     with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-        ((_, size),) = pages.regions(str(large_file))
+        ((_, size),) = memory.regions(str(large_file))
         assert len(data) <= size < len(data) + mmap.PAGESIZE
-    assert pages.regions(str(large_file)) == []
+    assert memory.regions(str(large_file)) == []
 
 
 @on_linux
@@ -35,7 +35,7 @@ def test_forgotten_pages_leave_memory_until_they_are_read_again(large_file: Path
     with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
         before = data[:]
         assert resident_bytes(large_file) >= len(data)
-        pages.forget_pages(pages.regions(str(large_file)))
+        memory.forget_pages(memory.regions(str(large_file)))
         assert resident_bytes(large_file) == 0
         assert data[:] == before
         assert resident_bytes(large_file) >= len(data)
@@ -46,7 +46,7 @@ def test_a_file_that_is_kept_out_does_not_stay_resident(large_file: Path) -> Non
     with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
         before = data[:]
         assert resident_bytes(large_file) >= len(data)
-        with pages.kept_out(str(large_file)):
+        with memory.kept_out(str(large_file)):
             deadline = time.monotonic() + 10
             while resident_bytes(large_file) and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -66,8 +66,8 @@ def resident_bytes(path: Path) -> int:
 def test_advice_that_the_kernel_does_not_know_changes_nothing(large_file: Path) -> None:
     with large_file.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
         before = data[:]
-        (region,) = pages.regions(str(large_file))
-        pages.advise(region, 12345)
+        (region,) = memory.regions(str(large_file))
+        memory.advise(region, 12345)
         assert resident_bytes(large_file) >= len(data)
         assert data[:] == before
 
@@ -86,31 +86,31 @@ def test_advice_that_the_kernel_does_not_know_changes_nothing(large_file: Path) 
     ids=["new", "old", "grown up", "grown down", "around", "between", "others"],
 )
 def test_only_new_memory_is_put_into_huge_pages(
-    before: list[pages.Region],
-    after: list[pages.Region],
-    expected: list[pages.Region],
+    before: list[memory.Region],
+    after: list[memory.Region],
+    expected: list[memory.Region],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    advised: list[pages.Region] = []
-    monkeypatch.setattr(pages, "LARGE", 5)
-    monkeypatch.setattr(pages, "regions", lambda path: after)
-    monkeypatch.setattr(pages, "advise", lambda region, advice: advised.append(region))
-    pages.use_huge_pages(before)
+    advised: list[memory.Region] = []
+    monkeypatch.setattr(memory, "LARGE", 5)
+    monkeypatch.setattr(memory, "regions", lambda path: after)
+    monkeypatch.setattr(memory, "advise", lambda region, advice: advised.append(region))
+    memory.use_huge_pages(before)
     assert advised == expected
 
 
 def test_other_systems_have_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert pages.regions("") == []
+    assert memory.regions("") == []
 
 
 @pytest.fixture
 def huge_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every table is treated as a huge one is."""
-    monkeypatch.setattr(graph_module, "LARGE_DATA", 0)
-    monkeypatch.setattr(graph_module, "HUGE_DATA", 0)
-    monkeypatch.setattr(pages, "use_huge_pages", lambda before: None)
-    monkeypatch.setattr(pages, "LARGE", 0)
+    monkeypatch.setattr(programs, "LARGE_WEIGHTS", 0)
+    monkeypatch.setattr(programs, "HUGE_WEIGHTS", 0)
+    monkeypatch.setattr(memory, "use_huge_pages", lambda before: None)
+    monkeypatch.setattr(memory, "LARGE", 0)
 
 
 @on_linux
@@ -123,7 +123,7 @@ def test_a_table_treated_as_huge_gives_the_same_rankings(
     ids: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(graph_module, "MOST_LOOKUPS", lookups)
+    monkeypatch.setattr(programs, "MOST_LOOKUPS", lookups)
     ranker = Ranker.load(tiny_bundle, provider="cpu")
     user, expected = ranker.user(), tiny_ranker.user()
     for count in range(1, 31):
@@ -141,13 +141,13 @@ def test_a_huge_table_leaves_memory_when_many_rows_were_looked_up(
     huge_tables: None, bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranker = Ranker.load(bundle, provider="cpu")
-    # Of an event, of what may be scored again, and of the candidates.
-    rows = 1 + ranker.graphs.smallest_pool + len(ids)
-    monkeypatch.setattr(graph_module, "MOST_LOOKUPS", 3 * rows - 1)
+    # Of an event, and of the candidates.
+    rows = 1 + len(ids)
+    monkeypatch.setattr(programs, "MOST_LOOKUPS", 3 * rows - 1)
     stays = []
     for _ in range(6):
         ranker.rank(ids[:1], candidates=ids)
-        stays.append(resident_bytes(bundle / "model.onnx.data") > 0)
+        stays.append(resident_bytes(bundle / "weights.bin") > 0)
     assert stays == 2 * [True, True, False]
 
 
@@ -155,8 +155,8 @@ def test_a_huge_table_leaves_memory_when_many_rows_were_looked_up(
 def test_only_what_was_mapped_meanwhile_is_ones_own(large_file: Path) -> None:
     with large_file.open("rb") as file:
         with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
-            theirs = pages.regions(str(large_file))
-            with pages.new_regions(str(large_file)) as found:
+            theirs = memory.regions(str(large_file))
+            with memory.new_regions(str(large_file)) as found:
                 own = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
             assert len(found) <= 1  # the kernel may join what lies side by side
             assert not set(found) & set(theirs)
