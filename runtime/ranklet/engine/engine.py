@@ -84,7 +84,7 @@ class Engine:
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
         self.bias[0, 0] = self.bias[0, manifest.items + 1 :] = NEVER
-        # A run that excludes items holds a bias of its own, in a large catalogue more than the rest.
+        # A run that excludes items holds a bias of its own, which is large in a large catalogue.
         self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None
         self.most_users = max(1, min(MOST_USERS, MOST_SCORES // self.bias.shape[1]))  # of a score
