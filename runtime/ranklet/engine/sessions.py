@@ -1,7 +1,7 @@
-"""Sessions of onnxruntime on the execution provider that was asked for, or an error.
+"""Onnxruntime sessions on the requested execution provider, or an error.
 
-onnxruntime falls back to the CPU without a word when CUDA is compiled in and does not work
-(onnxruntime#17801, #23647), so the session itself is asked what it runs on.
+onnxruntime falls back to the CPU silently when CUDA is compiled in and does not work
+(onnxruntime#17801, #23647), so the session itself must say what it runs on.
 """
 
 import logging
@@ -26,7 +26,7 @@ ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32, which is on by default, keeps 10 bits of each factor: scores would be off by a thousandth.
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 
-# What a load or a run may raise; none of these crosses ranklet's interface.
+# Exceptions of loads and runs; none of these leaves ranklet.
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.EPFail,
     ort_errors.EngineError,
@@ -46,7 +46,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 def create_session(
     graph: Path, provider: Provider, threads: int
 ) -> "tuple[InferenceSession, Literal['cpu', 'cuda']]":
-    """Load a graph and say where it runs.
+    """Return a session of a graph, and the provider that runs it.
 
     Args:
         graph: An ONNX file.
@@ -68,7 +68,7 @@ def create_session(
     if ORT_NAMES["cuda"] not in available:
         raise ProviderError(_cuda_is_missing(available))
     if hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(sys.stderr):  # where it prints what it misses
+        with redirect_stdout(sys.stderr):  # it prints missing libraries
             onnxruntime.preload_dlls()  # finds the libraries of the nvidia wheels
     try:
         session = _load(graph, threads, CUDA_OPTIONS)
@@ -85,7 +85,7 @@ def create_session(
 
 
 def is_sure_of_cpu(provider: Provider) -> bool:
-    """Return whether a session will run on the CPU, which for ``"auto"`` may show after loading."""
+    """Return whether a session is certain to run on the CPU before it is loaded."""
     if provider == "auto":
         return ORT_NAMES["cuda"] not in onnxruntime.get_available_providers()
     return provider == "cpu"
