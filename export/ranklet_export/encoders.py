@@ -70,10 +70,6 @@ class Encoder:
         self.writer, self.served, self.model, self.dtype = writer, served, served.model, dtype
         self.node, self.constant = writer.node, writer.constant
 
-    def write(self) -> None:
-        """Write the graph."""
-        raise NotImplementedError
-
     def linear(self, x: str, layer: nn.Linear) -> str:
         """Return layer(x)."""
         product = self.node("MatMul", x, self.constant(layer.weight.T.contiguous()))

@@ -28,13 +28,7 @@ from ranklet.bundle.manifest import (
     Table,
     Tensor,
 )
-from ranklet_export.encoders import (
-    AppendEncoder,
-    Encoder,
-    HistoryEncoder,
-    LongHistoryEncoder,
-    long_from,
-)
+from ranklet_export.encoders import AppendEncoder, HistoryEncoder, LongHistoryEncoder, long_from
 from ranklet_export.layers import ServedModel
 from ranklet_export.scorer import Scorer, can_score_many, quantize
 from ranklet_export.single import OPSET as PLAIN_OPSET
@@ -56,7 +50,7 @@ PURPOSES = {
     SCORE_MANY: "the same for many users",
     MODEL: "the best items for histories of any length, in standard operators alone",
 }
-ENCODERS: dict[str, type[Encoder]] = {
+ENCODERS: dict[str, type[HistoryEncoder | AppendEncoder]] = {
     ENCODE: HistoryEncoder,
     ENCODE_LONG: LongHistoryEncoder,
     APPEND: AppendEncoder,

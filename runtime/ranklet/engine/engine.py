@@ -141,10 +141,8 @@ class Engine:
             inputs["since"] = np.zeros((batch, length), dtype=np.int64)
             inputs["until"] = np.zeros(batch, dtype=np.int64)
         outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
-        grown = tuple(self.state_rows) if keep else ()
-        return self._runs.made(
-            Run(self.programs.session(name), self.provider, inputs, outputs, grown)
-        )
+        session, grown = self.programs.session(name), tuple(self.state_rows) if keep else ()
+        return self._runs.made(Run(session, self.provider, inputs, outputs, grown))
 
     def empty_state(self, users: int) -> State:
         """Return the states of users without an event, at most ``users_of_state``."""

@@ -62,10 +62,11 @@ def create_session(
         raise InputError(f"provider must be 'auto', 'cpu' or 'cuda', got {provider!r}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads must be a positive integer up to {MAX_THREADS}, got {threads!r}")
-    if is_sure_of_cpu(provider):
-        return _load(graph, threads), "cpu"
     available = onnxruntime.get_available_providers()
-    if ORT_NAMES["cuda"] not in available:
+    has_cuda = ORT_NAMES["cuda"] in available
+    if provider == "cpu" or (provider == "auto" and not has_cuda):
+        return _load(graph, threads), "cpu"
+    if not has_cuda:
         raise ProviderError(_cuda_is_missing(available))
     if hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):  # it prints missing libraries
@@ -82,13 +83,6 @@ def create_session(
         raise ProviderError(_cuda_is_missing(available, active))
     logger.warning("CUDA is compiled in and does not work; running on the CPU")
     return session, "cpu"
-
-
-def is_sure_of_cpu(provider: Provider) -> bool:
-    """Return whether a session is certain to run on the CPU before it is loaded."""
-    if provider == "auto":
-        return ORT_NAMES["cuda"] not in onnxruntime.get_available_providers()
-    return provider == "cpu"
 
 
 def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "InferenceSession":
