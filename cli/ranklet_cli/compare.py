@@ -38,12 +38,14 @@ def read_ratio(text: str) -> tuple[float, float]:
     type=click.Choice(["test", "validation"]),
     help="Held-out events to predict.  [default: test]",
 )
-@click.option("--control", metavar="NAME", help="Control variant.  [default: first by name]")
+@click.option(
+    "--control", metavar="NAME", help="Control variant of --log.  [default: first by name]"
+)
 @click.option(
     "--ratio",
     type=read_ratio,
     metavar="N:N",
-    help="Planned ratio of control to treatment users.  [default: 1:1]",
+    help="Planned ratio of control to treatment users of --log.  [default: 1:1]",
 )
 @click.option("--resamples", default=10_000, help="Number of bootstrap samples of users.")
 @click.option("--seed", default=0, help="Seed of the bootstrap.")

@@ -76,7 +76,7 @@ columns = combine(
         help="Keep all events, drop equal events, or drop repeats of the previous item.",
     ),
     *(
-        click.option(f"--{name}-column", default=default, help=f"Column of the {name}.")
+        click.option(f"--{name}-column", default=default, help=f"Name of the {name} column.")
         for name, default in COLUMNS.items()
     ),
 )

@@ -61,7 +61,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 @click.option("--out", type=options.NEW_FOLDER, required=True, help="Folder of the run.")
 @options.settings
 @click.option("--resume", is_flag=True, help="Continue a stopped run.")
-@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
 @options.columns
 @options.json_flag
 def train(

@@ -45,7 +45,7 @@ number_list = partial(click.option, type=numbers, metavar="N,N,...")
 )
 @provider
 @click.option(
-    "--runs", default=1000, help="Timed calls per combination, at least 100; p99.9 takes 1000."
+    "--runs", default=1000, help="Timed calls per combination, at least 100; 1000 for p99.9."
 )
 @click.option(
     "--load",

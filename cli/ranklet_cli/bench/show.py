@@ -232,8 +232,8 @@ def _draw_lines(axes: "Axes", rows: list[Measurement], x: str, keys: list[str]) 
             axes.fill_between(places, p50, p95, color=color, alpha=0.15, linewidth=0)
         elif has_bands:  # a band of one point would be invisible
             axes.vlines(places, p50, p95, color=color, alpha=0.4, linewidth=4)
-    below = {"fontsize": 8, "ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
-    axes.legend(frameon=False, **({} if has_bands else below))
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
+    axes.legend(frameon=False, **({} if has_bands else {"fontsize": 8, "ncols": 2, **below}))
     return has_bands
 
 

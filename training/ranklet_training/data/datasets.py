@@ -239,7 +239,7 @@ def _events(raw: bytes, separator: str, skip: int) -> pl.DataFrame:
 
 def _items(rows: list[tuple[str, str, list[str]]]) -> pl.DataFrame:
     cleaned = [(i, " ".join(title.split()), sorted(set(g) - _NO_GENRE)) for i, title, g in rows]
-    schema = {"item_id": pl.String, "title": pl.String, "genres": pl.List(pl.String)}
+    schema = {"item_id": pl.String(), "title": pl.String(), "genres": pl.List(pl.String)}
     return pl.DataFrame(cleaned, schema=schema, orient="row")
 
 

@@ -145,9 +145,8 @@ def read_items(
     if "title" in others:
         titles = raw["title"]
         if titles.dtype.is_nested() or titles.dtype in (pl.Binary, pl.Object):
-            example = show(titles.drop_nulls().head(1).to_list())
-            label = table.label("title")
-            raise DataError(f"{label} holds {titles.dtype}, such as {example}; titles are text")
+            holds = f"{titles.dtype}, such as {show(titles.drop_nulls().head(1).to_list())}"
+            raise DataError(f"{table.label('title')} holds {holds}; titles are text")
         raw = raw.with_columns(titles.cast(pl.String))
     return raw.with_columns(item_ids)
 

@@ -54,7 +54,7 @@ class Table:
         return f"{self.name}: column {column!r}"
 
     def collect(self, names: dict[str, str], advice: str) -> pl.DataFrame:
-        """Return columns, renamed from values to keys of ``names``, without blank lines.
+        """Return the columns ``names`` (new name to source column) without blank lines.
 
         ``advice`` ends the error on a missing column; its {} stands for user, item, ...
         """
@@ -71,7 +71,8 @@ class Table:
             if isinstance(source, list):
                 schema = list(names.values())
                 source = pl.from_dicts(source, schema=schema, infer_schema_length=None).lazy()
-            frame = source.select(**{ours: pl.col(names[ours]) for ours in names}).collect()
+            columns = [pl.col(theirs).alias(ours) for ours, theirs in names.items()]
+            frame = source.select(columns).collect()
         if self.is_text:
             frame = frame.with_columns(pl.col(pl.String).replace("", None))
             rows = len(frame)

@@ -94,9 +94,9 @@ def compare_outcomes(
         metric=OUTCOME_METRICS, control=result.a, treatment=result.b, relative_difference=relative
     )
     sizes = [(len(group), int(group["requests"].sum())) for group in groups]
-    variants = [Variant(name, *size) for name, size in zip(names, sizes, strict=True)]
+    before, after = (Variant(name, *size) for name, size in zip(names, sizes, strict=True))
     tests = [OutcomeRow(**row) for row in rows]
-    return OutcomeComparison(*variants, in_both, checked, resamples, seed, tests)
+    return OutcomeComparison(before, after, in_both, checked, resamples, seed, tests)
 
 
 def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:

@@ -44,7 +44,7 @@ class Bootstrap:
     p: Values  # two-sided, in [1 / (resamples + 1), 1]
 
     def rows(self, **others: Any) -> list[dict[str, Any]]:  # noqa: ANN401 (columns of any type)
-        """Return the fields of ``Row`` for each metric, with other columns, its name among them."""
+        """Return the fields of ``Row`` for each metric, beside other columns such as its name."""
         tests = {name: getattr(self, name) for name in ("difference", "low", "high", "p")}
         corrected = holm(self.p)
         columns = {**tests, "p_holm": corrected, "significant": corrected <= ALPHA, **others}

@@ -66,7 +66,8 @@ class Study:
         for trial in self.trials(TrialState.RUNNING):
             is_base, attempt = trial.user_attrs.get("is_base"), trial.user_attrs.get("attempt", 1)
             if attempt >= ATTEMPTS and not is_base:
-                logger.warning("trial %d is left out: killed %s times", trial.number, attempt)
+                reason = f"it was killed {attempt} times"
+                logger.warning("trial %d is left out: %s", trial.number, reason)
                 self.handle.tell(trial.number, state=TrialState.PRUNED)
                 continue
             # A trial killed during its draw lacks settings and is drawn again.

@@ -306,7 +306,7 @@ def _plot_trials(result: TuneResult) -> None:
         numbers, values = zip(*points["pruned"], strict=True)
         axes.scatter(numbers, values, marker="x", color="0.5", label="pruned: last value")
     axes.legend(frameon=False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
     axes.set_xlabel("trial")
     axes.set_ylabel("validation NDCG@10")
     best = f"trial {result.best.number} is best, {result.best.value:.4f}"
