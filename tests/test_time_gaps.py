@@ -88,12 +88,6 @@ def test_gaps_tell_what_order_cannot(
     assert top_hits(timed_run, timed_split) > 0.9
 
 
-def test_the_runtime_answers_by_the_time_of_the_question(timed_ranker: Ranker) -> None:
-    asked: dict[str, Any] = {"times": [0, HOUR], "k": 1}
-    assert timed_ranker.rank(["i03", "i04"], now=2 * HOUR, **asked).items == ["i05"]
-    assert timed_ranker.rank(["i03", "i04"], now=HOUR + MONTH, **asked).items == ["i04"]
-
-
 def test_run_and_bundle_agree_with_times(
     timed_run: Run, timed_ranker: Ranker, timed_split: Split
 ) -> None:
@@ -103,19 +97,26 @@ def test_run_and_bundle_agree_with_times(
         assert of_run[part] == pytest.approx(of_bundle[part], abs=FOUR_DIGITS)
 
 
-def test_a_bundle_with_times_ranks_without_them(timed_ranker: Ranker, run_example: Any) -> None:
-    assert timed_ranker.uses_times
-    assert set(timed_ranker.rank(["i03", "i04"], k=2).items) == {"i04", "i05"}
-    items, _ = run_example(timed_ranker._opened.folder, ["i03", "i04"])
-    assert items == timed_ranker.rank(["i03", "i04"]).items
-    assert verify(timed_ranker._opened.folder, provider="cpu").golden > 0
-
-
-def test_a_kept_user_answers_as_its_history_does(timed_ranker: Ranker) -> None:
+@pytest.mark.parametrize(("now", "expected"), [(2 * HOUR, "i05"), (HOUR + MONTH, "i04")])
+def test_answers_depend_on_the_time_of_the_question(
+    now: int, expected: str, timed_ranker: Ranker
+) -> None:
+    assert timed_ranker.rank(["i03", "i04"], times=[0, HOUR], now=now).items[0] == expected
     user = timed_ranker.user(["i03"], times=[0])
     user.append("i04", time=HOUR)
-    whole = timed_ranker.rank(["i03", "i04"], times=[0, HOUR], now=2 * HOUR)
-    assert user.rank(now=2 * HOUR).items == whole.items
+    assert user.rank(now=now).items[0] == expected
+    bundle = str(timed_ranker._opened.folder)
+    command = ["rank", bundle, "--history", "i03,i04", "--times", f"0,{HOUR}", "--now", str(now)]
+    printed = CliRunner().invoke(cli, [*command, "--json"]).stdout
+    assert json.loads(printed)["items"][0] == expected
+
+
+def test_a_bundle_with_times_ranks_without_them(timed_ranker: Ranker, run_example: Any) -> None:
+    assert timed_ranker.uses_times
+    items, _ = run_example(timed_ranker._opened.folder, ["i03", "i04"])
+    assert set(items[:2]) == {"i04", "i05"}
+    assert items == timed_ranker.rank(["i03", "i04"]).items
+    assert verify(timed_ranker._opened.folder, provider="cpu").golden > 0
 
 
 def test_batches_hold_the_gaps_of_their_events(timed_split: Split) -> None:
@@ -144,14 +145,6 @@ def test_batches_hold_the_gaps_of_their_events(timed_split: Split) -> None:
             assert (batch.since[row, 1:inside] == batch.until[row, : inside - 1]).all()
             assert not batch.since[row, inside:].any()
             assert not batch.until[row, inside:].any()
-
-
-def test_the_command_line_ranks_by_time(timed_ranker: Ranker) -> None:
-    bundle = str(timed_ranker._opened.folder)
-    asked = ["rank", bundle, "--history", "i03,i04", "--times", f"0,{HOUR}", "-k", "1", "--json"]
-    for now, expected in ((2 * HOUR, "i05"), (HOUR + MONTH, "i04")):
-        result = CliRunner().invoke(cli, [*asked, "--now", str(now)])
-        assert json.loads(result.stdout)["items"] == [expected]
 
 
 def test_fractions_of_time_are_refused(timed_events: Events, tmp_path: Path) -> None:

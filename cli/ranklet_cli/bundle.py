@@ -1,4 +1,4 @@
-"""``ranklet export``, ``onnx``, ``verify``, ``inspect``: make a bundle, check it, show it."""
+"""``ranklet export``, ``onnx``, ``verify``, ``inspect``: make, check and show a bundle."""
 
 import logging
 from pathlib import Path
@@ -17,19 +17,19 @@ from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, ses
     "--random",
     "shape",
     metavar="items=N,width=N,...",
-    help="Export random weights of this shape instead of a RUN, to size hardware.",
+    help="Export random weights of this shape instead of a RUN, for sizing hardware.",
 )
 @choice(
     "--precision",
     "auto|int8|int4|fp16|fp32",
-    help="Precision of the item scores; auto is int8 if --allow-drop permits it.",
+    help="Precision of item scores; auto is int8 if --allow-drop permits it.",
 )
 @click.option("--allow-drop", default=0.005, help="Largest relative loss of NDCG@10 against fp32.")
-@click.option("--compact", is_flag=True, help="Make a smaller bundle with a slower encoder.")
+@click.option("--compact", is_flag=True, help="Make the bundle smaller and its encoder slower.")
 @click.option("--replace", is_flag=True, help="Replace an existing bundle.")
 @json_flag
 def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
-    """Export the best weights of a RUN as a BUNDLE; both must give the same rankings.
+    """Export the best weights of a RUN as a BUNDLE, and check that both rank alike.
 
     \b
     Examples:
@@ -40,12 +40,13 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
 
     if len(paths) != (2 if shape is None else 1):
         raise click.UsageError("pass a RUN and a BUNDLE, or --random and a BUNDLE")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision
-    bundle, how = paths[-1], Settings(**settings)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns about torchvision
+    *run, bundle = paths
+    options = Settings(**settings)
     if shape is None:
-        report = export_bundle(paths[0], bundle, how)
+        report = export_bundle(run[0], bundle, options)
     else:
-        report = export_random(shape, bundle, how)
+        report = export_random(shape, bundle, options)
     if as_json:
         return print_json(report)
     parity = report.parity
@@ -65,9 +66,9 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
 @click.argument("file", type=PATH)
 @json_flag
 def onnx(bundle: Path, file: Path, as_json: bool) -> None:
-    """Write a BUNDLE as one ONNX FILE for programs that know nothing of ranklet.
+    """Write a BUNDLE as one self-contained ONNX FILE, for use without ranklet.
 
-    The FILE holds model.onnx with its weights inside: histories of item indices in, best items out.
+    The model in the FILE maps histories of item indices to the best items and their scores.
 
     Example: ranklet onnx models/ml-100k ml-100k.onnx
     """
@@ -84,7 +85,7 @@ def onnx(bundle: Path, file: Path, as_json: bool) -> None:
 @session
 @json_flag
 def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
-    """Check digests, graph contract and golden answers of a BUNDLE on this machine.
+    """Check the digests, graph contract and golden answers of a BUNDLE on this machine.
 
     Example: ranklet verify models/ml-100k
     """
@@ -104,7 +105,7 @@ def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
 @click.argument("bundle", type=FOLDER)
 @json_flag
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show model, data, quality, graph contract and files of a BUNDLE.
+    """Show the model, data, quality, graph contract and files of a BUNDLE.
 
     Example: ranklet inspect models/ml-100k
     """

@@ -1,4 +1,4 @@
-"""``ranklet compare``: whether two models, or two variants online, differ by more than chance."""
+"""``ranklet compare``: significance tests of two models, or of an online A/B test."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_ratio(text: str) -> tuple[float, float]:
-    """Read two numbers with a colon between them."""
+    """Parse a ratio like 1:1."""
     try:
         control, treatment = (float(part) for part in text.split(":"))
     except ValueError as error:
@@ -30,22 +30,26 @@ def read_ratio(text: str) -> tuple[float, float]:
 @click.argument("a", type=FOLDER, required=False)
 @click.argument("b", type=FOLDER, required=False)
 @click.argument("events", type=PATH, required=False)
-@click.option("--log", type=FILE, help="Outcomes of an online test, instead of A, B and EVENTS.")
+@click.option(
+    "--log", type=FILE, help="Outcomes of an online A/B test, instead of A, B and EVENTS."
+)
 @click.option(
     "--on",
     type=click.Choice(["test", "validation"]),
-    help="The held-out events to predict.  [default: test]",
+    help="Held-out events to predict.  [default: test]",
 )
-@click.option("--control", metavar="NAME", help="The control variant.  [default: first by name]")
+@click.option(
+    "--control", metavar="NAME", help="Control variant of --log.  [default: first by name]"
+)
 @click.option(
     "--ratio",
     type=read_ratio,
     metavar="N:N",
-    help="Planned ratio of control to treatment users, for --log.  [default: 1:1]",
+    help="Planned ratio of control to treatment users of --log.  [default: 1:1]",
 )
 @click.option("--resamples", default=10_000, help="Number of bootstrap samples of users.")
 @click.option("--seed", default=0, help="Seed of the bootstrap.")
-@click.option("--plot", "plot_path", type=PATH, help="Draw differences and intervals, a .png file.")
+@click.option("--plot", "plot_path", type=PATH, help="Draw differences and intervals, as .png.")
 @json_flag
 def compare(
     a: Path | None,
@@ -64,8 +68,8 @@ def compare(
     Every metric gets a paired bootstrap over users: means, difference B - A with its interval,
     two-sided p-value, and significance at 5 % after Holm's correction.
 
-    With --log, compare the two variants of an online test instead. OUTCOMES has one row per
-    request: user_id, variant, shown and clicked (lists of item ids; in csv text like 50|181|172).
+    With --log, compare the two variants of an online A/B test. The log has one row per request:
+    user_id, variant, shown and clicked (lists of item ids; in csv, text like 50|181|172).
 
     \b
     Example: ranklet compare run-old run-new events.parquet
@@ -75,7 +79,7 @@ def compare(
     from ranklet_training.judge.plots import check_plot
 
     if plot_path is not None:
-        check_plot(plot_path)  # before the work, not after it
+        check_plot(plot_path)  # before the work
     comparison: ModelComparison | OutcomeComparison
     if log is not None:
         if a is not None or on is not None:
@@ -91,9 +95,8 @@ def compare(
         plot_comparison(comparison, plot_path)
         note(f"wrote {plot_path}")
     if as_json:
-        print_json(comparison)
-    else:
-        click.echo(text)
+        return print_json(comparison)
+    click.echo(text)
 
 
 def _compare_pair(
@@ -124,7 +127,7 @@ def _compare_log(
 
 
 def format_models(comparison: "ModelComparison") -> str:
-    """Lay a comparison of models out for a terminal."""
+    """Format a comparison of models for a terminal."""
     head = [
         f"{comparison.protocol}; {comparison.users:,} users",
         f"A = {comparison.a}, B = {comparison.b}; {comparison.resamples:,} bootstrap samples "
@@ -140,17 +143,16 @@ def format_models(comparison: "ModelComparison") -> str:
 
 
 def format_outcomes(comparison: "OutcomeComparison") -> str:
-    """Lay an online test out for a terminal."""
+    """Format an online A/B test for a terminal."""
     variants = {"control": comparison.control, "treatment": comparison.treatment}
     head = [
         f"{role} {variant.name}: {variant.users:,} users, {variant.requests:,} requests"
         for role, variant in variants.items()
     ]
-    ratio = comparison.sample_ratio
+    ratio, p = comparison.sample_ratio, _show_p(comparison.sample_ratio.p)
     if ratio.mismatch:
         head += ["", _mismatch(comparison)]
     else:
-        p = _show_p(ratio.p)
         head.append(f"sample ratio: chi-square {ratio.chi_square:.3f}, p {p}: as planned")
     head.append(
         f"means over users; {comparison.resamples:,} bootstrap samples of users in each "
@@ -175,7 +177,7 @@ def _mismatch(comparison: "OutcomeComparison") -> str:
         f"SAMPLE RATIO MISMATCH: {users[0]:,} to {users[1]:,} users where "
         f"{ratio.control_share:.1%} were planned in control "
         f"(chi-square {ratio.chi_square:.1f}, p {_show_p(ratio.p)}). The results cannot be "
-        "trusted: find out why users are missing before reading them"
+        "trusted: first find the reason for the missing users"
     )
 
 

@@ -17,8 +17,8 @@ from ranklet_cli.tables import align
 @click.argument("model", type=FOLDER)
 @click.argument("events", type=PATH)
 @click.option("--beside", type=FOLDER, multiple=True, help="Another run or bundle; repeatable.")
-@choice("--on", "test|validation", help="The held-out events to predict.")
-@click.option("--plot", "plot_path", type=PATH, help="Draw the slices, a .png file.")
+@choice("--on", "test|validation", help="Held-out events to predict.")
+@click.option("--plot", "plot_path", type=PATH, help="Draw NDCG@10 of the slices, as .png.")
 @json_flag
 def evaluate(
     model: Path,
@@ -30,10 +30,10 @@ def evaluate(
 ) -> None:
     """Evaluate a run (torch) or a bundle (runtime) on the held-out events of EVENTS.
 
-    Metrics rank all items, once with seen items masked and once without, with pessimistic ties.
-    Popularity and a last-item Markov chain are the baselines. Cold targets and histories by length
-    have their own figures. Coverage and mean popularity describe the first 10 items. A run keeps
-    the table of the test events in evaluation.json, and export copies it into the model card.
+    Metrics rank all items, with and without seen items masked; ties are pessimistic. Popularity and
+    a last-item Markov chain are the baselines. Slices are cold targets and history lengths.
+    Coverage and mean popularity describe the first 10 items. A run keeps the table of the test
+    events in evaluation.json, and export copies it into the model card.
 
     Example: ranklet evaluate run events.parquet --beside run-zero-block
     """
@@ -45,13 +45,15 @@ def evaluate(
         check_plot(plot_path)
     paths = {path.resolve().name: path for path in (model, *beside)}
     if len(paths) <= len(beside):
-        raise InputError("two models have the same folder name; rows of the table need unique ones")
+        raise InputError(
+            "two models have the same folder name; rows of the table need unique names"
+        )
     models, split = open_models(paths, events)
     table = evaluate_models(models, split, on=on)
     if (model / "config.json").exists() and on == "test":
         try:
             atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
-        except OSError as error:  # the table is worth more than the file
+        except OSError as error:  # print the table all the same
             note(f"not kept in {model / 'evaluation.json'}: {error.strerror or error}")
     if as_json:
         print_json(table)
@@ -63,11 +65,9 @@ def evaluate(
 
 
 def format_evaluation(table: dict[str, Any]) -> str:
-    """Lay an evaluation out for a terminal."""
-    rows = table["rows"]
-    parts = [
-        [f"{table['protocol']}; {table['users']:,} users, {table['cold_targets']} cold targets"]
-    ]
+    """Format an evaluation for a terminal."""
+    rows, users = table["rows"], f"{table['users']:,} users"
+    parts = [[f"{table['protocol']}; {users}, {table['cold_targets']} cold targets"]]
     metrics = list(rows[0]["masked"])
     for title, kind in (("seen items masked", "masked"), ("seen items not masked", "unmasked")):
         figures = [[row["model"], *(f"{row[kind][name]:.4f}" for name in metrics)] for row in rows]
@@ -85,8 +85,8 @@ def format_evaluation(table: dict[str, Any]) -> str:
     targets = ["targets", "", "", f"{table['target_popularity']:.1f}"]
     parts.append(align([head, *first_ten, targets]))
     slices = [
-        [f"{name} ({users:,})", *(f"{row['slices'][name]['NDCG@10']:.4f}" for row in rows)]
-        for name, users in table["slices"].items()
+        [f"{name} ({count:,})", *(f"{row['slices'][name]['NDCG@10']:.4f}" for row in rows)]
+        for name, count in table["slices"].items()
     ]
     parts.append(align([["NDCG@10 of (users)", *(row["model"] for row in rows)], *slices]))
     return "\n\n".join("\n".join(lines) for lines in parts)

@@ -1,4 +1,4 @@
-"""The group of all commands, and the exit status of each error."""
+"""The command group, and the exit status of each error."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ from ranklet_cli.train import data, train
 from ranklet_cli.tune import tune
 
 EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots", "optuna": "tune"}
-NO_MEMORY = "can't allocate memory"  # the words of torch's RuntimeError
+NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 
 
 class Commands(click.Group):
@@ -35,7 +35,7 @@ class Commands(click.Group):
             needs_export = ctx.invoked_subcommand == "export"
             extra = "export" if needs_export else EXTRAS.get(package, "train")
             _stop(f"{package} is not installed: pip install 'ranklet[{extra}]'", 1)
-        except BrokenPipeError:  # the reader of stdout has left: click ends silently
+        except BrokenPipeError:  # the reader of stdout is gone: click ends silently
             raise
         except OSError as error:
             _stop(_describe(error), 1)
@@ -49,7 +49,7 @@ class Commands(click.Group):
 
 
 def _describe(error: OSError) -> str:
-    """Return path and reason; a temporary file of ``atomic_file`` goes by its final name."""
+    """Return path and reason, with the final name of a temporary file of ``atomic_file``."""
     if error.filename is None:
         return str(error)
     path = re.sub(r"\.([^/\\]+)\.[0-9a-f]{8}\.tmp", r"\1", str(error.filename))

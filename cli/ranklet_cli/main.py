@@ -1,10 +1,10 @@
-"""The entry point of ``ranklet``."""
+"""Entry point of ``ranklet``."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; without click or onnxruntime, name the package to install."""
+    """Run the command line, or name the missing package."""
     try:
         from ranklet_cli.group import cli
     except ImportError as error:

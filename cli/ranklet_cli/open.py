@@ -1,4 +1,4 @@
-"""Open the settings, event logs, runs and bundles that a command names."""
+"""Settings, event logs, runs and bundles named on the command line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def read_settings(
     preset: str | None, config_file: Path | None, settings: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Collect settings from the preset, then the file, then single ones; the last one wins."""
+    """Merge the settings of preset, file and --set; later ones win."""
     from ranklet_training.runs.presets import PRESETS
 
     if preset is not None and preset not in PRESETS:
@@ -33,7 +33,7 @@ def read_settings(
 
 
 def split_pairs(texts: tuple[str, ...], usage: str) -> dict[str, str]:
-    """Split texts like ``width=64``; ``usage`` opens the message about a text without a sign."""
+    """Parse texts like ``width=64``; ``usage`` opens the error message."""
     pairs = {}
     for text in texts:
         name, sign, value = text.partition("=")
@@ -51,15 +51,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
     try:
         return tomllib.loads(path.read_text())
-    except ValueError as error:  # also of integers that are too long
+    except ValueError as error:  # includes integers of too many digits
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
 def read_log(path: Path, reading: dict[str, str]) -> "Events":
-    """Read an event log with the options that a run was trained with."""
+    """Read an event log with the reading options of a run."""
     from ranklet_training.data.events import Columns, read_events
 
-    # A run that was started from Python may lack these options; the defaults hold then.
+    # A run started from Python may lack these options.
     columns = {name: reading[f"{name}_column"] for name in COLUMNS if f"{name}_column" in reading}
     return read_events(
         path,
@@ -70,7 +70,7 @@ def read_log(path: Path, reading: dict[str, str]) -> "Events":
 
 
 def split_log(log: "Events", config: "RunConfig") -> "Split":
-    """Split a log as a configuration says."""
+    """Split a log by the settings of a run."""
     from ranklet_training.data.split import split_events
 
     train = config.train
@@ -80,10 +80,9 @@ def split_log(log: "Events", config: "RunConfig") -> "Split":
 def prepare(
     events: Path, items: Path | None, chosen: dict[str, Any], reading: dict[str, str]
 ) -> "tuple[Events, Split, RunConfig, pl.DataFrame | None, str]":
-    """Read and split a log and complete the settings, with notes on both.
+    """Return the log, its split, all settings, the items and the origin of the data.
 
-    Returns:
-        Log, split, all settings, items with ids of the log's type, origin of the data.
+    Items have ids of the log's type. Notes go to stderr.
     """
     from ranklet_training.data.events import note_unmatched, read_items
     from ranklet_training.runs.presets import configure, recommend
@@ -110,7 +109,7 @@ def prepare(
 def open_models(
     paths: Mapping[str, Path], events: Path
 ) -> "tuple[dict[str, Model | Ranker], Split]":
-    """Open runs and bundles by name, and split the events as for their training.
+    """Open runs and bundles, and split the events as in their training.
 
     Raises:
         InputError: The models were trained on different splits, or one on no events.
@@ -143,7 +142,7 @@ def _describe_split(config: "RunConfig") -> str:
 
 
 def _open_model(path: Path) -> "tuple[Model | Ranker, Vocabulary, RunConfig, dict[str, Any]]":
-    """Open a run or a bundle: model, item ids, settings, facts about the training data."""
+    """Open a run or a bundle: model, item ids, settings, facts of the training data."""
     from ranklet_training.runs.checkpoint import read_run
     from ranklet_training.runs.presets import RunConfig
 

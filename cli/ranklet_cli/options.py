@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 class NewFolder(click.Path):
-    """A folder to write into; an unset shell variable is refused."""
+    """An output folder; the empty name of an unset shell variable is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse an empty name, which would mean the working directory."""
@@ -31,13 +32,7 @@ NEW_FOLDER = NewFolder(path_type=Path, file_okay=False)
 
 def combine(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator that adds options in this order."""
-
-    def add(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
 def choice(name: str, values: str, *, help: str) -> Callable[[F], F]:
@@ -50,17 +45,19 @@ json_flag = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print one JSON document on stdout and nothing else there.",
+    help="Print one JSON document, and nothing else, on stdout.",
 )
 provider = choice(
     "--provider",
     "auto|cpu|cuda",
-    help="Where to run: cuda fails where CUDA does not run, auto falls back to the CPU.",
+    help="Execution provider: cuda fails without CUDA, auto falls back to the CPU.",
 )
 session = combine(provider, click.option("--threads", default=1, help="Threads of one ranking."))
-items = click.option("--items", type=FILE, help="Titles and features by item_id or --item-column.")
+items = click.option(
+    "--items", type=FILE, help="Titles and features of items, by item_id or --item-column."
+)
 settings = combine(
-    click.option("--preset", metavar="NAME", help=f"{', '.join(PRESET_NAMES)}."),
+    click.option("--preset", metavar="NAME", help=f"One of {', '.join(PRESET_NAMES)}."),
     click.option("--config", "config_file", type=FILE, help="TOML file of settings."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting."),
 )
@@ -76,10 +73,10 @@ columns = combine(
     choice(
         "--duplicates",
         "none|exact|consecutive",
-        help="Keep all events, drop equal ones, or drop repeats of the previous item.",
+        help="Keep all events, drop equal events, or drop repeats of the previous item.",
     ),
     *(
-        click.option(f"--{name}-column", default=default, help=f"Column of the {name}.")
+        click.option(f"--{name}-column", default=default, help=f"Name of the {name} column.")
         for name, default in COLUMNS.items()
     ),
 )
@@ -87,11 +84,11 @@ READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS))
 
 
 def note(text: str) -> None:
-    """Print a line beside the result, on stderr."""
+    """Print a line on stderr."""
     click.echo(text, err=True)
 
 
 def print_json(value: Any) -> None:
-    """Print the one document of --json."""
+    """Print the JSON document of --json."""
     document = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))

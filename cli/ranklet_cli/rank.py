@@ -1,4 +1,4 @@
-"""``ranklet rank``: rank with a bundle."""
+"""``ranklet rank``: rank items with a bundle."""
 
 import sys
 import time
@@ -18,14 +18,16 @@ from ranklet_cli.rank_file import rank_file, ranking_row
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first.")
-@click.option("--times", metavar="T,T,...", help="Time of each event of --history.")
-@click.option("--now", type=int, metavar="T", help="The instant to rank for.")
-@click.option("--input", "source", type=FILE, help="Many histories: jsonl, csv or parquet.")
-@click.option("--output", type=PATH, help="File for the JSON lines of --input.  [default: stdout]")
+@click.option("--times", metavar="T,T,...", help="Times of the events of --history.")
+@click.option("--now", type=int, metavar="T", help="Time of the ranking.")
+@click.option("--input", "source", type=FILE, help="File of histories: jsonl, csv or parquet.")
+@click.option(
+    "--output", type=PATH, help="JSON lines of the rankings of --input.  [default: stdout]"
+)
 @click.option("-k", default=10, help="Number of items to return.")
 @click.option("--candidates", type=FILE, help="Rank only these items: one id a line.")
 @click.option("--exclude", type=FILE, help="Never return these items: one id a line.")
-@click.option("--exclude-seen", is_flag=True, help="Never return an item of the history.")
+@click.option("--exclude-seen", is_flag=True, help="Never return items of the history.")
 @choice("--unknown", "skip|error", help="How to treat ids that are not in the catalogue.")
 @session
 @json_flag
@@ -43,7 +45,7 @@ def rank(
     as_json: bool,
     **request: Any,
 ) -> None:
-    """Rank items for one --history, or for every history of an --input file.
+    """Rank items for a --history, or for every history of an --input file.
 
     \b
     Examples:
@@ -72,7 +74,7 @@ def rank(
         "candidates": _read_ids(ranker, candidates),
         "exclude": _read_ids(ranker, exclude),
     }
-    ranker.rank(ids, **request)  # the first call also allocates memory
+    ranker.rank(ids, **request)  # untimed: the first call also allocates memory
     begin = time.perf_counter()
     ranking = ranker.rank(ids, **request)
     milliseconds = (time.perf_counter() - begin) * 1e3
@@ -101,7 +103,7 @@ def _read_times(text: str) -> list[int]:
 
 
 def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None:
-    """Read one id a line; report the number of ids that are not in the catalogue."""
+    """Read one id a line, with a note on ids outside the catalogue."""
     if path is None:
         return None
     try:
@@ -121,14 +123,12 @@ def _rank_file(
     """Rank a file of histories; an output file appears whole or not at all."""
     if output is not None and output.exists() and output.samefile(source):
         raise click.UsageError("--output is the file of --input: choose another")
-    begin, done = time.perf_counter(), 0
+    begin = time.perf_counter()
 
     def show(rows: int) -> None:
-        nonlocal done
-        done += rows
-        rate = done / (time.perf_counter() - begin)
+        rate = rows / (time.perf_counter() - begin)
         if sys.stderr.isatty():
-            click.echo(f"\r{done:,} histories, {rate:,.0f}/s", err=True, nl=False)
+            click.echo(f"\r{rows:,} histories, {rate:,.0f}/s", err=True, nl=False)
 
     with nullcontext(sys.stdout.buffer) if output is None else atomic_file(output) as file:
         rows = rank_file(ranker, source, file, on_progress=show, **request)

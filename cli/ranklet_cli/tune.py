@@ -1,4 +1,4 @@
-"""``ranklet tune``: search for settings."""
+"""``ranklet tune``: hyperparameter search."""
 
 import shlex
 from dataclasses import asdict
@@ -33,23 +33,21 @@ ROWS = 10  # of the printed table
     "--search",
     multiple=True,
     metavar="KEY=SPEC",
-    help="Search LOW..HIGH, LOW..HIGH:log or A,B,... instead of the default space.",
+    help="Search space of a setting, instead of the default: LOW..HIGH, LOW..HIGH:log or A,B,...",
 )
-@options.choice("--sampler", "tpe|random", help="Sample near good trials, or uniformly.")
+@options.choice("--sampler", "tpe|random", help="Draw settings near good trials, or uniformly.")
 @click.option(
     "--trials",
     type=click.IntRange(min=1),
     default=20,
-    help="Total number of trials, including those of earlier calls.",
+    help="Number of trials, including earlier calls.",
 )
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Stop after this time; the same command continues the study.",
+    help="Time limit; the same command continues the study.",
 )
-@click.option(
-    "--pruner/--no-pruning", "prune", default=True, help="Stop trials that fall behind the median."
-)
+@click.option("--pruner/--no-pruning", "prune", default=True, help="Stop trials below the median.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the sampler.")
 @options.columns
 @options.json_flag
@@ -66,10 +64,10 @@ def tune(
 ) -> None:
     """Search for the settings with the best validation NDCG@10 on EVENTS.
 
-    The first trial trains with the settings that train would use. By default the most important
-    settings are searched, except those that --preset, --config or --set give. With --search, these
-    options set the starting point of the first trial. With --set split=k-fold the value of a trial
-    is the mean over the folds. The same command continues a study that was stopped.
+    The first trial uses the settings of train. The default space has the most important settings,
+    except those given by --preset, --config or --set. With --search, these options are the starting
+    point instead. With --set split=k-fold the value of a trial is the mean over the folds. The same
+    command continues a stopped study.
 
     Example: ranklet tune events.parquet --out study --trials 30 --search dropout=0.1..0.6
     """
@@ -120,7 +118,7 @@ def tune(
 
 
 def _train_command(events: Path, items: Path | None, out: Path, reading: dict[str, str]) -> str:
-    """Return the command that trains with the best settings on the same log."""
+    """Return the command line that trains with the best settings on the same log."""
     words = ["ranklet", "train", str(events), "--out", "RUN", "--config", str(out / "best.toml")]
     if items is not None:
         words += ["--items", str(items)]
@@ -131,7 +129,7 @@ def _train_command(events: Path, items: Path | None, out: Path, reading: dict[st
 
 
 def format_study(result: "TuneResult") -> str:
-    """Lay the best trials of a study out for a terminal."""
+    """Format the best trials of a study for a terminal."""
     rows = [["trial", "NDCG@10", *result.base.settings]]
     for trial in result.ranking[:ROWS]:
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.settings.values()]

@@ -1,4 +1,4 @@
-"""The model card of a bundle, from its manifest and from what was measured while exporting."""
+"""Model card of a bundle: facts of the manifest, and latency on the exporting machine."""
 
 import statistics
 import time
@@ -69,7 +69,7 @@ def _quality(manifest: Manifest) -> list[str]:
 
 
 def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:
-    """Time whole requests through the public interface, as a first idea; see ``ranklet bench``."""
+    """Time requests through the public interface as an estimate; ``ranklet bench`` measures."""
     random = np.random.default_rng(0)
     lines = [
         f"Median of {TIMED_RUNS} calls of `Ranker.rank`, 1 thread, {describe_machine()}.",

@@ -1,18 +1,16 @@
-"""The graphs that turn events into user vectors; they know no catalogue but the rows they look up.
+"""Encoder graphs: events to user vectors, by attention.
 
-    encode.onnx        histories, whole                                  -> user, state
-    encode_long.onnx   the same for long ones: what a window hides from a whole chunk of events is
-                       not computed
+    encode.onnx        whole histories -> user, state
+    encode_long.onnx   the same for long ones: chunks of events skip all that their window hides
     append.onnx        one more event of each user, and their states, changed in place -> user
 
-Places, masks and the place of the last event are made here from constants, so a runtime hands over
-item indices and nothing else. A state is what the blocks keep of events: keys and values of those
-that the blocks before the last show to the next one, not rotated, and what entered the last block.
+Positions, masks and the place of the last event are made inside from constants, so a runtime passes
+item indices and nothing else. A state holds keys and values of the blocks before the last, not
+rotated, and the events that entered the last block.
 
 append.onnx puts event p in row p modulo the rows of an array: the newest takes the place of the
-oldest, nothing grows and nothing is copied. Attention does not ask in which order rows lie; a
-constant by age says how long ago each event was. Keys are turned by their age when they are used,
-so positions never end.
+oldest, nothing grows and nothing is copied. The order of rows does not matter to attention; masks
+and rotations come from tables by age. Keys are rotated when they are read, so positions never end.
 """
 
 from typing import Any
@@ -29,8 +27,8 @@ from ranklet_training.model.attention import rotary_tables
 from ranklet_training.model.model import Block, SwiGLU
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
-# As many floats as a processor adds at once: rows that begin at multiples of it are summed up in
-# the order of the whole history, and scores are the same, rarely but for the last bit.
+# Floats that a processor adds at once: sums of rows that begin at multiples of it keep the order of
+# the whole history, so that scores rarely differ, and in the last bit.
 CHUNK_EVENTS = 16
 EPSILON = 1e-24  # of the norm of a user
 
@@ -44,12 +42,12 @@ def long_from(served: ServedModel) -> int | None:
 
 
 def _visible(served: ServedModel) -> int:
-    """Return how many events a chunk looks at: whole chunks that hold its window, and itself."""
+    """Return the events visible to a chunk: itself, and the whole chunks that hold its window."""
     return -(-(served.window - 1) // CHUNK_EVENTS) * CHUNK_EVENTS + CHUNK_EVENTS
 
 
 def state_rows(served: ServedModel) -> dict[str, int]:
-    """Return the arrays of a state, and how many events each holds."""
+    """Return the number of rows of each state array."""
     window = served.window or served.max_length
     names = [f"{part}_{i}" for i in range(len(served.blocks)) for part in ("key", "value")]
     rows = dict.fromkeys(names, window)
@@ -57,13 +55,13 @@ def state_rows(served: ServedModel) -> dict[str, int]:
 
 
 def add_table(writer: GraphWriter, table: NDArray[np.float32], dtype: DTypeLike) -> str:
-    """Add the item table, with rows of zeros up to a whole chunk of the scorer."""
+    """Add the item table, padded with zeros to whole chunks of the scorer."""
     rows = -(-len(table) // CHUNK) * CHUNK
     return writer.weight("table", table.astype(dtype, copy=False), rows=rows)
 
 
 class Encoder:
-    """The layers that every encoder shares, as nodes."""
+    """The layers of all encoders, as nodes."""
 
     model: Any  # with the layers that its configuration says
 
@@ -71,10 +69,6 @@ class Encoder:
         """Prepare to write; item tables are stored as ``dtype``."""
         self.writer, self.served, self.model, self.dtype = writer, served, served.model, dtype
         self.node, self.constant = writer.node, writer.constant
-
-    def write(self) -> None:
-        """Write the graph."""
-        raise NotImplementedError
 
     def linear(self, x: str, layer: nn.Linear) -> str:
         """Return layer(x)."""
@@ -88,7 +82,7 @@ class Encoder:
         return self.node("LayerNormalization", x, scale, shift, epsilon=norm.eps)
 
     def add(self, x: str, y: str, layer: nn.Linear) -> str:
-        """Return x + layer(y), in a node less."""
+        """Return x + layer(y), with one node less."""
         product = self.node("MatMul", y, self.constant(layer.weight.T.contiguous()))
         return self.node("Sum", x, product, self.constant(layer.bias))
 
@@ -153,14 +147,14 @@ class Encoder:
         return self.node("Add", x, self.node("Mul", gate, self.linear(hidden, second)))
 
     def finish(self, asking: str, x: str, events: str, mask: str, until: str | None) -> None:
-        """Ask the last block for one event of each user, and make ``user`` of the answer.
+        """Write the last block for one event of each user, and the output ``user``.
 
         Args:
-            asking: The event, normalised, (B, 1, D).
-            x: The event as it entered the last block, (B, 1, D).
-            events: All events, normalised, (B, S, D).
+            asking: The normalised event, the source of the query, (B, 1, D).
+            x: The same event as it entered the last block, (B, 1, D).
+            events: All normalised events, (B, S, D).
             mask: Added to scores, (B, H, 1, S).
-            until: Buckets from the event to the question, (B,), of a model that knows times.
+            until: Buckets from the event to now, (B,), of a model with times.
         """
         served, last = self.served, self.served.last
         if until is not None:
@@ -181,12 +175,12 @@ class Encoder:
         self.user(x)
 
     def enter_last(self, x: str) -> str:
-        """Return events as the last block keeps them."""
+        """Return events normalised for the last block."""
         last = self.served.last
         return self.norm(x, last.attention_norm) if isinstance(last, Block) else x
 
     def user(self, x: str) -> None:
-        """Make ``user``, (B, D), of what leaves the last block, (B, 1, D)."""
+        """Write the output ``user``, (B, D), from the last block's output, (B, 1, D)."""
         served = self.served
         if served.user_scale is not None:
             x = self.norm(x, self.model.norm)
@@ -240,7 +234,7 @@ class HistoryEncoder(Encoder):
         self.finish(asking, x, events, mask, until)
 
     def _keep(self, value: str, name: str) -> str:
-        """Give a part of the state, (B, T, D), rows of padding included."""
+        """Output a state array, (B, T, D), rows of padding included."""
         self.writer.output(name, FLOAT, ["batch", "events", self.served.width])
         return self.writer.rename(value, name)
 
@@ -252,7 +246,7 @@ class HistoryEncoder(Encoder):
         return node("Pad", history, pads), since and node("Pad", since, pads)
 
     def _attend(self, hidden: float, ages: str, query: str, key: str, value: str) -> str:
-        """Return what every event attends to, (B, T, D)."""
+        """Return the attention output of every event, (B, T, D)."""
         node, constant, served = self.node, self.constant, self.served
         width = served.width // served.heads
         longest = served.max_length + CHUNK_EVENTS  # onnxruntime counts padding, too
@@ -361,14 +355,14 @@ class AppendEncoder(Encoder):
         return node("Expand", row, self.constant([1, 1, self.served.width])), ages
 
     def _put(self, name: str, row: str, new: str, count: int) -> str:
-        """Put an event into a part of the state, (B, count, D), where that lies."""
+        """Scatter an event into a state array, (B, count, D), in place."""
         axes: list[int | str] = ["batch", count, self.served.width]
         kept = self.writer.input(name, FLOAT, axes)
         self.writer.output(f"new_{name}", FLOAT, axes)
         return self.node("ScatterElements", kept, row, new, to=f"new_{name}", axis=1)
 
     def _turn_back(self, count: int) -> tuple[str, str]:
-        """Return cos and sin that turn keys back by their age, where a query is not turned."""
+        """Return cos and sin that rotate keys back by their age; the query is not rotated."""
         cos, sin = rotary_tables(
             count, self.served.width // self.served.heads, self.served.config.rotary_base
         )
@@ -376,7 +370,7 @@ class AppendEncoder(Encoder):
 
 
 def by_age(values: NDArray[np.float32], hidden: float) -> NDArray[np.float32]:
-    """Return values by age as a table that ``AppendEncoder._place`` looks up.
+    """Return the lookup table of values by age for ``AppendEncoder._place``.
 
     A row that holds no event yet is younger than the newest one. After that every age stands twice,
     for rows before and behind the newest event, where the array has gone round.

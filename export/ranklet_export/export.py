@@ -1,4 +1,4 @@
-"""Make a bundle of a run: graph, parity gate, catalogue, golden answers, model card, manifest."""
+"""Export of a run to a bundle: graphs, gates, catalogue, golden answers, card, manifest."""
 
 import json
 import logging
@@ -16,15 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranklet.bundle.folder import Opened, describe_files, write_catalogue
-from ranklet.bundle.manifest import (
-    CARD,
-    FILE_NAMES,
-    FORMAT,
-    GOLDEN,
-    MANIFEST,
-    Manifest,
-    Precision,
-)
+from ranklet.bundle.manifest import CARD, FILE_NAMES, FORMAT, GOLDEN, MANIFEST, Manifest, Precision
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine
 from ranklet.errors import BundleError, InputError, ParityError, PrecisionError, RunError
@@ -43,11 +35,12 @@ logger = logging.getLogger(__name__)
 MOST_ITEMS = 100_000_000  # of random weights
 GOLDEN_LENGTHS = (1, 2, 5, 20, 100)
 GOLDEN_K = 10
+NO_DATA = {"digest": "random weights", "split": "none: nobody trained these weights"}
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made."""
+    """The result of an export."""
 
     path: Path
     bytes: int
@@ -60,7 +53,7 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class Source:
-    """What a bundle is made of."""
+    """The inputs of an export."""
 
     model: Model
     vocabulary: Vocabulary
@@ -74,15 +67,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a bundle is made.
+    """Settings of an export.
 
     Attributes:
-        precision: Of the scores that choose from the catalogue. ``"auto"``: int8 where it passes
-            the gate, else fp32.
-        compact: Leave out what saves time and can be computed again: the first block's queries,
-            keys and values of every item.
-        allow_drop: By which share NDCG@10 may be lower than in full precision.
-        replace: Put the new bundle in the place of an existing one.
+        precision: Of the scores that choose from the catalogue; ``"auto"`` is int8 if it passes the
+            gate, else fp32.
+        compact: Leave out the first block's queries, keys and values of every item.
+        allow_drop: The largest share of NDCG@10 that the precision may cost.
+        replace: Replace an existing bundle.
     """
 
     precision: Precision | Literal["auto"] = "auto"
@@ -91,7 +83,7 @@ class Settings:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no bundle can have."""
+        """Validate the settings."""
         if self.precision not in ("auto", *get_args(Precision)):
             names = ", ".join(get_args(Precision))
             raise InputError(f"precision must be auto or one of {names}, got {self.precision!r}")
@@ -106,14 +98,14 @@ def export_bundle(run_path: Path, bundle: Path, settings: Settings = DEFAULT) ->
     """Export the best weights of a run; the bundle appears whole, or not at all.
 
     Args:
-        run_path: Folder of a run.
-        bundle: Where the bundle goes.
-        settings: How it is made.
+        run_path: Folder of the run.
+        bundle: Folder of the bundle.
+        settings: How it is exported.
 
     Raises:
         RunError: The run is missing or damaged.
-        BundleError: There is something at ``bundle`` already.
-        ParityError: The graph does not answer like the model, or its precision costs too much.
+        BundleError: ``bundle`` exists and must not be replaced.
+        ParityError: A graph differs from the model, or its precision costs too much.
     """
     _check_target(bundle, settings)
     return _export(_read_source(run_path), bundle, settings)
@@ -125,13 +117,12 @@ def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> Exp
     Args:
         shape: ``items`` (their ids are "1", "2", ...), ``length`` (maximum, default 200) and
             settings of a model, like ``items=12000,width=64,blocks=2,heads=1``.
-        bundle: Where the bundle goes.
-        settings: How it is made.
+        bundle: Folder of the bundle.
+        settings: How it is exported.
 
     Raises:
         InputError: The shape can't be used.
-        BundleError: There is something at ``bundle`` already.
-        ParityError: The graph does not answer like the model, or its precision costs too much.
+        BundleError, ParityError: As in ``export_bundle``.
     """
     _check_target(bundle, settings)
     items, config = _read_shape(shape)
@@ -148,20 +139,14 @@ def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> Exp
         counts=counts,
         questions=popular_histories(counts, config.max_length),
         training=RunConfig(model=config).to_dict(),
-        data={
-            "events": 0,
-            "users": 0,
-            "items": items,
-            "digest": "random weights",
-            "split": "none: nobody trained these weights",
-        },
+        data={"events": 0, "users": 0, "items": items, **NO_DATA},
         quality={},
     )
     return _export(source, bundle, settings)
 
 
 def _read_shape(shape: str) -> tuple[int, ModelConfig]:
-    """Return the number of items and the model that ``items=...,width=...`` describes."""
+    """Return the number of items and the model of a shape, ``items=...,width=...``."""
     pairs = [part.partition("=") for part in shape.split(",")]
     names = [{"length": "max_length"}.get(name.strip(), name.strip()) for name, _, _ in pairs]
     allowed = {"items", *(f.name for f in fields(ModelConfig))} - {"kind", "dropout"}
@@ -227,7 +212,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 def popular_histories(
     counts: NDArray[np.int64], longest: int, how_many: int = 256, seed: int = 0
 ) -> Questions:
-    """Draw histories of popular items, for want of real ones."""
+    """Draw histories of popular items, in place of held-out ones."""
     random = np.random.default_rng(seed)
     shares = counts / counts.sum()
     lengths = random.integers(1, longest + 1, how_many)
@@ -235,11 +220,12 @@ def popular_histories(
 
 
 def _export(source: Source, bundle: Path, settings: Settings) -> ExportReport:
-    if settings.precision != "auto":
-        return _export_as(settings.precision, source, bundle, settings)
     try:
-        return _export_as("int8", source, bundle, settings)
+        precision = "int8" if settings.precision == "auto" else settings.precision
+        return _export_as(precision, source, bundle, settings)
     except PrecisionError as error:
+        if settings.precision != "auto":
+            raise
         logger.warning("int8 does not pass, so this bundle is fp32: %s", error)
         return _export_as("fp32", source, bundle, settings)
 
@@ -250,7 +236,9 @@ def _export_as(
     begin = time.perf_counter()
     model, popularity = source.model, source.counts / max(1, source.counts.sum())
     table = model.table()
-    _check_finite(model)
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
     with atomic_folder(bundle) as folder:
         graphs = export_graphs(model, folder, precision, compact=settings.compact)
         write_catalogue(folder, source.vocabulary, source.titles, popularity.astype(np.float32))
@@ -296,16 +284,10 @@ def golden_answers(
     return answers
 
 
-def _check_finite(model: Model) -> None:
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
-
-
 def _manifest(
     source: Source, folder: Path, graphs: WrittenGraphs, precision: Precision
 ) -> Manifest:
-    """Return the manifest of a folder; figures are filled in later."""
+    """Return the manifest of a folder, without the figures of its gates."""
     config = source.model.config
     return Manifest(
         format=FORMAT,

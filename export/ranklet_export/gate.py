@@ -1,4 +1,4 @@
-"""The gate of a precision: what its rounding costs in ranking quality, on held-out histories."""
+"""Quality gate of a precision: the loss of NDCG@10 on held-out histories."""
 
 import math
 from typing import Any
@@ -27,15 +27,15 @@ def check_ranking(
     allow_drop: float,
     most_scores: int = MOST_SCORES,
 ) -> dict[str, Any]:
-    """Compare a bundle with its torch model in full precision, seen items left out.
+    """Compare a bundle with its torch model in full precision, without seen items.
 
     Args:
-        ranker: Of the bundle.
-        model: In evaluation mode.
-        table: What ``model.table()`` returned.
-        questions: Histories and, where somebody held them out, the items that came next.
-        allow_drop: By which share NDCG@10 may be lower.
-        most_scores: Ask fewer questions where all together would take more scores.
+        ranker: The ranker of the bundle.
+        model: The model in evaluation mode.
+        table: Its item table, (items + 1, D).
+        questions: Histories and, if they were held out, the items that came next.
+        allow_drop: The largest share of NDCG@10 that the bundle may lose.
+        most_scores: Limit of the scores of all questions together.
 
     Returns:
         ``questions``, ``overlap`` (share of the model's 10 best that the bundle has, too),
@@ -93,15 +93,14 @@ def check_ranking(
 
 
 def _users(model: Model, table: Tensor, histories: list[NDArray[np.int64]]) -> Tensor:
-    """Return the users of some histories by plain torch, (B, D); times are unknown."""
+    """Return the torch user vectors of histories with unknown times, (B, D)."""
     padded = torch.from_numpy(pad(histories, model.config.max_length))
     gaps = (torch.zeros_like(padded), torch.zeros_like(padded[:, 0]))
-    told = gaps if model.config.time_gaps else None
     with torch.no_grad():
-        return model.serve(padded, table, told)
+        return model.serve(padded, table, gaps if model.config.time_gaps else None)
 
 
 def _ranks(items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rank of each target among the items shown, one more than those where it is not."""
+    """Return the rank of each target among the items shown, TOP + 1 where it is missing."""
     is_right = items == targets[:, None]
     return np.where(is_right.any(axis=1), is_right.argmax(axis=1) + 1, TOP + 1)

@@ -1,4 +1,4 @@
-"""The graphs of a bundle and the one file of their weights.
+"""Export of a model's graphs and their shared weights file.
 
 encode, encode_long, append     events -> user vectors (``encoders``)
 score, score_many               user vectors -> items (``scorer``)
@@ -28,13 +28,7 @@ from ranklet.bundle.manifest import (
     Table,
     Tensor,
 )
-from ranklet_export.encoders import (
-    AppendEncoder,
-    Encoder,
-    HistoryEncoder,
-    LongHistoryEncoder,
-    long_from,
-)
+from ranklet_export.encoders import AppendEncoder, HistoryEncoder, LongHistoryEncoder, long_from
 from ranklet_export.layers import ServedModel
 from ranklet_export.scorer import Scorer, can_score_many, quantize
 from ranklet_export.single import OPSET as PLAIN_OPSET
@@ -46,14 +40,8 @@ OPSET = 23  # from here on attention, rotary positions and the norm of a user ar
 # Rows of the first block cost up to four times the item table on disk and save 3 to 6 % of a
 # request; beyond this many bytes the graph computes them.
 LARGEST_ROWS = 1 << 27
-# Of the best by codes, max(factor * k, minimum) are scored again.
-POOLS: dict[Precision, Pool] = {
-    "fp32": Pool(1, 1),
-    "fp16": Pool(1, 1),
-    "int8": Pool(2, 32),
-    "int4": Pool(4, 128),
-}
-MANY_USERS = 8  # from so many on score_many.onnx is faster (docs/log.md)
+POOLS: dict[Precision, Pool] = {"int8": Pool(2, 32), "int4": Pool(4, 128)}
+MANY_USERS = 8  # the batch from which score_many.onnx is faster (docs/log.md)
 PURPOSES = {
     ENCODE: "the user vector after a history, and the state of its events",
     ENCODE_LONG: "the same for long histories",
@@ -62,7 +50,7 @@ PURPOSES = {
     SCORE_MANY: "the same for many users",
     MODEL: "the best items for histories of any length, in standard operators alone",
 }
-ENCODERS: dict[str, type[Encoder]] = {
+ENCODERS: dict[str, type[HistoryEncoder | AppendEncoder]] = {
     ENCODE: HistoryEncoder,
     ENCODE_LONG: LongHistoryEncoder,
     APPEND: AppendEncoder,
@@ -71,7 +59,7 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 @dataclass(frozen=True)
 class WrittenGraphs:
-    """The facts of written graphs that the manifest tells."""
+    """The graphs of a bundle as its manifest describes them."""
 
     programs: dict[str, Program]
     nodes: dict[str, int]  # of each
@@ -83,12 +71,12 @@ class WrittenGraphs:
 def export_graphs(
     model: Model, folder: Path, precision: Precision = "fp32", *, compact: bool = False
 ) -> WrittenGraphs:
-    """Write the graphs and their weights.
+    """Write the graphs and weights of a model in evaluation mode, without gradients.
 
     Args:
-        model: In evaluation mode, without gradients.
+        model: The model.
         folder: Where the files go.
-        precision: Of the scores; ``"fp16"`` is how tables lie on disk, sums are fp32.
+        precision: Of the scores; ``"fp16"`` stores tables in 16 bits, sums are fp32.
         compact: Leave out the rows of the first block.
     """
     items, width = model.items.item.shape
@@ -124,18 +112,15 @@ def export_graphs(
         programs={name: _program(name, writer, served) for name, writer in graphs.items()},
         nodes={name: len(writer.graph.node) for name, writer in graphs.items()},
         table=Table(WEIGHTS, offset_of(table), items, width, dtype),
-        pool=POOLS[precision],
+        pool=POOLS.get(precision, Pool(1, 1)),
         rounding=Rounding(codes.row_error, codes.row_norm) if codes else None,
     )
 
 
 def _program(name: str, writer: GraphWriter, served: ServedModel) -> Program:
-    """Return the contract of a graph, as the manifest tells it."""
+    """Return the contract of a graph for the manifest."""
     longest, begin = served.max_length, long_from(served)
-    lengths = {
-        ENCODE: [1, begin - 1 if begin else longest],
-        ENCODE_LONG: [begin or 1, longest],
-    }
+    lengths = {ENCODE: [1, begin - 1 if begin else longest], ENCODE_LONG: [begin or 1, longest]}
     return Program(
         file=f"{name}.onnx",
         purpose=PURPOSES[name],

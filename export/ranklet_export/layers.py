@@ -1,15 +1,15 @@
-"""A model laid out for serving: what the graphs compute beside its own layers, worked out once.
+"""Precomputed layers: a trained model rearranged for serving, worked out once.
 
 * Rows are stored times sqrt(D), as they enter the first block, and users are divided by it.
-* What the first block makes of an item alone (query, key, value, gate) is a table of its own.
+* The query, key, value and gate of the first block depend on the item only: they become tables.
 * With one head, the output layer of attention is part of the values: weights that add up to 1
   carry its bias, too. That saves a product and an addition a block.
-* The last block asks for one event, so its layers go to that side: the query has been through the
-  layer of the keys, and the weighted sum goes through that of the values. Keys and values are then
-  both the normalised events that enter the block, and a state keeps nothing else of it.
-* An event that the first block may not see has a low score instead of the lowest there is: the
-  exponential of the lowest is a denormal number, which takes a processor ten times as long
-  (causal attention over 200 events: 202 us, and 90 without). See ``hidden_score``.
+* Only the last event queries the last block, so the other layers move to its side: the query has
+  passed the key layer, and the weighted sum passes the value layer. Keys and values are then both
+  the normalised events that enter the block, and a state keeps nothing else of it.
+* An event that the first block may not see has a low score instead of the lowest: the exponential
+  of the lowest is a denormal number, which takes a processor ten times as long (causal attention
+  over 200 events: 202 us, and 90 without). See ``hidden_score``.
 """
 
 import math
@@ -25,8 +25,7 @@ from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
 Floats = NDArray[np.float32]
-# All hidden events together weigh at most exp(-17) = 4e-8 of one that is seen: less than float32
-# can tell.
+# All hidden events together weigh at most exp(-17) = 4e-8 of a visible one: below float32.
 HIDDEN_BELOW = 17
 # From exp(-87) on exponentials are denormal; scores of trained models spread over some 15.
 LOWEST_SCORE = -70
@@ -34,26 +33,26 @@ ROWS_AT_ONCE = 1 << 16
 
 
 class ServedModel:
-    """A model laid out for serving.
+    """The layers and tables of a model that the graphs need.
 
     Attributes:
-        model: In evaluation mode, without gradients.
-        table: Rows that histories look up and users are scored against, (items + 1, D).
-        rows: Of the first block, by item: query, key, value and perhaps gate; empty if there are
-            none, where the block sees times or the bundle is compact.
-        offset: Added to every event, (D,), of a seed model: its mean user.
+        model: The model in evaluation mode, without gradients.
+        table: Item table of histories and scores, (items + 1, D).
+        rows: Query, key, value and perhaps gate of the first block for each item; empty if the
+            block sees times or the bundle is compact.
+        offset: The mean user of a seed model, (D,), added to every event.
         blocks: Blocks before the last.
-        key_values: Their layers of keys and values.
-        hidden: The scores of events that they may not see.
+        key_values: Their key-value layers.
+        hidden: Their scores of hidden events.
         last: The last block, None for a model without attention.
         query: Its layer before attention, (D, H D).
         output: Its layer after attention, (H D, D).
-        bias: Added to its scores by age, (H, max_length).
-        user_scale: Multiplies a normalised user, None of a seed model.
+        bias: Its bias of scores by age, (H, max_length).
+        user_scale: Factor of a normalised user, None of a seed model.
     """
 
     def __init__(self, model: Model, *, with_rows: bool) -> None:
-        """Lay out a model; ``with_rows`` makes ``rows`` where there can be some."""
+        """Rearrange a model; ``with_rows`` precomputes ``rows`` where that is possible."""
         self.model, self.config = model, model.config
         self.heads = model.config.heads if isinstance(model, SequenceModel) else 1
         self.width, self.max_length = model.config.width, model.config.max_length
@@ -90,7 +89,7 @@ class ServedModel:
 
     @property
     def window(self) -> int:
-        """Return how many events blocks before the last see; 0: all that count."""
+        """Return the attention window of the blocks before the last; 0: all events."""
         window = self.config.attention_window if self.blocks else 0
         return 0 if window >= self.max_length else window
 
@@ -105,7 +104,7 @@ class ServedModel:
 
 
 def served_key_value(block: Block) -> nn.Linear:
-    """Return the layer that makes keys and values, for one head with the output layer inside."""
+    """Return the key-value layer; with one head it includes the output layer."""
     layer = nn.Linear(block.key_value.in_features, block.key_value.out_features)
     layer.load_state_dict(block.key_value.state_dict())
     layer.requires_grad_(requires_grad=False)
@@ -117,10 +116,10 @@ def served_key_value(block: Block) -> nn.Linear:
 
 
 def one_query_layers(source: Block | SeedModel, heads: int) -> tuple[nn.Linear, nn.Linear]:
-    """Return the layers around the attention of one event, where keys and values are its input.
+    """Return query and output layers of the last block, whose keys and values are its input.
 
     <W_q x + b, W_k y> is <W_k' (W_q x + b), y>, a sum of values is the value of the sum, and a bias
-    of the keys adds the same to all scores. A head then asks with D channels, not D / H.
+    of the keys adds the same to all scores. The query of a head then has D channels, not D / H.
     """
     width = source.query.in_features
     before, after = nn.Linear(width, heads * width), nn.Linear(heads * width, width)
@@ -151,9 +150,9 @@ def hidden_score(block: Block, table: Tensor, events: int) -> float | None:
     their weight times their values, which are taken to be as large as those of the others.
 
     Args:
-        block: The first one.
-        table: What enters it, all items, (items + 1, D).
-        events: Of a history at most, padding included.
+        block: The first block.
+        table: Its inputs of all items, (items + 1, D).
+        events: The most events of a history, padding included.
     """
 
     def parts(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""The gate that graphs must pass before they become a bundle: they answer like their torch model.
+"""Parity gate: the graphs must rank like their torch model before they become a bundle.
 
 Items, scores and their order are compared, with and without padding: for histories of one user and
 of many, around every length where another program takes over; for events that are appended one by
-one, past the end of the window; for the whole catalogue; and for model.onnx, which is asked for
-histories longer than the model's.
+one, past the end of the window; for the whole catalogue; and for model.onnx on histories longer
+than the model's maximum.
 """
 
 from collections.abc import Iterator
@@ -20,24 +20,14 @@ from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.engine.state import State
 from ranklet.errors import ParityError
 from ranklet.time_gaps import BUCKETS
-from ranklet_training.model.attention import (
-    attention,
-    local_attention,
-    rotary,
-    rotary_tables,
-)
+from ranklet_training.model.attention import attention, local_attention, rotary, rotary_tables
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.runs.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
 # reach about 14, where 1 unit in the last place is 1e-6. A hundred of these are still no fault.
 # int8 and int4 give fp32 scores, too; fp16 rounds tables to one part in 2048.
-SCORE_TOLERANCE: dict[Precision, float] = {
-    "fp32": 1e-4,
-    "int8": 1e-4,
-    "int4": 1e-4,
-    "fp16": 3e-2,
-}
+SCORE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "int8": 1e-4, "int4": 1e-4, "fp16": 3e-2}
 TOP = 10
 LARGEST_POOL = 1 << 16  # of scores by codes: with it the best items are never left out
 APPENDED = 10  # events past the end of the window
@@ -45,7 +35,7 @@ APPENDED = 10  # events past the end of the window
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How far the graphs were from the model, over all points."""
+    """The compared points and the largest score difference between graphs and model."""
 
     points: list[str]
     max_score_difference: float
@@ -53,7 +43,7 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class _Point:
-    """Histories of a batch; row 0 is whole, the others are padded more and more."""
+    """A batch of histories; row 0 is whole, the rows below are padded more and more."""
 
     items: NDArray[np.int64]  # (B, T)
     since: NDArray[np.int64]  # (B, T)
@@ -82,7 +72,7 @@ class _Point:
 
 
 class _Check:
-    """Compares an engine with a model."""
+    """Comparison of an engine with its torch model."""
 
     def __init__(self, engine: Engine, model: Model, table: Tensor) -> None:
         self.engine, self.model, self.table = engine, model, table
@@ -92,7 +82,7 @@ class _Check:
         self.difference = 0.0
 
     def reference(self, point: _Point) -> Floats:
-        """Return the scores of all items from 1 on, by plain torch, (B, items)."""
+        """Return the torch scores of all items from 1 on, (B, items)."""
         gaps = (torch.from_numpy(point.since), torch.from_numpy(point.until))
         with torch.no_grad():
             history = torch.from_numpy(point.items)
@@ -100,7 +90,7 @@ class _Check:
             return (user @ self.table[1:].T).numpy()
 
     def users(self, point: _Point, users: Floats, k: int) -> None:
-        """Compare the best items for some user vectors."""
+        """Compare the best items of user vectors with those of the model."""
         engine, pool = self.engine, min(LARGEST_POOL, self.items)
         best = engine.score(users, min(k, pool), pool)
         self.answers(point, best.items, best.scores)
@@ -111,7 +101,7 @@ class _Check:
                 raise ParityError(f"{point}: {size} items of a pool are not the best by codes")
 
     def pool_scores(self, point: _Point, users: Floats, pool: int) -> Floats:
-        """Return the scores by codes of a pool of some size, (B, pool), if they are near enough."""
+        """Return the scores by codes of a pool, (B, pool), once their error is checked."""
         best = self.engine.score(users, pool, pool)
         assert best.pool_scores is not None
         off = self.engine.off_by(users, best)
@@ -145,7 +135,7 @@ class _Check:
         self.points.append(str(point))
 
     def rolled(self, point: _Point) -> Floats:
-        """Return users after more events than the model's maximum, by plain torch, (B, D).
+        """Return the torch user vectors after more events than the model's maximum, (B, D).
 
         Blocks before the last see their window of all events, the last one the latest ones.
         """
@@ -178,7 +168,7 @@ class _Check:
             return model.user(last.merge(x, attention(query, key, value, mask=mask)))[:, 0].numpy()
 
     def state(self, point: _Point, appended: State) -> None:
-        """Compare the state that an encoder gives with that of the same events appended."""
+        """Compare the state from an encoder with the state after appending the same events."""
         histories = point.histories(uses_times=self.uses_times)
         encoded = self.engine.empty_state(len(histories))
         for row, events in enumerate(self.engine.encode_states(histories)[1]):
@@ -189,10 +179,7 @@ class _Check:
                 raise ParityError(f"{point}: {name} of the state differs by {difference:.2e}")
 
     def appended(self, point: _Point) -> None:
-        """Append events one by one, and compare with whole histories while they count whole.
-
-        Past the window they are compared with ``rolled``.
-        """
+        """Compare appended events with whole histories, past the window with ``rolled``."""
         engine, longest = self.engine, self.model.config.max_length
         batch, total = point.items.shape
         state = engine.empty_state(batch)
@@ -224,10 +211,10 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
     """Compare the graphs of a bundle with its model.
 
     Args:
-        engine: Of the bundle.
-        model: In evaluation mode.
-        table: The item table of the model, (items + 1, D).
-        seed: Draws histories.
+        engine: The engine of the bundle.
+        model: The model in evaluation mode.
+        table: Its item table, (items + 1, D).
+        seed: Of the drawn histories.
 
     Raises:
         ParityError: They differ; the message names the point and by how much.
@@ -248,7 +235,7 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
 
 
 def _points(engine: Engine, longest: int) -> Iterator[tuple[int, int]]:
-    """Yield (batch, length): 1, the maximum, and lengths around those where programs change."""
+    """Yield (batch, length) from 1 to the maximum, around the lengths where programs change."""
     programs = engine.manifest.programs
     many = programs[SCORE_MANY].least_users if SCORE_MANY in programs else 3
     lengths = {1, 2, longest // 2 + 1, longest}
@@ -260,7 +247,7 @@ def _points(engine: Engine, longest: int) -> Iterator[tuple[int, int]]:
 
 
 def _check_model(check: _Check, random: np.random.Generator) -> None:
-    """Ask model.onnx for histories of every kind, longer ones than the model's among them."""
+    """Compare model.onnx with the model, also on histories longer than its maximum."""
     session, longest = check.engine.programs.session(MODEL), check.model.config.max_length
     for batch, length in ((1, 1), (3, min(5, longest)), (2, longest), (2, longest + APPENDED)):
         point = _Point.draw(random, check.items, batch, length)
@@ -274,7 +261,6 @@ def _check_model(check: _Check, random: np.random.Generator) -> None:
             raise ParityError(f"{MODEL}: {point} can't be run: {error}") from error
         cut = slice(max(0, length - longest), None)  # of row 0, which alone is so long
         rows = slice(0, 1) if length > longest else slice(None)
-        kept = _Point(
-            point.items[rows, cut], point.since[rows, cut], point.until[rows], f"{MODEL}: "
-        )
+        part, since = point.items[rows, cut], point.since[rows, cut]
+        kept = _Point(part, since, point.until[rows], f"{MODEL}: ")
         check.answers(kept, items[rows], scores[rows])

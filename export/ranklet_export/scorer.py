@@ -1,19 +1,18 @@
-"""The graphs that score the catalogue and pick the best: user vectors in, items out.
+"""Scorer graphs: user vectors to the best items of the catalogue.
 
     score.onnx        users -> best items
     score_many.onnx   the same for many users at once, from 8-bit codes
 
-* fp32 and fp16: one Gemm on the item table as it lies.
-* int8 and int4: one MatMulNBits on codes of 8 or 4 bits, one scale an item; the ``pool`` best by
-  these scores are scored again with the fp32 rows, of which nothing else is read. ``pool_scores``
-  are their scores by codes, falling: no item outside the pool has a better one than the last.
-* Many users are scored by MatMulIntegerToFloat instead: the same codes as 8-bit integers, packed
-  for products of matrices.
-* Large catalogues are picked from in two levels: the best of every chunk of 64 items, then the
-  items of the best chunks. The k best items lie in the k chunks with the best maxima, so nothing is
-  lost. Chunks keep the order of the items, so that ties go to the lower index.
-* ``bias`` is added to every score, of all users or of each: 0, or ``NEVER`` for an item that must
-  not be ranked, padding included.
+* fp32 and fp16: one Gemm on the item table.
+* int8 and int4: one MatMulNBits on codes of 8 or 4 bits. The ``pool`` best by these scores are
+  re-scored with their fp32 rows; no other rows are read. ``pool_scores`` are the scores by codes,
+  falling: no item outside the pool has a better one than the last.
+* Many users: MatMulIntegerToFloat on the same codes as 8-bit integers, packed for matrix products.
+* Large catalogues take two levels: the maximum of every chunk of 64 items, then the items of the
+  best chunks. The k best items lie in the k chunks with the best maxima, so nothing is lost. Chunks
+  keep the order of the items, so that ties go to the lower index.
+* ``bias`` is added to every score before the pick, one row for all users or one each: 0, or
+  ``NEVER`` for padding and for items that must not be ranked.
 """
 
 from dataclasses import dataclass
@@ -27,17 +26,17 @@ from ranklet_export.encoders import add_table
 from ranklet_export.writer import CONTRIB, GraphWriter
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
-# Below so many items, one TopK over all scores costs no more than two levels and has 11 nodes less
-# (docs/log.md). Many users share what these cost, and their scores are in no cache that is near.
+# Below these rows one TopK over all scores costs no more than two levels and has 11 nodes less
+# (docs/log.md). Many users share the cost of the nodes, and their scores are in no near cache.
 TWO_LEVELS_FROM, TWO_LEVELS_OF_MANY_FROM = 16_384, 4_096
-# Of 4 bits, a step that reaches the largest component is not the one that loses least.
+# With 4 bits, the step that reaches the largest component does not lose least.
 SHARES_OF_LARGEST = np.linspace(1, 0.75, 6, dtype=np.float32)
 SMALLEST_STEP = np.finfo(np.float32).tiny  # below, a division would be inexact
 ROWS_AT_ONCE = 1 << 18
 # A row that begins at a multiple of these is summed up in one order, wherever it lies.
 LANES = 4
 ZERO = 128  # the code of 0 in 8 bits, of items and of users
-LARGEST_TWICE = 1 << 24  # bytes of codes that a second graph may hold
+LARGEST_TWICE = 1 << 24  # bytes of codes that score_many.onnx may hold once more
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # what MatMulNBits takes; powers of 2
 
 
@@ -57,7 +56,7 @@ class Codes:
 
 
 def quantize(table: NDArray[np.float32], bits: int = 8) -> Codes:
-    """Round every row to 8 or 4 bits, symmetrically; a row of zeros keeps zeros.
+    """Quantize every row to 8 or 4 bits, symmetrically; zeros stay zeros.
 
     Rows of up to 256 columns have one scale. Wider ones have one for each 256.
 
@@ -112,19 +111,19 @@ def _round(
 
 
 class Scorer:
-    """Writes score.onnx, or score_many.onnx where there are ``many`` users."""
+    """Writer of score.onnx, or of score_many.onnx for ``many`` users."""
 
     def __init__(
         self, writer: GraphWriter, table: NDArray[np.float32], precision: Precision, *, many: bool
     ) -> None:
-        """Score with the rows of a table, (items + 1, D), stored as ``precision`` says."""
+        """Prepare to score with the rows of a table, (items + 1, D)."""
         self.writer, self.node, self.constant = writer, writer.node, writer.constant
         self.precision, self.many = precision, many
         self.rows, self.width = -(-len(table) // CHUNK) * CHUNK, table.shape[1]
         self.table = add_table(writer, table, "<f2" if precision == "fp16" else "<f4")
 
     def write(self, codes: Codes | None) -> None:
-        """Write the graph; ``codes`` are for the precisions that have some."""
+        """Write the graph; ``codes`` of int8 and int4."""
         self.writer.input("user", FLOAT, ["batch", self.width])
         self.writer.input("bias", FLOAT, ["biases", self.rows])
         self.writer.input("k", INT64, [1])
@@ -159,10 +158,10 @@ class Scorer:
         return self.node("Add", scores, "bias")
 
     def many_scores(self, codes: Codes) -> str:
-        """Return scores by codes in shares of ``largest``, the largest component of each user.
+        """Return scores by codes divided by ``largest``, the largest component of each user.
 
-        Users are rounded one by one, so that none depends on the others. The layout of the codes
-        is changed while onnxruntime loads, which folds what depends on constants alone.
+        Users are rounded one by one, so that none depends on the others. The codes change their
+        layout while onnxruntime loads, because it folds nodes of constants.
         """
         node, constant = self.node, self.constant
         kept = self.writer.weight("codes", codes.codes)
@@ -188,7 +187,7 @@ class Scorer:
         return node("Add", scores, "bias")
 
     def score_again(self) -> None:
-        """Make ``items`` and ``scores`` of ``picked``, by the fp32 rows of the pool."""
+        """Re-score the pool, ``picked``, with fp32 rows: ``items`` and ``scores``."""
         node, constant = self.node, self.constant
         # In the order of the items, so that among equal scores the lower index comes first.
         ordered, _ = self.writer.nodes("TopK", ["picked", "pool"], 2, largest=0)
@@ -203,12 +202,10 @@ class Scorer:
         node("GatherElements", ordered, places, axis=1, to="items")
 
     def pick(self, scores: str, count: str, best: str, items: str) -> None:
-        """Make ``best`` and ``items`` of the best of (B, rows), best first, ties by index."""
+        """Name the best of (B, rows) scores ``best`` and ``items``, best first, ties by index."""
         writer, node, constant = self.writer, self.node, self.constant
         if self.rows < (TWO_LEVELS_OF_MANY_FROM if self.many else TWO_LEVELS_FROM):
-            top, indices = writer.nodes("TopK", [scores, count], 2)
-            writer.rename(top, best)
-            writer.rename(indices, items)
+            writer.top(scores, count, best, items)
             return
         chunks = self.rows // CHUNK
         chunked = node("Reshape", scores, constant([0, chunks, CHUNK]))
@@ -229,9 +226,9 @@ class Scorer:
 
 
 def can_score_many(codes: Codes) -> bool:
-    """Return whether score_many.onnx pays: for 8 bits with one scale an item, if not too many.
+    """Return whether score_many.onnx pays: 8 bits, one scale per item, not too many codes.
 
-    It takes no other, and holds the codes once more: for a million items of width 64 280 MB (840 MB
-    while it loads) would save a fifth of the time (docs/log.md).
+    It holds the codes once more: for a million items of width 64, 280 MB (840 MB while it loads)
+    would save a fifth of the time (docs/log.md).
     """
     return codes.bits == 8 and codes.scales.shape[1] == 1 and codes.codes.nbytes <= LARGEST_TWICE

@@ -1,8 +1,8 @@
-"""model.onnx: histories in, best items out, in one graph of standard operators (opset 20).
+"""model.onnx: histories to best items in one graph of standard operators (opset 20).
 
-For every program that can run ONNX and knows nothing of ranklet. There is no state, no limit to the
-length of a history and nothing to prepare: item indices, oldest first, 0 pads on the right. It
-scores in full precision, and is slower than the programs that the Python runtime uses.
+It is for programs that run ONNX without ranklet. It keeps no state and takes histories of any
+length: item indices, oldest first, padded with 0 on the right. It scores in fp32 and is slower than
+the programs of the Python runtime.
 """
 
 import warnings
@@ -35,12 +35,12 @@ LARGEST_PROTOBUF = 2**31 - 1  # bytes
 
 
 class WholeModel(nn.Module):
-    """The user vector after histories of any length, of which the latest ``max_length`` count."""
+    """Encoder of histories of any length, of which the latest ``max_length`` events count."""
 
     bias: Tensor
 
     def __init__(self, served: ServedModel) -> None:
-        """Take a model as it is laid out for serving."""
+        """Use the layers of a served model."""
         super().__init__()
         self.model, self.served = served.model, served
         self.table = nn.Parameter(torch.zeros(TRACED_ITEMS, served.width), requires_grad=False)
@@ -57,8 +57,8 @@ class WholeModel(nn.Module):
 
         Args:
             history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
-            since: Bucket of the gap before each event, int64 (B, T), of a model that knows times.
-            until: Bucket of the gap from the last event to the question, int64 (B,).
+            since: Bucket of the gap before each event, int64 (B, T), of a model with times.
+            until: Bucket of the gap from the last event to now, int64 (B,).
         """
         model, served, longest = self.model, self.served, self.served.max_length
         last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
@@ -106,13 +106,7 @@ class WholeModel(nn.Module):
 
 
 def write_model(writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> None:
-    """Trace a model, and add the scores of the catalogue.
-
-    Args:
-        writer: Of the graph.
-        served: The model, whose weights are those of the other graphs.
-        dtype: How the item table is stored.
-    """
+    """Write model.onnx: the traced encoder, and the scores of an item table stored as ``dtype``."""
     axes: dict[str, Axes] = {"history": ["batch", "length"]}
     if served.config.time_gaps:
         axes |= {"since": ["batch", "length"], "until": ["batch"]}
@@ -122,9 +116,7 @@ def write_model(writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> N
     never = np.zeros(-(-len(served.table) // CHUNK) * CHUNK, dtype=np.float32)
     never[0] = never[items + 1 :] = NEVER
     scores = writer.node("Gemm", "user", table, writer.constant(never), transB=1)
-    best, indices = writer.nodes("TopK", [scores, "k"], 2)
-    writer.rename(best, "scores")
-    writer.rename(indices, "items")
+    writer.top(scores, "k", "scores", "items")
     writer.output("items", TensorProto.INT64, ["batch", "k"])
     writer.output("scores", TensorProto.FLOAT, ["batch", "k"])
     writer.output("user", TensorProto.FLOAT, ["batch", served.width])

@@ -1,4 +1,4 @@
-"""Write ONNX graphs node by node, with one file of weights that all of them map."""
+"""Writer of ONNX graphs, node by node, with one weights file that all of them map."""
 
 import math
 from dataclasses import dataclass, field
@@ -23,20 +23,18 @@ Attribute = int | float | str | list[int]
 
 @dataclass
 class WeightFile:
-    """weights.bin: every tensor once, at a page of its own."""
+    """weights.bin: every tensor once, each aligned to a page."""
 
     file: BinaryIO
-    stored: dict[tuple[str, tuple[int, ...], bytes | str], TensorProto] = field(
-        default_factory=dict
-    )
+    stored: dict[Any, TensorProto] = field(default_factory=dict)  # by type, shape and content
 
     def store(self, values: NDArray[Any], name: str, rows: int = 0) -> TensorProto:
-        """Write an array unless it is there; return what refers to it.
+        """Write an array unless the file has it; return the tensor that refers to it.
 
         Args:
             values: The array.
-            name: Tells an array of more than ``LARGEST_COMPARED`` bytes from others.
-            rows: Zeros are added up to so many.
+            name: Identifies an array of more than ``LARGEST_COMPARED`` bytes.
+            rows: The array is padded with zeros to this number of rows.
         """
         values = np.ascontiguousarray(values)
         shape = (max(rows, len(values)), *values.shape[1:])
@@ -68,7 +66,7 @@ def size_of(tensor: TensorProto) -> int:
 
 
 class GraphWriter:
-    """A graph that grows by a node a call; values go by their names."""
+    """Builder of an ONNX graph, one node a call; values are known by their names."""
 
     def __init__(self, weights: WeightFile) -> None:
         """Refer to large tensors in a file."""
@@ -82,11 +80,11 @@ class GraphWriter:
         return name
 
     def output(self, name: str, kind: int, axes: Axes) -> None:
-        """Declare that a value is an output."""
+        """Declare a value as an output."""
         self.graph.output.append(helper.make_tensor_value_info(name, kind, axes))
 
     def adopt(self, graph: onnx.GraphProto, inputs: dict[str, Axes], *, without: str) -> None:
-        """Take over a traced graph, but for one initializer, without what the tracer says of it."""
+        """Copy a traced graph without one initializer and without the tracer's metadata."""
         for node in graph.node:
             node.doc_string = ""
             del node.metadata_props[:]
@@ -98,7 +96,7 @@ class GraphWriter:
             self.input(name, TensorProto.INT64, axes)
 
     def rename(self, value: str, name: str) -> str:
-        """Give a value another name, before a node has taken it."""
+        """Give a value another name, before a node reads it."""
         producer = next(node for node in reversed(self.graph.node) if value in node.output)
         producer.output[list(producer.output).index(value)] = name
         return name
@@ -106,17 +104,16 @@ class GraphWriter:
     def nodes(
         self, operator: str, inputs: list[str], count: int, **attributes: Attribute
     ) -> list[str]:
-        """Add a node and return the names of its outputs."""
+        """Add a node of several outputs and return their names."""
         name = f"{operator}_{len(self.graph.node)}"
-        outputs = [name] if count == 1 else [f"{name}.{place}" for place in range(count)]
-        self._append(operator, name, inputs, outputs, attributes)
-        return outputs
+        return self._append(
+            operator, name, inputs, [f"{name}.{n}" for n in range(count)], **attributes
+        )
 
     def node(self, operator: str, *inputs: str, to: str = "", **attributes: Attribute) -> str:
         """Add a node of one output and return its name: ``to``, or one of its own."""
         name = f"{operator}_{len(self.graph.node)}"
-        self._append(operator, name, list(inputs), [to or name], attributes)
-        return to or name
+        return self._append(operator, name, [*inputs], [to or name], **attributes)[0]
 
     def _append(
         self,
@@ -124,17 +121,24 @@ class GraphWriter:
         name: str,
         inputs: list[str],
         outputs: list[str],
-        attributes: dict[str, Attribute],
-    ) -> None:
+        **attributes: Attribute,
+    ) -> list[str]:
         domain = str(attributes.pop("domain", ""))
         if "dtype" in attributes:  # of a Cast, whose attribute is called as an argument here
             attributes["to"] = attributes.pop("dtype")
         node = helper.make_node(operator, inputs, outputs, name, domain=domain)
         node.attribute.extend(helper.make_attribute(*pair) for pair in attributes.items())
         self.graph.node.append(node)
+        return outputs
+
+    def top(self, scores: str, count: str, best: str, items: str) -> None:
+        """Name the best of (B, N) scores ``best`` and their places ``items``, best first."""
+        self.graph.node.append(
+            helper.make_node("TopK", [scores, count], [best, items], f"{best}_TopK")
+        )
 
     def constant(self, values: Any) -> str:  # noqa: ANN401 (what numpy takes)
-        """Return the name of an array: int64 where it holds integers, else as it is."""
+        """Return the name of a constant with these values, stored once."""
         array = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
@@ -142,14 +146,14 @@ class GraphWriter:
         return self._constants[key]
 
     def weight(self, name: str, values: NDArray[Any], *, rows: int = 0) -> str:
-        """Add an initializer: large ones lie in the file, and 16 bits are widened."""
+        """Add an initializer: large ones go to weights.bin; fp16 is widened to fp32."""
         if values.nbytes < SMALLEST_STORED and not rows:
             tensor = numpy_helper.from_array(np.asarray(values, order="C"), name)
         else:
             tensor = TensorProto()
             tensor.CopyFrom(self.weights.store(values, name, rows))
             tensor.name = name
-        if tensor.data_type == TensorProto.FLOAT16:  # widened by onnxruntime once, while it loads
+        if tensor.data_type == TensorProto.FLOAT16:  # onnxruntime widens it once, while it loads
             tensor.name = f"{name}.fp16"
             self.graph.node.insert(
                 0, helper.make_node("Cast", [tensor.name], [name], name, to=TensorProto.FLOAT)
@@ -158,7 +162,7 @@ class GraphWriter:
         return name
 
     def scanned_bytes(self) -> int:
-        """Return the bytes of stored weights that a run reads whole, not row by row."""
+        """Return the bytes of stored weights that each run reads completely, not row by row."""
         casts = {n.input[0]: n.output[0] for n in self.graph.node if n.op_type == "Cast"}
         read = {
             name
@@ -173,7 +177,7 @@ class GraphWriter:
         )
 
     def model(self, opset: int) -> onnx.ModelProto:
-        """Return the graph as a model of ONNX's operators, and onnxruntime's where it has some."""
+        """Return the graph as a model; onnxruntime's own operators are declared if it has some."""
         opsets = [helper.make_opsetid("", opset)]
         if any(node.domain == CONTRIB for node in self.graph.node):
             opsets.append(helper.make_opsetid(CONTRIB, 1))

@@ -1,7 +1,7 @@
-"""Answers: checked requests and user vectors in, named rankings out.
+"""Rankings of checked requests, by user vectors or popularity.
 
-* A history without a known event is answered by popularity.
-* Candidates are scored from the mapped rows of the item table, all else by a scan of the catalogue.
+* A history without a known event is ranked by popularity.
+* Candidates are scored with mapped rows of the item table, all else by a scan of the catalogue.
 * Ties go to the lower item index.
 """
 
@@ -24,15 +24,15 @@ Floats = NDArray[np.float32]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # to compare arrays would raise
+@dataclass(frozen=True, slots=True, eq=False)  # comparing arrays would raise
 class Ranking:
     """The best items for one history, best first.
 
     Attributes:
         items: Item ids, of the bundle's id type.
         scores: One for each item, falling; for a cold user the popularity of the item.
-        unknown: How many ids of the history the catalogue does not have.
-        cold: No event of the history is known, so the answer is the most popular items.
+        unknown: The number of history ids that the catalogue lacks.
+        cold: No event of the history is known, so these are the most popular items.
     """
 
     items: list[str] | list[int]
@@ -43,47 +43,47 @@ class Ranking:
 
     @property
     def exact(self) -> bool:
-        """Return whether 32-bit scores are proven to give these items.
+        """Return whether these items are proven to be those of fp32 scores.
 
-        Always true, but for an int8 or int4 bundle where an item outside the pool that was scored
-        again may be as good as the last one here.
+        False only for an int8 or int4 bundle, where an item outside the re-scored pool may be as
+        good as the last one here.
         """
         return self._margin is None or self._margin.is_safe()
 
 
 class Margin(NamedTuple):
-    """The proof that scores by codes left no better item out of one answer."""
+    """The margin that proves that scores by codes missed no better item."""
 
-    user: Floats  # (D,), its own: the array that it came with holds a batch
+    user: Floats  # (D,), a copy: the original array holds a batch
     last: float  # score of the last item
     floor: float  # by codes, the last score of the pool
     rounding: Rounding
 
     def is_safe(self) -> bool:
-        """Compare the last score with the best that an item outside the pool can have."""
-        # Sums of fp32 products are off, too: far less than a ten thousandth.
+        """Return whether the last score beats every possible score outside the pool."""
+        # Sums of fp32 products are off, too, by far less than 1e-4.
         slack = self.rounding.bound(self.user) + SUMS * (1 + abs(self.floor))
         return bool(self.last > self.floor + slack)
 
 
 class Answers:
-    """The catalogue of a bundle, and the engine that ranks it."""
+    """Ranking of a bundle's catalogue with its engine."""
 
     def __init__(
         self, engine: Engine, manifest: Manifest, vocabulary: Vocabulary, opened: Opened
     ) -> None:
-        """Answer with the items of a vocabulary."""
+        """Rank the items of a vocabulary."""
         self.engine, self.vocabulary = engine, vocabulary
         self._manifest, self._opened = manifest, opened
         self._items, self._pool = manifest.items, manifest.pool
         self._rounding = manifest.rounding
 
     def eligible(self, indices: Indices) -> Eligible:
-        """Return a part of the catalogue to rank from."""
+        """Return a filter that allows only these items."""
         return Eligible(indices, self.engine.bias, self)
 
     def check_eligible(self, eligible: Eligible) -> None:
-        """Refuse a part of another catalogue, or of none."""
+        """Refuse a filter of another ranker, and any other type."""
         if not isinstance(eligible, Eligible):
             kind = type(eligible).__name__
             raise InputError(f"eligible is a {kind}; pass what Ranker.eligible(ids) returns")
@@ -91,7 +91,7 @@ class Answers:
             raise InputError("eligible was made by another ranker: make it with this one")
 
     def rank(self, requests: Sequence[Request], k: int, eligible: Eligible | None) -> list[Ranking]:
-        """Answer requests from their histories."""
+        """Rank for histories."""
 
         def encode(rows: list[int]) -> Floats:
             return self._encode([h for row in rows if (h := requests[row].history)])
@@ -105,7 +105,7 @@ class Answers:
         eligible: Eligible | None,
         encode: Callable[[History], Floats] | None = None,
     ) -> Ranking:
-        """Answer one request, from its history or for the vector (1, D) that ``encode`` returns."""
+        """Rank for one history, or for the user vector (1, D) that ``encode`` returns."""
         left = self._left(request, k, eligible)
         if request.history is None or not left:
             return self._popular(request, k, eligible)
@@ -121,12 +121,12 @@ class Answers:
         k: int,
         eligible: Eligible | None,
     ) -> list[Ranking]:
-        """Answer requests for users whose vectors ``encode`` returns for some rows of them."""
+        """Rank for users; ``encode`` returns the user vectors of some rows of ``requests``."""
         answers: dict[int, Ranking] = {}
         left = [self._left(request, k, eligible) for request in requests]
         warm = [row for row, request in enumerate(requests) if request.history and left[row]]
         users = encode(warm) if warm else np.zeros((0, 0), dtype=np.float32)
-        # Where little is left, the pool is smaller: a run of its own.
+        # Where few items are left, the pool is smaller, which takes another run.
         groups: dict[tuple[int, bool], list[int]] = {}
         for place, row in enumerate(warm):
             request = requests[row]
@@ -138,8 +138,8 @@ class Answers:
             for part in batches(places, self.engine.most_users):
                 rows = [warm[place] for place in part]
                 chosen = [requests[row] for row in rows]
-                found = self._score(users[part], chosen, k, size, eligible)
-                answers.update(zip(rows, found, strict=True))
+                rankings = self._score(users[part], chosen, k, size, eligible)
+                answers.update(zip(rows, rankings, strict=True))
         for row, request in enumerate(requests):
             if row not in answers:
                 answers[row] = self._popular(request, k, eligible)
@@ -153,13 +153,13 @@ class Answers:
         left: int,
         eligible: Eligible | None,
     ) -> list[Ranking]:
-        """Rank the catalogue for users, of which each leaves ``left`` items or has a whole pool."""
+        """Rank the catalogue for users who may all be shown ``left`` items, or a whole pool."""
         excluded: list[Indices] = []
         if len(requests[0].excluded):
             excluded = [request.excluded for request in requests]
         bias = None if eligible is None else eligible.bias
         best = self.engine.score(users, min(k, left), left, bias=bias, excluded=excluded)
-        # A pool of all that is left proves itself.
+        # A pool of all items that are left needs no proof.
         rounding = self._rounding if left == self._pool.size(k) else None
         rankings = []
         for row, request in enumerate(requests):
@@ -179,7 +179,7 @@ class Answers:
         return users
 
     def _left(self, request: Request, k: int, eligible: Eligible | None) -> int:
-        """Return how many items can be ranked, at most those of a whole pool."""
+        """Return the number of items that can be ranked, at most the size of the pool."""
         pool = max(self._pool.factor * k, self._pool.minimum)
         if request.candidates is not None:
             candidates = request.candidates
@@ -205,7 +205,7 @@ class Answers:
         return Ranking(ids, scores[order], request.unknown, cold=False)
 
     def _popular(self, request: Request, k: int, eligible: Eligible | None) -> Ranking:
-        """Answer a cold user, or one for whom nothing is left."""
+        """Rank by popularity: for a cold user, or where no item is left."""
         order, shares = self._popularity
         if request.candidates is not None:
             candidates = request.candidates
@@ -235,6 +235,6 @@ def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def batches(rows: list[T], most: int) -> Iterator[list[T]]:
-    """Yield rows in parts of at most ``most``."""
+    """Yield parts of at most ``most`` rows."""
     for begin in range(0, len(rows), most):
         yield rows[begin : begin + most]

@@ -1,4 +1,4 @@
-"""What a timing depends on: processor, GPU, system and versions."""
+"""Description of the machine for timings: processor, GPU, system and versions."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ Machine = dict[str, str | int]
 
 
 def machine() -> Machine:
-    """Return what a timing depends on; ``gpu`` is there only where CUDA may run."""
+    """Return the facts that a timing depends on; ``gpu`` only where CUDA may run."""
     has_affinity = hasattr(os, "sched_getaffinity")
     facts: Machine = {
         "cpu": _cpu_model(),
@@ -35,7 +35,7 @@ def describe_machine() -> str:
 
 
 def machine_line(facts: Machine) -> str:
-    """Return such facts in one line."""
+    """Return facts of a machine in one line."""
     gpu = f", {facts['gpu']}" if "gpu" in facts else ""
     return (
         f"{facts['cpu']}, {facts['cores']} logical cores{gpu}, {facts['os']}, "
@@ -57,7 +57,7 @@ def _cpu_model() -> str:
 def _gpu_model() -> str:
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip().partition("\n")[0]
+    return done.stdout.strip().partition("\n")[0]

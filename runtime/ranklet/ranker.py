@@ -1,4 +1,4 @@
-"""Open a bundle and ask it: the public face of the runtime."""
+"""Ranker: load a bundle and rank, the public interface of the runtime."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,10 +27,10 @@ class Ranker:
 
     Attributes:
         provider: Where it runs, ``"cpu"`` or ``"cuda"``.
-        manifest: What the bundle says of itself.
+        manifest: The manifest of the bundle.
         vocabulary: The ids of its items.
-        uses_times: Whether the model was trained to know when events happened.
-        engine: Its graphs, for tools such as ``ranklet bench``.
+        uses_times: Whether the model was trained with the times of events.
+        engine: The engine that runs its graphs, for tools such as ``ranklet bench``.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Ranker:
             provider: ``"cuda"`` raises where CUDA does not run; ``"auto"`` may take the CPU and
                 says so in ``Ranker.provider``.
             threads: Threads of one ranking.
-            check_digests: Compare files with their SHA-256, but those of more than 256 MiB, which
-                only ``ranklet verify`` reads whole. Without it a damaged bundle can give wrong
-                answers; sizes are always compared.
+            check_digests: Compare files of up to 256 MiB with their SHA-256 (``ranklet verify``
+                compares all). Without it a damaged bundle can give wrong answers; sizes are always
+                compared.
             warm_up: Rank a few times, so that the first request is as fast as the others.
 
         Raises:
@@ -125,18 +125,18 @@ class Ranker:
         Args:
             history: Item ids, oldest first: a list or one-dimensional array. Only the latest
                 ``manifest.max_length`` known events count.
-            times: When each event happened, whole numbers in the unit of the training events (as a
-                rule seconds), not falling; only for a bundle whose ``uses_times`` holds, which
+            times: The time of each event, whole numbers in the unit of the training events
+                (usually seconds), not falling. Only a bundle with ``uses_times`` takes them, and it
                 ranks without them, too.
-            now: The instant to rank for; not before the last event. None: it is not known.
-            k: How many items to return, at least 1; fewer come where fewer are left.
-            candidates: Rank these only. Ids that the catalogue lacks are dropped, repeated ones
+            now: The time to rank for, not before the last event; None: unknown.
+            k: The number of items to return, at least 1; fewer if fewer are left.
+            candidates: Rank only these. Ids that the catalogue lacks are dropped, repeated ones
                 count once.
-            exclude: Never return these.
-            exclude_seen: Never return an item of the history, the whole of it.
-            eligible: Rank these only: ``Ranker.eligible``, made once for many requests.
-            unknown: What to do with ids of ``history`` and ``candidates`` that the catalogue
-                lacks: ``"skip"`` or ``"error"``.
+            exclude: Never return these items.
+            exclude_seen: Never return an item of the whole history.
+            eligible: Rank only the items of a filter from ``Ranker.eligible``.
+            unknown: ``"skip"`` or ``"error"`` for ids of ``history`` and ``candidates`` that the
+                catalogue lacks.
 
         Raises:
             InputError: A value can't be used; the message names it and its place.
@@ -167,14 +167,14 @@ class Ranker:
 
         Args:
             histories: One sequence of ids each.
-            times: One sequence of times for each history, see ``rank``.
-            now: One instant for each history.
-            k: The same for all.
-            candidates: One sequence of ids for each history, None for the whole catalogue.
-            exclude: One sequence of ids for each history, None for nothing.
-            exclude_seen: As in ``rank``.
+            times: One sequence of times for each history, or None.
+            now: One time for each history, or None.
+            k: As in ``rank``, the same for all.
+            candidates: One sequence of ids for each history, or None for the whole catalogue.
+            exclude: One sequence of ids for each history, or None.
+            exclude_seen: As in ``rank``, the same for all.
             eligible: As in ``rank``, the same for all.
-            unknown: As in ``rank``.
+            unknown: As in ``rank``, the same for all.
 
         Raises:
             InputError: A value can't be used, or the lists differ in length.
@@ -199,29 +199,20 @@ class Ranker:
         return self._answers.rank(requests, check_k(k), eligible)
 
     def user(self, history: Ids = (), *, times: Times | None = None) -> User:
-        """Keep the state of a user, so that one more event costs one event.
-
-        Args:
-            history: Item ids, oldest first; only the latest ``manifest.max_length`` known ones
-                count.
-            times: When each event happened, see ``rank``.
+        """Return the kept state of a user: each further event costs one event.
 
         Raises:
-            InputError: A value can't be used.
+            InputError: A value of ``history`` or ``times`` can't be used, see ``rank``.
         """
         user = User(self._answers, self._reader)
         user.extend(history, times=times)
         return user
 
     def users(self, histories: IdLists, *, times: Sequence[Times | None] | None = None) -> Users:
-        """Keep the states of many users, to append and rank for all of them at once.
-
-        Args:
-            histories: One sequence of ids each, see ``user``.
-            times: One sequence of times for each history.
+        """Return the kept states of many users, to append and rank for all at once.
 
         Raises:
-            InputError: A value can't be used, or the lists differ in length.
+            InputError: A value can't be used, see ``rank_batch``, or the lists differ in length.
         """
         rows = lists(histories, "histories")
         instants = [None] * len(rows) if times is None else lists(times, "times", len(rows))
@@ -231,14 +222,14 @@ class Ranker:
         return users
 
     def eligible(self, ids: Ids, *, unknown: Unknown = "skip") -> Eligible:
-        """Prepare a part of the catalogue to rank from: what is in stock, or allowed here.
+        """Return a reusable filter: only these items are ranked, such as those in stock.
 
-        Unlike ``candidates`` it is scored with the catalogue, at no cost: for many items and many
-        requests. It belongs to this ranker.
+        Unlike ``candidates``, which are scored alone, it costs nothing, however many items it has.
+        It belongs to this ranker.
 
         Args:
             ids: Item ids.
-            unknown: What to do with ids that the catalogue lacks.
+            unknown: ``"skip"`` or ``"error"`` for ids that the catalogue lacks.
 
         Raises:
             InputError: An id can't be used.
@@ -247,7 +238,7 @@ class Ranker:
         return self._answers.eligible(indices)
 
     def titles(self, items: Sequence[ItemId]) -> list[str]:
-        """Return what to show a person for each item: its title, or its id where there is none."""
+        """Return the title of each item, or its id if it has none."""
         titles, ids = self._titles, flat(items, "items")
         if titles is None:
             return [str(item) for item in ids]
@@ -256,7 +247,7 @@ class Ranker:
         return [titles[index - 1] or str(item) if index else str(item) for item, index in pairs]
 
     def find(self, text: str) -> list[str] | list[int]:
-        """Return the ids whose title contains ``text``, upper and lower case alike."""
+        """Return the ids of items whose title contains ``text``, ignoring case."""
         if not isinstance(text, str):
             raise InputError(f"text is {show(text)}; pass a part of a title")
         part = text.casefold()

@@ -1,4 +1,4 @@
-"""Requests: ids, times and filters as a caller gives them, checked once and turned into indices."""
+"""Request validation: ids, times and filters, checked once and turned into item indices."""
 
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ Indices = NDArray[np.int64]
 
 
 class Eligible:
-    """A part of the catalogue to rank from, made once by ``Ranker.eligible`` for many requests."""
+    """A filter of the catalogue for many requests, made by ``Ranker.eligible``."""
 
     def __init__(self, indices: Indices, bias: NDArray[np.float32], owner: object) -> None:
-        """Allow some items of the catalogue of ``owner``, whose bias is ``bias``, (1, rows)."""
+        """Allow only these items; ``bias`` is that of the owner's whole catalogue, (1, rows)."""
         self.bias = np.full_like(bias, NEVER)
         self.bias[0, indices] = 0
         self.bias[0, 0] = NEVER
@@ -29,7 +29,7 @@ class Eligible:
         self.owner = owner
 
     def allows(self, indices: Indices) -> NDArray[np.bool_]:
-        """Return which items may be ranked."""
+        """Return for each item whether it may be ranked."""
         is_allowed: NDArray[np.bool_] = self.bias[0, indices] == 0
         return is_allowed
 
@@ -38,16 +38,16 @@ class Request(NamedTuple):
     """One checked request: item indices only."""
 
     history: History | None  # the latest known events; None: no event is known
-    unknown: int  # ids of the history that the catalogue lacks
-    excluded: Indices  # items that may not be ranked; an item may stand there twice
+    unknown: int  # number of history ids that the catalogue lacks
+    excluded: Indices  # items that may not be ranked, with repeats
     candidates: Indices | None  # unique, none of them excluded
 
 
 class Reader:
-    """Reads requests for a catalogue."""
+    """Validator of requests for a catalogue."""
 
     def __init__(self, vocabulary: Vocabulary, max_length: int, *, uses_times: bool) -> None:
-        """Read ids of a vocabulary, and times where the model knows them."""
+        """Check ids against a vocabulary, and times if the model uses them."""
         self.vocabulary, self.max_length, self.uses_times = vocabulary, max_length, uses_times
 
     def read(
@@ -68,14 +68,14 @@ class Reader:
         if times is not None or now is not None:
             since, until = self._gaps(indices, times, now, name)
         excluded = known if exclude_seen else NONE
-        wanted = None
+        chosen = None
         if exclude is not None or candidates is not None:
-            excluded, wanted = self.filters(excluded, candidates, exclude, unknown, name)
+            excluded, chosen = self.filters(excluded, candidates, exclude, unknown, name)
         events = None
         if len(known):
             latest = -self.max_length
             events = History(known[latest:], since[latest:], until)
-        return Request(events, len(indices) - len(known), excluded, wanted)
+        return Request(events, len(indices) - len(known), excluded, chosen)
 
     def filters(
         self,
@@ -85,15 +85,15 @@ class Reader:
         unknown: Unknown = "skip",
         name: str = "history",
     ) -> tuple[Indices, Indices | None]:
-        """Return items that may not be ranked, and those to choose from if they are given."""
+        """Return the excluded items, and the candidates if there are any."""
         if exclude is not None:
             dropped = self.vocabulary.index(listed(exclude), beside(name, "exclude"))
             excluded = np.concatenate([excluded, dropped[dropped > 0]])
         if candidates is None:
             return excluded, None
         place = beside(name, "candidates")
-        wanted = self.vocabulary.index(listed(candidates), place, unknown=unknown)
-        return excluded, np.setdiff1d(wanted, np.append(excluded, 0))
+        chosen = self.vocabulary.index(listed(candidates), place, unknown=unknown)
+        return excluded, np.setdiff1d(chosen, np.append(excluded, 0))
 
     def instants(
         self, times: Times, events: int, name: str, last: int | None = None
@@ -101,10 +101,10 @@ class Reader:
         """Return checked times, one for each event and none before the one before it.
 
         Args:
-            times: As they come.
-            events: How many there must be.
-            name: Of the times, for messages.
-            last: The time of the event before the first of them, if it is known.
+            times: The times from the caller.
+            events: The number of events.
+            name: The name of the times in messages.
+            last: The time of the event before these, if it is known.
         """
         if not self.uses_times:
             raise InputError(ORDER_ALONE)
@@ -157,5 +157,5 @@ class Reader:
 
 
 def beside(name: str, argument: str) -> str:
-    """Return the name of the part of another argument that goes with a history."""
+    """Return the name of another argument's part for a history: of ``histories[3]``, ``now[3]``."""
     return name.replace("histories", argument).replace("history", argument)

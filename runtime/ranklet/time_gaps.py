@@ -1,14 +1,14 @@
-"""Time between events as a small number: the bucket that training and ranking both look up.
+"""Buckets of the time between events, the same in training and ranking.
 
 Buckets grow by powers of two (as in HSTU, Zhai et al., ICML 2024), so that seconds, hours and years
-all have some, whatever the unit of the timestamps.
+have buckets of their own, whatever the unit of the timestamps.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS = 48  # enough for gaps of 4,000 years in milliseconds
-UNKNOWN = 0  # no earlier event, or no times at hand
+UNKNOWN = 0  # no earlier event, or unknown times
 
 
 def gap_buckets(gaps: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,15 +1,15 @@
-"""Users whose state is kept: one more event costs one event, not the whole history again.
+"""Kept users: an incremental state, so that one more event costs one event.
 
 * Up to ``max_length`` events a user ranks as ``Ranker.rank`` with the whole history.
 * Beyond, the window rolls: in the last block an event attends to the ``max_length`` latest events,
-  itself included. Events that left the window still show in the values of those that saw them, so
+  itself included. Events outside the window still influence those that attended to them, so
   answers differ from ``Ranker.rank`` with the latest events; they are no worse
   (docs/performance.md). More than ``APPENDED`` new events at once are encoded with the latest
   ``max_length``, as ``Ranker.rank`` does; so are fewer where that is faster and changes nothing.
-* Events are encoded when a ranking asks for them, so that appending alone costs next to nothing.
-* A signal handler that raises may end any call. The counts of a user are therefore one value that
-  never changes, replaced in one assignment, beside lists of events that may be longer than they say
-  and a state into which an event may be put twice.
+* Events are encoded by the next ranking, so that appending alone costs next to nothing.
+* A signal handler that raises may end any call. The counts of a user are therefore one immutable
+  value, replaced in one assignment. The lists of events may be longer than these counts, and an
+  event may be put into the state twice.
 """
 
 import hashlib
@@ -31,23 +31,24 @@ from ranklet.values import Ids, Times, check_flag, check_k, flat, show, whole_nu
 
 MAGIC = b"ranklet user 3\n"
 DIGEST_BYTES = 32
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 APPENDED = 4  # new events
-# To append an event takes as long as to encode so many (docs/log.md).
+# Appending one event takes as long as encoding these (docs/log.md).
 EVENTS_OF_AN_APPEND = 32
 
 
 class Kept(NamedTuple):
-    """The counts of a user: which of its events are known, and which are in the state."""
+    """Counts of a user: its known events, and those in its state."""
 
     events: int = 0  # known events
     unknown: int = 0  # ids that the catalogue lacks
     last_time: int | None = None
-    encoded: int = 0  # events that are in the state, or have left it
+    encoded: int = 0  # events that are or were in the state
     position: int = 0  # of the next event, in the state
 
 
 class User:
-    """The state of one user, made by ``Ranker.user``; not for two threads at once."""
+    """Kept state of one user, made by ``Ranker.user``; for one thread at a time."""
 
     def __init__(self, answers: Answers, reader: Reader, state: State | None = None) -> None:
         """Use ``Ranker.user``."""
@@ -59,15 +60,15 @@ class User:
         self._state = self._engine.empty_state(1) if state is None else state
 
     def __copy__(self) -> "User":
-        """Return a user that goes on alone."""
+        """Return an independent copy."""
         return User(self._answers, self._reader).load(self.save())
 
     def __deepcopy__(self, _: object) -> "User":
-        """Return a user that goes on alone, of the same ranker."""
+        """Return an independent copy of the same ranker."""
         return self.__copy__()
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled: ``save`` and ``load`` are for that."""
+        """Refuse pickling: ``save`` and ``load`` take its place."""
         raise TypeError(
             "a User can't be pickled: save() gives bytes, and Ranker.user().load() takes them"
         )
@@ -78,35 +79,31 @@ class User:
 
     @property
     def unknown(self) -> int:
-        """Return how many ids the catalogue did not have."""
+        """Return the number of ids that the catalogue lacks."""
         return self._kept.unknown
 
     def append(self, item: ItemId, *, time: int | None = None) -> None:
-        """Add an event.
-
-        Args:
-            item: Its item id; one that the catalogue lacks is counted and skipped.
-            time: When it happened, see ``Ranker.rank``.
+        """Add an event; an id that the catalogue lacks is counted and skipped.
 
         Raises:
-            InputError: A value can't be used.
+            InputError: ``item`` or ``time`` can't be used, see ``Ranker.rank``.
         """
         index = self._reader.vocabulary.find(item) if time is None else None
         if index is None:
             self.extend([item], times=None if time is None else [time], name="item")
             return
-        events, unknown, _, encoded, position = self._kept  # the same without arrays
-        del self._history[events:], self._since[events:]  # of a call that was interrupted
+        events, unknown, _, encoded, position = self._kept  # as extend, without arrays
+        del self._history[events:], self._since[events:]  # rest of an interrupted call
         self._history.append(index)
         self._since.append(UNKNOWN)
         self._kept = Kept(events + 1, unknown, None, encoded, position)
 
     def extend(self, items: Ids, *, times: Times | None = None, name: str = "history") -> None:
-        """Add events, oldest first, see ``append``; ``name`` is what an error calls them."""
+        """Add events, oldest first, see ``append``; errors call them ``name``."""
         self.add(*self.read(items, times, name))
 
     def read(self, items: Ids, times: Times | None, name: str) -> tuple[list[int], list[int], Kept]:
-        """Check events to add; return items, buckets before them and the counts with them."""
+        """Validate new events; return items, buckets before them and the counts after them."""
         kept = self._kept
         indices = self._reader.vocabulary.index(items, name)
         known = indices[indices > 0]
@@ -141,11 +138,7 @@ class User:
         exclude_seen: bool = False,
         eligible: Eligible | None = None,
     ) -> Ranking:
-        """Rank items for the events of this user so far, see ``Ranker.rank``.
-
-        Raises:
-            InputError: A value can't be used.
-        """
+        """Rank items for the events of this user so far, see ``Ranker.rank``."""
         if type(k) is not int or k < 1:
             k = check_k(k)
         if exclude_seen is not False:
@@ -163,17 +156,17 @@ class User:
         *,
         exclude_seen: bool = False,
     ) -> Request:
-        """Check the values of a ranking, see ``rank``."""
+        """Return the request of a ranking, see ``rank``."""
         kept = self._kept
         excluded = NONE
         if exclude_seen:
             excluded = np.array(self._history[: kept.events], dtype=np.int64)
-        wanted = None
+        chosen = None
         if exclude is not None or candidates is not None:
-            excluded, wanted = self._reader.filters(excluded, candidates, exclude)
+            excluded, chosen = self._reader.filters(excluded, candidates, exclude)
         until = UNKNOWN if now is None else self._until(now)
         history = History(NONE, NONE, until) if kept.events else None
-        return Request(history, kept.unknown, excluded, wanted)
+        return Request(history, kept.unknown, excluded, chosen)
 
     def _until(self, now: int) -> int:
         """Return the bucket of the gap from the last event to now."""
@@ -187,12 +180,12 @@ class User:
 
     @property
     def new(self) -> int:
-        """Return how many events are not in the state yet."""
+        """Return the number of events that are not in the state yet."""
         return self._kept.events - self._kept.encoded
 
     @property
     def is_encoded_whole(self) -> bool:
-        """Return whether a history is to be encoded, not appended to a state."""
+        """Return whether the history must be encoded, not its new events appended."""
         new, events = self.new, self._kept.events
         if new < 2 or not self._kept.encoded:
             return new > 0 and not self._kept.encoded
@@ -214,14 +207,14 @@ class User:
         return users
 
     def latest(self, until: int) -> History:
-        """Return the events that count, for an encoder."""
+        """Return the latest ``max_length`` events for an encoder."""
         events = self._kept.events
         latest = slice(max(0, events - self._reader.max_length), events)
         items, since = (np.array(part[latest], np.int64) for part in (self._history, self._since))
         return History(items, since, until)
 
     def restart(self, events: list[Floats]) -> None:
-        """Take over the state of all events that count, as an encoder gives it."""
+        """Replace the state by that of the latest ``max_length`` events from an encoder."""
         kept = self._kept
         count = min(kept.events, self._reader.max_length)
         self._state.fill(0, events, count)
@@ -235,13 +228,13 @@ class User:
         return Event(self._history[place], position, self._since[place], until)
 
     def advance(self) -> None:
-        """Note that ``next_event`` is in the state."""
+        """Count ``next_event`` as part of the state."""
         events, unknown, last_time, encoded, position = self._kept
         if encoded < events:
             self._kept = Kept(events, unknown, last_time, encoded + 1, position + 1)
 
     def save(self) -> bytes:
-        """Return all that is kept, so that a process can park its users; see ``load``."""
+        """Return the user as bytes, so that a process can park it; see ``load``."""
         kept = self._kept
         text = json.dumps({"bundle": self._fingerprint(), **kept._asdict()}).encode()
         lists = self._history[: kept.events], self._since[: kept.events]
@@ -252,7 +245,7 @@ class User:
         return body + hashlib.sha256(body).digest()
 
     def load(self, data: bytes) -> "User":
-        """Take the place of a user that was saved; return this object.
+        """Restore a saved user into this object, and return it.
 
         Raises:
             InputError: These are not the bytes of a user, they are damaged, or they belong to
@@ -268,16 +261,9 @@ class User:
             raise InputError(f"the saved user is damaged (SHA-256 of {len(data)} bytes)")
         try:
             kept, history, since, rows = self._read(body)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except MALFORMED as error:
             raise InputError(f"the saved user does not follow the format: {error}") from error
-        self._kept = Kept()  # until all of it is there
+        self._kept = Kept()  # until all parts are there
         self._history, self._since = history, since
         self._state.restore(0, rows)
         self._kept = kept
@@ -305,7 +291,7 @@ class User:
         return kept, history, since, rows
 
     def _check(self, kept: Kept, history: list[int], since: list[int]) -> None:
-        """Refuse a user that can't be: onnxruntime takes item -1 for the last one."""
+        """Refuse an impossible user: onnxruntime takes item -1 for the last one."""
         events, unknown, last, *encoded = kept
         is_whole = all(type(count) is int and count >= 0 for count in (events, unknown, *encoded))
         if not is_whole or not (last is None or (type(last) is int and -(2**63) <= last < 2**63)):
@@ -327,7 +313,7 @@ class User:
 
 
 class Users:
-    """The states of many users, made by ``Ranker.users``; not for two threads at once."""
+    """Kept states of many users, made by ``Ranker.users``; for one thread at a time."""
 
     def __init__(self, answers: Answers, reader: Reader, count: int) -> None:
         """Use ``Ranker.users``."""
@@ -351,30 +337,32 @@ class Users:
     def append(
         self, items: Sequence[ItemId | None], *, times: Sequence[int | None] | None = None
     ) -> None:
-        """Add an event of each user, None for those who did nothing, see ``User.append``.
+        """Add one event of each user, None for users without one, see ``User.append``.
 
         Raises:
             InputError: A value can't be used, or the lists differ in length; no event was added.
         """
-        done = flat(items, "items")
-        instants = [None] * len(done) if times is None else flat(times, "times")
-        if not len(done) == len(instants) == len(self._users):
-            raise InputError(f"{len(done)} items, {len(instants)} times, {len(self._users)} users")
+        events = flat(items, "items")
+        instants = [None] * len(events) if times is None else flat(times, "times")
+        if not len(events) == len(instants) == len(self._users):
+            raise InputError(
+                f"{len(events)} items, {len(instants)} times, {len(self._users)} users"
+            )
         added = []
-        for user, item, time in zip(self._users, done, instants, strict=True):
+        for user, item, time in zip(self._users, events, instants, strict=True):
             try:
                 items = [] if item is None else [item]
                 of_items = None if item is None or time is None else [time]
                 added.append(user.read(items, of_items, "item"))
             except InputError as error:
                 raise InputError(f"user {len(added)}: {error}") from error
-        for user, events in zip(self._users, added, strict=True):
-            user.add(*events)
+        for user, new in zip(self._users, added, strict=True):
+            user.add(*new)
 
     def rank(
         self, k: int = 10, *, exclude_seen: bool = False, eligible: Eligible | None = None
     ) -> list[Ranking]:
-        """Rank for every user, all of them in the same runs of the graphs."""
+        """Rank for every user, in shared runs of the graphs."""
         k = check_k(k)
         check_flag(exclude_seen)
         if eligible is not None:

@@ -1,4 +1,4 @@
-"""Checks of values that come from outside: each stands here once, in one wording."""
+"""Input validation: each check of a caller's value once, with one message."""
 
 import operator
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Times: TypeAlias = Sequence[int] | NDArray[np.int64]
 
 
 def show(value: object) -> str:
-    """Return a value as a message quotes it: cut where it is long."""
+    """Return a value as a message quotes it, cut if it is long."""
     try:
         text = repr(value.item() if isinstance(value, np.generic) else value)
     except ValueError:  # Python refuses to write integers of more than 4,300 digits
@@ -24,7 +24,7 @@ def show(value: object) -> str:
 
 
 def flat(ids: Ids, name: str) -> list[Any] | NDArray[Any]:
-    """Return any flat sequence as a list, or as an array of integers; refuse all else by name."""
+    """Return a flat sequence as a list or an array of integers; refuse all else by name."""
     if isinstance(ids, list):
         return ids
     if isinstance(ids, str | bytes | bytearray):
@@ -53,18 +53,21 @@ def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:  # noqa: ANN401 
     """Return any flat sequence of whole numbers as int64.
 
     Raises:
-        InputError: It is no flat sequence, or holds something else.
+        InputError: It is no flat sequence, or holds another type.
     """
-    found = flat(values, name)
-    items = found if isinstance(found, list) else found.tolist()
-    return integers(items, name, "times are whole numbers, as in the training events")
+    items = flat(values, name)
+    return integers(
+        items if isinstance(items, list) else items.tolist(),
+        name,
+        "times are whole numbers, as in the training events",
+    )
 
 
 def whole_number(value: Any, name: str) -> int:  # noqa: ANN401 (from outside)
     """Return a whole number of 64 bits.
 
     Raises:
-        InputError: It is something else.
+        InputError: The value is not one.
     """
     try:
         return int(whole_numbers([value], name)[0])
@@ -73,12 +76,12 @@ def whole_number(value: Any, name: str) -> int:  # noqa: ANN401 (from outside)
 
 
 def listed(ids: Ids) -> Ids:
-    """Return ids whose order says nothing, as a list where they are a set."""
+    """Return ids as a list if they are a set: their order does not matter."""
     return list(ids) if isinstance(ids, set | frozenset) else ids
 
 
 def integers(items: list[Any], name: str, reason: str) -> NDArray[np.int64]:
-    """Return a list of integers as int64; ``reason`` says why there may be nothing else."""
+    """Return a list of integers as int64; ``reason`` explains why other types are refused."""
     strange = {kind for kind in set(map(type, items)) if not _is_integer(kind)}
     if strange:
         place = next(place for place, item in enumerate(items) if type(item) in strange)
@@ -95,12 +98,12 @@ def integers(items: list[Any], name: str, reason: str) -> NDArray[np.int64]:
 
 
 def _is_integer(kind: type) -> bool:
-    """Say no to truth values and durations, which are integers to Python and to numpy."""
+    """Exclude truth values and durations, which are integers to Python and to numpy."""
     return issubclass(kind, int | np.integer) and not issubclass(kind, bool | np.timedelta64)
 
 
 def check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
-    """Return the number of items of an answer."""
+    """Return k, the number of items of an answer, as an integer."""
     if isinstance(k, bool | np.bool_):
         raise InputError(f"k must be a positive integer, got {show(k)}")
     try:
@@ -113,13 +116,13 @@ def check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
 
 
 def check_flag(exclude_seen: Any) -> None:  # noqa: ANN401 (anything may come from outside)
-    """Refuse what is neither true nor false, such as a list of items."""
+    """Refuse a value that is neither true nor false, such as a list of items."""
     if exclude_seen is not False and not isinstance(exclude_seen, int | np.bool_):
         raise InputError(f"exclude_seen must be True or False, got {show(exclude_seen)}")
 
 
 def lists(values: Any, name: str, count: int | None = None) -> list[Any]:  # noqa: ANN401
-    """Return one sequence of ids for each history, ``count`` of them if that is known."""
+    """Return one value for each history, ``count`` of them if that is known."""
     if isinstance(values, str | bytes | dict | set | frozenset):
         raise InputError(f"{name} is a {type(values).__name__}; pass a list of lists of ids")
     try:

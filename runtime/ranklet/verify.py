@@ -1,4 +1,4 @@
-"""Check on the target machine that a bundle is whole and answers as it did where it was made."""
+"""Verification of a bundle on the target machine: digests, contracts, golden answers."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ SCORE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked, all of it with success."""
+    """The result of a successful verification."""
 
     files: int
     bytes: int
@@ -74,7 +74,7 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
 
 
 def ask_model(programs: Programs, vocabulary: Vocabulary, history: Ids, k: int) -> Ranking:
-    """Return what model.onnx answers, as a program that knows nothing of ranklet would ask it."""
+    """Rank with model.onnx, as a program without ranklet does."""
     session = programs.session(MODEL)
     events = vocabulary.index(history)[None]
     inputs = {"history": events, "k": np.array([k])}
@@ -88,10 +88,10 @@ def ask_model(programs: Programs, vocabulary: Vocabulary, history: Ids, k: int) 
 
 
 def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:
-    """Check that scores by codes are as near to fp32 as claimed, for one user and for many.
+    """Check that the error of scores by codes is within its bound, for one user and many.
 
     Raises:
-        BundleError: They are not.
+        BundleError: It is larger.
     """
     if not engine.has_codes:
         return
@@ -112,7 +112,7 @@ def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:
 def _compare(ranker: Ranker, answer: dict[str, Any], number: int) -> float:
     """Return the largest difference of a score; items may change places only where scores tie.
 
-    Asked for the whole history at once, and for a kept user after its last event.
+    Both the whole history and a kept user with its last event appended are ranked.
     """
     history, k = answer["history"], len(answer["items"])
     user = ranker.user(history[:-1])

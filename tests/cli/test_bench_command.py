@@ -1,4 +1,4 @@
-"""``ranklet bench``: one document on stdout, a table without --json, help in sections."""
+"""``ranklet bench``: one document on stdout, a table without --json."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ranklet_cli.bench.command import GROUPS, bench
 from ranklet_cli.group import cli
 
 
@@ -62,13 +61,3 @@ def test_a_precision_without_a_catalogue_is_refused(tiny_bundle: Path) -> None:
     result = call(tiny_bundle, "--precision", "int8,fp32")
     assert result.exit_code == 4
     assert "pass --catalogue, too" in result.stderr
-
-
-def test_help_has_every_option_in_a_section() -> None:
-    text = call("--help").stdout
-    sections = [text.index(f"{title}:") for title in GROUPS]
-    assert sections == sorted(sections)
-    for parameter in bench.params:
-        if parameter.param_type_name == "option":
-            assert parameter.opts[0] in text[sections[0] :]
-            assert any(parameter.name in names for names in GROUPS.values())

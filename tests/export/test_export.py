@@ -240,9 +240,9 @@ def test_random_weights_of_a_shape_are_exported_alike(tmp_path: Path) -> None:
 
 
 def test_a_catalogue_may_have_one_item(tmp_path: Path) -> None:
-    export_random("items=1,width=8,blocks=0,length=1", tmp_path / "bundle")
+    export_random("items=1,width=16,blocks=0,length=9,feed_forward=1", tmp_path / "bundle")
     assert Ranker.load(tmp_path / "bundle", provider="cpu").rank(["1"] * 3, k=10).items == ["1"]
-    assert verify(tmp_path / "bundle", provider="cpu").golden == 1
+    assert verify(tmp_path / "bundle", provider="cpu").golden > 0
 
 
 WRONG_SHAPES = {

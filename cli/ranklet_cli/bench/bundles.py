@@ -19,8 +19,7 @@ from ranklet_cli.bench.report import BundleFacts, Load, Setting
 
 COLD_STARTS = 3
 
-# Peak memory is read from /proc: ru_maxrss would start at the peak of the process that started this
-# one (Linux keeps it over exec).
+# Peak memory is from /proc: Linux keeps ru_maxrss over exec, so it starts at the parent's peak.
 COLD_START = """
 import json, sys
 from ranklet import Ranker
@@ -49,15 +48,16 @@ class OpenBundle:
         return next(iter(self.rankers.values()))
 
     def setting(self, threads: int, batch: int, length: int, k: int) -> Setting:
-        """Return the setting of a call of this bundle."""
-        facts = len(self.ranker), self.ranker.manifest.precision, self.is_random
-        return Setting(*facts, self.ranker.provider, threads, batch, length, k)
+        """Return the setting of a call."""
+        ranker = self.ranker
+        facts = len(ranker), ranker.manifest.precision, self.is_random, ranker.provider
+        return Setting(*facts, threads, batch, length, k)
 
 
 def open_bundle(
     path: Path, provider: Provider, threads: Sequence[int], *, is_random: bool = False
 ) -> OpenBundle:
-    """Load a bundle with each number of threads, and measure time and memory of that."""
+    """Load a bundle with each number of threads; record load time and memory."""
     rankers, loads = {}, []
     for count in threads:
         before, start = memory_mb(_status(), "VmRSS"), time.perf_counter()
@@ -71,7 +71,7 @@ def open_bundle(
 
 
 def describe_bundle(bundle: OpenBundle, history: Ids, k: int) -> BundleFacts:
-    """Return the facts about a bundle, with the fastest of some cold starts."""
+    """Return the facts of a bundle, with the fastest of three cold starts."""
     (threads, *_), ranker, manifest = bundle.rankers, bundle.ranker, bundle.ranker.manifest
     starts = [
         cold_start(bundle.path, ranker.provider, threads, history, k) for _ in range(COLD_STARTS)
@@ -100,7 +100,7 @@ def cold_start(
 
 
 def check_export() -> None:
-    """Refuse random bundles where the packages of an export are missing."""
+    """Refuse random bundles without the packages of the export extra."""
     needed = ("ranklet_export", "torch", "onnx", "onnxscript", "polars", "safetensors")
     if missing := [name for name in needed if find_spec(name) is None]:
         raise InputError(
@@ -112,12 +112,11 @@ def check_export() -> None:
 def make_random(like: Manifest, items: int, precision: str, folder: Path) -> Path:
     """Export random weights of the shape of a bundle.
 
-    A process of its own keeps torch from filling memory and from running threads beside a timing.
+    The export runs in its own process, so that torch takes no memory and no threads of a timing.
     """
     path = folder / f"{items}-{precision}"
-    options = ["--random", random_shape(like, items), "--precision", precision]
-    # Nobody needs the accuracy of random weights.
-    options += ["--allow-drop", "1"]
+    # The accuracy of random weights does not matter: any drop is allowed.
+    options = ["--random", random_shape(like, items), "--precision", precision, "--allow-drop=1"]
     task = f"make a bundle of {items:,} items"
     run_fresh("-m", "ranklet_cli", "export", *options, str(path), task=task)
     return path
@@ -135,11 +134,7 @@ def random_shape(like: Manifest, items: int) -> str:
 
 
 def run_fresh(*arguments: str, task: str) -> str:
-    """Run this Python in a new process and return its output.
-
-    Raises:
-        RankletError: It can't do the task; the message ends with the last line of its errors.
-    """
+    """Return the output of a new Python process; RankletError ends with its last line of errors."""
     command = [sys.executable, *arguments]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode != 0:
@@ -149,7 +144,7 @@ def run_fresh(*arguments: str, task: str) -> str:
 
 
 def _status() -> str:
-    """Return /proc/self/status, or an empty text where there is none."""
+    """Return /proc/self/status, "" on systems without it."""
     try:
         return Path("/proc/self/status").read_text()
     except OSError:
@@ -157,6 +152,6 @@ def _status() -> str:
 
 
 def memory_mb(status: str, name: str) -> float | None:
-    """Return a figure of /proc/self/status, which counts in KiB."""
+    """Return a figure of /proc/self/status, whose unit is KiB, in MB."""
     match = re.search(rf"^{name}:\s*(\d+)", status, re.MULTILINE)
     return int(match[1]) * 1024 / 1e6 if match else None

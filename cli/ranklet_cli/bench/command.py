@@ -9,31 +9,6 @@ import click
 
 from ranklet_cli.options import FILE, FOLDER, PATH, json_flag, note, print_json, provider
 
-GROUPS = {
-    "Sweep; lists separated by commas, every combination": (
-        *("batches", "lengths", "ks", "threads", "catalogues", "precisions"),
-    ),
-    "Method": ("provider", "runs", "loads"),
-    "Output": ("old_path", "plot_path", "as_json"),
-}
-
-
-class Grouped(click.Command):
-    """A command whose help has the sections of ``GROUPS``; the last takes all other options."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section."""
-        places = {name: title for title, names in GROUPS.items() for name in names}
-        *_, last = GROUPS
-        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
-                sections[places.get(parameter.name or "", last)].append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
 
 def numbers(text: str) -> tuple[int, ...]:
     """Read integers separated by commas."""
@@ -51,7 +26,7 @@ def numbers_or_none(text: str) -> tuple[int, ...]:
 number_list = partial(click.option, type=numbers, metavar="N,N,...")
 
 
-@click.command(cls=Grouped)
+@click.command()
 @click.argument("bundle", type=FOLDER)
 @number_list("--batch", "batches", default="1", help="Histories per call.")
 @number_list("--length", "lengths", help="Events per history.  [default: 10,50,200]")
@@ -60,17 +35,17 @@ number_list = partial(click.option, type=numbers, metavar="N,N,...")
 @number_list(
     "--catalogue",
     "catalogues",
-    help="Also time bundles of N items, with random weights of BUNDLE's shape.",
+    help="Also time bundles of N items with the shape of BUNDLE and random weights.",
 )
 @click.option(
     "--precision",
     "precisions",
     metavar="P,P,...",
-    help="Precisions of the --catalogue bundles: fp32, fp16, int8, int4.  [default: BUNDLE's]",
+    help="Precisions of --catalogue bundles: fp32, fp16, int8, int4.  [default: as BUNDLE]",
 )
 @provider
 @click.option(
-    "--runs", default=1000, help="Timed calls per combination, at least 100; p99.9 needs 1000."
+    "--runs", default=1000, help="Timed calls per combination, at least 100; 1000 for p99.9."
 )
 @click.option(
     "--load",
@@ -78,11 +53,14 @@ number_list = partial(click.option, type=numbers, metavar="N,N,...")
     type=numbers_or_none,
     metavar="N,N,...|none",
     default="50,80",
-    help="Server load in percent while requests arrive at random.",
+    help="Server load, in percent, of requests at random times.",
 )
 @click.option("--compare", "old_path", type=FILE, help="Compare with an older --json report.")
 @click.option(
-    "--plot", "plot_path", type=PATH, help="Draw latency against length and catalogue, a .png file."
+    "--plot",
+    "plot_path",
+    type=PATH,
+    help="Draw latency against history length and catalogue size, as .png.",
 )
 @json_flag
 def bench(
@@ -96,7 +74,8 @@ def bench(
     """Time rankings of a BUNDLE on this machine: percentiles, throughput, load, memory.
 
     Reports back-to-back calls, requests that queue, the stages of a request, one more event of a
-    kept user, start and load, and the lower bound that memory bandwidth sets.
+    kept user, cold start and load, and the lower bound that memory bandwidth sets. Lists of numbers
+    form a sweep: every combination is timed.
 
     \b
     Examples:
@@ -122,6 +101,5 @@ def bench(
         plot(report, plot_path)
         note(f"wrote {plot_path}")
     if as_json:
-        print_json(report)
-    else:
-        click.echo(format_report(report))
+        return print_json(report)
+    click.echo(format_report(report))

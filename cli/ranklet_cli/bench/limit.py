@@ -1,7 +1,6 @@
 """The lower bound of a call: the bytes it must read, over the memory bandwidth of this machine.
 
-Everything that is scored passes through the processor once per call. A call is faster than this
-bound only if the bytes stay in a cache.
+A call reads all scored weights once. It beats this bound only if they stay in a cache.
 """
 
 import time
@@ -16,23 +15,20 @@ from ranklet.bundle.manifest import ENCODE, SCORE, Manifest
 from ranklet_cli.bench.report import Bandwidth
 
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
-USUAL_CACHE = 32 << 20  # bytes, where the system does not say
+USUAL_CACHE = 32 << 20  # bytes, if the system reports none
 LARGEST_ARRAY = 1 << 30
 READS = 20  # of the array; the best one counts
 
 
 def least_bytes(manifest: Manifest) -> int:
-    """Return the fewest bytes that a call reads, for a batch of any size.
-
-    A call scans weights of an encoder and of a scorer, and adds the bias of every item.
-    """
+    """Return the bytes that a call of any batch must read: encoder, scorer and item biases."""
     encode, score = manifest.programs[ENCODE], manifest.programs[SCORE]
     bias = 4 * (manifest.items + 1)
     return encode.scanned_bytes + score.scanned_bytes + bias
 
 
 def memory_bandwidths(threads: Sequence[int]) -> list[Bandwidth]:
-    """Sum an array of four times the last cache with each number of threads."""
+    """Measure read speed: sum an array of four times the last-level cache, by threads."""
     size = min(LARGEST_ARRAY, 4 * last_cache())
     numbers = np.ones(size // 4, dtype=np.float32)  # zeros would share one page
     return [Bandwidth(count, _read_rate(numbers, count) / 1e9) for count in threads]

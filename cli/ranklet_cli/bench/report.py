@@ -1,32 +1,32 @@
-"""The results of a benchmark as flat rows of plain values, and their comparison with older ones.
+"""Benchmark reports: flat rows of plain values, and their comparison with an older report.
 
 * Times are in milliseconds. Every row names its call, so that a table of rows needs nothing else.
-* A comparison takes the p50 of a call as the median of the medians of its blocks; resampled blocks
-  (bootstrap) give the interval. That is the noise inside a run, but runs differ by more: in six
-  runs of one bundle on two busy cores, half of 90 ratios were off by up to 2 %, one in ten by 6 %
-  to 10 %, and 36 intervals left 1 out. So a call is faster or slower only where the whole interval
-  lies beyond ``SAME``: 3 of 90.
+* A comparison takes the median of the block medians of a call as its p50 and a bootstrap over
+  blocks as its interval. Runs differ by more than the noise inside a run: in six runs of one bundle
+  on two busy cores, half of 90 ratios were off by up to 2 %, one in ten by 6 % to 10 %, and 36
+  intervals excluded 1. A call is faster or slower only if the whole interval lies beyond ``SAME``,
+  which 3 of the 90 did.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from ranklet.errors import InputError
 from ranklet.machine import Machine
 
-REPORT_FORMAT = 2  # since then an appended event is not a user's first
+REPORT_FORMAT = 2  # in format 1 the appended event was the first of a user
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)  # percentiles
-SAME = 0.05  # relative difference of two runs that means nothing
+SAME = 0.05  # largest relative difference of two runs that is noise
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A call: ``batch`` histories of ``length`` events, the best ``k`` of ``items``."""
+    """Setting of a call: ``batch`` histories of ``length`` events, top ``k`` of ``items``."""
 
     items: int
     precision: str
@@ -39,7 +39,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Return the name of the call, which two reports share even if the bundle was replaced."""
+        """Return the name of the call, the same for every version of the timed bundle."""
         bundle = f"{self.items:,} random items {self.precision}" if self.is_random else "BUNDLE"
         return (
             f"{bundle}, batch {self.batch}, {self.length} events, top {self.k}, "
@@ -48,13 +48,13 @@ class Setting:
 
 
 def count_threads(threads: int) -> str:
-    """Return a number of threads in words."""
+    """Return a number of threads with its noun."""
     return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 @dataclass(frozen=True)
 class Measurement(Setting):
-    """Back-to-back calls, each sent after the answer to the one before."""
+    """Percentiles of back-to-back calls, each sent after the previous answer."""
 
     runs: int
     p50_ms: float
@@ -65,15 +65,15 @@ class Measurement(Setting):
     users_per_second: float  # batch / mean
     session_p50_ms: float  # bare calls of the engine
     read_bytes: int  # see ``limit.least_bytes``
-    limit_ms: float | None  # these bytes over the bandwidth; None on CUDA, which has its own memory
+    limit_ms: float | None  # read_bytes over the bandwidth; None on CUDA, which has its own memory
     blocks_ms: list[float]  # median of each block
 
 
 @dataclass(frozen=True)
 class Waiting(Setting):
-    """Calls that arrive as a Poisson process and queue.
+    """Latency of calls that arrive as a Poisson process and queue.
 
-    Times count from arrival. They are medians over rounds of the percentiles of each round.
+    Times count from arrival; a percentile is the median over rounds.
     """
 
     load_percent: int  # of the throughput of back-to-back calls
@@ -87,7 +87,7 @@ class Waiting(Setting):
 
 @dataclass(frozen=True)
 class Stages(Setting):
-    """Medians of the stages of one request; they add up to ``rank_ms``."""
+    """Medians of the stages of one request, with ``rank_ms`` as their sum."""
 
     rank_ms: float
     lookup_ms: float  # ids to indices
@@ -99,7 +99,7 @@ class Stages(Setting):
 
 @dataclass(frozen=True)
 class Append(Setting):
-    """One more event after ``length`` events, the last of which was appended, too."""
+    """Medians of one more event after ``length`` events, the last of them appended as well."""
 
     append_p50_ms: float  # append and rank on a kept state
     rank_p50_ms: float  # rank the whole history
@@ -108,29 +108,29 @@ class Append(Setting):
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """A bundle that was timed."""
+    """Size and cold start of a timed bundle."""
 
-    path: str  # that of random weights is gone
+    path: str  # removed after the benchmark if weights are random
     items: int
     precision: str
     is_random: bool
     format: int
     bytes: int
-    cold_start_ms: float  # a fresh process, from its start to its end: import, load, rank once
+    cold_start_ms: float  # lifetime of a new process: import, load, rank once
     cold_start_peak_mb: float | None  # resident; None without /proc
 
 
 @dataclass(frozen=True)
 class Load:
-    """The cost of opening a bundle in this process, which has imported onnxruntime."""
+    """Load time of a bundle in this process, which has imported onnxruntime."""
 
     items: int
     precision: str
     is_random: bool
     threads: int
     provider: str
-    load_ms: float  # with digests checked
-    rss_mb: float | None  # growth of the resident set; free memory is used first; None: no /proc
+    load_ms: float  # including the check of digests
+    rss_mb: float | None  # growth of the resident set beyond freed memory; None without /proc
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Bandwidth:
 
 @dataclass(frozen=True)
 class Change:
-    """A call beside the same call of an older report."""
+    """Latency of a call beside that of an older report."""
 
     case: str
     old_p50_ms: float
@@ -156,19 +156,19 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A report beside an older one."""
+    """Comparison of a report with an older report."""
 
     path: str
-    ranklet: str  # version of the older one
+    ranklet: str  # version of the older report
     warnings: list[str]
     changes: list[Change]
-    only_new: list[str]  # calls that the older report lacks
+    only_new: list[str]  # rankings that the older report lacks
     only_old: list[str]
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All results of ``benchmark``, and the machine they hold for."""
+    """Results of ``benchmark``, with the machine."""
 
     report_format: int
     bundle: str
@@ -184,30 +184,20 @@ class BenchReport:
     comparison: Comparison | None = None
 
 
-ROWS = {
-    "bandwidths": Bandwidth,
-    "bundles": BundleFacts,
-    "loads": Load,
-    "measurements": Measurement,
-    "waiting": Waiting,
-    "stages": Stages,
-    "appends": Append,
-}
-
-
 def read_report(path: str | Path) -> BenchReport:
     """Read the output of ``ranklet bench --json``, without its comparison.
 
     Raises:
-        InputError: The file is no report, or one of another version.
+        InputError: The file is not a report, or it has another format.
     """
     try:
         document = json.loads(Path(path).read_bytes())
         version = document["report_format"]
-        rows: dict[str, Any] = {
-            name: [row(**values) for values in document[name]] for name, row in ROWS.items()
-        }
-        report = BenchReport(**{**document, **rows, "comparison": None})
+        rows: dict[str, Any] = {"comparison": None}
+        for name, kind in get_type_hints(BenchReport).items():
+            if get_origin(kind) is list:
+                rows[name] = [get_args(kind)[0](**values) for values in document[name]]
+        report = BenchReport(**{**document, **rows})
         blocks = _blocks(report).values()
         is_whole = report.bundles and all(medians and min(medians) > 0 for medians in blocks)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -221,10 +211,7 @@ def read_report(path: str | Path) -> BenchReport:
 
 
 def compare(new: BenchReport, old: BenchReport, path: str | Path) -> Comparison:
-    """Compare the calls that two reports share; ``path`` is that of the older one.
-
-    ``only_new`` and ``only_old`` list rankings only: an appended event comes with its ranking.
-    """
+    """Compare the calls that two reports share; ``path`` is that of the older report."""
     now, then, changes = _blocks(new), _blocks(old), []
     for case in now:
         if case in then:
@@ -252,20 +239,20 @@ def ratio_interval(new: list[float], old: list[float]) -> tuple[float, float, fl
 
 
 def verdict(low: float, high: float) -> str:
-    """Return the meaning of an interval of a ratio, in words."""
+    """Return the verdict on the interval of a ratio."""
     if high < 1 / (1 + SAME):
         return "faster"
     return "slower" if low > 1 + SAME else "no difference"
 
 
 def _blocks(report: BenchReport) -> dict[str, list[float]]:
-    """Return the medians of the blocks of every call, by its name."""
+    """Return the block medians of every call, by name."""
     ranks = {row.name: row.blocks_ms for row in report.measurements}
     return ranks | {f"{row.name}, appended": row.blocks_ms for row in report.appends}
 
 
 def _warnings(new: BenchReport, old: BenchReport) -> list[str]:
-    """Return the differences of machine and bundle that spoil the comparison."""
+    """Return the differences of machine and bundle, which confound the comparison."""
     warnings = []
     facts = [
         f"{name} {old.machine.get(name)}, now {new.machine.get(name)}"

@@ -1,4 +1,4 @@
-"""The whole benchmark: check the sweep, open the bundles, time, report."""
+"""Benchmark of a bundle: check the sweep, open bundles, time, report."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from ranklet_cli.bench.report import REPORT_FORMAT, BenchReport, Measurement, Wa
 from ranklet_cli.bench.timers import AppendTimer, CallTimer, StageTimer, WaitTimer
 
 DEFAULT_LENGTHS = (10, 50, 200)
-MIN_RUNS = 100  # fewer give no 99th percentile
+MIN_RUNS = 100  # the least number with a 99th percentile
 SINGLE_RUNS = 200  # of timers that report only medians
 BLOCKS_A_NOTE = 5
 
@@ -31,7 +31,7 @@ Note = Callable[[str], None]
 
 @dataclass
 class Sweep:
-    """The combinations to time; each list becomes unique numbers.
+    """Combinations to time; repeated numbers of a list are dropped.
 
     Raises:
         InputError: A value can't be used; the message names it.
@@ -40,11 +40,11 @@ class Sweep:
     provider: Provider = "auto"
     batches: Sequence[int] = (1,)  # histories per call
     lengths: Sequence[int] | None = None  # events; None: the defaults, up to the bundle's maximum
-    threads: Sequence[int] = (1,)  # of one ranking; a bundle is loaded for each
+    threads: Sequence[int] = (1,)  # of one ranking; a bundle is loaded for each number
     ks: Sequence[int] = (10,)  # items to return
-    catalogues: Sequence[int] | None = None  # items of bundles with random weights, to make
+    catalogues: Sequence[int] | None = None  # items of additional bundles with random weights
     precisions: Sequence[str] = ()  # of these bundles; empty: that of the bundle
-    loads: Sequence[int] = (50, 80)  # of the server in percent, for requests at random times
+    loads: Sequence[int] = (50, 80)  # percent of the throughput, for requests at random times
     runs: int = 1000  # timed calls of each combination; 1000 give p99.9
     seed: int = 0  # of random histories and arrivals
 
@@ -68,7 +68,7 @@ class Sweep:
             raise InputError("precision is of random bundles: pass --catalogue, too")
 
     def fit_lengths(self, maximum: int) -> list[int]:
-        """Return the lengths for a bundle that takes up to ``maximum`` events."""
+        """Return the lengths for a bundle of ``maximum`` events."""
         if self.lengths is None:
             return list(dict.fromkeys(min(length, maximum) for length in DEFAULT_LENGTHS))
         if (longest := max(self.lengths)) > maximum:
@@ -83,7 +83,7 @@ def _check(name: str, value: object, least: int = 1) -> int:
 
 
 def _check_all(name: str, values: Sequence[int]) -> list[int]:
-    """Return the numbers without repeats."""
+    """Return unique numbers of at least 1."""
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
         raise InputError(f"{name} must be a list of positive integers, got {show(values)}")
     numbers = list(dict.fromkeys(_check(name, value) for value in values))
@@ -92,28 +92,21 @@ def _check_all(name: str, values: Sequence[int]) -> list[int]:
     return numbers
 
 
-def benchmark(
-    path: str | Path, sweep: Sweep | None = None, *, on_progress: Note = lambda text: None
-) -> BenchReport:
+def benchmark(path: Path, sweep: Sweep, *, on_progress: Note = lambda text: None) -> BenchReport:
     """Time rankings of a bundle, and of bundles with random weights if the sweep has catalogues.
 
-    All bundles are in memory at once, each for every number of threads.
-
-    Args:
-        path: Folder of the bundle.
-        sweep: The combinations to time.
-        on_progress: Called with a line of text now and then.
+    All bundles are in memory at once, each for every number of threads. ``on_progress`` receives
+    lines of text.
 
     Raises:
-        InputError: The bundle takes no history of such a length, or has no random weights.
+        InputError: A length exceeds the maximum of the bundle, or its model has no random weights.
         BundleError: The bundle is missing or damaged.
-        ProviderError: CUDA was asked for and does not run.
+        ProviderError: CUDA is requested and does not run.
     """
-    sweep = sweep or Sweep()
     on_progress(f"loading {path}")
-    bundle = bundles.open_bundle(Path(path), sweep.provider, sweep.threads)
+    bundle = bundles.open_bundle(path, sweep.provider, sweep.threads)
     lengths = sweep.fit_lengths(bundle.ranker.manifest.max_length)
-    # A file that is mapped can't be removed everywhere.
+    # Windows can't remove a mapped file.
     with tempfile.TemporaryDirectory("-ranklet-bench", ignore_cleanup_errors=True) as folder:
         others = list(_open_random(bundle.ranker.manifest, sweep, Path(folder), on_progress))
         return _measure([bundle, *others], lengths, sweep, on_progress)

@@ -1,4 +1,4 @@
-"""A benchmark report as text for a terminal, and as a picture."""
+"""Benchmark reports as text for a terminal and as a plot."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Text = Callable[[Any], str]
 
-# What distinguishes rows and lines: the heading of a column, and the label of a value.
+# Keys of rows and of plotted lines: heading of the column, label of a value.
 KEYS: dict[str, tuple[str, Text]] = {
     "is_random": ("weights", lambda is_random: "random" if is_random else "BUNDLE"),
     "items": ("items", "{:,} items".format),
@@ -36,15 +36,18 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-# Rows of a report, title of their table, text of each column, footnote.
+PERCENTILES: dict[str, Text] = {
+    "p50": "{.p50_ms:.3f}".format,
+    "p95": "{.p95_ms:.3f}".format,
+    "p99": "{.p99_ms:.3f}".format,
+}
+# Field of a report, title of its table, text of each column, footnote.
 TABLES: tuple[tuple[str, str, dict[str, Text], str], ...] = (
     (
         "measurements",
         "back-to-back calls, ms",
         {
-            "p50": "{.p50_ms:.3f}".format,
-            "p95": "{.p95_ms:.3f}".format,
-            "p99": "{.p99_ms:.3f}".format,
+            **PERCENTILES,
             "p99.9": lambda row: _number(row.p99_9_ms),
             "session p50": "{.session_p50_ms:.3f}".format,
             "MB read": lambda row: _number(row.read_bytes / 1e6),
@@ -52,7 +55,7 @@ TABLES: tuple[tuple[str, str, dict[str, Text], str], ...] = (
             "p50/limit": lambda row: _number(row.limit_ms and row.p50_ms / row.limit_ms, 1),
             "users/s": "{.users_per_second:,.0f}".format,
         },
-        "limit: MB read over the memory bandwidth; bytes that stay in a cache are read faster",
+        "limit: MB read over the memory bandwidth; bytes in a cache are read faster",
     ),
     (
         "waiting",
@@ -61,9 +64,7 @@ TABLES: tuple[tuple[str, str, dict[str, Text], str], ...] = (
             "load": "{.load_percent} %".format,
             "calls/s": "{.offered_per_second:,.0f}".format,
             "busy": "{.busy_percent:.0f} %".format,
-            "p50": "{.p50_ms:.3f}".format,
-            "p95": "{.p95_ms:.3f}".format,
-            "p99": "{.p99_ms:.3f}".format,
+            **PERCENTILES,
         },
         "",
     ),
@@ -72,7 +73,7 @@ TABLES: tuple[tuple[str, str, dict[str, Text], str], ...] = (
         "stages of one request, p50 in us",
         {
             "rank": lambda row: _number(1e3 * row.rank_ms, 0),
-            "= read ids": lambda row: _number(1e3 * row.lookup_ms, 1),
+            "= look up ids": lambda row: _number(1e3 * row.lookup_ms, 1),
             "+ encode": lambda row: _number(1e3 * row.encode_ms, 1),
             "+ score, top-k": lambda row: _number(1e3 * row.score_ms, 1),
             "+ name items": lambda row: _number(1e3 * row.ids_ms, 1),
@@ -94,7 +95,7 @@ TABLES: tuple[tuple[str, str, dict[str, Text], str], ...] = (
 
 
 def format_report(report: BenchReport) -> str:
-    """Return a report as text: the machine and the bundles, then one table per question."""
+    """Return a report as text: machine, bundles, then a table of each kind of result."""
     parts = [_head(report)]
     for rows, title, columns, footnote in TABLES:
         parts.append(_table(getattr(report, rows), title, columns, footnote))
@@ -105,8 +106,7 @@ def format_report(report: BenchReport) -> str:
 def _head(report: BenchReport) -> list[str]:
     lines = [f"{machine_line(report.machine)}, ranklet {report.ranklet}"]
     speeds = [
-        f"{speed.gb_per_second:.1f} GB/s with {count_threads(speed.threads)}"
-        for speed in report.bandwidths
+        f"{b.gb_per_second:.1f} GB/s with {count_threads(b.threads)}" for b in report.bandwidths
     ]
     if speeds:
         lines.append(f"memory bandwidth: {', '.join(speeds)}")
@@ -131,7 +131,7 @@ def _head(report: BenchReport) -> list[str]:
 def _table(
     rows: Sequence[Setting], title: str, columns: dict[str, Text], footnote: str
 ) -> list[str]:
-    """Return a table; values that all rows share go into its title."""
+    """Return a table, with the values that all rows share in its title."""
     if not rows:
         return []
     varying = [key for key in KEYS if key == "length" or _varies(rows, key)]
@@ -142,10 +142,8 @@ def _table(
     ]
     cells = [[KEYS[key][0] for key in varying] + list(columns)]
     for row in rows:
-        values = [(key, getattr(row, key)) for key in varying]
-        keys = [
-            f"{value:,}" if type(value) is int else KEYS[key][1](value) for key, value in values
-        ]
+        values = {key: getattr(row, key) for key in varying}
+        keys = [f"{v:,}" if type(v) is int else KEYS[key][1](v) for key, v in values.items()]
         cells.append(keys + [text(row) for text in columns.values()])
     title += f" ({', '.join(shared)})" if shared else ""
     return [title, *align(cells, left=()), *([footnote] if footnote else [])]
@@ -167,22 +165,21 @@ def _comparison(comparison: Comparison | None) -> list[str]:
         f"compared with {comparison.path} of ranklet {comparison.ranklet}, ms",
         *(f"warning: {warning}" for warning in comparison.warnings),
         *align(rows, left=(4, 5)),
-        f"no difference: not surely more than {100 * SAME:.0f} %, the noise between runs",
+        f"no difference: part of the interval is within {100 * SAME:.0f} %, the noise between runs",
         *(f"new here: {case}" for case in comparison.only_new),
         *(f"not timed here: {case}" for case in comparison.only_old),
     ]
 
 
 WIDE = (15, 6)  # inches, of two panels
-MOST_BANDS = 4  # more hide one another
+MOST_BANDS = 4  # more would hide one another
 DASHES = ("-", "--", ":")  # for ten lines each
-BELOW = (0.5, -0.12)  # of a panel
 
 
 def plot(report: BenchReport, path: str | Path) -> None:
-    """Draw latency against history length, and against the catalogue if the report has several.
+    """Plot latency against history length, and against catalogue size if the report has several.
 
-    Each combination of the other settings has a line; a few lines also have a band up to p95.
+    Each combination of the other settings is a line; few lines also have a band up to p95.
 
     Raises:
         InputError: As ``plots.check_plot``.
@@ -198,9 +195,8 @@ def plot(report: BenchReport, path: str | Path) -> None:
         right = figure.add_subplot(grid[1], sharey=axes)
         right.grid(alpha=0.25, linewidth=0.8)
         right.spines[["top", "right"]].set_visible(False)
-        _draw_lines(
-            right, rows, "items", [key for key in KEYS if key not in ("is_random", "items")]
-        )
+        others = [key for key in KEYS if key not in ("is_random", "items")]
+        _draw_lines(right, rows, "items", others)
         right.set_xscale("log")
         sizes = sorted({row.items for row in rows})
         right.set_xticks(sizes, [f"{items:,}" for items in sizes])
@@ -220,11 +216,7 @@ def plot(report: BenchReport, path: str | Path) -> None:
 
 
 def _draw_lines(axes: "Axes", rows: list[Measurement], x: str, keys: list[str]) -> bool:
-    """Draw p50 against ``x``, a line for each combination of ``keys``.
-
-    Returns:
-        Whether there are few enough lines for bands.
-    """
+    """Plot p50 against ``x``, one line per combination of ``keys``; return whether with bands."""
     shown = [key for key in keys if key in ("batch", "threads") or _varies(rows, key)]
     lines: dict[tuple[Any, ...], list[Measurement]] = {}
     for row in sorted(rows, key=lambda row: int(getattr(row, x))):
@@ -238,17 +230,15 @@ def _draw_lines(axes: "Axes", rows: list[Measurement], x: str, keys: list[str]) 
         axes.plot(places, p50, f"o{dashes}", color=color, markersize=5, linewidth=1.8, label=label)
         if has_bands and len(line) > 1:
             axes.fill_between(places, p50, p95, color=color, alpha=0.15, linewidth=0)
-        elif has_bands:  # a band of one point can't be seen
+        elif has_bands:  # a band of one point would be invisible
             axes.vlines(places, p50, p95, color=color, alpha=0.4, linewidth=4)
-    if has_bands:
-        axes.legend(frameon=False)
-    else:
-        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=BELOW)
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
+    axes.legend(frameon=False, **({} if has_bands else {"fontsize": 8, "ncols": 2, **below}))
     return has_bands
 
 
 def _scale_latency(axes: "Axes", rows: list[Measurement]) -> None:
-    """Use a logarithmic scale where latencies lie far apart."""
+    """Set a logarithmic scale if latencies differ by more than a factor of 20."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     if max(row.p50_ms for row in rows) <= 20 * min(row.p50_ms for row in rows):

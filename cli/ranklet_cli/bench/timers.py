@@ -19,15 +19,15 @@ from ranklet.values import Ids
 from ranklet_cli.bench.limit import least_bytes
 from ranklet_cli.bench.report import Append, Measurement, Setting, Stages, Waiting
 
-WARM_UP = 10  # calls of each timer before anything is timed
-BLOCK = 20  # timed calls of a timer before the next one has its turn
+WARM_UP = 10  # untimed calls of each timer
+BLOCK = 20  # timed calls of a timer in its turn
 SETTLE = 3  # untimed calls at the start of a block: caches are cold, other threads still spin
 REQUESTS = 16  # different requests of a timer, so that no history stays in the caches
-APART = REQUESTS // 3  # places between the request timed whole and the one timed in stages
+APART = REQUESTS // 3  # distance of the request in stages from the whole request
 RUNS_OF_P99_9 = 1000
 ROUNDS = 5  # of requests at random times
-SECONDS = 0.2  # length of a round,
-FEWEST, MOST = 100, 1000  # within these numbers of arrivals
+SECONDS = 0.2  # length of a round
+FEWEST, MOST = 100, 1000  # arrivals of a round
 
 Seconds = NDArray[np.float64]
 Call = Callable[[], Any]
@@ -41,22 +41,21 @@ def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list
 
 
 def bare_call(ranker: Ranker, histories: list[Ids], k: int) -> Call:
-    """Return the call of the engine that a request for histories of one length makes."""
+    """Return the engine call of a request for histories."""
     engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
     rows = [History(ranker.vocabulary.index(history)) for history in histories]
     parts = [[rows[row] for row in part] for part in by_length([len(h) for h in histories])]
-    most = engine.most_users
+    begins, most = range(0, len(rows), engine.most_users), engine.most_users
 
     def call() -> list[Best]:
         users = np.concatenate([engine.encode(part) for part in parts])
-        begins = range(0, len(users), most)
         return [engine.score(users[b : b + most], min(k, pool), pool) for b in begins]
 
     return call
 
 
 def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
-    """Return the stages of a request for one history, each as a call to time."""
+    """Return the stages of a request for one history as calls."""
     engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
     events = [History(ranker.vocabulary.index(history))]
     users = engine.encode(events)
@@ -70,10 +69,10 @@ def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
 
 
 class Timer(ABC):
-    """Times the parts of requests, block by block.
+    """Timer of the parts of requests, block by block.
 
-    ``passes`` are functions of the number of a request. Each returns calls to time one after
-    another, the parts of that pass.
+    ``passes`` are functions of the number of a request. Each returns the calls, in order, that are
+    the parts of a pass.
     """
 
     passes: Sequence[Callable[[int], Sequence[Call]]]
@@ -89,7 +88,7 @@ class Timer(ABC):
         """Draw requests and set ``passes``."""
 
     def time_block(self, begin: int, count: int) -> None:
-        """Time ``count`` requests from number ``begin`` on, after some that are not counted."""
+        """Time ``count`` requests from number ``begin`` on, after untimed requests."""
         numbers, parts = range(begin, begin + SETTLE + count), []
         for calls in self.passes:
             times = [time_calls(calls(number)) for number in numbers]
@@ -101,7 +100,7 @@ class Timer(ABC):
         return [float(np.median(self.times(part))) for part in range(len(self.blocks[0]))]
 
     def times(self, part: int) -> NDArray[np.float64]:
-        """Return the times of a part."""
+        """Return the times of a part over all blocks."""
         return np.concatenate([block[part] for block in self.blocks])
 
     def block_medians(self) -> list[float]:
@@ -119,15 +118,13 @@ def time_calls(calls: Sequence[Call]) -> list[float]:
 
 
 class CallTimer(Timer):
-    """Back-to-back calls of one setting, then bare calls of the engine."""
+    """Timer of back-to-back calls, and of bare calls of the engine."""
 
     def prepare(self) -> None:
-        """Draw the requests, and warm up."""
+        """Draw the requests and warm up."""
         batch, length, k = self.setting.batch, self.setting.length, self.setting.k
-        self.requests = [
-            random_histories(self.ranker, batch, length, self.seed + number)
-            for number in range(REQUESTS)
-        ]
+        seeds = range(self.seed, self.seed + REQUESTS)
+        self.requests = [random_histories(self.ranker, batch, length, seed) for seed in seeds]
         bare = [bare_call(self.ranker, rows, k) for rows in self.requests]
         self.passes = [lambda n: [partial(self.rank, n)], lambda n: [bare[n % REQUESTS]]]
         for number in range(WARM_UP):
@@ -164,7 +161,7 @@ class CallTimer(Timer):
 
 
 class StageTimer(Timer):
-    """A whole request, then the stages of another one, so that caches are as in a request."""
+    """Timer of a whole request, then of the stages of another, whose history is not cached."""
 
     def prepare(self) -> None:
         """Draw the requests."""
@@ -187,10 +184,10 @@ class StageTimer(Timer):
 
 
 class AppendTimer(Timer):
-    """One more event of a user whose state is kept, then a ranking of the whole history."""
+    """Timer of an append to a kept state, then of a ranking of the whole history."""
 
     def prepare(self) -> None:
-        """Draw a history and encode it, and draw the next events."""
+        """Draw a history, encode it and draw the next events."""
         k, ranker = self.setting.k, self.ranker
         (history,) = random_histories(ranker, 1, self.setting.length, self.seed)
         (events,) = random_histories(ranker, 1, REQUESTS, self.seed + 1)
@@ -201,14 +198,14 @@ class AppendTimer(Timer):
         def calls(number: int) -> list[Call]:
             event, user = events[number % REQUESTS], ranker.user().load(saved)
             user.append(history[-1])
-            user.rank(k)  # from here on the state lies where events are appended
+            user.rank(k)  # moves the state to where events are appended
             append = partial(_append_and_rank, user, event, k)
             return [append, partial(ranker.rank, [*history, event], k=k)]
 
         self.passes = [calls]
 
     def result(self) -> Append:
-        """Return the medians."""
+        """Return the medians of both."""
         append, rank = self.medians()
         return Append(
             **vars(self.setting),
@@ -226,17 +223,16 @@ def _append_and_rank(user: User, event: ItemId, k: int) -> None:
 def arrival_times(rate: float, count: int, seed: int) -> Seconds:
     """Draw the arrivals of a Poisson process of ``rate`` a second, given their number.
 
-    Given their number, arrivals are uniform and independent: the rate is met exactly.
+    Arrivals are then uniform and independent, and the rate is exact.
     """
     return np.sort(np.random.default_rng(seed).uniform(0, count / rate, count))
 
 
 def latencies(arrivals: Seconds, services: Seconds) -> Seconds:
-    """Return the time from arrival to answer of one server, first come first served.
+    """Return the latencies, arrival to answer, of a first-come-first-served queue of one server.
 
-    A request ends when its own work is done after all the work since the server last stood idle
-    (Lindley): the latest of the earliest possible ends. ``arrivals`` rise; ``services`` are the
-    working times.
+    Lindley's recursion in closed form: a request ends after its own work and all work since the
+    server was last idle. ``arrivals`` are sorted; ``services`` are the working times.
     """
     work = np.cumsum(services)
     ends = work + np.maximum.accumulate(arrivals - (work - services))
@@ -248,8 +244,8 @@ def serve(
 ) -> Seconds:
     """Answer requests as they arrive and return the working time of each.
 
-    Work counts from the moment it could have begun, so a server that the system woke late is slow.
-    The wait for an arrival spins: a sleep would be less exact than a request is long.
+    Work counts from its earliest possible start, so a late wake-up counts as work. The wait for an
+    arrival spins: a sleep is less exact than a request is long.
     """
     services, free, begin = [], 0.0, now()
     for number, arrival in enumerate(arrivals.tolist()):
@@ -264,7 +260,7 @@ def serve(
 
 @dataclass
 class WaitTimer:
-    """Requests at random times, at a share of the throughput of back-to-back calls."""
+    """Timer of requests at random times, at a share of the back-to-back throughput."""
 
     timer: CallTimer
     load_percent: int
@@ -272,12 +268,12 @@ class WaitTimer:
     rounds: list[list[float]] = field(default_factory=list)  # p50, p95, p99 in ms, busy in percent
 
     def __post_init__(self) -> None:
-        """Choose the rate and the number of arrivals."""
+        """Set the rate and the number of arrivals of a round."""
         self.rate = self.load_percent / 100 * 1e3 / self.mean_ms
         self.count = round(min(max(SECONDS * self.rate, FEWEST), MOST))
 
     def time_round(self, seed: int) -> None:
-        """Serve one round of requests; the server is idle at first."""
+        """Serve one round of requests, starting with an idle server."""
         for number in range(SETTLE):
             self.timer.rank(number)
         arrivals = arrival_times(self.rate, self.count, seed)
@@ -287,7 +283,7 @@ class WaitTimer:
         self.rounds.append([*np.percentile(1e3 * times, [50, 95, 99]).tolist(), busy])
 
     def result(self) -> Waiting:
-        """Return the medians over rounds: a pause of the machine spoils only one round."""
+        """Return the medians over rounds, which a pause of the machine in one round can't move."""
         p50, p95, p99, busy = np.median(self.rounds, axis=0).tolist()
         return Waiting(
             **vars(self.timer.setting),

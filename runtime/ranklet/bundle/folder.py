@@ -1,4 +1,4 @@
-"""The folder of a bundle: its identity while it is open, and its arrays, all in index order.
+"""Bundle folder: its arrays in index order, and a guard against replacement while it is open.
 
     weights.bin                     the tensors of all graphs; mapped, not read
     items.i64                       int64 ids, or
@@ -27,18 +27,18 @@ TEXTS_IN_MEMORY = 1 << 17  # ids or titles; more are searched where they lie
 
 
 class Opened:
-    """The folder of a bundle that was opened: what is read of it later must be what lay there then.
+    """An opened bundle folder: files that are read later must be those of the time of opening.
 
     Attributes:
-        folder: Wherever the process changes its working directory to, and links their targets.
-        files: What the manifest says; a file that was replaced by an equal one will do.
+        folder: Its absolute path, links resolved.
+        files: Those of the manifest; a file that was replaced by an equal one is accepted.
     """
 
     def __init__(self, path: Path) -> None:
-        """Note which files lie there.
+        """Record the identity of every file.
 
         Raises:
-            BundleError: No path can be so.
+            BundleError: The path is impossible.
         """
         try:
             self.folder = path.resolve()
@@ -49,10 +49,10 @@ class Opened:
 
     @contextmanager
     def unchanged(self, *names: str) -> Iterator[Path]:
-        """Give the folder to read some files from.
+        """Yield the folder, to read these files from.
 
         Raises:
-            BundleError: Before or meanwhile one of them was replaced or removed.
+            BundleError: One of them was replaced or removed before or during that.
         """
         self._check(names)
         yield self.folder
@@ -83,7 +83,7 @@ class Opened:
 
 
 def describe_files(folder: Path) -> dict[str, File]:
-    """Return size and digest of every file of a bundle that is about to get its manifest."""
+    """Return size and digest of every file of a bundle, for its manifest."""
     paths = sorted(path for path in folder.iterdir() if path.name in FILE_NAMES)
     return {path.name: File(path.stat().st_size, sha256(path)) for path in paths}
 
@@ -143,7 +143,7 @@ def _write_texts(folder: Path, name: str, texts: Sequence[str]) -> None:
 
 
 def _read_texts(folder: Path, name: str, count: int) -> Sequence[str]:
-    """Read texts; many stay on disk, mapped."""
+    """Read texts; many are mapped instead."""
     ends = _read_array(folder / f"{name}.ends.i64", "<i8", count)
     path = folder / f"{name}.utf8"
     if ends[0] < 0 or ends[-1] != path.stat().st_size or (ends[1:] < ends[:-1]).any():

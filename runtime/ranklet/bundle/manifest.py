@@ -1,7 +1,7 @@
-"""The manifest of a bundle: every graph's contract, every number that a runtime must know, digests.
+"""Bundle manifest: contracts of the graphs, the numbers that a runtime needs, digests.
 
-``Manifest`` both writes and reads it. An unknown key, another format, a manifest that is not what
-was written, a file that is missing, of another size or of another digest: all are errors.
+``Manifest`` both writes and reads it. An unknown key, another format, a changed manifest, a file
+that is missing, of another size or of another digest: all are errors.
 """
 
 import hashlib
@@ -56,14 +56,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Program:
-    """A graph of the bundle: its contract, and for which calls it is."""
+    """A graph of the bundle: its contract, and the calls that it is for."""
 
     file: str
     purpose: str
     inputs: list[Tensor]
     outputs: list[Tensor]
-    lengths: list[int]  # least and most events of a history; empty where there is no such axis
-    least_users: int  # of one call
+    lengths: list[int]  # fewest and most events of a history; empty for other programs
+    least_users: int  # of one call, for which it is faster
     scanned_bytes: int  # of weights that every call reads whole
 
     def input(self, name: str) -> Tensor | None:
@@ -73,9 +73,9 @@ class Program:
 
 @dataclass(frozen=True)
 class Table:
-    """Where the rows of the item table lie in a file, so that they can be mapped.
+    """The place of the item table in a file, so that it can be mapped.
 
-    A score is the product of a user vector and a row.
+    A score is the dot product of a user vector and a row.
     """
 
     file: str
@@ -87,25 +87,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Pool:
-    """The items that are scored again: max(factor * k, minimum) of the best by codes."""
+    """The re-scored pool: max(factor * k, minimum) of the best items by codes."""
 
     factor: int
     minimum: int
 
     def size(self, k: int) -> int:
-        """Return how many items are scored again for an answer of k."""
+        """Return the number of re-scored items for an answer of k."""
         return max(self.factor * k, self.minimum)
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far scores by codes can be off: the error of a row, and the length of a rounded one."""
+    """Error bounds of scores by codes: the error of a row, and the norm of a rounded row."""
 
     row_error: float  # largest |row - rounded row|, Euclidean
     row_norm: float  # largest |rounded row|
 
     def bound(self, user: NDArray[np.float32]) -> float:
-        """Return by how much a score by codes may be off for a user, (D,).
+        """Return the error bound of a score by codes for a user, (D,).
 
         That is |u| |e - e'| + |u - u'| |e'| at most (Cauchy and Schwarz), for the rounded e' and
         u'; a component of u' is off by half a step of max |u| / 127.
@@ -116,7 +116,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class File:
-    """What a file of the bundle must be."""
+    """Size and digest of a file of the bundle."""
 
     size: int  # bytes
     sha256: str
@@ -146,12 +146,12 @@ class Manifest:
 
     @property
     def uses_times(self) -> bool:
-        """Return whether the model was trained to know when events happened."""
+        """Return whether the model was trained with the times of events."""
         return self.programs[ENCODE].input("since") is not None
 
     @property
     def state_rows(self) -> dict[str, int]:
-        """Return how many events each array of a state holds: what append.onnx takes and gives."""
+        """Return the rows of each state array: the inputs x of append.onnx with an output new_x."""
         append, rows = self.programs[APPEND], dict[str, int]()
         given = {tensor.name for tensor in append.outputs}
         for tensor in append.inputs:
@@ -166,7 +166,7 @@ class Manifest:
 
     @property
     def gate_text(self) -> str:
-        """Say what the precision costs; nothing where it passed no gate."""
+        """Return the cost of the precision as text, empty without a gate."""
         gate = self.gate
         if not gate:
             return ""
@@ -179,7 +179,7 @@ class Manifest:
         )
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json``, with its own digest beside what this object holds."""
+        """Write ``manifest.json``, including its own digest."""
         document = {**asdict(self), "digest": _digest(asdict(self))}
         atomic_write(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
@@ -187,12 +187,12 @@ class Manifest:
     def read(
         cls, path: str | Path, *, check_digests: bool = True, hash_up_to: int = HASHED_UP_TO
     ) -> "Manifest":
-        """Read and check the manifest of a bundle, and that its files are what it says.
+        """Read the manifest of a bundle; check it, and the files against it.
 
         Args:
             path: Folder of the bundle.
-            check_digests: Hash the files; without it only names and sizes are compared, and a
-                flipped bit in the weights gives wrong answers without a word.
+            check_digests: Hash the files. Without it only names and sizes are compared, and a
+                flipped bit in the weights gives wrong answers without an error.
             hash_up_to: Files of more bytes are not hashed.
 
         Raises:
@@ -295,7 +295,7 @@ class Manifest:
 
 
 def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)
-    """Make a dataclass of exactly these keys, each of the type that its annotation says."""
+    """Build a dataclass from exactly its keys, each of the annotated type."""
     hints = get_type_hints(kind)
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is {values!r}")
@@ -307,7 +307,7 @@ def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
-    """Return a value of the type that an annotation says, built from plain JSON."""
+    """Return a JSON value as the annotated type."""
     origin, inner = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
         return _build(hint, value)
@@ -327,7 +327,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """Return the SHA-256 of a JSON document, however it is laid out."""
+    """Return the SHA-256 of a JSON document, whatever its layout."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

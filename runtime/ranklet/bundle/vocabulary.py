@@ -1,4 +1,4 @@
-"""Item ids to item indices and back; index 0 is padding, the others follow the order of the ids.
+"""Vocabulary: item ids to item indices and back; index 0 is padding, the rest follow the ids.
 
 Ids are int64 or UTF-8 text, compared exactly: "007", "7" and 7 are three different ids.
 """
@@ -20,18 +20,18 @@ Unknown: TypeAlias = Literal["skip", "error"]  # what to do with ids that the ca
 
 REASON = "this bundle has integer item ids"
 REMEMBERED = 1 << 16  # ids of a large catalogue
-INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # as it is written; int64 is checked where it is used
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # as it is written; its user checks int64
 
 
 class Texts(Sequence[str]):
-    """Sorted texts that stay where they are: one blob of UTF-8, mapped, and where each text ends.
+    """Sorted texts on disk: one mapped blob of UTF-8, and the end of each text.
 
-    A list of ten million texts and a dict of them take 1.3 GB; to search the blob instead takes up
-    to ten microseconds for an id, once: those that were found lately are remembered.
+    A list of ten million texts and a dict of them take 1.3 GB. A search of the blob takes up to ten
+    microseconds for an id instead, once: recent ids are cached.
     """
 
     def __init__(self, blob: memoryview, ends: memoryview) -> None:
-        """Take bytes and int64 ends that fit together."""
+        """Use a blob and the int64 ends of its texts."""
         self._blob, self._ends = blob, ends
         self._found: dict[str, int] = {}
 
@@ -57,11 +57,11 @@ class Texts(Sequence[str]):
         if not isinstance(text, str):
             return None
         try:
-            wanted = text.encode()
+            target = text.encode()
         except UnicodeEncodeError:
             return None
-        place = bisect_left(range(len(self)), wanted, key=self._raw)
-        if place == len(self) or self._raw(place) != wanted:
+        place = bisect_left(range(len(self)), target, key=self._raw)
+        if place == len(self) or self._raw(place) != target:
             return None
         if len(self._found) >= REMEMBERED:
             self._found = {}
@@ -74,7 +74,7 @@ class Texts(Sequence[str]):
 
 
 class Vocabulary:
-    """The catalogue's ids, sorted; ``index`` and ``ids`` translate many at once."""
+    """The sorted item ids of a catalogue; ``index`` and ``ids`` convert many at once."""
 
     def __init__(self, ids: NDArray[np.int64] | Sequence[str]) -> None:
         """Take ids that are unique and sorted (numbers by value, text by its UTF-8 bytes)."""
@@ -85,12 +85,12 @@ class Vocabulary:
             self._texts = ids if isinstance(ids, Texts) else list(ids)
 
     def __len__(self) -> int:
-        """Return how many items there are, padding not counted."""
+        """Return the number of items, without padding."""
         return len(self._texts) if self.is_text else len(self._numbers)
 
     @property
     def id_type(self) -> str:
-        """Return how ids are written: ``"string"`` or ``"int64"``."""
+        """Return the type of ids: ``"string"`` or ``"int64"``."""
         return "string" if self.is_text else "int64"
 
     @property
@@ -105,8 +105,8 @@ class Vocabulary:
 
         Args:
             ids: A list, tuple or one-dimensional array; never changed.
-            name: What the ids are, for the message of an error.
-            unknown: ``"error"`` raises where the catalogue lacks an id.
+            name: The name of the ids in messages.
+            unknown: ``"error"`` raises if the catalogue lacks an id.
 
         Raises:
             InputError: An id is not of this catalogue's type, or ``ids`` is not a flat sequence.
@@ -126,7 +126,7 @@ class Vocabulary:
         return indices
 
     def find(self, item: object) -> int | None:
-        """Return the index of a text; None where only ``index`` can tell."""
+        """Return the index of a known text id, None for all else."""
         return self._index_of.get(item) if isinstance(item, str) and self.is_text else None
 
     def ids(self, indices: NDArray[np.int64]) -> list[str] | list[int]:
@@ -137,7 +137,7 @@ class Vocabulary:
         return numbers
 
     def parse(self, texts: Iterable[str], name: str = "history") -> list[str] | list[int]:
-        """Read ids that were typed as text, as on a command line.
+        """Parse ids from text, as on a command line.
 
         Raises:
             InputError: The catalogue has int64 ids and a text is not an integer.
@@ -165,12 +165,12 @@ class Vocabulary:
 
     def _index_each(self, ids: list[Any], name: str) -> NDArray[np.int64]:
         try:
-            found = [self._index_of.get(item) or 0 for item in ids]
-        except (TypeError, ValueError):  # what has no hash is no text, and named below
-            found = [0] * len(ids)
-        for place in [place for place, index in enumerate(found) if not index]:
+            indices = [self._index_of.get(item) or 0 for item in ids]
+        except (TypeError, ValueError):  # an unhashable id is no text; named below
+            indices = [0] * len(ids)
+        for place in [place for place, index in enumerate(indices) if not index]:
             _check_text(ids[place], f"{name}[{place}]")
-        return np.array(found, dtype=np.int64)
+        return np.array(indices, dtype=np.int64)
 
     def _index_numbers(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
         values = integers(ids, name, REASON) if isinstance(ids, list) else ids

@@ -1,6 +1,6 @@
-"""The graphs of a bundle on onnxruntime: encode, append, score.
+"""Inference of a bundle's graphs on onnxruntime: encode, append, score.
 
-This is run before any module of the engine imports onnxruntime, which reads what stands here.
+This module runs before the others import onnxruntime, which reads the environment set here.
 """
 
 import importlib.util
@@ -11,6 +11,6 @@ if importlib.util.find_spec("onnxruntime") is None:
         "ranklet needs onnxruntime, and none is installed: pip install 'ranklet[cpu]' "
         "(or 'ranklet[gpu]' for CUDA, never both)"
     )
-# From 1.32 on onnxruntime tells its maker of each process, keeps an id of the device on disk, and
-# warns where it can't. Its own switch comes too late: only this is read while it is imported.
+# From 1.32 on onnxruntime reports each process to its maker, keeps an id of the device on disk, and
+# warns if it can't. Its own switch comes too late: only this variable is read during the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,7 +1,7 @@
-"""Encode histories, append events, score users: item indices and arrays in, arrays out.
+"""Inference engine: encode histories, append events, score users, all on arrays of indices.
 
-Every request takes this road. A history alone and in a batch, long or short, differs in the program
-that the manifest names for it and in nothing else.
+Every request takes this path. Single histories and batches, short and long ones, differ only in the
+program that the manifest names for them.
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
 NONE: Indices = np.zeros(0, dtype=np.int64)
 
-# One run holds at most so many events, padding included: what they need stays in the caches.
+# Most events of one run, padding included: their arrays stay in the caches.
 MOST_EVENTS = 2_048
-# One run scores at most so many users, and at most so many scores (64 MiB).
+# Most users and most scores (64 MiB) of one run.
 MOST_USERS, MOST_SCORES = 64, 1 << 24
-SUMS = 1e-4  # relative; sums of fp32 products are off by far less
+SUMS = 1e-4  # relative error of sums of fp32 products; the real one is far smaller
 
 
 class History(NamedTuple):
@@ -42,16 +42,16 @@ class History(NamedTuple):
 
     items: Indices  # (T,), T from 1 to the maximum, oldest first
     since: Indices = NONE  # bucket of the gap before each event, (T,); empty: unknown
-    until: int = UNKNOWN  # bucket of the gap from the last event to the question
+    until: int = UNKNOWN  # bucket of the gap from the last event to now
 
 
 class Event(NamedTuple):
     """The newest event of one user as append.onnx takes it."""
 
     item: int
-    position: int  # how many events were put into the state before it
+    position: int  # number of events put into the state before it
     since: int = UNKNOWN  # bucket of the gap before it
-    until: int = UNKNOWN  # bucket of the gap from it to the question
+    until: int = UNKNOWN  # bucket of the gap from it to now
 
 
 class Best(NamedTuple):
@@ -59,11 +59,11 @@ class Best(NamedTuple):
 
     items: Indices  # (B, k)
     scores: Floats  # (B, k)
-    pool_scores: Floats | None = None  # by codes, of the items that were scored again, (B, pool)
+    pool_scores: Floats | None = None  # by codes, of the re-scored items, (B, pool)
 
 
 class Engine:
-    """The programs of a bundle with the arrays that their calls need; threads may share one."""
+    """The programs of a bundle and the arrays of their calls; threads may share one engine."""
 
     def __init__(
         self, opened: Opened, manifest: Manifest, provider: Provider, threads: int
@@ -78,21 +78,20 @@ class Engine:
         self._long_from = programs[ENCODE].lengths[1] + 1
         self._many_from = programs[SCORE_MANY].least_users if SCORE_MANY in programs else 0
         if self.provider != "cpu":
-            self._many_from = 0  # laid out for processors
+            self._many_from = 0  # its layout is for processors
         self.state_rows = manifest.state_rows
         bias = programs[SCORE].input("bias")
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
         self.bias[0, 0] = self.bias[0, manifest.items + 1 :] = NEVER
-        # A run that excludes items holds a bias of its own, in large catalogues more than all else.
+        # A run that excludes items holds a bias of its own, which is large in a large catalogue.
         self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None
         self.most_users = max(1, min(MOST_USERS, MOST_SCORES // self.bias.shape[1]))  # of a score
 
-    # Users of one state. On CUDA memory can't be shared in parts, so each user has one.
     @property
     def users_of_state(self) -> int:
-        """Return how many users may share a state."""
+        """Return the most users of one state: one on CUDA, where memory has no parts to share."""
         return MOST_USERS if self.provider == "cpu" else 1
 
     def encode(self, histories: Sequence[History]) -> Floats:
@@ -100,7 +99,7 @@ class Engine:
         return self._encode(histories, keep=False)[0]
 
     def encode_states(self, histories: Sequence[History]) -> tuple[Floats, list[list[Floats]]]:
-        """Return user vectors (B, D), and what ``State.fill`` takes for each history."""
+        """Return user vectors (B, D), and for each history the arrays for ``State.fill``."""
         return self._encode(histories, keep=True)
 
     def _encode(
@@ -142,20 +141,17 @@ class Engine:
             inputs["since"] = np.zeros((batch, length), dtype=np.int64)
             inputs["until"] = np.zeros(batch, dtype=np.int64)
         outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
-        grown = tuple(self.state_rows) if keep else ()
-        return self._runs.made(
-            Run(self.programs.session(name), self.provider, inputs, outputs, grown)
-        )
+        session, grown = self.programs.session(name), tuple(self.state_rows) if keep else ()
+        return self._runs.made(Run(session, self.provider, inputs, outputs, grown))
 
     def empty_state(self, users: int) -> State:
-        """Return the states of users without an event, ``users_of_state`` of them at most."""
+        """Return the states of users without an event, at most ``users_of_state``."""
         return State.empty(self.state_rows, users, self._width, self.provider)
 
     def append(self, state: State, events: Sequence[Event]) -> Floats:
         """Put an event of each user into a state, and return their vectors, (B, D).
 
-        To put an event there once more changes nothing: that it is there is for the caller to note,
-        when this has returned.
+        Repeating it changes nothing, so the caller may count the event after this has returned.
         """
         batch = len(events)
         idle = self._runs.idle(("append", batch))
@@ -205,9 +201,9 @@ class Engine:
         Args:
             users: (B, D), B at most ``most_users``.
             k: From 1 to ``pool``.
-            pool: Items that are scored again, from k to the number of those that may be ranked.
+            pool: The number of re-scored items, from k to the number that may be ranked.
             bias: Added to the scores of every user, (1, rows); None: ``self.bias``.
-            excluded: Items that may not be ranked, of each user; empty: of nobody.
+            excluded: Items of each user that may not be ranked; empty: no items of any.
         """
         batch, own = len(users), bool(excluded)
         idle = self._runs.idle(("score", batch, k, pool, own))
@@ -234,20 +230,15 @@ class Engine:
             outputs["scores"].copy(),
             outputs["pool_scores"].copy() if self.has_codes else None,
         )
-        if bias is not None:
-            self._restore(run, own_bias, own=own)
-        elif own:
+        if bias is None:
             for row, items in enumerate(excluded):
                 own_bias[row, items] = 0
-        idle.append(run)
-        return best
-
-    def _restore(self, run: Run, own_bias: Floats, *, own: bool) -> None:
-        """Forget the bias of a request, which must not be kept alive."""
-        if own:
+        elif own:
             own_bias[:] = self.bias
         else:
-            run.read("bias", self.bias)
+            run.read("bias", self.bias)  # an idle run must not keep the bias of a request alive
+        idle.append(run)
+        return best
 
     def _score_run(self, batch: int, k: int, pool: int, *, own: bool) -> Run:
         many = self._many_from and batch >= self._many_from
@@ -271,19 +262,19 @@ class Engine:
         return self._runs.made(run)
 
     def score_rows(self, user: Floats, items: Indices) -> Floats:
-        """Return the scores of some items for a user (D,), from the mapped rows of the table."""
-        # A BLAS product rounds equal rows differently by their place, which would break ties.
+        """Return the scores of items for a user (D,), from mapped rows of the item table."""
+        # A BLAS product rounds equal rows differently by their place, so equal scores would differ.
         rows = self.table[items].astype(np.float32, copy=False)
         self.programs.count_lookups(len(items))
         scores: Floats = np.einsum("nd,d->n", rows, user)
         return scores
 
     def off_by(self, users: Floats, best: Best) -> float:
-        """Return by how much scores by codes miss those of fp32, beyond what rounding explains.
+        """Return the error of scores by codes beyond its bound, negative if within.
 
         Args:
             users: (B, D).
-            best: Theirs, with k the size of the pool: then both are scores of the same items.
+            best: Their best items with k = pool: then both scores are of the same items.
         """
         rounding = self.manifest.rounding
         assert rounding is not None

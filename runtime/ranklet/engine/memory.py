@@ -1,15 +1,14 @@
 """Memory pages of large tables on Linux: huge ones for what is scanned, few for what is looked up.
 
-* onnxruntime packs the table that it scans into pages of 4 KiB. To look these up halves the speed
-  of the scan; pages of 2 MiB give it back (10M items, 1 thread: 58 ms, then 35 ms).
+* onnxruntime packs the table that it scans into pages of 4 KiB, whose address translation takes
+  half the time of the scan; pages of 2 MiB avoid it (10M items, 1 thread: 58 ms, then 35 ms).
 * While it packs, the mapped table is resident beside its copy (10M items: a peak of 1.5 GB), unless
-  what was read is dropped in the meantime (0.9 GB).
-* Of the mapped file every row that is looked up brings what the page cache holds around it, up to
-  2 MiB: the resident set grows by memory that nobody asked for. The kernel may take it back, but
-  does so only when it is short of memory.
+  pages that were read are dropped meanwhile (0.9 GB).
+* Each row that is looked up in a mapped file makes up to 2 MiB of the page cache around it
+  resident. The kernel takes that back only when memory is short.
 
-Both are advice to the kernel: no result depends on them, and where it does not know them (no Linux,
-or one older than 6.1) things stay as they were.
+All of this is advice to the kernel: no result depends on it, and systems that do not know it (no
+Linux, or one older than 6.1) ignore it.
 """
 
 import sys
@@ -28,7 +27,7 @@ MAPPING = RLock()  # held while a huge file is mapped, so that each reader knows
 
 
 def use_huge_pages(before: list[Region]) -> None:
-    """Put large memory that was allocated since ``regions("")`` gave ``before`` into huge pages."""
+    """Put large memory that was allocated since ``before = regions("")`` into huge pages."""
     for start, size in regions(""):
         at, end = start, start + size
         for old, old_size in sorted(before):  # old memory may lie inside: regions grow together
@@ -46,8 +45,7 @@ def _collapse(start: int, end: int) -> None:
 def forget_pages(mapped: list[Region]) -> None:
     """Drop mapped files from the resident set; they stay in the page cache.
 
-    Only for mappings that nobody writes to and that are sure to be there still: of other memory
-    this makes zeros.
+    Only for read-only mappings that certainly still exist: other memory becomes zeros.
     """
     for region in mapped:
         advise(region, DONT_NEED)
@@ -57,8 +55,8 @@ def forget_pages(mapped: list[Region]) -> None:
 def kept_out(path: str) -> Iterator[None]:
     """Page a file out again and again while this thread is busy reading its mapping.
 
-    Unlike to forget, this harms nothing where the mapping ends and its place is taken meanwhile.
-    The kernel does so for who owns the file or may write to it.
+    Unlike ``forget_pages``, this is harmless if the mapping ends and other memory takes its place.
+    The kernel obeys the owner of the file and those who may write to it.
     """
     is_read = Event()
 
@@ -78,7 +76,7 @@ def kept_out(path: str) -> Iterator[None]:
 
 @contextmanager
 def new_regions(path: str) -> Iterator[list[Region]]:
-    """Yield a list that at the end holds where this thread has mapped a file meanwhile."""
+    """Yield a list; on exit it holds the regions of a file that this thread has mapped inside."""
     found: list[Region] = []
     with MAPPING:
         before = regions(path)
@@ -89,7 +87,7 @@ def new_regions(path: str) -> Iterator[list[Region]]:
 
 
 def regions(path: str) -> list[Region]:
-    """Return the large parts of a mapped file; with no path, large memory that is no file's."""
+    """Return the large regions of a mapped file; with no path, those of anonymous memory."""
     if sys.platform != "linux":
         return []
     try:
@@ -106,7 +104,7 @@ def regions(path: str) -> list[Region]:
 
 
 def advise(region: Region, advice: int) -> None:
-    """Call madvise(2); a kernel that does not know the advice refuses, and nothing is lost."""
+    """Call madvise(2); a kernel that does not know the advice ignores it."""
     import ctypes  # for large tables alone
 
     start, size = region

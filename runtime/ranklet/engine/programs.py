@@ -1,4 +1,4 @@
-"""The programs of a bundle as sessions of onnxruntime, loaded when they are first needed."""
+"""Onnxruntime sessions of a bundle's programs, loaded on first use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,8 +18,8 @@ from ranklet.errors import BundleError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-# Bytes of weights from which on memory pages matter, and from which on lookups could fill memory;
-# after so many looked-up rows (each maps up to 2 MiB) they are forgotten.
+# Bytes of weights from which memory pages matter, and from which lookups could fill memory; rows of
+# lookups (each maps up to 2 MiB) after which their pages are dropped.
 LARGE_WEIGHTS, HUGE_WEIGHTS, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
 
 
@@ -29,18 +29,18 @@ class Programs:
     Attributes:
         provider: Where they run.
         table: The rows of the items, (items + 1, D), mapped.
-        mapped: Where a lookup brings a huge table into memory; empty for others.
+        mapped: Mapped regions of a huge table, which lookups make resident; else empty.
     """
 
     def __init__(
         self, opened: Opened, manifest: Manifest, provider: Provider, threads: int
     ) -> None:
-        """Load encode.onnx, which decides where all of them run, see ``Ranker.load``."""
+        """Load encode.onnx, which decides the provider of all programs, see ``Ranker.load``."""
         self.manifest = manifest
         self._opened, self._threads = opened, threads
         self._loading = RLock()
         self._sessions: dict[str, InferenceSession] = {}  # while they live, so do their mappings
-        self.mapped: list[memory.Region] = []  # where a lookup brings a huge table into memory
+        self.mapped: list[memory.Region] = []
         self._lookups = 0
         self._size = manifest.files[WEIGHTS].size
         session, self.provider = self._load(ENCODE, provider)
@@ -49,7 +49,7 @@ class Programs:
             self.table: NDArray[np.floating] = map_table(opened.folder, manifest)
 
     def session(self, name: str) -> "InferenceSession":
-        """Return the session of a program; two threads do not load one at once."""
+        """Return the session of a program; concurrent calls load it once."""
         session = self._sessions.get(name)
         if session is None:
             with self._loading:
@@ -60,14 +60,14 @@ class Programs:
         return session
 
     def count_lookups(self, rows: int) -> None:
-        """Forget the pages of a huge table before the rows that were looked up become many."""
+        """Count looked-up rows; drop the pages of a huge table after ``MOST_LOOKUPS``."""
         self._lookups += rows
         if self._lookups > MOST_LOOKUPS:
             memory.forget_pages(self.mapped)
             self._lookups = 0
 
     def _load(self, name: str, provider: Provider) -> "tuple[InferenceSession, Device]":
-        """Return the session of a program, with as little memory as it can do with."""
+        """Return the session of a program, loaded with little memory."""
         program = self.manifest.programs[name]
         weights = str((self._opened.folder / WEIGHTS).resolve())
         before = memory.regions("") if self._size >= LARGE_WEIGHTS else []
@@ -91,7 +91,7 @@ class Programs:
 
     @contextmanager
     def _mapping(self) -> Iterator[None]:
-        """Note where a huge table is mapped meanwhile, by this thread alone."""
+        """Record the regions of a huge table that this thread maps inside."""
         if self._size < HUGE_WEIGHTS:
             yield
             return

@@ -1,4 +1,4 @@
-"""Runs: calls of a graph on arrays that stay, handed to onnxruntime once.
+"""Reusable runs of a graph: arrays bound to onnxruntime once (IOBinding).
 
 ``InferenceSession.run`` wraps every input and copies every output anew, which takes a third of a
 short request (docs/log.md). On the CPU onnxruntime reads and writes the arrays of numpy where they
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 Device = Literal["cpu", "cuda"]
-# TopK reads how many to pick on the host.
+# TopK reads its k on the host.
 ON_HOST = frozenset({"k", "pool"})
 MOST_KEPT = 1 << 24  # bytes of idle runs
-RUN_BYTES = 1 << 13  # what onnxruntime and Python need for one, roughly
+RUN_BYTES = 1 << 13  # rough overhead of one in onnxruntime and Python
 
 
 class Value:
-    """An array and how onnxruntime sees it: the same memory on the CPU, a twin on CUDA."""
+    """An array and its OrtValue: the same memory on the CPU, a copy on CUDA."""
 
     def __init__(self, array: NDArray[Any], device: Device, name: str = "") -> None:
-        """Take a contiguous array, which must live as long as this."""
+        """Wrap a contiguous array, which must live as long as this."""
         self.array = array
         self.is_shared = device == "cpu" or name in ON_HOST
         place = "cpu" if self.is_shared else device
@@ -41,7 +41,7 @@ class Value:
             raise _failed(device, error) from error
 
     def send(self) -> None:
-        """Let onnxruntime see what numpy wrote."""
+        """Copy the array to onnxruntime's value, where memory is not shared."""
         if not self.is_shared:
             try:
                 self.value.update_inplace(self.array)
@@ -49,7 +49,7 @@ class Value:
                 raise _failed("cuda", error) from error
 
     def fetch(self) -> None:
-        """Let numpy see what onnxruntime wrote."""
+        """Copy onnxruntime's value to the array, where memory is not shared."""
         if not self.is_shared:
             try:
                 self.array[...] = self.value.numpy()
@@ -58,13 +58,13 @@ class Value:
 
 
 class Run:
-    """Inputs and outputs of a graph, to run on again and again; not for two threads at once.
+    """Bound inputs and outputs of a graph for repeated runs; for one thread at a time.
 
     Attributes:
         inputs: Arrays to fill before ``go``.
         large: Inputs that are sent when they change, see ``read``.
-        outputs: Arrays that hold the answers after it.
-        bytes: Of these arrays.
+        outputs: Arrays that hold the results after it.
+        bytes: The size of these arrays.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Run:
             self._binding.bind_output(name, "cpu")
 
     def read(self, name: str, array: NDArray[Any]) -> None:
-        """Take a large input from an array from now on, as it is now."""
+        """Bind a large input to an array with its present content."""
         held = self.large.get(name)
         if held is None or held.array is not array:
             held = self.large[name] = Value(array, self._device)
@@ -100,7 +100,7 @@ class Run:
             held.send()
 
     def change(self, state: Sequence[tuple[str, str, Value]]) -> None:
-        """Have inputs and outputs be the same memory, of a state that is changed in place."""
+        """Bind a state as inputs and as outputs: the graph changes it in place."""
         if self._state is not state:
             self._state = state
             for source, target, value in state:
@@ -142,18 +142,18 @@ class Runs:
     """A pool of idle runs by shape, emptied before it takes much more than ``most`` bytes."""
 
     def __init__(self, most: int = MOST_KEPT) -> None:
-        """Keep none yet."""
+        """Make an empty pool."""
         self._idle: dict[Hashable, list[Run]] = {}
         self._most = most
         self.bytes = 0  # of the runs made since the pool was emptied, in use or not
 
     def idle(self, kind: Hashable) -> list[Run]:
-        """Return the runs of a kind that no thread uses, to take from and to give back to."""
+        """Return the idle runs of a shape, to take from and to give back to."""
         idle = self._idle.get(kind)
         return self._idle.setdefault(kind, []) if idle is None else idle
 
     def made(self, run: Run) -> Run:
-        """Make room for a new run, and return it."""
+        """Count a new run, empty the pool if it is full, and return the run."""
         size = RUN_BYTES + run.bytes
         self.bytes += size
         if self.bytes > self._most:

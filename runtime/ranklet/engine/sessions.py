@@ -1,7 +1,7 @@
-"""Sessions of onnxruntime on the execution provider that was asked for, or an error.
+"""Onnxruntime sessions on the requested execution provider, or an error.
 
-onnxruntime falls back to the CPU without a word when CUDA is compiled in and does not work
-(onnxruntime#17801, #23647), so the session itself is asked what it runs on.
+onnxruntime falls back to the CPU silently when CUDA is compiled in and does not work
+(onnxruntime#17801, #23647), so the session itself must say what it runs on.
 """
 
 import logging
@@ -26,7 +26,7 @@ ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32, which is on by default, keeps 10 bits of each factor: scores would be off by a thousandth.
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 
-# What a load or a run may raise; none of these crosses ranklet's interface.
+# Exceptions of loads and runs; none of these leaves ranklet.
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.EPFail,
     ort_errors.EngineError,
@@ -46,7 +46,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 def create_session(
     graph: Path, provider: Provider, threads: int
 ) -> "tuple[InferenceSession, Literal['cpu', 'cuda']]":
-    """Load a graph and say where it runs.
+    """Return a session of a graph, and the provider that runs it.
 
     Args:
         graph: An ONNX file.
@@ -62,13 +62,14 @@ def create_session(
         raise InputError(f"provider must be 'auto', 'cpu' or 'cuda', got {provider!r}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads must be a positive integer up to {MAX_THREADS}, got {threads!r}")
-    if is_sure_of_cpu(provider):
-        return _load(graph, threads), "cpu"
     available = onnxruntime.get_available_providers()
-    if ORT_NAMES["cuda"] not in available:
+    has_cuda = ORT_NAMES["cuda"] in available
+    if provider == "cpu" or (provider == "auto" and not has_cuda):
+        return _load(graph, threads), "cpu"
+    if not has_cuda:
         raise ProviderError(_cuda_is_missing(available))
     if hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(sys.stderr):  # where it prints what it misses
+        with redirect_stdout(sys.stderr):  # it prints missing libraries
             onnxruntime.preload_dlls()  # finds the libraries of the nvidia wheels
     try:
         session = _load(graph, threads, CUDA_OPTIONS)
@@ -82,13 +83,6 @@ def create_session(
         raise ProviderError(_cuda_is_missing(available, active))
     logger.warning("CUDA is compiled in and does not work; running on the CPU")
     return session, "cpu"
-
-
-def is_sure_of_cpu(provider: Provider) -> bool:
-    """Return whether a session will run on the CPU, which for ``"auto"`` may show after loading."""
-    if provider == "auto":
-        return ORT_NAMES["cuda"] not in onnxruntime.get_available_providers()
-    return provider == "cpu"
 
 
 def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "InferenceSession":

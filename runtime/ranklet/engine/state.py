@@ -1,8 +1,8 @@
-"""States of users: arrays that append.onnx changes where they lie.
+"""User states: ring buffers that append.onnx changes in place.
 
-A state holds rows of the latest events: keys and values that the blocks before the last show to the
-next event, and the events that entered the last block. Event p lies in row p modulo the number of
-rows, so the newest takes the place of the oldest; the graph knows how old each row is.
+A state holds rows of the latest events: keys and values of the blocks before the last, and the
+events that entered the last block. Event p lies in row p modulo the number of rows, so the newest
+takes the place of the oldest; the graph computes the age of each row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,16 @@ Floats = NDArray[np.float32]
 
 
 class State:
-    """The states of some users, one row of each array a user.
+    """The states of some users, one row of each array per user.
 
     Attributes:
-        arrays: By name, (users, rows, D), as numpy sees them; on CUDA after ``read``.
-        users: How many.
-        values: For ``Run.change``: input, output and memory of each.
+        arrays: By name, (users, rows, D); on CUDA current after ``read``.
+        users: Their number.
+        values: Input, output and memory of each array, for ``Run.change``.
     """
 
     def __init__(self, arrays: Mapping[str, Floats], device: Device, users: int) -> None:
-        """Take contiguous arrays of so many users."""
+        """Wrap contiguous arrays of this number of users."""
         self.arrays, self.device, self.users = dict(arrays), device, users
         self.values = [
             (name, f"new_{name}", Value(array, device)) for name, array in arrays.items()
@@ -33,14 +33,14 @@ class State:
 
     @classmethod
     def empty(cls, rows: Mapping[str, int], users: int, width: int, device: Device) -> "State":
-        """Return the states of users without an event; ``rows`` of each array."""
+        """Return the states of users without an event; arrays have these ``rows``."""
         arrays = {
             name: np.zeros((users, count, width), dtype=np.float32) for name, count in rows.items()
         }
         return cls(arrays, device, users)
 
     def rows(self) -> "list[State]":
-        """Return the states of the users alone, in the same memory."""
+        """Return the state of each single user, in the same memory."""
         if self.users == 1:
             return [self]
         assert self.device == "cpu"
@@ -50,12 +50,12 @@ class State:
         ]
 
     def fill(self, user: int, events: Sequence[Floats], count: int) -> None:
-        """Put the events of a history in place.
+        """Fill the rings of a user with the events of a history.
 
         Args:
-            user: Whose.
-            events: What an encoder gives of each array, (T, D), padded on the right.
-            count: Events of the history.
+            user: The row of the user.
+            events: Rows of each array from an encoder, (T, D), padded on the right.
+            count: The number of events of the history.
         """
         for (_, _, value), new in zip(self.values, events, strict=True):
             rows = value.array[user]
@@ -64,13 +64,13 @@ class State:
             value.send()
 
     def read(self, user: int) -> list[Floats]:
-        """Return copies of the arrays of a user, (rows, D) each."""
+        """Return copies of a user's arrays, (rows, D) each."""
         for _, _, value in self.values:
             value.fetch()
         return [array[user].copy() for array in self.arrays.values()]
 
     def restore(self, user: int, rows: Sequence[Floats]) -> None:
-        """Put back the arrays of a user that ``read`` returned."""
+        """Restore a user's arrays from those that ``read`` returned."""
         for (_, _, value), saved in zip(self.values, rows, strict=False):
             value.array[user] = saved
             value.send()

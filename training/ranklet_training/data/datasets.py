@@ -1,9 +1,9 @@
-"""Named data sets, of the same content from the publisher, from PyPI or from a copy.
+"""Named data sets, with the same content from the publisher, from PyPI or from a copy.
 
-* Each way ends in the same two tables: ids and titles are text, spaces in titles are single, genres
-  are sorted, and the publisher's genre "unknown" is left out.
-* The digest of the content is compared with the recorded one. A file with the publisher's own MD5
-  outranks the record: a difference is noted and not refused.
+* Every source gives the same two tables: ids and titles are text, spaces in titles are single,
+  genres are sorted, and the publisher's genre "unknown" is dropped.
+* The digest of the content is compared with the recorded digest. A difference is an error, but only
+  a note if the file has the publisher's MD5.
 """
 
 import subprocess
@@ -29,11 +29,11 @@ from ranklet_training.data.tables import write_frame
 Way = Literal["auto", "publisher", "pip"]
 
 _WHEEL = "recbole==1.2.1"  # holds a copy of ml-100k
-_CONNECT_SECONDS, _READ_SECONDS = 5, 60  # a closed network fails fast, a slow one may be slow
+_CONNECT_SECONDS, _READ_SECONDS = 5, 60  # a closed network fails fast, a slow network works
 _PIP_SECONDS = 180
 _LARGEST_MEMBER = 1 << 28  # bytes; ten times the largest file of these sets
 # fmt: off
-_GENRES_100K = (  # in the order of u.item's flags
+_GENRES_100K = (  # in the order of the flags of u.item
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
     "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
     "Thriller", "War", "Western",
@@ -46,17 +46,13 @@ _CITATION = (
     "ACM Transactions on Interactive Intelligent Systems 5, 4, Article 19. "
     "https://doi.org/10.1145/2827872"
 )
-_RESEARCH_ONLY = (
-    "For research; no redistribution without separate permission, no commercial use without "
-    "permission of the GroupLens Research Project at the University of Minnesota, which is to be "
-    "acknowledged in publications and does not endorse the results."
+_TERMS = (
+    "For research; {}, no commercial use without permission of the GroupLens Research Project at "
+    "the University of Minnesota, which is to be acknowledged in publications and does not endorse "
+    "the results."
 )
-_SAME_CONDITIONS = (
-    "For research; may be redistributed under the same conditions, no commercial use without "
-    "permission of the GroupLens Research Project at the University of Minnesota, which is to be "
-    "acknowledged and does not endorse the results."
-)
-_SIMULATED = "Made by ranklet's simulator: no terms beyond those of ranklet."
+_NO_COPIES = "no redistribution without separate permission"
+_SAME_CONDITIONS = "may be redistributed under the same conditions"
 
 
 @dataclass(frozen=True)
@@ -87,27 +83,28 @@ class Fetched:
     event_count: int
     via: str  # publisher, pip, copy or simulator
     notes: list[str]
-    best_hit_rate: float | None = None  # the highest possible HR@10, known for synthetic alone
+    best_hit_rate: float | None = None  # the highest possible HR@10, known only for synthetic
 
 
-def _movielens(name: str, licence: str = _RESEARCH_ONLY, **digests: str) -> Source:
+def _movielens(name: str, redistribution: str, **digests: str) -> Source:
     address = f"https://files.grouplens.org/datasets/movielens/{name}.zip"
-    return Source(name, address, licence, _CITATION, **digests)
+    return Source(name, address, _TERMS.format(redistribution), _CITATION, **digests)
 
 
-_ALL = (
-    _movielens(
+SOURCES: dict[str, Source] = {
+    "ml-100k": _movielens(
         "ml-100k",
+        _NO_COPIES,
         md5="0e33842e24a9c977be4e0107933c0723",
         # Of the copy in the recbole wheel.
         events_digest="d8ae9355a6ec26b5a6b45447055f4dbc3e9de26d644047a557c1246e57c531ea",
         items_digest="86ebb25e3f0d0bb5d25094d11b25af0c8fa7f03a955afaef32481e08b8816536",
     ),
-    _movielens("ml-1m", md5="c4d9eecfca2ab87c1945afe126590906"),
-    _movielens("ml-latest-small", _SAME_CONDITIONS),  # whose file is replaced from time to time
-    Source("synthetic", None, _SIMULATED, None),
-)
-SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
+    "ml-1m": _movielens("ml-1m", _NO_COPIES, md5="c4d9eecfca2ab87c1945afe126590906"),
+    # The publisher replaces this file from time to time.
+    "ml-latest-small": _movielens("ml-latest-small", _SAME_CONDITIONS),
+    "synthetic": Source("synthetic", None, "Simulated: no terms beyond those of ranklet.", None),
+}
 
 _Frames = tuple[pl.DataFrame, pl.DataFrame]  # events, items
 
@@ -117,11 +114,11 @@ def fetch(
 ) -> Fetched:
     """Write events.parquet, items.parquet and SOURCE.md of a data set into a folder.
 
-    A ``source`` is a copy, which replaces the download: the publisher's zip file, its unpacked
-    folder, or for ml-100k a recbole wheel. ``auto`` tries the publisher, then for ml-100k pip.
+    ``source`` is a copy that replaces the download: the publisher's zip file, its unpacked folder,
+    or for ml-100k a recbole wheel. ``auto`` tries the publisher, then pip for ml-100k.
 
     Raises:
-        DataError: The set is unknown, out of reach, or not the published one.
+        DataError: The data set is unknown, can't be reached, or differs from the published one.
     """
     if name not in SOURCES:
         raise DataError(f"data set {name!r} is unknown; choose from {', '.join(SOURCES)}")
@@ -129,7 +126,7 @@ def fetch(
         raise DataError(f"via {via!r} is unknown; choose from auto, publisher, pip")
     if name == "synthetic":
         if source is not None or via != "auto":
-            raise DataError("synthetic is made here; leave out the source and the way")
+            raise DataError("synthetic is simulated; leave out the source and the way")
         world = simulate()
         frames = (world.events, world.items)
         return _write(SOURCES[name], Path(directory), frames, "simulator", [], world.best_hit_rate)
@@ -137,8 +134,7 @@ def fetch(
     md5 = SOURCES[name].md5
     if source is not None:
         way, frames = "copy", _parse(name, Path(source))
-        is_file = md5 is not None and source.is_file()
-        is_publishers = is_file and pooch.file_hash(str(source), alg="md5") == md5
+        is_publishers = source.is_file() and pooch.file_hash(str(source), alg="md5") == md5
     else:
         frames, way = _download(name, via, notes)
         is_publishers = way == "publisher" and md5 is not None
@@ -166,7 +162,7 @@ def _download(name: str, via: Way, notes: list[str]) -> tuple[_Frames, str]:
 
 
 def _from_publisher(source: Source, folder: str) -> Path:
-    """Download the zip file; OSError means that the publisher can't be reached."""
+    """Download the zip file; OSError: the publisher can't be reached."""
     downloader = pooch.HTTPDownloader(timeout=(_CONNECT_SECONDS, _READ_SECONDS))
     digest = None if source.md5 is None else f"md5:{source.md5}"
     file = f"{source.name}.zip"
@@ -215,7 +211,7 @@ def _parse(name: str, source: Path) -> _Frames:
 
 
 def _read_member(source: Path, name: str) -> bytes:
-    """Return one file of a folder or zip file by its exact name, KeyError if it is missing."""
+    """Return a file of a folder or zip file by its exact name; KeyError: it is missing."""
     if source.is_dir():
         if not (source / name).is_file():
             raise KeyError(name)
@@ -233,12 +229,8 @@ def _read_member(source: Path, name: str) -> bytes:
 
 def _events(raw: bytes, separator: str, skip: int) -> pl.DataFrame:
     """Read rows of user, item, rating, time, in the publisher's order."""
-    schema = {
-        "user_id": pl.String,
-        "item_id": pl.String,
-        "rating": pl.Float64,
-        "timestamp": pl.Float64,  # recbole writes its times as floats
-    }
+    text, number = pl.String, pl.Float64  # recbole writes times as floats
+    schema = {"user_id": text, "item_id": text, "rating": number, "timestamp": number}
     frame = pl.read_csv(raw, separator=separator, has_header=False, skip_lines=skip, schema=schema)
     if frame.is_empty() or frame.null_count().sum_horizontal().item():
         raise ValueError("ratings are missing")
@@ -246,14 +238,9 @@ def _events(raw: bytes, separator: str, skip: int) -> pl.DataFrame:
 
 
 def _items(rows: list[tuple[str, str, list[str]]]) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "item_id": [item_id for item_id, _, _ in rows],
-            "title": [" ".join(title.split()) for _, title, _ in rows],
-            "genres": [sorted(set(genres) - _NO_GENRE) for _, _, genres in rows],
-        },
-        schema={"item_id": pl.String, "title": pl.String, "genres": pl.List(pl.String)},
-    )
+    cleaned = [(i, " ".join(title.split()), sorted(set(g) - _NO_GENRE)) for i, title, g in rows]
+    schema = {"item_id": pl.String(), "title": pl.String(), "genres": pl.List(pl.String)}
+    return pl.DataFrame(cleaned, schema=schema, orient="row")
 
 
 def _parse_100k(data: bytes, item: bytes) -> _Frames:
@@ -270,8 +257,8 @@ def _parse_recbole(inter: bytes, item: bytes) -> _Frames:
     for line in item.decode().split("\n")[1:]:
         if line:
             item_id, title, year, genres = line.split("\t")
-            # recbole moved the title's last brackets into the year's column, also where they hold
-            # no year, and invented (unkonwn) for the one title without brackets.
+            # recbole moved the last brackets of every title into the year column, even without a
+            # year in them, and invented (unkonwn) for the only title without brackets.
             whole = "unknown" if year == "unkonwn" else f"{title} ({year})"
             rows.append((item_id, whole, genres.split(" ")))
     return _events(inter, "\t", 1), _items(rows)
@@ -333,15 +320,15 @@ def _write(
         best_hit_rate=best,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for path, frame in ((fetched.events, events), (fetched.items, items)):
-        write_frame(path, frame)
-    users, rows = fetched.user_count, fetched.event_count
+    write_frame(fetched.events, events)
+    write_frame(fetched.items, items)
+    sizes = (fetched.user_count, fetched.item_count, fetched.event_count)
     lines = {
         "address": source.address,
         "arrived via": via,
         "terms": source.licence,
         "citation": source.citation,
-        "size": f"{users} users, {fetched.item_count} items, {rows} events",
+        "size": "{} users, {} items, {} events".format(*sizes),
         "digest of the events": fetched.events_digest,
         "digest of the items": fetched.items_digest,
         "best HR@10": best,

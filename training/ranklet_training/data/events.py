@@ -1,7 +1,7 @@
 """Event logs and item files, checked and sorted.
 
 * Events are sorted by user, then time; events of one user with equal times keep the file's order.
-* The digest covers the sorted content, whatever the file format and the order of users.
+* The digest covers the sorted content, independent of file format and order of users.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ DuplicatePolicy = Literal["none", "exact", "consecutive"]
 IdType = Literal["auto", "int64", "string"]
 
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]*)$"
-_WHOLE_FLOAT = r"^-?[0-9]+\.0$"  # what pandas makes of integers once a value was missing
+_WHOLE_FLOAT = r"^-?[0-9]+\.0$"  # how pandas writes integers of a column with a missing value
 _HASHED_ROWS = 1 << 18  # strings joined at a time, so that hashing doesn't double the memory
 _MAPPING = "give a column this name, or map one: --{}-column NAME of train, in Python Columns"
 _TIME_ADVICE = "give numbers (such as unix seconds), or a date or datetime column"
@@ -27,7 +27,7 @@ _TIME_ADVICE = "give numbers (such as unix seconds), or a date or datetime colum
 
 @dataclass(frozen=True)
 class Columns:
-    """Column names of the log; ``event`` and ``rating`` are optional under their default names."""
+    """Column names of a log; ``event`` and ``rating`` are optional under their default names."""
 
     user: str = "user_id"
     item: str = "item_id"
@@ -36,7 +36,6 @@ class Columns:
     rating: str | None = "rating"
 
     def __post_init__(self) -> None:
-        """Refuse a column that is mapped twice."""
         names = [name for name in vars(self).values() if name is not None]
         for name in names:
             if names.count(name) > 1:
@@ -45,7 +44,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Events:
-    """A checked log, ``user_id, item_id, timestamp[, event][, rating]``, by user and time."""
+    """Event log ``user_id, item_id, timestamp[, event][, rating]``, sorted by user and time."""
 
     frame: pl.DataFrame
     users: int
@@ -66,7 +65,7 @@ class Events:
 
 
 def frame_digest(frame: pl.DataFrame) -> str:
-    """Return the SHA-256 of names, types and values in row order, for any chunks."""
+    """Return the SHA-256 of names, types and values in row order, independent of chunks."""
     digest = hashlib.sha256()
     for column in frame:
         _hash_column(digest, column)
@@ -80,12 +79,12 @@ def read_events(
     duplicates: DuplicatePolicy = "none",
     id_type: IdType = "auto",
 ) -> Events:
-    """Read, check and sort an event log of any source that ``open_table`` takes.
+    """Read, check and sort an event log from any source of ``open_table``.
 
-    Of duplicates, ``exact`` keeps the first of events with the same user, item, time (and kind),
-    ``consecutive`` the first of a user's successive events on one item. ``id_type`` auto keeps the
-    type of the source. A csv file has none: its ids are int64 if each is an integer in its shortest
-    form, so "007" stays text.
+    ``duplicates`` are dropped: ``exact`` keeps the first event of equal user, item, time and event
+    type, ``consecutive`` the first of successive events of a user on the same item. ``id_type``
+    ``auto`` keeps the type of the source; csv ids become int64 if each is an integer in its
+    shortest form, so "007" stays text.
 
     Raises:
         DataError: The log is missing, damaged or empty, or holds a wrong value.
@@ -104,8 +103,8 @@ def read_events(
         read["event"] = _event_types(raw["event"], labels["event"])
     if "rating" in raw:  # null: an event without a rating
         advice = "ratings are numbers: convert it"
-        numbers = _numbers(raw["rating"], labels["rating"], is_text, advice)
-        read["rating"] = numbers.cast(pl.Float64)
+        ratings = _numbers(raw["rating"], labels["rating"], is_text, advice)
+        read["rating"] = ratings.cast(pl.Float64)
     frame = pl.DataFrame(read).sort("user_id", "timestamp", maintain_order=True)
     kept = _drop_duplicates(frame, duplicates)
     dropped = {"blank lines": table.blank_lines, f"{duplicates} duplicates": len(raw) - len(kept)}
@@ -124,14 +123,12 @@ def read_items(
 ) -> pl.DataFrame:
     """Read an item file: unique ``item_id`` first, ``title`` as text, other columns unchanged.
 
-    ``item_column`` is the column of ids, if the file has it, else ``item_id``. ``id_type`` auto
-    depends on this file alone: pass the type of the log's ids so that both match.
-
-    Raises:
-        DataError: The file is missing, damaged or empty, or holds a wrong value.
+    The column of ids is ``item_column``, or ``item_id`` if the file lacks it. ``id_type`` ``auto``
+    depends on this file alone: pass the type of the log's ids so that both match. Errors are as in
+    ``read_events``.
     """
-    columns = [[item_column], ["item_id"]]
-    table = open_table(source, columns, texts=["title"], infer_types=True)
+    ids = [[item_column], ["item_id"]]
+    table = open_table(source, ids, texts=["title"], infer_types=True)
     if item_column not in table.names and "item_id" in table.names:
         item_column = "item_id"
     others = [name for name in table.names if name != item_column]
@@ -146,17 +143,19 @@ def read_items(
     repeats = ~item_ids.is_first_distinct()
     refuse(repeats, item_ids, label, "repeats an earlier id", "keep one row for each item")
     if "title" in others:
-        raw = raw.with_columns(_titles(raw["title"], table.label("title")))
+        titles = raw["title"]
+        if titles.dtype.is_nested() or titles.dtype in (pl.Binary, pl.Object):
+            holds = f"{titles.dtype}, such as {show(titles.drop_nulls().head(1).to_list())}"
+            raise DataError(f"{table.label('title')} holds {holds}; titles are text")
+        raw = raw.with_columns(titles.cast(pl.String))
     return raw.with_columns(item_ids)
 
 
 def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
-    """Return a line on items of the log without a row in an item file, "" if there is none.
+    """Return a line on items of the log without a row in an item file, "" if there are none.
 
     ``items`` are from ``read_items``, with ids of the log's type; ``name`` is that of the file.
-
-    Raises:
-        DataError: The file has a row for no item of the log.
+    DataError: no item of the log has a row.
     """
     known = events.frame.select("item_id").unique()
     lacking = known.join(items, on="item_id", how="anti")["item_id"].sort()
@@ -169,14 +168,6 @@ def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
             f"{name} has ids like {show(items['item_id'][0])}: write both alike"
         )
     return f"{name} has no row for {len(lacking):,} of {len(known):,} items, first {first}"
-
-
-def _titles(values: pl.Series, label: str) -> pl.Series:
-    """Return titles as text, numbers as written."""
-    if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
-        example = show(values.drop_nulls().head(1).to_list())
-        raise DataError(f"{label} holds {values.dtype}, such as {example}; titles are text")
-    return values.cast(pl.String)
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:
@@ -220,7 +211,7 @@ def read_ids(
 
 
 def _numbers(values: pl.Series, label: str, is_text: bool, advice: str) -> pl.Series:
-    """Return int64 where every value fits, else float64; nulls stay."""
+    """Return int64 if every value fits, else float64; nulls stay."""
     if is_text:
         texts = values.str.strip_chars()
         numbers = texts.cast(pl.Int64, strict=False)
@@ -238,23 +229,20 @@ def _numbers(values: pl.Series, label: str, is_text: bool, advice: str) -> pl.Se
         example = values.drop_nulls().head(1).to_list()
         raise DataError(f"{label} holds {values.dtype}, such as {example}; {advice}")
     if numbers.dtype.is_float():
-        # -0.0 would give another digest than 0.0.
-        numbers = numbers + 0.0
+        numbers = numbers + 0.0  # turns -0.0, which would change the digest, into 0.0
         refuse(~numbers.is_finite(), numbers, label, "is not finite", "remove the row")
     return numbers
 
 
 def _timestamps(values: pl.Series, label: str, is_text: bool) -> pl.Series:
-    """Return int64 where no precision is lost, else float64.
-
-    Dates become epoch microseconds; what is finer is cut, and then the file's order decides.
-    """
+    """Return int64 if that is exact, else float64; dates become epoch microseconds, truncated."""
     _refuse_missing(values, label)
     if values.dtype in (pl.Date, pl.Datetime):
         return values.dt.epoch("us")
     numbers = _numbers(values, label, is_text, _TIME_ADVICE)
-    exact = numbers.dtype.is_float() and ((numbers.floor() == numbers) & (numbers.abs() <= 2**53))
-    return numbers.cast(pl.Int64) if isinstance(exact, pl.Series) and exact.all() else numbers
+    if ((numbers.floor() == numbers) & (numbers.abs() <= 2**53)).all():
+        return numbers.cast(pl.Int64)
+    return numbers
 
 
 def _event_types(values: pl.Series, label: str) -> pl.Series:
@@ -275,7 +263,7 @@ def _drop_duplicates(frame: pl.DataFrame, policy: DuplicatePolicy) -> pl.DataFra
 
 
 def _hash_column(digest: "hashlib._Hash", column: pl.Series) -> None:
-    """Add a column to the digest; lengths before texts and lists keep values apart."""
+    """Add a column to the digest; texts and lists are preceded by their lengths."""
     digest.update(f"{column.name}\0{column.dtype}\0{len(column)}\0".encode())
     if column.null_count():
         digest.update(column.is_null().cast(pl.UInt8).to_numpy().tobytes())

@@ -1,6 +1,5 @@
-"""Item features (one category or many values an item) as codes for an embedding."""
+"""Item features, single- or multi-valued, as codes of an embedding."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +11,9 @@ from ranklet.errors import DataError
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature of every item, as a ragged array: item i has codes[offsets[i]:offsets[i + 1]].
+    """Feature of all items as a ragged array: item i has codes[offsets[i]:offsets[i + 1]].
 
-    Row 0 is padding and has no values. ``values[code]`` is the text of a code.
+    Row 0 is padding and empty. ``values[code]`` is the text of a code.
     """
 
     name: str
@@ -24,12 +23,10 @@ class Feature:
 
 
 def build_feature(items: pl.DataFrame, name: str) -> Feature:
-    """Turn a column of an item frame, whose rows are in index order, into a feature.
+    """Encode a column of an item frame, whose rows are in index order.
 
-    A list column is multi-valued; any other holds one category. Nulls are items without a value.
-
-    Raises:
-        DataError: The column is missing or holds no value.
+    A list column is multi-valued, any other column single-valued. Nulls are items without a value.
+    DataError: the column is missing or has no value.
     """
     if name not in items.columns:
         raise DataError(f"no feature column {name!r} among the items; there are {items.columns}")
@@ -38,11 +35,10 @@ def build_feature(items: pl.DataFrame, name: str) -> Feature:
         lists = column.cast(pl.List(pl.String)).to_list()
     else:
         lists = [[] if value is None else [value] for value in column.cast(pl.String).to_list()]
-    rows: Sequence[list[str]] = [[], *([v for v in row or [] if v is not None] for row in lists)]
+    rows: list[list[str]] = [[], *([v for v in row or [] if v is not None] for row in lists)]
     values = sorted({value for row in rows for value in row})
     if not values:
         raise DataError(f"feature column {name!r} holds no value for any item of the catalogue")
     code_of = {value: code for code, value in enumerate(values)}
     codes = np.array([code_of[value] for row in rows for value in row], dtype=np.int64)
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    return Feature(name, values, codes, np.concatenate([[0], np.cumsum(lengths)[:-1]]))
+    return Feature(name, values, codes, np.cumsum([0, *map(len, rows[:-1])], dtype=np.int64))

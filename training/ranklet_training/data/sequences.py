@@ -1,7 +1,6 @@
-"""Histories of all users in flat arrays, and the padded batches of a training epoch.
+"""Histories in flat arrays, and the padded batches of a training epoch.
 
-Histories run from the oldest event to the latest and are padded on the right with 0.
-A history beyond the maximum length keeps its latest events.
+Histories are oldest first, padded on the right with 0, and cut to their latest events.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,10 +20,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Sequences:
-    """Histories: user u has ``items[offsets[u]:offsets[u + 1]]``, item indices, oldest first.
+    """Histories as a ragged array of item indices: user u has items[offsets[u]:offsets[u + 1]].
 
-    An item outside the catalogue is 0; training sequences hold none. ``ratings`` and ``times`` run
-    parallel to ``items``, if the event log has them.
+    Items outside the catalogue are 0, and absent from training. ``ratings`` and ``times`` are
+    parallel to ``items``, None if the event log lacks them.
     """
 
     items: Ints
@@ -41,7 +40,6 @@ class Sequences:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def __iter__(self) -> Iterator[Ints]:
-        """Yield every history."""
         return (self[user] for user in range(len(self)))
 
     @property
@@ -57,6 +55,11 @@ class Sequences:
         before[self.offsets[:-1][self.lengths > 0]] = UNKNOWN
         return before
 
+    def take(self, places: Ints, offsets: Ints) -> "Sequences":
+        """Return histories of the events at some places, with their times but no ratings."""
+        times = None if self.times is None else self.times[places]
+        return Sequences(self.items[places], offsets, times=times)
+
     def counts(self, items: int) -> Ints:
         """Return the number of events of each item, by index, (items + 1,)."""
         return np.bincount(self.items, minlength=items + 1)
@@ -64,7 +67,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Batch:
-    """Histories and the next item after each event, both (B, T), padded with 0 on the right."""
+    """Histories and the next item of each event, both (B, T), padded with 0 on the right."""
 
     users: Ints
     history: Ints
@@ -75,7 +78,7 @@ class Batch:
 
 
 def ragged_places(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
-    """Return the places of ranges in a flat array, joined, and the offsets of each range."""
+    """Return the concatenated places of ranges in a flat array, and the offsets of each range."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
@@ -90,7 +93,7 @@ def pad(histories: Sequence[Ints], length: int | None = None) -> Ints:
 
 
 def targets_per_epoch(sequences: Sequences, windows: Windows, length: int) -> int:
-    """Return the number of (history, next event) pairs of an epoch."""
+    """Return the number of (history, next item) pairs of an epoch."""
     pairs = np.maximum(sequences.lengths - 1, 0)
     return int(pairs.sum() if windows == "all" else np.minimum(pairs, length).sum())
 
@@ -105,12 +108,11 @@ def epoch_batches(
     epoch: int,
     with_gaps: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the batches of one epoch; their content depends on (seed, epoch) alone.
+    """Yield the batches of an epoch, which depend on (seed, epoch) alone, in random order.
 
-    Windows ``"last"`` are the latest ``length`` pairs of each user; ``"all"`` are cut from the
-    whole history at a phase that differs in every epoch. Windows of similar length share a batch of
-    about ``targets`` pairs, so that little is padded: that is 3 times faster on short histories
-    than padding all to the maximum. Batches come in random order.
+    Windows ``"last"`` are the latest ``length`` pairs of each user; ``"all"`` cover the whole
+    history from a random phase of the epoch. Windows of similar length share a batch of about
+    ``targets`` pairs: on short histories 3 times faster than padding to the maximum length.
     """
     random = np.random.Generator(np.random.Philox([seed, epoch]))
     users, starts, ends = _cut_windows(sequences, windows, length, random)
@@ -127,13 +129,13 @@ def epoch_batches(
 def _cut_windows(
     sequences: Sequences, windows: Windows, length: int, random: np.random.Generator
 ) -> tuple[Ints, Ints, Ints]:
-    """Return (user, start, end) of windows; targets are items[start:end], from 1 within a user."""
+    """Return (user, start, end) of windows; targets are items[start:end] of a user, start > 0."""
     lengths = sequences.lengths
     if windows == "last":
         starts = np.maximum(1, lengths - length)
         users = np.flatnonzero(lengths > 1)
         return users, starts[users], lengths[users]
-    # A window that its phase moves to the left loses the part before the first target.
+    # The phase moves windows to the left; the part before the first target is cut.
     phases = np.where(lengths > length + 1, random.integers(0, length, len(lengths)), 0)
     counts = np.maximum(0, -(-(lengths - 1 + phases) // length))
     users = np.repeat(np.arange(len(lengths)), counts)

@@ -1,13 +1,13 @@
 """Simulated event logs with a known best possible ranking.
 
-Users have a taste over clusters of items. A user's next item is drawn, among the arrived items that
-are new to this user, from a mixture of
+Users have a taste over clusters of items. The next item of a user is drawn, among the arrived items
+that are new to this user, from a mixture of
 
 * a Markov step: each item has a few followers, most of them from its own cluster, and
-* a fresh choice: the cluster of the last item again or one by taste, then an item by popularity.
+* a fresh choice: the cluster of the last item or a cluster by taste, then an item by popularity.
 
-The probabilities of the draw give the exact best ranking of a user's last event. It depends on the
-user's taste and the arrival times, which a model can only estimate: an upper bound.
+The probabilities give the best ranking at the last event of a user. It depends on taste and arrival
+times, which a model can only estimate: an upper bound.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ TOP = 10  # best_hit_rate is HR@10
 _FOLLOW = 0.5  # share of Markov steps
 _FOLLOWERS = (0.6, 0.3, 0.1)  # probabilities of an item's followers, in a Markov step
 _STAY = 0.4  # share of fresh choices that stay in the cluster of the last item
-_ZIPF = 0.8  # exponent of popularity; about that of films and songs
-_SHORTEST = 5  # events a user has at least, so that leave-one-out leaves a history
+_ZIPF = 0.8  # exponent of popularity, as of films and songs
+_SHORTEST = 5  # fewest events of a user, so that leave-one-out leaves a history
 _START = 1_700_000_000  # unix seconds
 _SPAN = 180 * 86_400  # seconds that the log covers
 _ARRIVAL = 0.8  # share of the span after which the late items arrive
@@ -36,7 +36,7 @@ _MAKERS = ("Amber", "Birch", "Cedar", "Delta", "Ember", "Fjord", "Grove", "Heron
 
 @dataclass(frozen=True)
 class Simulation:
-    """A log with its items, and the best ranking, which no model beats on average."""
+    """Simulated log and items, and the best ranking, which no model beats on average."""
 
     events: pl.DataFrame  # user_id, item_id, timestamp, rating; by time over all users
     items: pl.DataFrame  # item_id, title, genres, maker
@@ -75,11 +75,10 @@ def simulate(
     late_items: float = 0.05,
     seed: int = 0,
 ) -> Simulation:
-    """Draw a world and its log; equal arguments give equal logs.
+    """Simulate a log; equal arguments give equal logs.
 
-    Users have ``mean_length`` events on average, before cuts to at least 5 and at most half of the
-    items. A taste is over ``clusters`` of items. The share ``late_items`` arrives after 80 % of the
-    time.
+    Users have ``mean_length`` events on average, before limits of 5 and of half of the items. The
+    share ``late_items`` of the items arrives after 80 % of the time.
     """
     if not (users >= 1 and clusters >= 1 and items >= max(clusters, 2 * _SHORTEST)):
         raise DataError(
@@ -93,18 +92,18 @@ def simulate(
         )
     random = np.random.default_rng(seed)
     world = _draw_world(random, items, clusters, late_from=items - int(items * late_items))
-    # Half of the early items, so that a user always has a choice left.
+    # At most half of the early items, so that a user always has a choice left.
     lengths = _SHORTEST + random.geometric(1 / (mean_length - _SHORTEST + 1), users) - 1
     lengths = np.sort(np.minimum(lengths, world.late_from // 2).clip(_SHORTEST))[::-1]
     times = _draw_times(random, lengths)
-    # Sparse tastes; the floor keeps every item possible for everyone.
+    # Sparse tastes; the floor keeps every item possible for every user.
     taste = 0.95 * random.dirichlet(np.full(clusters, 0.3), users) + 0.05 / clusters
     chosen, top, mass = _draw_items(random, world, taste, lengths, times)
 
     happens = np.arange(times.shape[1]) < lengths[:, None]  # (users, longest)
     by_time = np.argsort(times[happens], kind="stable")
     user, item = np.nonzero(happens)[0][by_time], chosen[happens][by_time]
-    # Lengths were sorted, to have the active users in front: hide that in the names.
+    # Random names hide that users are sorted by length.
     user_ids = _names("u", random.permutation(users))
     item_ids = _names("i", np.arange(items))
     liking = taste[user, world.cluster_of[item]] / taste.max(axis=1)[user]
@@ -138,7 +137,7 @@ def _draw_world(random: np.random.Generator, items: int, clusters: int, late_fro
 
 
 def _draw_times(random: np.random.Generator, lengths: Ints) -> Ints:
-    """Return unix seconds, (users, longest), strictly increasing; a row's tail is padding."""
+    """Return unix seconds, (users, longest), strictly increasing; rows end in padding."""
     longest = int(lengths.max())
     begin = random.uniform(0, 0.9, len(lengths))
     end = begin + random.uniform(0.1, 1, len(lengths)) * (1 - begin)
@@ -151,14 +150,10 @@ def _draw_times(random: np.random.Generator, lengths: Ints) -> Ints:
 
 
 def _draw_items(
-    random: np.random.Generator,
-    world: _World,
-    taste: Floats,
-    lengths: Ints,  # from long to short
-    times: Ints,
+    random: np.random.Generator, world: _World, taste: Floats, lengths: Ints, times: Ints
 ) -> tuple[Ints, Ints, Floats]:
     """Return items (users, longest), the best ten at the last event, and their probability."""
-    users, items = len(lengths), len(world.cluster_of)
+    users, items = len(lengths), len(world.cluster_of)  # users by length, from long to short
     chosen = np.full(times.shape, -1)
     seen = np.zeros((users, items), np.bool_)
     top = np.empty((users, min(TOP, items)), np.int64)
@@ -184,7 +179,7 @@ def _describe(random: np.random.Generator, world: _World, ids: NDArray[np.str_])
     """Return items with noisy features of their clusters."""
     genres, makers, titles = [], [], []
     for number, cluster in enumerate(world.cluster_of.tolist()):
-        # Two genres a cluster; neighbouring clusters share one.
+        # A cluster has two genres and shares one with the next cluster.
         own = {_GENRES[cluster % len(_GENRES)], _GENRES[(cluster + 1) % len(_GENRES)]}
         if random.random() < 0.2:
             own.add(_GENRES[random.integers(len(_GENRES))])

@@ -1,7 +1,7 @@
-"""Tables from files and other libraries, with errors that name column, row and value.
+"""Tables from files and Arrow streams, with errors that name column, row and value.
 
-Errors count data rows from 1, without the header of a csv file and blank lines. Only errors in a
-line of JSON itself count lines.
+Errors count data rows from 1, without the csv header and blank lines. Only syntax errors in JSON
+lines count lines.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -24,22 +24,21 @@ _EXPECTED = "expected one row for each event, item or request"
 
 
 class ArrowStream(Protocol):
-    """Any table with the Arrow stream interface: polars, pandas, pyarrow, duckdb."""
+    """Table with the Arrow stream interface: polars, pandas, pyarrow, duckdb."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Return the table as a capsule that holds a C stream."""
-        ...
 
 
 class Table:
-    """An opened source, its columns not yet checked."""
+    """Opened source, whose columns are not checked yet."""
 
     def __init__(
         self, source: pl.LazyFrame | list[dict[str, Any]], name: str, *, is_text: bool = False
     ) -> None:
         """Take a frame, or the objects of JSON lines."""
         self.name = name
-        self.is_text = is_text  # csv: no types
+        self.is_text = is_text  # csv, which has no types
         self.blank_lines = 0
         self._source = source
         if isinstance(source, list):
@@ -51,13 +50,13 @@ class Table:
             raise DataError(f"{name} is not UTF-8 text, it may be UTF-16; save it as UTF-8")
 
     def label(self, column: str) -> str:
-        """Return the name of a column in messages."""
+        """Return the name of a column for messages."""
         return f"{self.name}: column {column!r}"
 
     def collect(self, names: dict[str, str], advice: str) -> pl.DataFrame:
-        """Return columns by our names (ours to theirs), without blank lines.
+        """Return the columns ``names`` (new name to source column) without blank lines.
 
-        ``advice`` says what to do about a missing column; its {} stands for user, item, ...
+        ``advice`` ends the error on a missing column; its {} stands for user, item, ...
         """
         for ours, theirs in names.items():
             if theirs not in self.names:
@@ -67,12 +66,12 @@ class Table:
                 )
             if f"{theirs}_duplicated_0" in self.names:
                 raise DataError(f"{self.label(theirs)} is there twice; rename one of them")
-        columns = [pl.col(theirs).alias(ours) for ours, theirs in names.items()]
         with _named(self.name):
             source = self._source
             if isinstance(source, list):
                 schema = list(names.values())
                 source = pl.from_dicts(source, schema=schema, infer_schema_length=None).lazy()
+            columns = [pl.col(theirs).alias(ours) for ours, theirs in names.items()]
             frame = source.select(columns).collect()
         if self.is_text:
             frame = frame.with_columns(pl.col(pl.String).replace("", None))
@@ -94,9 +93,9 @@ def open_table(
 ) -> Table:
     """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table with an Arrow stream.
 
-    Each group of ``ids`` must be of one type: polars would turn 7 into "7" in mixed JSON. Among
-    them are ``lists``, columns of lists of ids. csv files and JSON lines keep ``texts`` as written;
-    ``infer_types`` gives the other columns of a csv file types.
+    The columns of each group of ``ids`` share one type: polars would turn 7 into "7" in mixed JSON.
+    ``lists`` are the id columns that hold lists. csv files and JSON lines keep ``texts`` as
+    written; ``infer_types`` infers the types of the other csv columns.
 
     Raises:
         DataError: The source is missing, damaged or empty, or the ids of a group differ in type.
@@ -158,13 +157,12 @@ def refuse(
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turn errors of polars, panics of its Rust code included, into DataError with the name."""
+    """Turn errors and Rust panics of polars into DataError with the name of the source."""
     try:
         yield
     except DataError:
         raise
-    # ValueError and TypeError come from the exporters of other Arrow libraries, OverflowError from
-    # Python's integers.
+    # ValueError and TypeError come from other Arrow libraries, OverflowError from Python integers.
     except (PolarsError, PanicException, OSError, ValueError, TypeError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -176,7 +174,7 @@ def _named(name: str) -> Iterator[None]:
 def _read_rows(
     path: Path, ids: Sequence[Sequence[str]], lists: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Read JSON lines and check the types of ids, which polars would unify."""
+    """Read JSON lines and check the types of ids, which polars would convert."""
     rows = [row for _, row in read_json_lines(path)]
     if not rows:
         raise DataError(f"{path} holds no rows; {_EXPECTED}")

@@ -1,4 +1,4 @@
-"""Comparison of two models on held-out events by a paired bootstrap, and forest plots."""
+"""Significance tests of two models on held-out events, and forest plots."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from ranklet_training.runs.checkpoint import Model
 
 @dataclass(frozen=True)
 class ModelRow(Row):
-    """Test of one metric of two models on the same users."""
+    """Test of a metric of two models on the same users."""
 
     a: float  # means over users
     b: float
-    a_wins: int  # users for whom A is better
+    a_wins: int  # users with a better value of A
     b_wins: int
     ties: int
 
@@ -50,14 +50,11 @@ def compare_models(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> ModelComparison:
-    """Compare two models on the same users: full ranking, seen items masked, ties pessimistic.
+    """Compare two models on the same users: full ranking, seen items masked, pessimistic ties.
 
-    Each is a torch model or a loaded bundle, trained on this split; ``names`` are for the result
-    and for errors, ``on`` is ``"test"`` or ``"validation"``.
-
-    Raises:
-        RunError: The catalogues of the models and of the events differ.
-        InputError: As ``paired_bootstrap``.
+    Each is a torch model or a loaded bundle, trained on this split; ``on`` is ``"test"`` or
+    ``"validation"``. RunError: the catalogues of the models and of the events differ. InputError:
+    as ``paired_bootstrap``.
     """
     check_resampling(resamples, seed)
     cases: Cases = getattr(split, on)
@@ -69,22 +66,17 @@ def compare_models(
     )
     result = paired_bootstrap(a_values, b_values, resamples=resamples, seed=seed)
     gains = b_values - a_values
-    columns = {
-        "metric": np.array(list(all_metrics(np.ones(1, dtype=np.int64)))),
-        "a": result.a,
-        "b": result.b,
-        "a_wins": (gains < 0).sum(axis=0),
-        "b_wins": (gains > 0).sum(axis=0),
-        "ties": (gains == 0).sum(axis=0),
-    }
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    rows = [
-        ModelRow(**dict(zip(columns, own, strict=True)), **test)
-        for own, test in zip(values, result.rows(), strict=True)
-    ]
-    items = len(split.vocabulary)
+    rows = result.rows(
+        metric=list(all_metrics(np.ones(1, dtype=np.int64))),
+        a=result.a,
+        b=result.b,
+        a_wins=(gains < 0).sum(axis=0),
+        b_wins=(gains > 0).sum(axis=0),
+        ties=(gains == 0).sum(axis=0),
+    )
+    items, tests = len(split.vocabulary), [ModelRow(**row) for row in rows]
     protocol = f"{split.kind}, {on}, full ranking of {items} items, seen items masked"
-    return ModelComparison(*names, protocol, len(cases), resamples, seed, rows)
+    return ModelComparison(*names, protocol, len(cases), resamples, seed, tests)
 
 
 def metrics_of_ranks(ranks: NDArray[np.int64]) -> Values:
@@ -96,10 +88,9 @@ def metrics_of_ranks(ranks: NDArray[np.int64]) -> Values:
 
 
 def plot_comparison(comparison: ModelComparison | OutcomeComparison, path: str | Path) -> None:
-    """Draw a forest plot: the difference and interval of each metric, filled if significant.
+    """Draw a forest plot: difference and interval of each metric, filled if significant.
 
-    Outcomes differ in unit, so their differences are in percent of the control's mean, unless a
-    mean is 0.
+    Outcomes differ in unit: their differences are in percent of the control's mean, if none is 0.
     """
     figure, axes = new_figure(path)
     figure.set_figheight(1.8 + 0.4 * len(comparison.rows))

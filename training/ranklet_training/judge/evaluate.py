@@ -1,6 +1,6 @@
-"""Evaluation of runs and bundles: full ranking of held-out targets, with two baselines beside them.
+"""Evaluation of runs and bundles by full ranking of held-out targets, with pessimistic ties.
 
-Ties are pessimistic. Baselines are popularity and the most frequent followers of the last item.
+Baselines are popularity and the most frequent followers of the last item.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,15 +20,8 @@ from ranklet.time_gaps import UNKNOWN, gap_buckets
 from ranklet.values import show
 from ranklet_training.data.sequences import Ints, Mask, Sequences, pad
 from ranklet_training.data.split import Cases, Split
-from ranklet_training.judge.metrics import (
-    CUTOFFS,
-    Metrics,
-    Ranks,
-    all_metrics,
-    hit_rate,
-    ndcg,
-    ranks_of_targets,
-)
+from ranklet_training.judge import metrics
+from ranklet_training.judge.metrics import CUTOFFS, Metrics, Ranks, all_metrics, ranks_of_targets
 from ranklet_training.judge.plots import new_figure, save_figure
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.model.seed import SeedModel
@@ -36,28 +29,28 @@ from ranklet_training.runs.checkpoint import Model
 
 # Scores of all items for each case, (B, items + 1); column 0 is padding and ignored.
 Scorer = Callable[[Cases], NDArray[np.float32]]
+AnyModel = Model | Ranker | Scorer
 BATCH = 256
-LARGEST_BATCH = 1 << 26  # scores at a time, 256 MB
-# Slices of the evaluation: histories of these lengths and more, up to the next one.
-LENGTHS = (1, 5, 10, 20, 50, 100, 200)
+LARGEST_BATCH = 1 << 26  # scores of a batch, 256 MB
+LENGTHS = (1, 5, 10, 20, 50, 100, 200)  # lower ends of the slices by history length
 
 
 @dataclass(frozen=True)
 class TargetRanks:
-    """Ranks of the targets of Q cases, and the best items."""
+    """Ranks of the targets of Q cases, and the best K items."""
 
     ranks: Ints  # among all items, from 1, ties pessimistic, (Q,)
-    mean_ranks: NDArray[np.float64]  # the mean of the places that a tie takes, (Q,)
-    top: Ints  # the best items, 0 past the last one, (Q, K)
+    mean_ranks: NDArray[np.float64]  # mean of the places of a tie, (Q,)
+    top: Ints  # padded with 0, (Q, K)
 
 
 def rank_targets(
-    model: Model | Ranker | Scorer, split: Split, cases: Cases, *, mask_seen: bool, top: int = 0
+    model: AnyModel, split: Split, cases: Cases, *, mask_seen: bool, top: int = 0
 ) -> TargetRanks:
-    """Rank all items for each case, by a torch model, a loaded bundle or a scorer.
+    """Rank all items for each case by a torch model, a loaded bundle or a scorer.
 
-    ``mask_seen`` leaves out every item of the whole history, except the target itself; ``top`` is
-    the number of best items to keep.
+    ``mask_seen`` excludes every item of the whole history, except the target itself; ``top`` is the
+    number of best items to keep.
     """
     if isinstance(model, Ranker):
         return rank_by_bundle(model, split, cases, mask_seen=mask_seen, top=top)
@@ -70,7 +63,7 @@ def rank_targets(
 def rank_by_scorer(
     scorer: Scorer, cases: Cases, *, mask_seen: bool, top: int = 0, items: int = 1
 ) -> TargetRanks:
-    """Rank all items by their scores; options as ``rank_targets``, ``items`` bounds the batch."""
+    """Rank all items by scores; options as ``rank_targets``, ``items`` limits the batch."""
     ranks = np.zeros(len(cases), dtype=np.int64)
     mean_ranks = np.zeros(len(cases))
     best = np.zeros((len(cases), top), dtype=np.int64)
@@ -96,8 +89,8 @@ def rank_by_bundle(
 ) -> TargetRanks:
     """Rank by a bundle through its public interface; options as ``rank_targets``.
 
-    Only the first places are ranked: a target beyond them, or tied with an item that may lie beyond
-    them, gets the last rank, which no metric distinguishes from the true one.
+    Only the first places are ranked. A target beyond them, or tied with an item that may be beyond
+    them, gets the last rank, which no metric distinguishes from the true rank.
     """
     first = max(*CUTOFFS, top) + 1
     ranks = np.full(len(cases), len(split.vocabulary) + 1, dtype=np.int64)
@@ -120,11 +113,9 @@ def rank_by_bundle(
         for row, ranking, target in zip(rows, rankings, targets, strict=True):
             kept = ranking.items[:top]
             best[row, : len(kept)] = split.vocabulary.index(kept)
-            places = [place for place, item in enumerate(ranking.items) if item in target]
-            if not places:
-                continue
-            score = ranking.scores[places[0]]
-            if score > ranking.scores[-1] or len(ranking.items) < first:
+            scored = zip(ranking.items, ranking.scores, strict=True)
+            score = next((score for item, score in scored if item in target), None)
+            if score is not None and (score > ranking.scores[-1] or len(ranking.items) < first):
                 ranks[row] = np.count_nonzero(ranking.scores >= score)
                 above = np.count_nonzero(ranking.scores > score)
                 mean_ranks[row] = (above + 1 + ranks[row]) / 2
@@ -132,7 +123,7 @@ def rank_by_bundle(
 
 
 def _batches(cases: Cases, items: int = 1) -> Iterator[Ints]:
-    """Yield rows of cases, histories of similar length together."""
+    """Yield rows of cases in batches of similar history length."""
     order = np.argsort(cases.histories.lengths, kind="stable")
     size = max(1, min(BATCH, LARGEST_BATCH // items))
     for begin in range(0, len(order), size):
@@ -140,9 +131,9 @@ def _batches(cases: Cases, items: int = 1) -> Iterator[Ints]:
 
 
 def model_scorer(model: Model, training: Sequences) -> Scorer:
-    """Score with torch weights as the runtime does.
+    """Return the scorer of a torch model, which treats histories as the runtime.
 
-    Items outside the catalogue are dropped; popularity scores a history without any item left.
+    Items outside the catalogue are dropped; popularity scores histories without known items.
     """
     with torch.no_grad():
         table = model.table()
@@ -152,7 +143,7 @@ def model_scorer(model: Model, training: Sequences) -> Scorer:
     def score(cases: Cases) -> NDArray[np.float32]:
         known = cases.drop_unknown()
         is_cold = known.histories.lengths == 0
-        any_item = np.ones(1, dtype=np.int64)  # fills a cold history; popularity replaces its row
+        any_item = np.ones(1, dtype=np.int64)  # for cold histories, whose scores are replaced
         filled = [history if len(history) else any_item for history in known.histories]
         gaps = _gaps(known, length) if model.config.time_gaps else None
         with torch.no_grad():
@@ -178,13 +169,13 @@ def _gaps(cases: Cases, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def popularity_scorer(training: Sequences, items: int) -> Scorer:
-    """Score every item by its number of training events."""
+    """Return the popularity baseline: scores are numbers of training events."""
     counts = training.counts(items).astype(np.float32)
     return lambda cases: np.tile(counts, (len(cases), 1))
 
 
 def markov_scorer(training: Sequences, items: int) -> Scorer:
-    """Score by the number of times an item directly followed the last one, ties by popularity."""
+    """Return the Markov baseline: counts of direct followers of the last item, then popularity."""
     users = np.repeat(np.arange(len(training)), training.lengths)
     same = users[1:] == users[:-1]
     before, after = training.items[:-1][same], training.items[1:][same]
@@ -206,15 +197,11 @@ def markov_scorer(training: Sequences, items: int) -> Scorer:
 def check_catalogue(
     name: str, model: Model | Ranker, split: Split, vocabulary: Vocabulary | None = None
 ) -> None:
-    """Refuse a model whose catalogue differs from that of the events.
+    """Raise RunError if the catalogues of a model and of the events differ.
 
-    A bundle has its ids; a torch model needs its vocabulary, or only sizes are compared.
-
-    Raises:
-        RunError: The catalogues differ.
+    A bundle has its ids; for a torch model without ``vocabulary`` only sizes are compared.
     """
-    advice = "take the events that it was trained on"
-    items = len(split.vocabulary)
+    advice, items = "take the events that it was trained on", len(split.vocabulary)
     size = len(model) if isinstance(model, Ranker) else model.items.item.shape[0] - 1
     if size != items:
         raise RunError(f"{name} knows {size} items and the events have {items}: {advice}")
@@ -231,15 +218,15 @@ def check_catalogue(
 def evaluate(
     models: dict[str, Model | Ranker], split: Split, *, on: str = "test"
 ) -> dict[str, Any]:
-    """Return one table of metrics: every model, by name, and the two baselines.
+    """Return the table of metrics of models, by name, and of the two baselines.
 
     The table has ``protocol``, ``users``, ``cold_targets``, ``slices`` (name to number of users),
     ``target_popularity`` (mean training events of the targets) and ``rows``, each with
 
-    * ``model``, ``masked`` and ``unmasked``: every metric, seen items left out or not;
+    * ``model``, ``masked`` and ``unmasked``: every metric, with and without seen items masked;
     * ``mean_ties``: HR@10 and NDCG@10 by mean ranks; a difference shows collapsed scores;
-    * ``slices``: HR@10 and NDCG@10 of cold targets and by length of the history;
-    * ``coverage``: share of the catalogue in anybody's first 10;
+    * ``slices``: HR@10 and NDCG@10 of cold targets and by history length;
+    * ``coverage``: share of the catalogue in the first 10 of any user;
     * ``popularity``: mean training events of the items in the first 10 (the average
       recommendation popularity of Abdollahpouri et al., 2019).
     """
@@ -251,7 +238,7 @@ def evaluate(
     is_cold = (counts[cases.targets] == 0) | (cases.targets == 0)
     slices = {"cold targets": is_cold, **_length_slices(cases)}
     slices = {name: rows for name, rows in slices.items() if rows.any()}
-    judged: dict[str, Model | Ranker | Scorer] = {
+    judged: dict[str, AnyModel] = {
         **models,
         "last-item Markov": markov_scorer(split.training, items),
         "popularity": popularity_scorer(split.training, items),
@@ -276,11 +263,7 @@ def _length_slices(cases: Cases) -> dict[str, Mask]:
 
 
 def _figures(
-    model: Model | Ranker | Scorer,
-    split: Split,
-    cases: Cases,
-    counts: Ints,
-    slices: dict[str, Mask],
+    model: AnyModel, split: Split, cases: Cases, counts: Ints, slices: dict[str, Mask]
 ) -> dict[str, Any]:
     unmasked = rank_targets(model, split, cases, mask_seen=False)
     masked = rank_targets(model, split, cases, mask_seen=True, top=10)
@@ -296,21 +279,20 @@ def _figures(
 
 
 def _main_metrics(ranks: Ranks) -> Metrics:
-    return {"HR@10": hit_rate(ranks, 10), "NDCG@10": ndcg(ranks, 10)}
+    return {"HR@10": metrics.hit_rate(ranks, 10), "NDCG@10": metrics.ndcg(ranks, 10)}
 
 
 def plot_evaluation(table: dict[str, Any], path: str | Path) -> None:
-    """Draw NDCG@10 of every slice, a group of bars for each, a colour for each model."""
+    """Draw NDCG@10 as grouped bars: a group per slice, a colour per model."""
     figure, axes = new_figure(path)
-    names = ["all", *table["slices"]]
-    users = [table["users"], *table["slices"].values()]
+    users = {"all": table["users"], **table["slices"]}
     width = 0.8 / len(table["rows"])
     for place, row in enumerate(table["rows"]):
         values = [row["masked"]["NDCG@10"], *(v["NDCG@10"] for v in row["slices"].values())]
-        left = np.arange(len(names)) + (place - (len(table["rows"]) - 1) / 2) * width
+        left = np.arange(len(users)) + (place - (len(table["rows"]) - 1) / 2) * width
         axes.bar(left, values, width, label=row["model"])
-    labels = [f"{name}\n({count:,})" for name, count in zip(names, users, strict=True)]
-    axes.set_xticks(np.arange(len(names)), labels, fontsize=8)
+    labels = [f"{name}\n({count:,})" for name, count in users.items()]
+    axes.set_xticks(np.arange(len(users)), labels, fontsize=8)
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("NDCG@10, seen items masked")
     axes.legend(frameon=False)

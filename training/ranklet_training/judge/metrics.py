@@ -1,7 +1,7 @@
 """Hit rate, NDCG and MRR from the rank of the one target of each case.
 
-Ranks count from 1. Ties are pessimistic: a target that shares its score with other items stands
-behind them, so a model with one score for all items gets nothing.
+Ranks count from 1. Ties are pessimistic: a target ranks behind all items of the same score, so a
+constant model gets nothing.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ Ranks = NDArray[np.int64] | NDArray[np.float64]
 
 
 def hit_rate(ranks: Ranks, k: int) -> float:
-    """Return the share of targets among the first k, here equal to recall@k."""
+    """Return HR@k, the share of targets in the first k, equal to recall@k with one target."""
     return float((ranks <= k).mean())
 
 
 def ndcg(ranks: Ranks, k: int) -> float:
-    """Return the mean of 1 / log2(1 + rank), 0 beyond k; the ideal gain is 1 with one item.
+    """Return NDCG@k, the mean of 1 / log2(1 + rank), 0 beyond k; the ideal gain is 1.
 
     Source: Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002.
     """
@@ -26,7 +26,7 @@ def ndcg(ranks: Ranks, k: int) -> float:
 
 
 def mrr(ranks: Ranks, k: int) -> float:
-    """Return the mean of 1 / rank, 0 beyond k."""
+    """Return MRR@k, the mean of 1 / rank, 0 beyond k."""
     return float(np.where(ranks <= k, 1 / ranks, 0).mean())
 
 
@@ -39,14 +39,11 @@ def all_metrics(ranks: Ranks) -> Metrics:
 def ranks_of_targets(
     scores: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the rank of each row's target, ties pessimistic, and its mean rank among ties, (B,).
+    """Return the pessimistic rank of the target of each row, and its mean rank among ties, (B,).
 
     The pessimistic rank is 1 + better items + equal items; the mean rank counts half of the latter.
-    Scores are (B, items + 1), -inf in column 0, which is padding, and for masked items. Targets are
-    columns (B,), 0 if the catalogue lacks the item.
-
-    Raises:
-        FloatingPointError: A score is NaN; a rank among NaNs would mean nothing.
+    Scores are (B, items + 1), -inf for padding (column 0) and masked items. Targets are columns
+    (B,), 0 if outside the catalogue. FloatingPointError: a score is NaN.
     """
     if np.isnan(scores.max()):  # a maximum is NaN if any number is
         row, item = np.argwhere(np.isnan(scores))[0]

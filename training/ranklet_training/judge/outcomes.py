@@ -1,7 +1,4 @@
-"""Comparison of two variants of an online A/B test by the clicks of their users.
-
-The variants have different users, so each is resampled by itself.
-"""
+"""Significance tests of an online A/B test by clicks; each variant is resampled on its own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +9,8 @@ from polars.exceptions import PolarsError
 from ranklet.errors import DataError, InputError
 from ranklet_training.data.events import read_ids
 from ranklet_training.data.tables import open_table, refuse
-from ranklet_training.judge.statistics import (
-    MIN_USERS,
-    Ratio,
-    Row,
-    SampleRatio,
-    check_resampling,
-    sample_ratio,
-    unpaired_bootstrap,
-)
+from ranklet_training.judge import statistics
+from ranklet_training.judge.statistics import MIN_USERS, Row
 
 OUTCOME_COLUMNS = ("user_id", "variant", "shown", "clicked")
 LISTS = OUTCOME_COLUMNS[2:]
@@ -35,16 +25,16 @@ OUTCOME_METRICS = (
 
 @dataclass(frozen=True)
 class OutcomeRow(Row):
-    """Test of one metric of two variants, means over their users."""
+    """Test of a metric of two variants, with means over their users."""
 
     control: float
     treatment: float
-    relative_difference: float | None  # difference / control; None where the control is 0
+    relative_difference: float | None  # difference / control; None if control is 0
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Counts of one variant, without the users who saw both."""
+    """Size of a variant, without users who saw both variants."""
 
     name: str
     users: int
@@ -53,12 +43,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class OutcomeComparison:
-    """Comparison of the two variants of an online A/B test."""
+    """Result of an online A/B test."""
 
     control: Variant
     treatment: Variant
-    users_in_both: int  # users who saw both variants, left out of everything
-    sample_ratio: SampleRatio
+    users_in_both: int  # users who saw both variants, excluded from all numbers
+    sample_ratio: statistics.SampleRatio
     resamples: int
     seed: int
     rows: list[OutcomeRow]
@@ -68,22 +58,21 @@ def compare_outcomes(
     source: str | Path | pl.DataFrame,
     *,
     control: str | None = None,
-    ratio: Ratio = (1.0, 1.0),
+    ratio: statistics.Ratio = (1.0, 1.0),
     resamples: int = 10_000,
     seed: int = 0,
 ) -> OutcomeComparison:
-    """Compare the two variants of an online A/B test, a log as ``read_outcomes`` takes it.
+    """Compare the two variants of an online A/B test, by a log of ``read_outcomes``.
 
-    Metrics are means over users of each user's own value, so that a user with many requests weighs
-    as much as any other. Users who saw both variants are left out and counted. ``control`` is a
-    name, by default the first in sorted order; ``ratio`` is its planned users to those of the
-    other.
+    Metrics are means over users of their own means, so that every user has the same weight. Users
+    who saw both variants are excluded and counted. ``control`` is by default the first name in
+    sorted order; ``ratio`` is that of the planned users, control to treatment.
 
     Raises:
         DataError: As ``read_outcomes``; there are not two variants, or one has fewer than 20 users.
         InputError: No variant has the name ``control``, or an option is out of range.
     """
-    check_resampling(resamples, seed)
+    statistics.check_resampling(resamples, seed)
     requests = read_outcomes(source)
     names = _variants(requests, control)
     users = user_outcomes(requests)
@@ -96,39 +85,30 @@ def compare_outcomes(
                 f"variant {name!r} has {len(group)} users ({in_both} saw both variants and are "
                 f"left out); a comparison needs at least {MIN_USERS}"
             )
-    checked = sample_ratio(len(groups[0]), len(groups[1]), ratio)
+    checked = statistics.sample_ratio(len(groups[0]), len(groups[1]), ratio)
     a, b = (group.select(OUTCOME_METRICS).to_numpy() for group in groups)
-    result = unpaired_bootstrap(a, b, resamples=resamples, seed=seed)
-    columns = (OUTCOME_METRICS, result.a.tolist(), result.b.tolist(), result.rows())
-    rows = [
-        OutcomeRow(
-            metric=metric,
-            control=a_mean,
-            treatment=b_mean,
-            relative_difference=test["difference"] / a_mean if a_mean else None,
-            **test,
-        )
-        for metric, a_mean, b_mean, test in zip(*columns, strict=True)
-    ]
-    before, after = (
-        Variant(name, len(group), int(group["requests"].sum()))
-        for name, group in zip(names, groups, strict=True)
+    result = statistics.unpaired_bootstrap(a, b, resamples=resamples, seed=seed)
+    means = zip(result.difference.tolist(), result.a.tolist(), strict=True)
+    relative = [difference / mean if mean else None for difference, mean in means]
+    rows = result.rows(
+        metric=OUTCOME_METRICS, control=result.a, treatment=result.b, relative_difference=relative
     )
-    return OutcomeComparison(before, after, in_both, checked, resamples, seed, rows)
+    sizes = [(len(group), int(group["requests"].sum())) for group in groups]
+    before, after = (Variant(name, *size) for name, size in zip(names, sizes, strict=True))
+    tests = [OutcomeRow(**row) for row in rows]
+    return OutcomeComparison(before, after, in_both, checked, resamples, seed, tests)
 
 
 def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
-    """Read and check a log of outcomes, one row for each request.
+    """Read and check a log of outcomes, one row for each request, from a source of ``open_table``.
 
-    Columns of a file or frame as ``open_table`` takes it, others are ignored:
+    Returns these columns in the order of the source:
 
     * ``user_id``: integers or text
-    * ``variant``: text or integers
-    * ``shown``: item ids (all integers or all text) from the first place down; a list, in csv the
-      ids with ``|`` between them
-    * ``clicked``: the clicked ones of ``shown``, in any order, each once; may be empty
-
-    Returns them in the order of the source, variants as text, both lists of one type.
+    * ``variant``: text; integers become text
+    * ``shown``: item ids from the first place down; a list of integers or text, in csv the ids with
+      ``|`` between them
+    * ``clicked``: the clicked items of ``shown``, of the same type, in any order; may be empty
 
     Raises:
         DataError: The log is missing, damaged or empty, lacks a column, or holds a wrong value: a
@@ -157,7 +137,7 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
 
 
 def user_outcomes(requests: pl.DataFrame) -> pl.DataFrame:
-    """Return ``requests`` and ``OUTCOME_METRICS`` of each user and variant, sorted by both."""
+    """Return the number of requests and the metrics of each user and variant, sorted by both."""
     rows = requests.with_row_index("row")
     first = _clicks(rows).group_by("row").agg(pl.col("place").min())
     clicks = pl.col("clicked").list.len()
@@ -181,14 +161,14 @@ def _variants(requests: pl.DataFrame, control: str | None) -> tuple[str, str]:
         more = f" and {len(counts) - 10:,} more" if len(counts) > 10 else ""
         raise DataError(f"a comparison needs two variants, got {len(counts)}: {listed}{more}")
     names = [str(name) for name, _ in counts]
-    if control is not None and control not in names:
-        raise InputError(f"control {control!r} is not among the variants: {listed}")
     first = names[0] if control is None else control
+    if first not in names:
+        raise InputError(f"control {control!r} is not among the variants: {listed}")
     return first, names[1 - names.index(first)]
 
 
 def _id_lists(values: pl.Series, label: str) -> pl.Series:
-    """Return lists of int64 or text, without a missing or repeated id."""
+    """Return lists of int64 or text; refuse missing and repeated ids."""
     if isinstance(values.dtype, pl.Array):
         values = values.arr.to_list()
     if not isinstance(values.dtype, pl.List):
@@ -196,7 +176,7 @@ def _id_lists(values: pl.Series, label: str) -> pl.Series:
             f"{label} holds {values.dtype}, such as {values[0]!r} in row 1; use "
             "lists of item ids (in csv, ids with | between them)"
         )
-    inner = pl.Series(dtype=values.dtype.inner).dtype  # an instance, where inner may be a class
+    inner = pl.Series(dtype=values.dtype.inner).dtype  # an instance, even if inner is a class
     missing = values.list.eval(pl.element().is_null()).list.any()
     refuse(missing, values, label, "holds a missing id")
     if inner == pl.Null:  # every list is empty
@@ -214,7 +194,7 @@ def _id_lists(values: pl.Series, label: str) -> pl.Series:
 
 
 def _clicks(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return row, item and place (from 1) of every click; null if the item was not shown."""
+    """Return row, item and place (from 1, null: not shown) of every click."""
     rows = rows.filter(pl.col("clicked").list.len() > 0)
     length = pl.col("shown").list.len().cast(pl.Int64)
     places = rows.select("row", item="shown", place=pl.int_ranges(1, length + 1))

@@ -1,4 +1,4 @@
-"""Figures of one plain style: matplotlib is optional, files are whole or absent."""
+"""Figures in a common style, by matplotlib if it is installed, written atomically."""
 
 from io import BytesIO
 from pathlib import Path
@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_plot(path: str | Path) -> None:
-    """Check that a plot can be saved, before long work.
-
-    Raises:
-        InputError: matplotlib is missing, or can't write a file of this name.
-    """
+    """Raise InputError if matplotlib is missing or can't write a file of this name."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -32,7 +28,7 @@ def check_plot(path: str | Path) -> None:
 
 
 def new_figure(path: str | Path) -> "tuple[Figure, Axes]":
-    """Return a figure for ``path``, which ``check_plot`` accepts, with one pair of axes."""
+    """Return a figure with one pair of axes, for a path that passes ``check_plot``."""
     check_plot(path)
     from matplotlib.figure import Figure
 

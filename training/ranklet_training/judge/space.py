@@ -1,4 +1,4 @@
-"""Search spaces of settings: specs like ``0.1..0.6``, ``1e-4..1e-2:log`` and ``64,128,256``."""
+"""Search spaces: specs like ``0.1..0.6``, ``1e-4..1e-2:log`` and ``64,128,256``."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -18,21 +18,21 @@ from ranklet_training.runs.presets import RunConfig, configure
 
 Space = dict[str, BaseDistribution]
 
-DEFAULT_SPACE = {  # it holds what recommend() chooses
-    "dropout": "0.1..0.7",  # sparse data needs much; of 0.2 to 0.5 ml-100k tells the difference
-    "learning_rate": "5e-4..2e-2:log",  # its best value moves with width and targets_per_step
-    "width": "32,64,128,256",  # capacity against overfitting; time and size grow with it
-    "blocks": "1..3",  # none is the preset zero-block; time grows with them
+DEFAULT_SPACE = {  # contains the settings of recommend()
+    "dropout": "0.1..0.7",  # sparse data needs more; ml-100k differs between 0.2 and 0.5
+    "learning_rate": "5e-4..2e-2:log",  # the best value depends on width and targets_per_step
+    "width": "32,64,128,256",  # capacity against overfitting, time and size
+    "blocks": "1..3",  # 0 is the preset zero-block; time grows with the number
     "temperature": "0.03..0.2:log",  # sharpness of the softmax over cosines
-    "targets_per_step": "512..4096:log",  # few: more and noisier steps in an epoch
+    "targets_per_step": "512..4096:log",  # few targets: more and noisier steps an epoch
 }
-# Values of a study must be comparable: settings that change the cases can't be searched.
+# Settings that change the cases can't be searched: the values of a study must be comparable.
 FIXED = {name: "it decides the held-out cases" for name in ("split", "folds", "fold")}
 FIXED["seed"] = "the best seed is luck"
 
 
 def default_space(base: RunConfig, fixed: Collection[str] = ()) -> dict[str, str]:
-    """Return the specs of ``DEFAULT_SPACE`` that this configuration uses, without fixed ones."""
+    """Return ``DEFAULT_SPACE`` without fixed settings and those that a configuration ignores."""
     unused = set(fixed)
     if base.model.kind == "seed":
         unused |= {"blocks", "temperature"}
@@ -42,14 +42,10 @@ def default_space(base: RunConfig, fixed: Collection[str] = ()) -> dict[str, str
 
 
 def parse_space(specs: Mapping[str, str], base: RunConfig) -> Space:
-    """Read specs as distributions of their settings.
-
-    Raises:
-        InputError: A setting is unknown or can't be searched, or a value has a wrong type or range.
-    """
+    """Parse specs as distributions; InputError: a wrong value, or no searchable setting."""
     if not specs:
         raise InputError(
-            "nothing is left to search, as every setting was given: name some, as in "
+            "nothing is left to search, as every setting was given: name one, as in "
             "--search dropout=0.1..0.6"
         )
     return {name: _distribution(name, spec.strip(), base) for name, spec in specs.items()}
@@ -81,8 +77,8 @@ def _distribution(name: str, spec: str, base: RunConfig) -> BaseDistribution:
 
 
 def _value(name: str, text: str, base: RunConfig) -> Any:  # noqa: ANN401 (settings of any type)
-    """Return one value of a setting, as strict as ``--set``."""
-    beside: dict[str, Any] = {}  # width and heads are checked together: here beside one that fits
+    """Parse a value of a setting, as strictly as ``--set``."""
+    beside: dict[str, Any] = {}  # heads are checked against the width: use a value that fits
     if name == "heads" and text.isdecimal():
         beside = {"width": 2 * max(1, int(text))}
     elif name == "width":
@@ -94,7 +90,7 @@ def _value(name: str, text: str, base: RunConfig) -> Any:  # noqa: ANN401 (setti
 
 
 def spec_of(distribution: BaseDistribution) -> str:
-    """Return the spec that ``parse_space`` reads as this distribution."""
+    """Return the spec of a distribution, the inverse of ``parse_space``."""
     if isinstance(distribution, CategoricalDistribution):
         return ",".join(map(str, distribution.choices))
     assert isinstance(distribution, IntDistribution | FloatDistribution)
@@ -102,7 +98,7 @@ def spec_of(distribution: BaseDistribution) -> str:
 
 
 def check_space(space: Space, base: RunConfig, items: pl.DataFrame | None) -> None:
-    """Refuse a space without the base, where the search starts, and missing item features."""
+    """Refuse a space without the base, which is the first trial, and unknown item features."""
     for name, distribution in space.items():
         value = base.flat()[name]
         if isinstance(distribution, CategoricalDistribution):

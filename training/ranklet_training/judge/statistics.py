@@ -1,9 +1,9 @@
 """Tests of significance: bootstrap over users, Holm's correction, sample ratio.
 
-* The user is the unit of resampling, as one user's events and requests depend on each other.
-* Several metrics are several chances of an error: significance is stated after Holm's correction.
-* Groups of equal users are drawn at once, which scipy.stats.bootstrap does not do: for nine metrics
-  of ranks it took 6 times as long with 6,040 users and 69 times with 100,000.
+* The unit of resampling is the user, as the events and requests of a user depend on each other.
+* Significance is stated after Holm's correction over all metrics.
+* Groups of equal users are drawn at once. scipy.stats.bootstrap, which does not, took 6 times as
+  long for nine metrics of ranks with 6,040 users, and 69 times with 100,000.
 
 Sources: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 13 (percentile
 interval) and 16 (tests by translation to the null); Sakai, SIGIR 2006, and Smucker, Allan and
@@ -26,15 +26,15 @@ Values = NDArray[np.float64]
 Ratio = tuple[float, float]  # control to treatment
 
 ALPHA = 0.05  # of the tests; intervals cover 1 - ALPHA
-MIN_RESAMPLES = 1000  # fewer can't put a p-value below ALPHA after Holm over ten metrics, with room
-MIN_USERS = 20  # fewer are no sample of a population, and their interval is too narrow
+MIN_RESAMPLES = 1000  # fewer leave no p-value well below ALPHA after Holm over ten metrics
+MIN_USERS = 20  # the interval of fewer users is too narrow
 CHUNK = 1 << 20  # cells (resample, user) in memory at a time, about 30 MB
 MISMATCH = 0.001  # p-value of a sample ratio: one false alarm in a thousand correct splits
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Means and tests of M metrics; every array is (M,)."""
+    """Means and bootstrap tests of M metrics; every array is (M,)."""
 
     a: Values  # means
     b: Values
@@ -43,13 +43,13 @@ class Bootstrap:
     high: Values
     p: Values  # two-sided, in [1 / (resamples + 1), 1]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the fields of ``Row`` but its name, one dict for each metric."""
+    def rows(self, **others: Any) -> list[dict[str, Any]]:  # noqa: ANN401 (columns of any type)
+        """Return the fields of ``Row`` for each metric, beside other columns such as its name."""
+        tests = {name: getattr(self, name) for name in ("difference", "low", "high", "p")}
         corrected = holm(self.p)
-        columns = (self.difference, self.low, self.high, self.p, corrected, corrected <= ALPHA)
-        names = ("difference", "low", "high", "p", "p_holm", "significant")
-        values = zip(*(column.tolist() for column in columns), strict=True)
-        return [dict(zip(names, row, strict=True)) for row in values]
+        columns = {**tests, "p_holm": corrected, "significant": corrected <= ALPHA, **others}
+        values = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,11 @@ class Row:
 
 
 def paired_bootstrap(a: Values, b: Values, *, resamples: int = 10_000, seed: int = 0) -> Bootstrap:
-    """Compare two models on the same users; a draw of users takes both of their values.
+    """Compare two models by a paired bootstrap over users.
 
     ``a`` and ``b`` hold one value for each user and metric, (U, M). All users are drawn
-    ``resamples`` times, at least 1,000.
-
-    Raises:
-        InputError: Shapes differ, a value is not finite, or there are fewer than 20 users.
+    ``resamples`` times, at least 1,000. InputError: shapes differ, a value is not finite, or there
+    are fewer than 20 users.
     """
     check_resampling(resamples, seed)
     a, b = _check_values("a", a), _check_values("b", b)
@@ -84,11 +82,7 @@ def paired_bootstrap(a: Values, b: Values, *, resamples: int = 10_000, seed: int
 def unpaired_bootstrap(
     a: Values, b: Values, *, resamples: int = 10_000, seed: int = 0
 ) -> Bootstrap:
-    """Compare two groups of different users, (U, M) and (V, M); draws keep the size of each.
-
-    Raises:
-        InputError: As ``paired_bootstrap``; the groups may differ in size.
-    """
+    """Compare two groups of different users, (U, M) and (V, M); errors as ``paired_bootstrap``."""
     check_resampling(resamples, seed)
     a, b = _check_values("a", a), _check_values("b", b)
     if a.shape[1] != b.shape[1]:
@@ -98,10 +92,7 @@ def unpaired_bootstrap(
 
 
 def holm(p: Sequence[float] | Values) -> Values:
-    """Return p-values corrected for their number (Holm 1979), in the given order.
-
-    A corrected value of at most alpha is significant at alpha, over all of them together.
-    """
+    """Return p-values after Holm's correction (1979), in the given order."""
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     factors = np.arange(len(values), 0, -1)
@@ -133,12 +124,12 @@ def _resampled_means(values: Values, resamples: int, entropy: list[int]) -> Valu
     """Return means over users, drawn with replacement, (resamples, M)."""
     generator = np.random.Generator(np.random.Philox(entropy))
     users = len(values)
-    # Distinct rows by first appearance: that order does not change with the sign of the values, so
-    # swapping two models gives the mirrored draws.
+    # Distinct rows by first appearance, independent of the sign of the values: swapping two models
+    # mirrors the draws.
     _, first, counts = np.unique(values, axis=0, return_index=True, return_counts=True)
     order = np.argsort(first)
     # Ranks have few distinct rows. A multinomial draw of their counts is exact and takes a tenth of
-    # the time; with many distinct rows it costs more than one pick for each user.
+    # the time; with many distinct rows it takes longer than a pick for each user.
     are_few = 4 * len(first) < users
     rows = values[first[order]] if are_few else values
     means = np.empty((resamples, values.shape[1]))
@@ -149,7 +140,7 @@ def _resampled_means(values: Values, resamples: int, entropy: list[int]) -> Valu
             drawn = generator.multinomial(users, counts[order] / users, size=number)
         else:
             picks = generator.integers(0, users, (number, users))
-            picks += np.arange(number)[:, None] * users  # each resample its own bins
+            picks += np.arange(number)[:, None] * users  # bins of each resample
             drawn = np.bincount(picks.ravel(), minlength=number * users).reshape(number, users)
         means[begin : begin + number] = drawn.astype(np.float64) @ rows / users
     return means
@@ -159,8 +150,8 @@ def _summarise(a: Values, b: Values, differences: Values) -> Bootstrap:
     """Return intervals and p-values from resampled differences, (resamples, M)."""
     a_mean, b_mean = a.mean(axis=0), b.mean(axis=0)
     observed = b_mean - a_mean
-    # Sums of many parts in another order differ in their last bits; a resampled difference that
-    # equals the observed one must count as equal.
+    # Sums in another order differ in their last bits; a resampled difference equal to the observed
+    # one must count as equal.
     rounding = 1e-9 * (np.abs(a).mean(axis=0) + np.abs(b).mean(axis=0))
     as_extreme = np.abs(differences - observed) >= np.abs(observed) - rounding
     low, high = np.quantile(differences, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
@@ -170,7 +161,7 @@ def _summarise(a: Values, b: Values, differences: Values) -> Bootstrap:
 
 @dataclass(frozen=True)
 class SampleRatio:
-    """Test of the numbers of users against the planned ratio."""
+    """Chi-square test of the numbers of users against the planned ratio."""
 
     control_share: float  # planned, in (0, 1)
     chi_square: float
@@ -179,20 +170,17 @@ class SampleRatio:
 
 
 def sample_ratio(control: int, treatment: int, ratio: Ratio = (1.0, 1.0)) -> SampleRatio:
-    """Test numbers of users against the planned ratio of control to treatment: chi-square.
+    """Test the numbers of users against the planned ratio of control to treatment.
 
-    A mismatch says that users are missing from one variant for a reason that may affect the
-    metrics, so that no difference can be trusted. Source: Fabijan et al., "Diagnosing sample ratio
-    mismatch in online controlled experiments", KDD 2019.
-
-    Raises:
-        InputError: A part of the ratio is not a positive number.
+    After a mismatch no difference can be trusted: the reason of the missing users may affect the
+    metrics. Source: Fabijan et al., "Diagnosing sample ratio mismatch in online controlled
+    experiments", KDD 2019. InputError: a part of the ratio is not a positive number.
     """
     if not all(0 < part < math.inf for part in ratio):
         raise InputError(f"a ratio is two positive numbers, got {ratio[0]:g}:{ratio[1]:g}")
     share = ratio[0] / (ratio[0] + ratio[1])
     users = control + treatment
-    # (O - E)^2 is equal in both cells, so the sum over cells is this quotient.
+    # (O - E)^2 is equal in both cells.
     chi_square = (control - users * share) ** 2 / (users * share * (1 - share))
     p = math.erfc(math.sqrt(chi_square / 2))  # survival function, one degree of freedom
     return SampleRatio(share, chi_square, p, p < MISMATCH)

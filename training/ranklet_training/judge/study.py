@@ -1,4 +1,4 @@
-"""A study on disk: optuna's trials, and the queue that a killed process leaves."""
+"""Study on disk: trials of optuna, and the queue of a killed process."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,12 @@ from ranklet_training.runs.presets import RunConfig, configure, setting_differen
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # a trial that dies each time (memory?) must not stop the study for ever
+ATTEMPTS = 3  # a trial that dies each time, as for memory, must not block the study
 
 
 @dataclass(frozen=True)
 class Study:
-    """An optuna study of a space, whose first trial is the base configuration."""
+    """Optuna study of a space, whose first trial is the base configuration."""
 
     handle: optuna.Study
     path: Path
@@ -30,7 +30,7 @@ class Study:
     space: Space
 
     def check_facts(self, facts: Mapping[str, Any]) -> None:
-        """Record data, base and space of a new study; refuse to resume one with others."""
+        """Record data, base and space of a new study; refuse others for an existing study."""
         known = self.handle.user_attrs
         differences = []
         for name, new in facts.items():
@@ -40,9 +40,8 @@ class Study:
             old: Any = configure(known[name]).flat() if name == "base" else known[name]
             if isinstance(new, str):
                 label = f"digest of the {name}"
-                differences += setting_differences({label: old[:12]}, {label: new[:12]})
-            else:
-                differences += setting_differences(old, new)
+                old, new = {label: old[:12]}, {label: new[:12]}
+            differences += setting_differences(old, new)
         if differences:
             raise RunError(
                 f"the study {self.path} was started with something else "
@@ -58,21 +57,20 @@ class Study:
         return self.trials(TrialState.COMPLETE, TrialState.PRUNED)
 
     def best(self) -> FrozenTrial | None:
-        """Return the complete trial of the highest value, the earlier one of equal values."""
+        """Return the complete trial of the highest value, the earliest of equal values."""
         complete = self.trials(TrialState.COMPLETE)
         return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
     def enqueue_unfinished(self) -> None:
-        """Enqueue the trials that a killed process left unfinished, or the base of a new study."""
+        """Enqueue the unfinished trials of a killed process, or the base of a new study."""
         for trial in self.trials(TrialState.RUNNING):
             is_base, attempt = trial.user_attrs.get("is_base"), trial.user_attrs.get("attempt", 1)
             if attempt >= ATTEMPTS and not is_base:
-                logger.warning(
-                    "trial %d is left out: it was killed %s times", trial.number, attempt
-                )
+                reason = f"it was killed {attempt} times"
+                logger.warning("trial %d is left out: %s", trial.number, reason)
                 self.handle.tell(trial.number, state=TrialState.PRUNED)
                 continue
-            # A trial that was killed during its draw lacks settings: it is drawn again.
+            # A trial killed during its draw lacks settings and is drawn again.
             if is_base or trial.params.keys() == self.space.keys():
                 self.enqueue_again(trial, attempt + 1)
             self.handle.tell(trial.number, state=TrialState.FAIL)
@@ -93,7 +91,7 @@ class Study:
 
 @contextmanager
 def open_study(path: Path, base: RunConfig, space: Space) -> Iterator[Study]:
-    """Open or make the study of a folder; RunError says that it is damaged."""
+    """Open or create the study of a folder; RunError: it is damaged."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         storage = optuna.storages.RDBStorage(f"sqlite:///{path / 'study.db'}")

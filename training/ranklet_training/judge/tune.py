@@ -1,15 +1,15 @@
 """Hyperparameter search by validation NDCG@10, in a study that survives a kill.
 
-    study.db            every trial with its settings and values; optuna's SQLite storage
-    trials/<number>/    a run as ``train`` writes it; only the best trial's keeps its weights
+    study.db            settings and values of all trials; SQLite storage of optuna
+    trials/<number>/    run of a trial; only the best trial keeps its weights
     best.toml           all settings of the best trial, for ``ranklet train --config``
-    study.png           value of the trials in order (with matplotlib)
+    study.png           values of the trials in order (with matplotlib)
     importance.png      importance of the settings (with matplotlib and enough trials)
 
-* The first trial is the base configuration itself, so the best is never worse on validation.
-* A draw depends on the seed and the finished trials alone, whether a study was killed or not.
-* With ``split=k-fold`` a trial trains once for each fold (``trials/<number>/fold-<fold>/``), and
-  its value is the mean over the folds.
+* The first trial is the base configuration, so the best is never worse on validation.
+* A draw depends on the seed and the finished trials alone, even after a kill.
+* With ``split=k-fold`` a trial has a run for each fold (``trials/<number>/fold-<fold>/``), and its
+  value is the mean over the folds.
 """
 
 import json
@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 PRUNING_STARTS = 5  # finished trials before the median is meaningful
-PRUNING_WAITS = 1 / 3  # share of the epochs: the first ones predict little of the last
-IMPORTANCE_STARTS = 10  # trials; below, the importances are noise
+PRUNING_WAITS = 1 / 3  # share of the epochs: the first epochs predict little of the last
+IMPORTANCE_STARTS = 10  # trials; below, importances are noise
 FILES_OF_BEST = {".safetensors", ".parquet", ".tmp"}  # removed from all other trials
 
 
@@ -55,15 +55,15 @@ class TrialResult:
 
     number: int
     state: Literal["complete", "pruned"]
-    value: float | None  # validation NDCG@10; of the last report if pruned, None without any
-    settings: dict[str, Any]  # the searched ones
+    value: float | None  # validation NDCG@10; if pruned, of the last report or None
+    settings: dict[str, Any]  # within the space
     seconds: float
     note: str  # reason of pruning
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """Trials and best configuration of a study."""
+    """Result of a search: trials and best configuration."""
 
     path: Path
     config: RunConfig  # of the best trial
@@ -74,22 +74,22 @@ class TuneResult:
 
     @property
     def ranking(self) -> list[TrialResult]:
-        """Return the complete trials, best first, equal values in order of their numbers."""
+        """Return the complete trials, best first, equal values by number."""
         complete = [trial for trial in self.trials if trial.state == "complete"]
         return sorted(complete, key=lambda trial: -(trial.value or 0.0))
 
 
 class _TimeIsOver(Exception):  # noqa: N818 (no error)
-    """Signal that ends a training at the deadline."""
+    """Signal of the deadline, which ends a training."""
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:
-    """Return flat settings as TOML, whose booleans, numbers and quoted texts are JSON's."""
+    """Return flat settings as TOML, in which booleans, numbers and strings are as in JSON."""
     return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
 
 
 def folds_of(events: Events, split: Split, base: RunConfig) -> list[Split]:
-    """Return the splits of a trial: the split itself, or every fold of ``k-fold``."""
+    """Return the splits of a trial: the given split, or all folds of ``k-fold``."""
     if split.kind != "k-fold":
         return [split]
     folds = base.train.folds
@@ -113,18 +113,18 @@ def tune(
     source: str = "",
     show_progress: bool = True,
 ) -> TuneResult:
-    """Search until the study has ``trials`` finished trials, earlier calls included.
+    """Search until the study has ``trials`` finished trials, including earlier calls.
 
-    The base is the first trial, with the settings outside the space; its seed is that of every
-    training. ``seed`` is that of the draws: even ones with ``"random"``, near good trials with
-    ``"tpe"``. After ``minutes`` no trial starts, and the running one stops at its next epoch.
-    ``prune`` stops a trial that falls behind the median of the earlier ones. The splits are from
-    ``folds_of``; ``items``, ``reading`` and ``source`` are as in ``start_run``.
+    ``base`` is the first trial and gives the settings outside the space, the seed of training among
+    them. ``seed`` is that of the draws: uniform with ``"random"``, near good trials with ``"tpe"``.
+    After ``minutes`` no trial starts, and the running trial stops at its next epoch. ``prune``
+    stops a trial below the median of earlier trials. The splits are from ``folds_of``; ``items``,
+    ``reading`` and ``source`` are as in ``start_run``.
 
     Raises:
         InputError: The base is outside the space, or the minutes are out of range.
         RunError: The study has other data, base or space, another process works on it, the base
-            can't be trained, or no trial was finished in time.
+            can't be trained, or no trial finished in time.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise InputError(f"minutes must be above 0 and finite, got {minutes}")
@@ -145,17 +145,16 @@ def tune(
     with locked(path / "study.lock", taken), open_study(path, base, space) as study:
         study.check_facts(facts)
         study.enqueue_unfinished()
-        study.handle.pruner = optuna.pruners.NopPruner()
-        if prune:
-            wait = 0 if len(splits) > 1 else int(base.train.epochs * PRUNING_WAITS)
-            study.handle.pruner = optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
+        wait = 0 if len(splits) > 1 else int(base.train.epochs * PRUNING_WAITS)
+        median = optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
+        study.handle.pruner = median if prune else optuna.pruners.NopPruner()
         search = _Search(study, splits, start, deadline)
-        search.keep_best()  # a process may have been killed just before it
+        search.keep_best()  # a process may have been killed before it
         done = len(study.finished())
-        is_off = None if show_progress else True  # None: if stderr is no terminal
+        is_off = None if show_progress else True  # None: unless stderr is a terminal
         with tqdm(total=trials, initial=done, unit=" trials", disable=is_off) as bar:
             while done < trials and time.monotonic() < deadline:
-                # A new sampler for each draw, which so depends on the study alone.
+                # A new sampler for each draw, which depends on the study alone.
                 state = int(np.random.SeedSequence([seed, done]).generate_state(1)[0])
                 study.handle.sampler = SAMPLERS[sampler](seed=state)
                 search.run(study.handle.ask(space))
@@ -168,7 +167,7 @@ def tune(
 
 @dataclass(frozen=True)
 class _Search:
-    """Parts that all trials of a call share."""
+    """State that all trials of a call share."""
 
     study: Study
     splits: Sequence[Split]
@@ -186,7 +185,7 @@ class _Search:
             if isinstance(stop, KeyboardInterrupt):
                 raise
         except (InputError, RunError) as error:
-            if trial.user_attrs.get("is_base"):  # other trials would fail alike
+            if trial.user_attrs.get("is_base"):  # all other trials would fail as well
                 tell(trial, state=TrialState.FAIL)
                 raise
             logger.warning("trial %d is left out: %s", trial.number, error)
@@ -199,7 +198,7 @@ class _Search:
             tell(trial, value)
 
     def _train(self, trial: optuna.Trial, config: RunConfig) -> float:
-        """Return the mean of the best epochs' NDCG@10 over the splits."""
+        """Return the NDCG@10 of the best epoch, as a mean over the splits."""
         folder = self.study.path / "trials" / str(trial.number)
         if len(self.splits) == 1:
             return self.start(folder, config, self.splits[0], self._log(config, trial))
@@ -208,7 +207,7 @@ class _Search:
             self._stop_in_time()
             of_fold = replace(config, train=replace(config.train, fold=fold))
             values.append(self.start(folder / f"fold-{fold}", of_fold, split, self._log(config)))
-            if 1 < len(values) < len(self.splits):  # one fold is too few users
+            if 1 < len(values) < len(self.splits):  # one fold has too few users
                 trial.report(float(np.mean(values)), fold)
                 if trial.should_prune():
                     raise optuna.TrialPruned(f"behind the median after {len(values)} folds")
@@ -256,15 +255,9 @@ def _result(study: Study) -> TuneResult:
         )
     finished = study.finished()
     results = {trial.number: _trial_result(trial) for trial in finished}
-    base_number = next(trial.number for trial in finished if trial.user_attrs.get("is_base"))
-    return TuneResult(
-        study.path,
-        configure(best.params, study.base),
-        results[best.number],
-        results[base_number],
-        list(results.values()),
-        _importance(study),
-    )
+    base = next(results[trial.number] for trial in finished if trial.user_attrs.get("is_base"))
+    config, trials = configure(best.params, study.base), list(results.values())
+    return TuneResult(study.path, config, results[best.number], base, trials, _importance(study))
 
 
 def _trial_result(trial: FrozenTrial) -> TrialResult:
@@ -291,28 +284,29 @@ def _importance(study: Study) -> dict[str, float]:
 
 def plot_study(result: TuneResult) -> None:
     """Draw ``study.png`` and, if importances are known, ``importance.png``."""
-    _plot_trials(result, result.path / "study.png")
+    _plot_trials(result)
     if result.importance:
-        _plot_importance(result, result.path / "importance.png")
+        _plot_importance(result)
 
 
-def _plot_trials(result: TuneResult, path: Path) -> None:
+def _plot_trials(result: TuneResult) -> None:
+    path = result.path / "study.png"
     figure, axes = new_figure(path)
-    from matplotlib.ticker import MaxNLocator
-
-    complete = [trial for trial in result.trials if trial.state == "complete"]
-    pruned = [t for t in result.trials if t.state == "pruned" and t.value is not None]
-    numbers, values = ([t.number for t in complete], [t.value or 0.0 for t in complete])
+    points: dict[str, list[tuple[int, float]]] = {"complete": [], "pruned": []}
+    for trial in result.trials:
+        if trial.value is not None:
+            points[trial.state].append((trial.number, trial.value))
+    numbers, values = zip(*points["complete"], strict=True)
     so_far = np.maximum.accumulate(values).tolist()
     base, last = result.base.value or 0.0, result.trials[-1].number
     axes.axhline(base, color="0.5", linestyle="--", linewidth=1, label="the base")
     axes.step([*numbers, last], [*so_far, so_far[-1]], where="post", label="best so far")
     axes.scatter(numbers, values, s=28, zorder=3, label="complete")
-    if pruned:
-        numbers, values = [t.number for t in pruned], [t.value or 0.0 for t in pruned]
-        axes.scatter(numbers, values, marker="x", color="0.5", label="pruned: its last value")
+    if points["pruned"]:
+        numbers, values = zip(*points["pruned"], strict=True)
+        axes.scatter(numbers, values, marker="x", color="0.5", label="pruned: last value")
     axes.legend(frameon=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params("x", integer=True)
     axes.set_xlabel("trial")
     axes.set_ylabel("validation NDCG@10")
     best = f"trial {result.best.number} is best, {result.best.value:.4f}"
@@ -321,7 +315,8 @@ def _plot_trials(result: TuneResult, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _plot_importance(result: TuneResult, path: Path) -> None:
+def _plot_importance(result: TuneResult) -> None:
+    path = result.path / "importance.png"
     figure, axes = new_figure(path)
     names = list(result.importance)[::-1]  # barh draws from below
     axes.barh(names, [result.importance[name] for name in names])

@@ -1,10 +1,10 @@
-"""Attention, rotary positions and a relative bias: the formulas that every model here shares.
+"""Attention, rotary positions and relative bias.
 
-Both kinds of position are append-stable: a key that was computed once stays right when later events
-arrive. Rotary positions turn a key by its own place, and a relative bias leaves keys alone.
+Both positions are append-stable: later events do not change a key. Rotary positions rotate a key by
+its own position, and a relative bias does not touch keys.
 
 Histories are padded on the right. Under a causal mask no real event attends to padding, and no row
-is ever fully masked (execution providers differ there: onnxruntime#28904, #29020).
+is fully masked, on which execution providers differ (onnxruntime#28904, #29020).
 """
 
 import numpy as np
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WAVES = 8  # of a relative bias
-# From a wave of 6 events to one of 2,650: longer than most histories, nearly a straight line.
+# Wavelengths from 6 to 2,650 events: the longest is nearly a straight line over most histories.
 FREQUENCIES: NDArray[np.float64] = 1000.0 ** (-np.arange(WAVES) / WAVES)
-# An optimizer such as Adam moves a number by about its learning rate a step; a bias goes further.
-STEP = 4.0
-# Histories of up to so many windows are not cut: products are larger then.
-WHOLE = 8
+STEP = 4.0  # scale of the bias: Adam moves a parameter by about its learning rate a step
+WHOLE = 8  # windows; shorter histories are not cut, as large products are faster
 
 
 def attention(
@@ -45,8 +43,8 @@ def attention(
 def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
     """Return causal attention to the latest ``window`` events, the query's own included; 0: all.
 
-    A long history is cut into chunks, each beside the one before: time and memory grow with its
-    length, not the square. Query, key and value are (B, H, T, d). Source: Beltagy et al.,
+    Long histories are cut into chunks that attend to themselves and the chunk before: time and
+    memory are linear in the length. Query, key and value are (B, H, T, d). Source: Beltagy et al.,
     "Longformer", 2020, section 3.1, its causal half.
     """
     length = query.shape[2]
@@ -66,7 +64,7 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> T
     key, value = (
         torch.cat([functional.pad(x[:, :, :-1], (0, 0, 0, 0, 1, 0)), x], dim=3)
         for x in (key, value)
-    )  # (B, H, C, 2 W, d): what lies before the first chunk is padding
+    )  # (B, H, C, 2 W, d), with padding before the first chunk
     places = torch.arange(2 * window, device=query.device)
     distance = places[window:, None] - places
     mask = ((distance >= 0) & (distance < window)).repeat(chunks, 1, 1)
@@ -84,7 +82,7 @@ def rotary_tables(positions: int, head_width: int, base: float) -> tuple[Tensor,
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
-    """Rotate pairs of channels of x (B, H, T, d_k) by an angle proportional to the position.
+    """Rotate pairs of channels of x (B, H, T, d_k) by angles proportional to the position.
 
     ``cos`` and ``sin`` are from ``rotary_tables``; positions are int64 (B, T) or (1, T). Source: Su
     et al., "RoFormer", 2021, section 3.2; halves instead of neighbours are paired, as in the ONNX
@@ -96,11 +94,11 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
 
 
 class RelativeBias(nn.Module):
-    """Bias of a head's score at distance n: sum_f a_f cos(w_f n) + b_f sin(w_f n).
+    """Relative bias of a head at distance n: sum_f a_f cos(w_f n) + b_f sin(w_f n).
 
-    Additive as in T5 (Raffel et al., 2020), but each term is a product of a number of the query's
-    place and a number of the key's. Training appends these numbers as channels to queries and keys.
-    Attention stays fused that way, which a matrix of biases with a gradient would prevent.
+    Additive as in T5 (Raffel et al., 2020), but each term is a product of a factor of the query
+    position and a factor of the key position. Training appends the factors to queries and keys as
+    channels: attention stays fused, unlike with a learned matrix of biases.
     """
 
     frequencies: Tensor

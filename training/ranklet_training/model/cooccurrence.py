@@ -1,4 +1,4 @@
-"""Initial item table from co-occurrence in training histories: a second that saves epochs."""
+"""Initial item embeddings from co-occurrence (PPMI): a second of work that saves epochs."""
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ def cooccurrence_table(sequences: Sequences, items: int, width: int, seed: int) 
 
     PPMI is positive pointwise mutual information. Pairs within 5 events count 1 / distance;
     contexts are smoothed by the power 0.75 (Levy, Goldberg and Dagan, "Improving Distributional
-    Similarity", 2015). The truncated SVD of the PPMI matrix is scaled to rows of norm
-    0.02 sqrt(width), the size of the usual random start, and turned by a random rotation, so that
-    no channel starts empty. Items without a pair are drawn from N(0, 0.02).
+    Similarity", 2015). The rows of the truncated SVD get the norm of the usual random start, 0.02
+    sqrt(width), and a random rotation, so that no channel is empty. Items without a pair are drawn
+    from N(0, 0.02).
     """
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(items + 1, width, generator=generator) * 0.02

@@ -1,4 +1,4 @@
-"""Losses as functions: softmax over all or sampled items, gBCE, squared error of ratings."""
+"""Losses: softmax over all or sampled items, gBCE, squared error of ratings."""
 
 import math
 from typing import Any
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# A chunk of logits of this many numbers stays in the cache and below the size at which the
-# allocator maps fresh pages at every step.
+# Chunks of logits of this size stay in the cache, and below the size from which the allocator maps
+# new pages at every step.
 CHUNK_ELEMENTS = 1 << 22
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of one target row against others, with the gradient from the forward pass.
+    """Cross-entropy of targets against other rows, with the gradient from the forward pass.
 
     Only one chunk of logits exists at a time. Row ``column[n]`` of the others is the item of target
-    n itself and does not compete with it; ``column[n]`` is -1 if the others lack that item.
+    n and does not compete with it; ``column[n]`` is -1 if the others lack that item.
     """
 
     @staticmethod
@@ -41,7 +41,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = narrow_users[rows] @ narrow_others.T  # (C, M)
             hit = torch.nonzero(column[rows] >= 0)[:, 0]
             logits[hit, column[rows][hit]] = -torch.inf
-            # The shift is added to two columns, not to a matrix of them.
+            # The shift changes two columns instead of the matrix.
             right_logit = right_logits[rows] - shift
             top = torch.maximum(logits.amax(dim=1, keepdim=True).to(users.dtype), right_logit)
             weights = logits.sub_(top.to(dtype)).exp_()
@@ -72,7 +72,7 @@ def softmax_loss(
     """Return the mean cross-entropy of the softmax over all items.
 
     Users are vectors (N, D), one for each target, the table (items + 1, D) with padding in row 0,
-    targets int64 (N,), from 1. ``dtype`` is that of logits and products: bfloat16 saves time on a
+    targets int64 (N,), from 1. ``dtype`` is that of logits and products: bfloat16 is faster on a
     CPU that multiplies it.
     """
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -91,7 +91,7 @@ def sampled_softmax_loss(
 ) -> Tensor:
     """Return the mean cross-entropy of each target against shared negatives.
 
-    A negative stands for items / negatives items, so its logit gets the log of that: the logQ
+    A negative represents items / negatives items, the log of which is added to its logit: the logQ
     correction of Bengio and Senecal, "Adaptive importance sampling", 2008, for uniform sampling.
     A target among the negatives does not compete with itself.
 

@@ -1,14 +1,14 @@
-"""The sequence model: causal self-attention over a history gives a user vector, one table scores.
+"""Sequence model: causal self-attention encodes a history as a user vector.
 
-score(user, item) = <user, e(item)>. Choices (docs/training.md holds the worth of each):
+score(user, item) = <user, e(item)>. Choices (docs/training.md has their effects):
 
-* One item table serves input and output; a score is a cosine over a temperature, or a dot product.
+* One item table for input and output; a score is a cosine over a temperature, or a dot product.
 * e(item) = id embedding + mean embedding of each feature, folded into one table for export.
-* With ``time_gaps`` the gap before an event is added to that event, and the gap before the next
-  event to the query of the last block: neither changes a key that a state keeps.
-* Blocks are pre-norm and causal, padding is on the right. Positions are rotations, and in the last
-  block a bias of the distance: append-stable, so a state stays valid.
-* Serving computes the query of the last block, and all after it, for the last event alone.
+* With ``time_gaps``, the gap before an event is added to that event, and the gap before the next
+  event to the query of the last block: neither changes a cached key.
+* Blocks are pre-norm and causal, padding is on the right. Positions are rotary, and in the last
+  block a relative bias: append-stable, so a state stays valid.
+* Serving computes the query of the last block, and all later layers, for the last event alone.
 """
 
 import math
@@ -34,13 +34,13 @@ from ranklet_training.model.attention import (
 )
 
 LARGEST = 2**31 - 1  # of integer settings
-LARGEST_SEED = 2**63 - 1  # the largest that torch and numpy both take
+LARGEST_SEED = 2**63 - 1  # of torch and numpy
 # Buckets of ranklet.time_gaps: before each event, and from an event to its target.
 Gaps = tuple[Tensor, Tensor]
 
 
-def check_settings(config: object) -> None:
-    """Raise ValueError if a setting is none of its choices or exceeds the largest integer."""
+def check_settings(config: object, *positive: str, **least: int) -> None:
+    """Raise ValueError if a setting is not among its choices, too large, or below its minimum."""
     types = get_type_hints(type(config))
     for name, value in vars(config).items():
         choices = get_args(types[name])  # of a Literal
@@ -49,29 +49,19 @@ def check_settings(config: object) -> None:
         largest = LARGEST_SEED if name == "seed" else LARGEST
         if isinstance(value, int) and value > largest:
             raise ValueError(f"{name} must be at most {largest:,}, got {show(value)}")
-
-
-def check_least(config: object, **least: int) -> None:
-    """Raise ValueError if a setting is below its least value."""
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ValueError(f"{name} must be at least {value}, got {getattr(config, name)}")
-
-
-def check_positive(config: object, *names: str) -> None:
-    """Raise ValueError if a setting is not a positive finite number."""
-    for name in names:
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{name} must be above 0 and finite, got {getattr(config, name)}")
+        if name in least and value < least[name]:
+            raise ValueError(f"{name} must be at least {least[name]}, got {value}")
+        if name in positive and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, got {value}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a model, from which a run and a bundle build it again."""
+    """Architecture of a model."""
 
     kind: Literal["sequence", "seed"] = "sequence"
     width: int = 64
-    blocks: int = 2  # 0 scores by the last event alone: the baseline that attention must beat
+    blocks: int = 2  # 0: the last event alone scores, the baseline of attention
     heads: int = 1
     block: Literal["pre-norm", "gated"] = "pre-norm"
     activation: Literal["gelu", "swiglu"] = "gelu"
@@ -82,13 +72,11 @@ class ModelConfig:
     scoring: Literal["cosine", "dot"] = "cosine"
     temperature: float = 0.07  # of cosine scores
     rotary_base: float = 1000.0  # of all blocks but the last
-    time_gaps: bool = False  # learn from the time before each event and before the next one
+    time_gaps: bool = False  # embed the time before each event and before the next one
 
     def __post_init__(self) -> None:
-        """Refuse values that no model can have."""
-        check_settings(self)
-        check_least(self, width=1, heads=1, feed_forward=1, max_length=1)
-        check_least(self, blocks=0, attention_window=0)
+        least = {"width": 1, "heads": 1, "feed_forward": 1, "max_length": 1}
+        check_settings(self, "temperature", "rotary_base", blocks=0, attention_window=0, **least)
         if self.time_gaps and (self.blocks == 0 or self.kind == "seed"):
             raise ValueError("time_gaps needs a sequence model with at least 1 block")
         if self.width % (2 * self.heads):
@@ -97,13 +85,12 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        check_positive(self, "temperature", "rotary_base")
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask comes from raw random bytes of its own generator.
+    """Dropout by random bytes of its own generator.
 
-    PyTorch's Bernoulli sampling took a third of a training step on CPU; bytes compared with a
+    Bernoulli sampling of PyTorch took a third of a training step on CPU; bytes compared with a
     threshold take a tenth of that. The rate is rounded to 1/256.
     """
 
@@ -111,10 +98,6 @@ class Dropout(nn.Module):
         super().__init__()
         self.threshold = min(255, round(rate * 256))  # 256 would keep nothing
         self.random: np.random.BitGenerator = np.random.SFC64(0)
-
-    def reset(self, *entropy: int) -> None:
-        """Start the masks of these numbers: seed, step, place in the model."""
-        self.random = np.random.SFC64(entropy)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.threshold == 0:
@@ -125,10 +108,10 @@ class Dropout(nn.Module):
 
 
 def reset_dropout(model: nn.Module, seed: int, step: int) -> None:
-    """Start the dropout masks of (seed, step), which a resumed run repeats."""
+    """Seed all dropout masks by (seed, step), as a resumed run repeats them."""
     dropouts = (module for module in model.modules() if isinstance(module, Dropout))
     for place, module in enumerate(dropouts):
-        module.reset(seed, step, place)
+        module.random = np.random.SFC64((seed, step, place))
 
 
 class ItemTable(nn.Module):
@@ -137,7 +120,7 @@ class ItemTable(nn.Module):
     def __init__(self, items: int, width: int, features: Sequence[Feature] = ()) -> None:
         super().__init__()
         self.item = nn.Parameter(torch.empty(items + 1, width))
-        self.has_sparse_gradient = False  # a gradient of the looked-up rows alone
+        self.has_sparse_gradient = False  # True: the gradient has only the looked-up rows
         # By place: torch refuses names such as "type" or "item.genre".
         self.features = nn.ModuleList()
         for place, feature in enumerate(features):
@@ -175,7 +158,7 @@ def _take_ragged(codes: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, 
 
 
 class SwiGLU(nn.Module):
-    """Gate half of the channels by the SiLU of the other half.
+    """SwiGLU activation: half of the channels times the SiLU of the other half.
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020.
     """
@@ -186,10 +169,10 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, in parts so that serving computes one query only.
+    """Transformer block, pre-norm; in parts, so that serving computes one query only.
 
-    A gated block multiplies the output of both by a sigmoid of the residual stream (the LiGR block
-    of Borisyuk et al., "LiGR", 2025, as in eSASRec, RecSys 2025).
+    A gated block multiplies the outputs of attention and feed-forward layer by a sigmoid of the
+    residual stream (Borisyuk et al., "LiGR", 2025, as in eSASRec, RecSys 2025).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -221,7 +204,7 @@ class Block(nn.Module):
         return self.split_heads(key), self.split_heads(value)
 
     def merge(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add attention output and feed-forward layer to the residual stream, (B, T, D)."""
+        """Add attention and feed-forward output to the residual stream, (B, T, D)."""
         attended = attended.transpose(1, 2).flatten(2)  # (B, T, D)
         x = x + self.attention_dropout(_gate(self.attention_gate, x, self.output(attended)))
         added = _gate(self.feed_forward_gate, x, self.feed_forward(x))
@@ -234,7 +217,7 @@ def _gate(gate: nn.Module | None, x: Tensor, added: Tensor) -> Tensor:
 
 
 class SequenceModel(nn.Module):
-    """Encoder of histories into user vectors, scored against the rows of ``table()``."""
+    """Encoder of histories as user vectors, which score the rows of ``table()``."""
 
     cos: Tensor
     sin: Tensor
@@ -288,15 +271,16 @@ class SequenceModel(nn.Module):
     def encode(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
         """Return the user vector after every event, for training, (B, T, D).
 
-        The history holds item indices, oldest first, 0 pads on the right, int64 (B, T). The table
-        is from ``table()``, so that a step computes it once; scores are u @ table.T. With
-        ``time_gaps``, gaps are buckets before each event and until its target, both (B, T).
+        The history is int64 (B, T), item indices, oldest first, padded with 0 on the right. The
+        table is from ``table()``, once a step; scores are u @ table.T. With ``time_gaps``, gaps are
+        buckets before each event and until its target, both (B, T).
         """
         since, until = gaps or (None, None)
         x = self.dropout(self.embed(history, table, since))  # (B, T, D)
         if not self.config.blocks:
             return self.user(x)
-        x, final = self._before_last(x), self._last_block()
+        x = self._before_last(x)
+        *_, final = self.each_block()
         key, value = final.keys_values(final.attention_norm(x))
         if until is not None:
             x = x + self.until(until)
@@ -304,10 +288,10 @@ class SequenceModel(nn.Module):
         return self.user(final.merge(x, biased_attention(query, key, value, self.bias)))
 
     def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
-        """Return the user vector after the last event of each row, (B, D).
+        """Return the user vector after the last event, for serving, (B, D).
 
-        Arguments are as in ``encode``, T at least 1, but the second of the gaps is (B,): the bucket
-        between the last event and the next one.
+        Arguments are as in ``encode`` with T at least 1, but the second of the gaps is (B,), the
+        bucket between the last event and the next one.
         """
         last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
         last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)
@@ -315,7 +299,8 @@ class SequenceModel(nn.Module):
         x = self.embed(history, table, since)  # (B, T, D)
         if not self.config.blocks:
             return self.user(x.gather(1, last_of))[:, 0]
-        x, final = self._before_last(x), self._last_block()
+        x = self._before_last(x)
+        *_, final = self.each_block()
         key, value = final.keys_values(final.attention_norm(x))
         x = x.gather(1, last_of)  # (B, 1, D)
         if until is not None:
@@ -330,7 +315,8 @@ class SequenceModel(nn.Module):
     def _before_last(self, x: Tensor) -> Tensor:
         """Run all blocks but the last, (B, T, D)."""
         positions = torch.arange(x.shape[1], device=x.device)[None]
-        for block in list(self.each_block())[:-1]:
+        *blocks, _ = self.each_block()
+        for block in blocks:
             normed = block.attention_norm(x)
             key, value = block.keys_values(normed)
             query = rotary(block.split_heads(block.query(normed)), self.cos, self.sin, positions)
@@ -338,15 +324,12 @@ class SequenceModel(nn.Module):
             x = block.merge(x, local_attention(query, key, value, self.config.attention_window))
         return x
 
-    def _last_block(self) -> Block:
-        return list(self.each_block())[-1]
-
     def embed(self, history: Tensor, table: Tensor, since: Tensor | None) -> Tensor:
         embedded: Tensor = functional.embedding(history, table) * self.config.width**0.5
         return embedded if since is None else embedded + self.since(since)
 
     def user(self, x: Tensor) -> Tensor:
-        """Turn the residual stream into user vectors."""
+        """Return the user vectors of the residual stream."""
         user: Tensor = self.norm(x)
         if self.config.scoring == "dot":
             return user

@@ -13,13 +13,13 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Optimizer:
-    """One or two PyTorch optimizers, stepped together."""
+    """Optimizer of one or two PyTorch optimizers."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
-        """Return the moments of a parameter, to read and write."""
+        """Return the mutable state (moments) of a parameter."""
         for part in self.parts:
             if any(parameter is p for group in part.param_groups for p in group["params"]):
                 state: dict[str, Any] = part.state[parameter]
@@ -36,14 +36,14 @@ class Optimizer:
 
 
 class LazyAdam(torch.optim.Optimizer):
-    """Adam for the rows of a sparse gradient; other rows rest, as in TensorFlow's LazyAdam."""
+    """Adam that updates only the rows of a sparse gradient, as LazyAdam of TensorFlow."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the rows; ``closure`` is PyTorch's and unused."""
+        """Update the rows; ``closure`` is unused."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._move(parameter, group["lr"])
@@ -67,7 +67,7 @@ class LazyAdam(torch.optim.Optimizer):
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return the optimizer of a model, with weight decay of matrices alone."""
+    """Return the optimizer of a model, with weight decay for matrices only."""
     lazy = []
     if config.lazy_rows and isinstance(model, SequenceModel):
         lazy = [model.items.item]
@@ -84,7 +84,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def clip_gradients(model: nn.Module, largest: float) -> float:
-    """Scale all gradients, also sparse ones, to at most this norm; return the norm before."""
+    """Clip the norm of all gradients, sparse ones included; return the norm before."""
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
@@ -98,7 +98,7 @@ def clip_gradients(model: nn.Module, largest: float) -> float:
 
 
 def shrink_l1(model: nn.Module, amount: float) -> None:
-    """Move every matrix towards 0 by ``amount``, not past it: the proximal step of L1.
+    """Shrink every matrix by ``amount`` towards 0: the proximal step of L1.
 
     Source: Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.2 (soft thresholding).
     """

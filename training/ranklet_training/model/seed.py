@@ -1,4 +1,4 @@
-"""The seed model, where this project began, kept as the simplest preset.
+"""Seed model, the origin of this project and its simplest preset.
 
 User embedding + item embedding -> single-head attention -> linear -> predicted rating, trained by
 SGD on the squared error of ratings. A bundle has no users and serves the mean user embedding.
@@ -25,7 +25,7 @@ class SeedModel(nn.Module):
         self.output = nn.Linear(config.width, config.width)
 
     def init_weights(self) -> None:
-        """Draw embeddings from N(0, 0.1): from smaller ones SGD on their products hardly starts."""
+        """Draw embeddings from N(0, 0.1): SGD on products of smaller ones hardly starts."""
         for parameter in (self.items.item, self.users.weight):
             nn.init.normal_(parameter, std=0.1)
 
@@ -39,7 +39,7 @@ class SeedModel(nn.Module):
         return self._attend(x, x, None)
 
     def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
-        """Return the vector of the mean user after the last event, see ``SequenceModel``."""
+        """Return the user vector of the mean user after the last event, see ``SequenceModel``."""
         assert gaps is None
         is_event = history != 0
         x = functional.embedding(history, table) + self.users.weight.mean(dim=0)
@@ -48,7 +48,7 @@ class SeedModel(nn.Module):
         return self._attend(x.gather(1, last), x, mask)[:, 0]
 
     def _attend(self, asking: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return attention to x (B, T, D), causal without a mask (B, 1, 1, T)."""
+        """Return attention to x (B, T, D), causal if there is no mask (B, 1, 1, T)."""
         key, value = self.key_value(x)[:, None].chunk(2, dim=-1)  # (B, 1, T, D)
         query = self.query(asking)[:, None]
         attended = attention(query, key, value, mask=mask, is_causal=mask is None)

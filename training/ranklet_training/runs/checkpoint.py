@@ -1,16 +1,15 @@
-"""A run on disk: a plain folder from which training resumes and export reads.
+"""Checkpoints and run folders, from which training resumes and export reads.
 
     config.json         settings, digests of data and settings, versions
     catalogue.parquet   items in index order: id, training events, title, features
     metrics.jsonl       one line an epoch
     last.safetensors    weights, optimizer state and progress, for --resume
     best.safetensors    weights of the best validation NDCG@10
-    questions.safetensors   held-out histories and their next items, for the export's ranking gate
+    questions.safetensors   held-out histories and their next items, for the ranking gate of export
     evaluation.json     written by ``ranklet evaluate``
     run.lock            held by the training process
 
-Weights are safetensors, the rest JSON and parquet: no file runs code when it is opened.
-Each file is whole or absent.
+Files are safetensors, JSON and parquet, which run no code when opened, and are written atomically.
 """
 
 import json
@@ -50,18 +49,18 @@ class Progress:
     """Position of a training between two steps."""
 
     epoch: int = 0
-    step: int = 0  # steps taken since the start
+    step: int = 0  # since the start
     step_in_epoch: int = 0
     best_ndcg: float = -1.0
     best_epoch: int = -1
-    loss_sum: float = 0.0  # of this epoch, over its targets
+    loss_sum: float = 0.0  # over the targets of this epoch
     targets_seen: int = 0  # in this epoch
     done: bool = False
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Held-out histories, as item indices, and their next items."""
+    """Held-out histories, by item index, and their next items."""
 
     histories: list[NDArray[np.int64]]  # none is empty
     targets: NDArray[np.int64] | None  # None: unknown
@@ -69,7 +68,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with its settings, data facts and catalogue."""
+    """Run folder with its settings, data facts and catalogue."""
 
     path: Path
     config: RunConfig
@@ -79,12 +78,12 @@ class Run:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Return the catalogue's ids in index order."""
+        """Return the ids of the catalogue in index order."""
         ids = self.catalogue["item_id"]
         return Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
 
     def build_model(self) -> Model:
-        """Return a model of this run's shape, without its weights."""
+        """Return a model of this run without weights."""
         items = self.catalogue.height
         if self.config.model.kind == "seed":
             return SeedModel(self.config.model, items, self.data["training_users"])
@@ -93,13 +92,12 @@ class Run:
 
     def load_model(self) -> Model:
         """Return the model with the best weights, in evaluation mode and without gradients."""
-        model = self.build_model()
-        weights, _ = read_tensors(self.path / "best.safetensors")
-        load_weights(model, weights, self.path / "best.safetensors")
+        model, path = self.build_model(), self.path / "best.safetensors"
+        _load_weights(model, read_tensors(path)[0], path)
         return model.eval().requires_grad_(False)
 
     def read_questions(self) -> Questions | None:
-        """Return the held-out questions, None if the run has none, as runs of old versions."""
+        """Return the held-out questions, or None for a run without them."""
         path = self.path / "questions.safetensors"
         if not path.exists():
             return None
@@ -118,21 +116,20 @@ class Run:
     def write_questions(self, questions: Questions) -> None:
         """Write held-out questions into the run folder."""
         assert questions.targets is not None
-        ends = np.cumsum([len(history) for history in questions.histories])
-        arrays = (np.concatenate(questions.histories), ends, questions.targets)
-        tensors = dict(
-            zip(("items", "ends", "targets"), map(torch.from_numpy, arrays), strict=True)
-        )
+        arrays = {
+            "items": np.concatenate(questions.histories),
+            "ends": np.cumsum([len(history) for history in questions.histories]),
+            "targets": questions.targets,
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         write_tensors(self.path / "questions.safetensors", tensors, {})
 
 
 @contextmanager
 def locked(path: Path, taken: str) -> Iterator[None]:
-    """Hold a lock file, which the end of the process releases; its folder is made.
+    """Hold a lock file, made with its folder; the end of the process releases it.
 
-    Raises:
-        RunError: Another process holds the lock, with the message ``taken``, or the folder can't be
-            locked.
+    RunError with the message ``taken``: another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0)
@@ -140,7 +137,7 @@ def locked(path: Path, taken: str) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise RunError(taken) from error
-    except (OSError, NotImplementedError) as error:  # the latter: no locks in this file system
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise RunError(f"{path} can't be locked: {error}") from error
     try:
         yield
@@ -163,11 +160,7 @@ def write_run(run: Run) -> None:
 
 
 def read_run(path: Path) -> Run:
-    """Open a run folder.
-
-    Raises:
-        RunError: The folder is no run, or it is damaged or of another format.
-    """
+    """Open a run folder; RunError: it is not a run, damaged, or of another format."""
     if not (path / "config.json").is_file():
         raise RunError(f"{path} is not a run: it has no config.json; train one with ranklet train")
     try:
@@ -195,7 +188,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of ``write_tensors``; RunError says that it is missing or damaged."""
+    """Read a file of ``write_tensors``; RunError: it is missing or damaged."""
     if not path.is_file():
         raise RunError(f"{path} is missing: the training has not reached its first checkpoint")
     try:
@@ -206,8 +199,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Copy weights into a model; RunError says that their names or shapes differ."""
+def _load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -215,7 +207,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write weights, optimizer state and progress into one file, atomically."""
+    """Write weights, optimizer state and progress into a file, atomically."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state_of(parameter).items():
@@ -228,7 +220,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progr
     """Restore model and optimizer from a file of ``save_checkpoint``."""
     tensors, metadata = read_tensors(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    load_weights(model, weights, path)
+    _load_weights(model, weights, path)
     for name, parameter in model.named_parameters():
         state = optimizer.state_of(parameter)
         for key in ("step", "exp_avg", "exp_avg_sq"):

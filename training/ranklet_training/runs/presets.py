@@ -1,4 +1,4 @@
-"""Settings of a training run, presets, and recommendations from the shape of the data."""
+"""Settings of a run, presets, and recommended settings for a data set."""
 
 import math
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from ranklet.errors import InputError
 from ranklet.values import show
 from ranklet_training.data.sequences import Windows, targets_per_epoch
 from ranklet_training.data.split import Split, SplitKind
-from ranklet_training.model.model import ModelConfig, check_least, check_positive, check_settings
+from ranklet_training.model.model import ModelConfig, check_settings
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of training; with ``ModelConfig`` and the data they decide every weight."""
+    """Settings of training, which with ``ModelConfig`` and the data decide every weight."""
 
     seed: int = 0
     epochs: int = 12  # the learning rate falls to 0 at the end of the last one
@@ -41,10 +41,8 @@ class TrainConfig:
     checkpoint_steps: int = 500  # a checkpoint is also written after every epoch
 
     def __post_init__(self) -> None:
-        """Refuse values that no training can have."""
-        check_settings(self)
-        check_least(self, epochs=1, targets_per_step=1, checkpoint_steps=1, patience=1, negatives=1)
-        check_positive(self, "learning_rate", "clip")
+        least = {"epochs": 1, "patience": 1, "targets_per_step": 1, "checkpoint_steps": 1}
+        check_settings(self, "learning_rate", "clip", negatives=1, **least)
         for name in ("l1", "l2", "warmup_steps", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
@@ -68,7 +66,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All settings of a run."""
+    """All settings of a run: model and training."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -88,9 +86,9 @@ class RunConfig:
 
 
 LONG_HISTORY = 50  # mean events a user: shops and reviews lie far below, films and songs above
-SAMPLED_FROM = 4096  # items; below, the whole softmax costs little more than 2048 negatives
+SAMPLED_FROM = 4096  # items; below, the full softmax costs little more than 2048 negatives
 LAZY_FROM = 200_000  # items; below, updating all rows costs little
-LARGEST_START = 1_000_000  # items; the co-occurrence start was not tried beyond
+LARGEST_START = 1_000_000  # items; the co-occurrence start is untested beyond
 STEPS = 2000  # of training on short histories; smaller data sets need more epochs
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -98,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {"width": 64, "blocks": 1, "heads": 1, "feed_forward": 2, "block": "pre-norm"},
     "large": {"width": 256, "blocks": 4, "heads": 4, "learning_rate": 1e-3},
     "zero-block": {"blocks": 0},
-    # The model of most papers' SASRec rows: one negative, plain BCE, dot products.
+    # SASRec as in the tables of most papers: one negative, plain BCE, dot products.
     "sasrec-bce": {
         "width": 64,
         "heads": 1,
@@ -125,9 +123,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def recommend(split: Split) -> tuple[dict[str, Any], str]:
-    """Return settings that fit the data, and the reasons in one line (docs/training.md)."""
+    """Return the recommended settings of a data set, and a line of reasons (docs/training.md)."""
     events, users, items = len(split.training.items), len(split.training), len(split.vocabulary)
-    reasons = []
     if events / users > LONG_HISTORY:
         is_large = events > 300_000
         settings: dict[str, Any] = {
@@ -141,7 +138,7 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
             "epochs": 16 if is_large else 20,
         }
         size = f"{'many' if is_large else 'few'} events ({events:,})"
-        reasons.append(f"long histories ({events / users:.0f} events a user), {size}")
+        reason = f"long histories ({events / users:.0f} events a user), {size}"
     else:
         settings = {
             "max_length": 50,
@@ -153,25 +150,20 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
         }
         pairs = targets_per_epoch(split.training, "all", 50)
         settings["epochs"] = min(30, max(12, round(STEPS * 1024 / pairs)))
-        reasons.append(f"short histories ({events / users:.0f} events a user)")
+        reason = f"short histories ({events / users:.0f} events a user)"
     settings["loss"] = "sampled-softmax" if items > SAMPLED_FROM else "softmax"
     settings["lazy_rows"] = items > LAZY_FROM
     settings["cooccurrence_start"] = items <= LARGEST_START
-    reasons.append(f"{items:,} items")
-    # Products in bfloat16 take a third of the time on a CPU that multiplies it (docs/log.md).
+    # bfloat16 products take a third of the time on a CPU that has them (docs/log.md).
     has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     settings["head_dtype"] = "bfloat16" if has_bfloat16 else "float32"
-    reasons.append(f"this CPU {'multiplies' if has_bfloat16 else 'does not multiply'} bfloat16")
+    processor = f"this CPU {'multiplies' if has_bfloat16 else 'does not multiply'} bfloat16"
     chosen = ", ".join(f"{name}={value}" for name, value in settings.items())
-    return settings, f"{'; '.join(reasons)}: {chosen}"
+    return settings, f"{reason}; {items:,} items; {processor}: {chosen}"
 
 
 def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
-    """Change settings of a configuration by name.
-
-    Raises:
-        InputError: A name is unknown, or a value has the wrong type or range.
-    """
+    """Change settings by name; InputError: an unknown name, or a value of wrong type or range."""
     base = base or RunConfig()
     model, train = asdict(base.model), asdict(base.train)
     for name, value in overrides.items():
@@ -187,7 +179,7 @@ def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> Ru
 
 
 def setting_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one text for each setting that differs between two mappings."""
+    """Return a text for each setting that differs between two mappings."""
     missing = "not searched"  # only the space of a study may lack a setting
     return [
         f"{name} was {old.get(name, missing)!r}, now {new.get(name, missing)!r}"
@@ -197,7 +189,7 @@ def setting_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 
 def _convert(name: str, value: Any, kind: type) -> Any:  # noqa: ANN401 (settings of any type)
-    """Return the value of a setting, text read as its type; refuse other types."""
+    """Return the value of a setting, parsed if it is text; refuse other types."""
     try:
         if isinstance(value, str) and kind is bool:
             return {"true": True, "false": False}[value.lower()]

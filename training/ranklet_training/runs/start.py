@@ -1,4 +1,4 @@
-"""New runs and reopened runs: folders that a training can work on."""
+"""New and reopened runs."""
 
 import platform
 import re
@@ -20,7 +20,7 @@ HELD_OUT = 10_000  # validation questions of a run
 MADE = ("config.json", "catalogue.parquet", "questions.safetensors")  # before the first step
 TRAINED = ("metrics.jsonl", "last.safetensors", "best.safetensors")  # after the first step
 BESIDE = ("run.lock", "tensorboard")
-# Half-written files of a killed training.
+# Temporary files of a killed training.
 TORN = re.compile(rf"\.({'|'.join(map(re.escape, (*MADE, *TRAINED)))})\.[0-9a-f]{{8}}\.tmp")
 
 
@@ -34,15 +34,15 @@ def start_run(
     reading: dict[str, str] | None = None,
     source: str = "",
 ) -> Run:
-    """Make a new run folder, or start a run without any step anew.
+    """Start a run in a new folder, or again in the folder of a run without any step.
 
     ``split`` is of the events, by the settings. ``items`` holds titles and features by ``item_id``;
-    items without a row get nulls. ``reading`` are the options of reading the log, for evaluations,
+    items without a row get nulls. ``reading`` are the reading options of the log, for evaluations,
     and ``source`` is the origin and terms of the data, for the model card.
 
     Raises:
-        RunError: The folder has other content, the seed model lacks ratings, ``time_gaps`` integer
-            timestamps, or titles are not text.
+        RunError: The folder has other content, ratings are missing for the seed model, timestamps
+            are not integers for ``time_gaps``, or titles are not text.
     """
     check_new(path)
     ratings = split.training.ratings
@@ -63,7 +63,7 @@ def start_run(
             raise RunError(f"title is {items['title'].dtype} in the items, and must be text")
         catalogue = catalogue.join(items, on="item_id", how="left", maintain_order="left")
     for name in config.train.feature_names:
-        build_feature(catalogue, name)  # errors come before any file is written
+        build_feature(catalogue, name)  # raises errors before any file is written
     data = {
         "digest": events.digest,
         "users": events.users,
@@ -82,22 +82,17 @@ def start_run(
     run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
     if questions := _held_out(split, config.model.max_length):
         run.write_questions(questions)
-    write_run(run)  # last: a folder with config.json is a run with all that export needs
+    write_run(run)  # last: a folder with config.json is complete
     return run
 
 
 def check_new(path: Path) -> None:
-    """Refuse a folder in which no run can start.
-
-    Raises:
-        RunError: It holds a run with a step, or files of no run.
-    """
+    """Raise RunError if a folder holds a run with a step, or other files than those of runs."""
     names = {file.name for file in path.iterdir()} if path.exists() else set()
     if "config.json" in names and not names.isdisjoint(TRAINED):
         raise RunError(f"{path} already holds a run: resume it (--resume) or choose another folder")
     # A process may have been killed while it made a run.
-    others = [n for n in names if n not in (*MADE, *BESIDE) and not TORN.fullmatch(n)]
-    if others:
+    if others := [n for n in names if n not in (*MADE, *BESIDE) and not TORN.fullmatch(n)]:
         raise RunError(
             f"{path} is not empty and holds no run that could be started anew, but "
             f"{show(min(others))}: choose another folder"
@@ -115,11 +110,7 @@ def _held_out(split: Split, length: int) -> Questions | None:
 
 
 def reopen_run(path: Path, events: Events, config: RunConfig | None = None) -> Run:
-    """Open a run to resume it.
-
-    Raises:
-        RunError: The events or a setting differ from those of the run.
-    """
+    """Open a run to resume it; RunError: the events or a setting differ from those of the run."""
     run = read_run(path)
     if run.data["digest"] != events.digest:
         raise RunError(

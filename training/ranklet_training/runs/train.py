@@ -1,8 +1,8 @@
-"""Training loop of a run: a killed training resumes to the same weights, bit by bit.
+"""Training loop: a killed training resumes to the same weights, bit by bit.
 
-The order of the data comes from (seed, epoch), dropout from (seed, step), the learning rate from
-the share of the data that is done. So the state between two steps is the weights, the optimizer and
-a few numbers, and one atomic file holds them. (On CPU, with the same number of threads.)
+The order of the data depends on (seed, epoch), dropout on (seed, step), the learning rate on the
+finished share of the data. The state between two steps is the weights, the optimizer and a few
+numbers, in one atomic file. Holds on CPU, with the same number of threads.
 """
 
 import json
@@ -49,9 +49,8 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Model and metrics of a finished training."""
+    """Result of a finished training: model and metrics."""
 
-    run: Run
     model: Model  # with the best weights
     validation: Metrics  # of the best epoch
     best_epoch: int
@@ -62,13 +61,13 @@ class TrainResult:
 def train(
     run: Run, split: Split, *, log: Log | None = None, show_progress: bool = True
 ) -> TrainResult:
-    """Train from the run's last checkpoint, or from the start, to the end.
+    """Train from the last checkpoint, or from the start, to the end.
 
-    The split is of the run's events, by its settings. ``log`` receives every line of
-    ``metrics.jsonl``; the bar is drawn on stderr, if it is a terminal.
+    The split is of the events of the run, by its settings. ``log`` receives every line of
+    ``metrics.jsonl``; the progress bar is drawn on stderr, if it is a terminal.
 
     Raises:
-        RunError: The loss is not finite; the last checkpoint and the best weights stay.
+        RunError: The loss is not finite; the last checkpoint and the best weights are kept.
     """
     begin = time.perf_counter()
     config = run.config.train
@@ -79,7 +78,7 @@ def train(
         initial=progress.epoch * total + progress.targets_seen,
         unit=" events",
         unit_scale=True,
-        disable=None if show_progress else True,  # None: where stderr is no terminal
+        disable=None if show_progress else True,  # None: unless stderr is a terminal
     )
     with bar:
         while not progress.done:
@@ -94,7 +93,7 @@ def train(
             bar.set_postfix(loss=f"{line['loss']:.3f}", ndcg=f"{metrics['NDCG@10']:.4f}")
     best = run.load_model()
     metrics, seconds = _validate(best, split), time.perf_counter() - begin
-    return TrainResult(run, best, metrics, progress.best_epoch, progress.epoch, seconds)
+    return TrainResult(best, metrics, progress.best_epoch, progress.epoch, seconds)
 
 
 def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
@@ -110,19 +109,20 @@ def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
     if last.exists():
         progress = load_checkpoint(last, model, optimizer)
         _keep_lines(run.path / "metrics.jsonl", progress.epoch)
-        return model.train(), optimizer, progress
+        return model, optimizer, progress
     if config.cooccurrence_start:
         items, width = len(split.vocabulary), run.config.model.width
         with torch.no_grad():
             model.items.item.copy_(cooccurrence_table(split.training, items, width, config.seed))
     (run.path / "metrics.jsonl").unlink(missing_ok=True)
-    return model.train(), optimizer, Progress()
+    return model, optimizer, Progress()
 
 
 def _train_epoch(
     run: Run, split: Split, model: Model, optimizer: Optimizer, progress: Progress, bar: "tqdm[Any]"
 ) -> float:
     """Take the remaining steps of an epoch; return the speed in targets a second."""
+    model.train()
     config, begin, seen = run.config.train, time.perf_counter(), progress.targets_seen
     length = run.config.model.max_length
     total = targets_per_epoch(split.training, config.windows, length)
@@ -153,7 +153,7 @@ def _train_epoch(
 def _step(
     run: Run, model: Model, optimizer: Optimizer, batch: Batch, rate: float, step: int
 ) -> tuple[float, int]:
-    """Take one step of gradient descent and return the loss and the number of targets."""
+    """Take a step of gradient descent; return the loss and the number of targets."""
     config = run.config.train
     reset_dropout(model, config.seed, step)
     loss, count = _loss(run, model, batch, step)
@@ -201,7 +201,7 @@ def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]
     else:
         drawn = random.integers(1, items, (len(right), config.negatives), endpoint=True)
         negatives = torch.from_numpy(drawn)
-    # The table holds only the rows that this step needs.
+    # The table has only the rows of this step.
     needed = torch.cat([history.new_zeros(1), history.flatten(), right, negatives.flatten()])
     rows, place = torch.unique(needed, return_inverse=True)  # sorted
     parts = place[1:].split([history.numel(), len(right), negatives.numel()])
@@ -216,7 +216,7 @@ def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]
 
 
 def _gaps(batch: Batch, random: np.random.Generator) -> Gaps:
-    """Return the time gaps of a batch, those of a random share of rows as unknown."""
+    """Return the time gaps of a batch, unknown for a random share of the rows."""
     assert batch.since is not None
     assert batch.until is not None
     is_known = random.random((len(batch.history), 2, 1)) >= WITHOUT_GAPS
@@ -226,25 +226,22 @@ def _gaps(batch: Batch, random: np.random.Generator) -> Gaps:
 
 
 def draw_negatives(random: np.random.Generator, count: int, items: int) -> Tensor:
-    """Return distinct item indices from 1, sorted: ``count`` of them, or all items."""
+    """Draw ``count`` distinct item indices, sorted, or all items."""
     if count >= items:
         return torch.arange(1, items + 1)
     return torch.from_numpy(np.sort(random.choice(items, count, replace=False, shuffle=False)) + 1)
 
 
 def _validate(model: Model, split: Split) -> Metrics:
-    was_training = model.training
-    model.eval()
     try:
-        ranks = rank_targets(model, split, split.validation, mask_seen=True).ranks
+        ranks = rank_targets(model.eval(), split, split.validation, mask_seen=True).ranks
     except FloatingPointError as error:
         raise RunError(f"{error}: try a lower learning_rate") from error
-    model.train(was_training)
     return all_metrics(ranks)
 
 
 def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> None:
-    """Keep the weights if they are the best, and decide whether training is done."""
+    """Keep the weights if they are the best; decide on early stopping."""
     if metrics["NDCG@10"] > progress.best_ndcg:
         progress.best_ndcg, progress.best_epoch = metrics["NDCG@10"], progress.epoch
         weights = dict(model.state_dict())
