@@ -15,6 +15,7 @@ from ranklet.bundle.folder import read_popularity
 from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, History
 from ranklet.time_gaps import UNKNOWN
 from ranklet.verify import ask_model
+from ranklet_export.parity import SCORE_TOLERANCE
 
 
 def by_score(scores: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -55,8 +56,9 @@ def test_every_length_ranks_as_torch_alone_and_in_a_batch(
     for history, found, expected in zip(
         histories, together, by_torch(any_model, histories), strict=True
     ):
-        same_order(found, expected)
-        same_order(ranker.rank(history, k=60), expected)
+        tolerance = SCORE_TOLERANCE[ranker.manifest.precision]
+        same_order(found, expected, tolerance)
+        same_order(ranker.rank(history, k=60), expected, tolerance)
 
 
 @torch.no_grad()
@@ -84,10 +86,14 @@ def test_the_one_graph_for_others_answers_alike(
     for length in (1, 5, 12, 30):
         history = drawn(ids, length, seed=length)
         found = ask_model(ranker.engine.programs, ranker.vocabulary, history, 60)
-        same_order(found, ranker.rank(history, k=60))
+        tolerance = SCORE_TOLERANCE[ranker.manifest.precision]
+        same_order(found, ranker.rank(history, k=60), tolerance)
 
 
 def test_the_order_of_events_and_each_repetition_count(any_model: Any, ids: list[str]) -> None:
+    config = any_model.model.config
+    if config.kind == "seed" or not config.blocks or config.max_length == 1:
+        pytest.skip("this model knows no order, or one event alone")
     rank, history = any_model.ranker.rank, ids[:6]
     before = rank(history, k=60).scores
     assert np.abs(before - rank([*history[4::-1], ids[5]], k=60).scores).max() > 1e-3

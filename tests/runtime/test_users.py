@@ -123,7 +123,8 @@ def test_a_state_has_its_size_from_the_first_event_on(any_model: Any) -> None:
     user, longest = ranker.user(), config.max_length
     shapes = {name: array.shape for name, array in user._state.arrays.items()}
     window = min(config.attention_window or longest, longest)
-    keys, last = 2 * max(0, config.blocks - 1), min(1, config.blocks)
+    blocks = config.blocks if config.kind == "sequence" else 1
+    keys, last = 2 * max(0, blocks - 1), min(1, blocks)
     assert sorted(shape[1] for shape in shapes.values()) == sorted(
         keys * [window] + last * [longest]
     )
