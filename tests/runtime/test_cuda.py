@@ -77,7 +77,7 @@ def draw(count: int, seed: int = 0) -> list[str]:
 
 def test_a_device_is_where_it_runs(ranker: Ranker) -> None:
     assert ranker.provider == "cuda"
-    assert not any(value.is_shared for _, _, value in ranker.user()._state.values)
+    assert not any(value.is_shared for _, _, value in ranker.user()._kept.state.values)
     assert ranker.engine.users_of_state == 1
 
 

@@ -169,7 +169,7 @@ def test_a_user_that_is_gone_is_not_kept_alive_by_many_others(
         for item in ids[20:23]:
             user.rank()
             user.append(item)
-        states.append(weakref.ref(next(iter(user._state.arrays.values()))))
+        states.append(weakref.ref(next(iter(user._kept.state.arrays.values()))))
     del user
     gc.collect()
     assert sum(state() is not None for state in states) <= 1  # of the last that was appended to

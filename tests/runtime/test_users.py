@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 import ranklet
 from ranklet import InputError, Ranker, Ranking
+from ranklet.saved_user import DIGEST_BYTES, MAGIC
 from ranklet.time_gaps import UNKNOWN, buckets_before, gap_buckets
-from ranklet.user import DIGEST_BYTES, MAGIC, User
+from ranklet.user import User
 
 ITEMS, HOUR = 60, 3600
 APPENDED = 4  # new events; more are encoded anew
@@ -50,7 +51,7 @@ def assert_scores(ranker: Ranker, found: Ranking, expected: Any, when: str) -> N
 
 
 def arrays(user: User) -> list[NDArray[np.float32]]:
-    return [array.copy() for array in user._state.arrays.values()]
+    return [array.copy() for array in user._kept.state.arrays.values()]
 
 
 # One event after another
@@ -121,18 +122,18 @@ def test_up_to_four_new_events_are_appended_and_more_encoded_anew(
 def test_a_state_has_its_size_from_the_first_event_on(any_model: Any) -> None:
     ranker, config = any_model.ranker, any_model.model.config
     user, longest = ranker.user(), config.max_length
-    shapes = {name: array.shape for name, array in user._state.arrays.items()}
+    shapes = {name: array.shape for name, array in user._kept.state.arrays.items()}
     window = min(config.attention_window or longest, longest)
     blocks = config.blocks if config.kind == "sequence" else 1
     keys, last = 2 * max(0, blocks - 1), min(1, blocks)
     assert sorted(shape[1] for shape in shapes.values()) == sorted(
         keys * [window] + last * [longest]
     )
-    before = list(user._state.arrays.values())
+    before = list(user._kept.state.arrays.values())
     for item in names(draw(longest + 9)):
         user.append(item)
         user.rank()
-        for array, old in zip(user._state.arrays.values(), before, strict=True):
+        for array, old in zip(user._kept.state.arrays.values(), before, strict=True):
             assert array is old
 
 
@@ -289,7 +290,7 @@ def test_an_interrupt_between_any_two_lines_leaves_no_filter_behind(
 
 def test_the_states_of_many_users_are_rows_of_one_array(ranker: Ranker, same_order: Any) -> None:
     users = ranker.users([names(draw(1 + row % 9, seed=row)) for row in range(70)])
-    blocks = [np.asarray(users[place]._state.arrays["events"]).base for place in range(70)]
+    blocks = [np.asarray(users[place]._kept.state.arrays["events"]).base for place in range(70)]
     assert {id(block) for block in blocks[:64]} == {id(blocks[0])}
     assert [len(block) for block in (blocks[0], blocks[69]) if block is not None] == [64, 6]
     for step in range(2):
