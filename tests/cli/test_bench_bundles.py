@@ -35,6 +35,7 @@ def test_a_fresh_process_loads_no_heavy_package(
     assert [name for name in heavy if (tmp_path / name).exists()] == []
 
 
+@pytest.mark.slow
 def test_random_catalogues_have_rows_of_their_own(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

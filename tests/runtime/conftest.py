@@ -61,6 +61,12 @@ def tiny_bundle(exported: Callable[..., Any], build_once: Callable[..., Path]) -
     return build_once("tiny-with-titles", make)
 
 
+@pytest.fixture(scope="session")
+def tiny_ranker(tiny_bundle: Path) -> Ranker:
+    """The tiny bundle of this folder: a session holds that of other folders, too."""
+    return Ranker.load(tiny_bundle, provider="cpu")
+
+
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle, to be damaged."""
