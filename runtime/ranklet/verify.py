@@ -55,8 +55,10 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
         golden = json.loads((path / GOLDEN).read_bytes())
         differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
         for number, answer in enumerate(golden):
-            found = ask_model(engine.programs, vocabulary, answer["history"], len(answer["items"]))
-            differences.append(_difference(found, answer, f"golden answer {number} of {MODEL}"))
+            ranking = ask_model(
+                engine.programs, vocabulary, answer["history"], len(answer["items"])
+            )
+            differences.append(_difference(ranking, answer, f"golden answer {number} of {MODEL}"))
         check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
     except (ValueError, LookupError, TypeError) as error:
         raise BundleError(f"{path / GOLDEN} is damaged: {error!r}") from error
@@ -119,20 +121,20 @@ def _compare(ranker: Ranker, answer: dict[str, Any], number: int) -> float:
     user.rank(k)
     user.append(history[-1])
     return max(
-        _difference(found, answer, f"golden answer {number}{how}")
-        for found, how in ((ranker.rank(history, k=k), ""), (user.rank(k), " of a kept user"))
+        _difference(ranking, answer, f"golden answer {number}{how}")
+        for ranking, how in ((ranker.rank(history, k=k), ""), (user.rank(k), " of a kept user"))
     )
 
 
-def _difference(found: Ranking, answer: dict[str, Any], name: str) -> float:
+def _difference(ranking: Ranking, answer: dict[str, Any], name: str) -> float:
     expected = np.array(answer["scores"])
-    difference = float(np.abs(found.scores - expected).max())
+    difference = float(np.abs(ranking.scores - expected).max())
     gaps = np.abs(np.diff(expected, prepend=np.inf, append=-np.inf))
     is_tied = np.minimum(gaps[:-1], gaps[1:]) <= 2 * SCORE_TOLERANCE
-    moved = np.array([a != b for a, b in zip(found.items, answer["items"], strict=True)])
+    moved = np.array([a != b for a, b in zip(ranking.items, answer["items"], strict=True)])
     if not difference <= SCORE_TOLERANCE or (moved & ~is_tied).any():
         raise BundleError(
             f"{name} differs on this machine: expected {answer['items']}, got "
-            f"{found.items}; scores differ by {difference:.2e} (tolerance {SCORE_TOLERANCE})"
+            f"{ranking.items}; scores differ by {difference:.2e} (tolerance {SCORE_TOLERANCE})"
         )
     return difference

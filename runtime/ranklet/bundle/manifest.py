@@ -312,11 +312,11 @@ def _value(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
     if is_dataclass(hint):
         return _build(hint, value)
     if origin is UnionType:
-        kinds = [kind for kind in inner if type(value) is kind or is_dataclass(kind)]
+        matches = [kind for kind in inner if type(value) is kind or is_dataclass(kind)]
         if value is None and type(None) in inner:
             return None
-        if kinds:
-            return _value(kinds[0], value, name)
+        if matches:
+            return _value(matches[0], value, name)
     elif origin is list and isinstance(value, list):
         return [_value(inner[0], part, name) for part in value]
     elif origin is dict and isinstance(value, dict):

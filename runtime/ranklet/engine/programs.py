@@ -81,8 +81,8 @@ class Programs:
             (session.get_inputs(), program.inputs),
             (session.get_outputs(), program.outputs),
         ):
-            found = {t.name: Tensor(t.name, t.type, list(t.shape)) for t in tensors}
-            if found != {t.name: t for t in expected}:
+            contract = {t.name: Tensor(t.name, t.type, list(t.shape)) for t in tensors}
+            if contract != {t.name: t for t in expected}:
                 raise BundleError(
                     f"{self._opened.folder / program.file} has another contract than the manifest "
                     "says: export the run again"
