@@ -23,6 +23,8 @@ else:  # all texts, one after another, and where each of them ends
     ids = [texts[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 index = {name: number for number, name in enumerate(ids, 1)}
 events = [index[name] for name in history if name in index]  # oldest first, of any length
+if not events:
+    sys.exit("no item of this history is in the bundle: show what is popular, see popularity.f32")
 
 inputs = {"history": np.array([events]), "k": np.array([min(k, len(ids))])}
 if "since" in [tensor["name"] for tensor in manifest["programs"]["model"]["inputs"]]:

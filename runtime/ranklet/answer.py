@@ -180,7 +180,7 @@ class Answers:
 
     def _left(self, request: Request, k: int, eligible: Eligible | None) -> int:
         """Return the number of items that can be ranked, at most the size of the pool."""
-        pool = max(self._pool.factor * k, self._pool.minimum)
+        pool = self._pool.size(k)
         if request.candidates is not None:
             candidates = request.candidates
             return len(candidates if eligible is None else candidates[eligible.allows(candidates)])
