@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from click.testing import CliRunner, Result
 
 from ranklet_cli.group import cli
 from ranklet_cli.options import PRESET_NAMES
-from ranklet_training.data.simulator import Simulation
+from ranklet_training.data.simulator import Simulation, simulate
 from ranklet_training.runs.checkpoint import Run, locked
 from ranklet_training.runs.presets import PRESETS
 
+ROOT = Path(__file__).parents[2]
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]
 
 
@@ -218,3 +221,32 @@ def test_settings_come_from_a_toml_file_and_single_ones_win(log: Path, tmp_path:
     assert trained["settings"]["model"]["width"] == 24
     assert trained["settings"]["model"]["max_length"] == 12
     assert trained["settings"]["train"]["split"] == "time"
+
+
+@pytest.mark.parametrize(("chosen", "policy"), [(None, "passive"), ("active", "active")])
+def test_threads_of_the_command_line_wait_without_spinning_unless_the_user_wants_it(
+    chosen: str | None, policy: str
+) -> None:
+    code = """
+import os, ranklet_cli.group
+from ranklet_cli.main import main
+ranklet_cli.group.cli = lambda: print(os.environ["OMP_WAIT_POLICY"])
+main()
+"""
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = others | ({"OMP_WAIT_POLICY": chosen} if chosen else {})
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == policy
+
+
+@pytest.mark.slow
+def test_a_training_beside_other_work_on_all_cores_keeps_its_share(tmp_path: Path) -> None:
+    events = tmp_path / "events.parquet"
+    simulate(users=300, mean_length=20).events.write_parquet(events)
+    command = [sys.executable, ROOT / "benchmarks" / "busy.py", events, "--turns", "1"]
+    threads = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    printed = subprocess.run(command, env=threads, capture_output=True, text=True, check=True)
+    ratio = float(printed.stdout.split()[-1])
+    assert ratio > 0.15, printed.stdout  # fair is 0.5; threads that spin while they wait have 0.02

@@ -200,7 +200,7 @@ def _parse(name: str, source: Path) -> _Frames:
                 return parse(*(_read_member(source, folder + file) for file in files))
             except KeyError as error:
                 first_missing = first_missing or error
-            except (PolarsError, ValueError, IndexError) as error:
+            except (PolarsError, ValueError, IndexError, AttributeError) as error:
                 if isinstance(error, DataError):
                     raise
                 raise DataError(f"{source} holds a damaged {name}: {error}") from error
