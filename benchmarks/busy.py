@@ -33,10 +33,11 @@ def speed(events: Path, spinning: int) -> int:
         return int(line["targets_per_second"])
 
 
-@click.command(help=__doc__)
+@click.command()
 @click.argument("events", type=click.Path(path_type=Path, exists=True))
 @click.option("--turns", default=5, help="Trainings in each of the two situations.")
 def main(events: Path, turns: int) -> None:
+    """Print the speeds and their ratio."""
     cores = os.cpu_count() or 1
     speeds: dict[int, list[int]] = {0: [], cores: []}
     for _ in range(turns):
