@@ -91,7 +91,9 @@ def prepare(
     note(log.summary())
     split = split_log(log, configure(chosen))
     recommended, reason = recommend(split)
-    note(f"{split.notes}\n{reason}")
+    note(split.notes)
+    if not recommended.keys() <= chosen.keys():
+        note(reason)
     config = configure({**recommended, **chosen})
     catalogue = None
     if items is not None:

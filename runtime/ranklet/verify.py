@@ -120,9 +120,11 @@ def _compare(ranker: Ranker, answer: dict[str, Any], number: int) -> float:
     user = ranker.user(history[:-1])
     user.rank(k)
     user.append(history[-1])
+    fresh = ranker.rank(history, k=k, exclude_seen=False)
+    kept = user.rank(k, exclude_seen=False)
     return max(
         _difference(ranking, answer, f"golden answer {number}{how}")
-        for ranking, how in ((ranker.rank(history, k=k), ""), (user.rank(k), " of a kept user"))
+        for ranking, how in ((fresh, ""), (kept, " of a kept user"))
     )
 
 

@@ -4,9 +4,9 @@
     catalogue.parquet   items in index order: id, training events, title, features
     metrics.jsonl       one line an epoch
     last.safetensors    weights, optimizer state and progress, for --resume
-    best.safetensors    weights of the best validation NDCG@10
+    best.safetensors    weights of the best validation NDCG@10, or the last if nothing is held out
     questions.safetensors   held-out histories and their next items, for the ranking gate of export
-    evaluation.json     written by ``ranklet evaluate``
+    evaluation.json     written by ``ranklet evaluate``, or copied by ``ranklet train --final``
     run.lock            held by the training process
 
 Files are safetensors, JSON and parquet, which run no code when opened, and are written atomically.
@@ -82,6 +82,11 @@ class Run:
         ids = self.catalogue["item_id"]
         return Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
 
+    @property
+    def exclude_seen(self) -> bool:
+        """Return whether a bundle of this run leaves seen items out by default."""
+        return bool(self.data.get("seen", {}).get("exclude_seen", False))
+
     def build_model(self) -> Model:
         """Return a model of this run without weights."""
         items = self.catalogue.height
@@ -148,6 +153,11 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 def write_run(run: Run) -> None:
     """Write ``config.json`` and ``catalogue.parquet``."""
     write_frame(run.path / "catalogue.parquet", run.catalogue)
+    write_config(run)
+
+
+def write_config(run: Run) -> None:
+    """Write ``config.json``: settings, data facts and versions."""
     settings = run.config.to_dict()
     document = {
         "format": RUN_FORMAT,
