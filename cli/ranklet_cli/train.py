@@ -118,7 +118,9 @@ def train(
             if items is None and {*earlier.catalogue.columns} - {"item_id", "training_events"}:
                 items = final / "catalogue.parquet"
             if not (final / "evaluation.json").exists():
-                note(f"{final} has no figures for the model card: ranklet evaluate {final} {events}")
+                note(
+                    f"{final} has no figures for the model card: ranklet evaluate {final} {events}"
+                )
         log, split, config, catalogue, source = prepare(events, items, chosen, reading)
     with locked(out / "run.lock", f"another process trains {out}"):
         if resume:

@@ -139,8 +139,8 @@ class Ranker:
             candidates: Rank only these. Ids that the catalogue lacks are dropped, repeated ones
                 count once.
             exclude: Never return these items.
-            exclude_seen: Never return an item of the whole history; None: as ``Ranker.exclude_seen``
-                says, which training chose by the share of repeats in its data.
+            exclude_seen: Never return an item of the whole history; None: the bundle's default,
+                ``Ranker.exclude_seen``, which served the validation cases of the training better.
             eligible: Rank only the items of a filter from ``Ranker.eligible``.
             unknown: ``"skip"`` or ``"error"`` for ids of ``history`` and ``candidates`` that the
                 catalogue lacks.

@@ -81,9 +81,8 @@ def start_run(
         "instants": split.instants,
         "reading": reading or {},
         "source": source,
+        **_facts_of(earlier),
     }
-    if earlier is not None:
-        data |= {"earlier": _facts_of(earlier), "seen": earlier.data.get("seen", {})}
     versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
     path.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "questions.safetensors", "evaluation.json"):
@@ -91,8 +90,8 @@ def start_run(
     run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
     if questions := _held_out(split, config.model.max_length):
         run.write_questions(questions)
-    if earlier is not None and (evaluation := earlier.path / "evaluation.json").exists():
-        atomic_write(path / "evaluation.json", evaluation.read_bytes())
+    if figures := _figures_of(earlier):
+        atomic_write(path / "evaluation.json", figures)
     write_run(run)  # last: a folder with config.json is complete
     return run
 
@@ -118,10 +117,22 @@ def _epochs(run: Run) -> int:
     return int(read_tensors(run.path / "best.safetensors")[1]["epoch"]) + 1
 
 
-def _facts_of(earlier: Run) -> dict[str, Any]:
-    """Return what a final run tells of the run that was measured."""
+def _facts_of(earlier: Run | None) -> dict[str, Any]:
+    """Return what a final run keeps of the data of the run that was measured."""
+    if earlier is None:
+        return {}
     names = ("digest", "events", "users", "items", "split", "instants")
-    return {**{name: earlier.data.get(name) for name in names}, "epochs": _epochs(earlier)}
+    facts = {name: earlier.data.get(name) for name in names}
+    return {
+        "earlier": {**facts, "epochs": _epochs(earlier)},
+        "seen": earlier.data.get("seen", {}),
+    }
+
+
+def _figures_of(earlier: Run | None) -> bytes:
+    """Return the evaluation of the run that was measured, empty without one."""
+    path = earlier and earlier.path / "evaluation.json"
+    return path.read_bytes() if path and path.exists() else b""
 
 
 def check_new(path: Path) -> None:

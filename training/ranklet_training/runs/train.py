@@ -25,7 +25,8 @@ from ranklet.time_gaps import UNKNOWN
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.data.split import Split
 from ranklet_training.judge.evaluate import rank_targets
-from ranklet_training.judge.metrics import Metrics, all_metrics, ndcg
+from ranklet_training.judge.metrics import Metrics, Ranks, all_metrics, ndcg
+from ranklet_training.judge.subjects import model_scorer
 from ranklet_training.model.cooccurrence import cooccurrence_table
 from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
 from ranklet_training.model.model import Gaps, reset_dropout
@@ -94,8 +95,8 @@ def train(
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
             if log is not None:
                 log(line)
-            ndcg = {"ndcg": f"{metrics['NDCG@10']:.4f}"} if metrics else {}
-            bar.set_postfix(loss=f"{line['loss']:.3f}", **ndcg)
+            ndcg = f"{metrics['NDCG@10']:.4f}" if metrics else "none held out"
+            bar.set_postfix(loss=f"{line['loss']:.3f}", ndcg=ndcg)
     best = run.load_model()
     metrics = _validate(best, split)
     if len(split.validation):
@@ -247,22 +248,24 @@ def _validate(model: Model, split: Split) -> Metrics:
         return {}
     mask_seen = split.validation.repeats < MANY_REPEATS
     try:
-        ranks = rank_targets(model.eval(), split, split.validation, mask_seen=mask_seen).ranks
+        return all_metrics(_ranks(model.eval(), split, mask_seen=mask_seen))
     except FloatingPointError as error:
         raise RunError(f"{error}: try a lower learning_rate") from error
-    return all_metrics(ranks)
+
+
+def _ranks(model: Model, split: Split, *, mask_seen: bool) -> Ranks:
+    """Return the ranks of the validation targets."""
+    items = len(split.vocabulary)
+    scorer = model_scorer(model, split.training.counts(items))
+    return rank_targets(scorer, split.validation, mask_seen=mask_seen, items=items).ranks
 
 
 def _measure_seen(model: Model, split: Split) -> dict[str, Any]:
     """Return whether a bundle leaves seen items out by default, and the figures that decide it."""
-    cases = split.validation
-    masked, unmasked = (
-        ndcg(rank_targets(model, split, cases, mask_seen=mask_seen).ranks, 10)
-        for mask_seen in (True, False)
-    )
+    masked, unmasked = (ndcg(_ranks(model, split, mask_seen=seen), 10) for seen in (True, False))
     return {
-        "answers": len(cases),
-        "repeats": cases.repeats,
+        "answers": len(split.validation),
+        "repeats": split.validation.repeats,
         "masked_NDCG@10": masked,
         "unmasked_NDCG@10": unmasked,
         "exclude_seen": masked >= unmasked,
