@@ -128,7 +128,8 @@ def format_evaluation(table: dict[str, Any]) -> str:
         ]
         for row in rows
     ]
-    head = ["NDCG@10 and the first 10, as served"]
+    how = table.get("slices_protocol", "seen items masked")
+    head = [f"NDCG@10 and the first 10, {how}"]
     head += ["ties by mean rank", "coverage@10", "popularity@10"]
     targets = ["targets", "", "", f"{table['target_popularity']:.1f}"]
     parts.append(align([head, *first_ten, targets]))
@@ -137,6 +138,6 @@ def format_evaluation(table: dict[str, Any]) -> str:
         for name, count in table["slices"].items()
     ]
     parts.append(
-        align([["NDCG@10 of (answers), as served", *(row["model"] for row in rows)], *slices])
+        align([[f"NDCG@10 of (answers), {how}", *(row["model"] for row in rows)], *slices])
     )
     return "\n\n".join("\n".join(lines) for lines in parts)

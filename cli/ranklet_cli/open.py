@@ -151,7 +151,9 @@ def _held_out(log: "Events", opened: "Mapping[str, Run | Ranker]") -> "Split":
         first, second = (max(ends) for ends in zip(*instants, strict=True))
         known = first, second
         if any(own != [first, second] for own in instants):
-            note(f"the models were trained up to different times; targets are from {second} on")
+            note(
+                f"the models were trained up to different times; test targets are from {second} on"
+            )
     for name, model in opened.items():
         if log.digest != _facts(model).get("digest"):
             leak = "" if known else ": targets may have been in its training"

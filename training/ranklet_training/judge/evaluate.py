@@ -188,12 +188,19 @@ def markov_scorer(training: Sequences, items: int) -> Scorer:
 def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") -> dict[str, Any]:
     """Return the table of metrics of models, by name, and of the two baselines.
 
-    The table has ``protocol`` and ``protocols`` (what the figures are, in words), ``users`` (one
-    answer each), ``repeats`` (answers that are in the history), ``advice``
-    (a sentence on them), ``cold_targets``, ``unknown`` (of
-    each model, the targets and history events that its catalogue lacks), ``left_out`` (answers that
-    not every model knows), ``slices`` (name to number of users), ``target_popularity`` (mean
-    training events of the targets) and ``rows``, each with
+    The table has
+
+    * ``protocol`` and ``protocols``: what the figures are, in words;
+    * ``users``: the number of cases; ``repeats`` of their answers are in the history, and
+      ``advice`` is a sentence on them;
+    * ``cold_targets``: answers without a training event;
+    * ``unknown``: of each model, the answers and the history events that its catalogue lacks;
+    * ``left_out``: answers that are not asked because not every model knows them;
+    * ``slices`` and ``slices_protocol``: name to number of users, and what their figures are;
+    * ``target_popularity``: mean training events of the targets;
+    * ``rows``: the models.
+
+    A row has
 
     * ``model``, ``exclude_seen``: its name, and its default;
     * ``served``: every metric of the default, ties in the order in which they are shown;
@@ -204,8 +211,8 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
     * ``popularity``: mean training events of the items in the first 10 (the average
       recommendation popularity of Abdollahpouri et al., 2019).
 
-    The last four are as served. Baselines have the default of the first model. Models of different
-    catalogues rank the items that all know (``subjects``).
+    The last four are of the default, ties pessimistic. Baselines have the default of the first
+    model. Models of different catalogues rank the items that all know (``subjects``).
 
     RunError: a model knows no item of the split. DataError: nothing is held out.
     """
@@ -239,6 +246,7 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
         "unknown": exam.unknown,
         "left_out": exam.left_out,
         "target_popularity": float(counts[cases.targets].mean()),
+        "slices_protocol": served,
         "slices": {name: int(rows.sum()) for name, rows in slices.items()},
         "rows": rows,
     }
@@ -298,7 +306,7 @@ def _figures(
         "masked": all_metrics(masked.ranks),
         "unmasked": all_metrics(unmasked.ranks),
         "mean_ties": _main_metrics(served.mean_ranks),
-        "slices": {name: _main_metrics(served.shown[rows]) for name, rows in slices.items()},
+        "slices": {name: _main_metrics(served.ranks[rows]) for name, rows in slices.items()},
         "coverage": len(np.unique(served.top[served.top > 0])) / exam.items,
         "popularity": float(counts[shown].mean()) if len(shown) else 0.0,
     }
