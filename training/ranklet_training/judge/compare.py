@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet.errors import InputError
 from ranklet_training.data.split import Split
-from ranklet_training.judge.evaluate import MASKED, UNMASKED, held_out, rank_targets
+from ranklet_training.judge.evaluate import MASKED, UNMASKED, held_out, rank_common
 from ranklet_training.judge.metrics import CUTOFFS, all_metrics
 from ranklet_training.judge.outcomes import OutcomeComparison
 from ranklet_training.judge.plots import new_figure, save_figure
 from ranklet_training.judge.statistics import Row, Values, check_resampling, paired_bootstrap
-from ranklet_training.judge.subjects import AnyModel, prepare_exam, subject_of
+from ranklet_training.judge.subjects import AnyModel, common_cases, subject_of
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,16 @@ def compare_models(
     Raises:
         RunError: A model knows no item of the split, or they have none in common.
         DataError: Nothing is held out.
-        InputError: As ``paired_bootstrap``.
+        InputError: The names are equal, or as ``paired_bootstrap``.
     """
     check_resampling(resamples, seed)
+    if names[0] == names[1]:
+        raise InputError(f"both models are called {names[0]!r}: give them two names")
     subjects = {n: subject_of(n, model, split) for n, model in zip(names, (a, b), strict=True)}
-    exam = prepare_exam(subjects, split, held_out(split, on))
+    common = common_cases(subjects, split, held_out(split, on))
     mask_seen = subjects[names[0]].exclude_seen
     a_values, b_values = (
-        metrics_of_ranks(
-            rank_targets(
-                subject.model,
-                exam.cases_of(name),
-                mask_seen=mask_seen,
-                among=exam.among_of(name),
-                items=len(subject.vocabulary),
-            ).ranks
-        )
+        metrics_of_ranks(rank_common(common, name, subject, mask_seen=mask_seen).ranks)
         for name, subject in subjects.items()
     )
     result = paired_bootstrap(a_values, b_values, resamples=resamples, seed=seed)
@@ -100,15 +95,15 @@ def compare_models(
         ties=(gains == 0).sum(axis=0),
     )
     protocol = (
-        f"{split.kind}, {on}, full ranking of {exam.items} items"
-        f"{' that both know' if exam.among else ''}, {MASKED if mask_seen else UNMASKED}"
+        f"{split.kind}, {on}, full ranking of {common.items} items"
+        f"{' that both know' if common.among else ''}, {MASKED if mask_seen else UNMASKED}"
     )
     return ModelComparison(
         *names,
         protocol,
-        users=len(exam.cases),
-        left_out=exam.left_out,
-        unknown=exam.unknown,
+        users=len(common.cases),
+        left_out=common.left_out,
+        unknown=common.unknown,
         resamples=resamples,
         seed=seed,
         rows=[ModelRow(**row) for row in rows],

@@ -29,11 +29,11 @@ from ranklet_training.judge.metrics import (
 from ranklet_training.judge.plots import new_figure, save_figure
 from ranklet_training.judge.subjects import (
     AnyModel,
-    Exam,
+    CommonCases,
     Scorer,
     Subject,
+    common_cases,
     find_items,
-    prepare_exam,
     subject_of,
 )
 
@@ -88,6 +88,20 @@ def rank_targets(
     if isinstance(model, Ranker):
         return _rank_by_bundle(model, cases, mask_seen, top, among)
     return _rank_by_scorer(model, cases, mask_seen, top, among, items)
+
+
+def rank_common(
+    common: CommonCases, name: str, subject: Subject, *, mask_seen: bool, top: int = 0
+) -> TargetRanks:
+    """Rank by one of the models of common cases; options as ``rank_targets``."""
+    return rank_targets(
+        subject.model,
+        common.cases_of(name),
+        mask_seen=mask_seen,
+        top=top,
+        among=common.among_of(name),
+        items=len(subject.vocabulary),
+    )
 
 
 def _rank_by_scorer(
@@ -217,8 +231,8 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
     RunError: a model knows no item of the split. DataError: nothing is held out.
     """
     subjects = {name: subject_of(name, model, split) for name, model in models.items()}
-    exam = prepare_exam(subjects, split, held_out(split, on))
-    cases, counts = exam.cases, split.training.counts(len(split.vocabulary))
+    common = common_cases(subjects, split, held_out(split, on))
+    cases, counts = common.cases, split.training.counts(len(split.vocabulary))
     default = next(iter(subjects.values())).exclude_seen if subjects else True
     baselines = {
         "last-item Markov": markov_scorer(split.training, len(split.vocabulary)),
@@ -231,20 +245,20 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
     slices = {"cold targets": is_cold, **_length_slices(cases)}
     slices = {name: rows for name, rows in slices.items() if rows.any()}
     rows = [
-        {"model": name, **_figures(name, subject, split, exam, counts, slices)}
+        {"model": name, **_figures(name, subject, split, common, counts, slices)}
         for name, subject in judged.items()
     ]
     defaults = {subject.exclude_seen for subject in judged.values()}
     served = SERVED[default] if len(defaults) == 1 else "as served by the default of each"
     return {
-        "protocol": f"{split.kind}, {on}, full ranking of {exam.items} items, pessimistic ties",
+        "protocol": f"{split.kind}, {on}, full ranking of {common.items} items, pessimistic ties",
         "protocols": {"served": served, "masked": MASKED, "unmasked": UNMASKED},
         "users": len(cases),
         "repeats": int(cases.is_repeat.sum()),
         "advice": _advice(cases, rows[0]),
         "cold_targets": int(is_cold.sum()),
-        "unknown": exam.unknown,
-        "left_out": exam.left_out,
+        "unknown": common.unknown,
+        "left_out": common.left_out,
         "target_popularity": float(counts[cases.targets].mean()),
         "slices_protocol": served,
         "slices": {name: int(rows.sum()) for name, rows in slices.items()},
@@ -282,20 +296,12 @@ def _figures(
     name: str,
     subject: Subject,
     split: Split,
-    exam: Exam,
+    common: CommonCases,
     counts: Ints,
     slices: dict[str, Mask],
 ) -> dict[str, Any]:
-    cases = exam.cases_of(name)
     masked, unmasked = (
-        rank_targets(
-            subject.model,
-            cases,
-            mask_seen=mask_seen,
-            top=10,
-            among=exam.among_of(name),
-            items=len(subject.vocabulary),
-        )
+        rank_common(common, name, subject, mask_seen=mask_seen, top=10)
         for mask_seen in (True, False)
     )
     served = masked if subject.exclude_seen else unmasked
@@ -307,7 +313,7 @@ def _figures(
         "unmasked": all_metrics(unmasked.ranks),
         "mean_ties": _main_metrics(served.mean_ranks),
         "slices": {name: _main_metrics(served.ranks[rows]) for name, rows in slices.items()},
-        "coverage": len(np.unique(served.top[served.top > 0])) / exam.items,
+        "coverage": len(np.unique(served.top[served.top > 0])) / common.items,
         "popularity": float(counts[shown].mean()) if len(shown) else 0.0,
     }
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ranklet.bundle.vocabulary import INTEGER, Vocabulary
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import RunError
 from ranklet.ranker import Ranker
 from ranklet.time_gaps import UNKNOWN, gap_buckets
@@ -37,7 +37,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Exam:
+class CommonCases:
     """The questions to some models, in the index space of the split.
 
     Attributes:
@@ -83,7 +83,7 @@ def subject_of(name: str, model: AnyModel, split: Split) -> Subject:
     return Subject(model_scorer(model, counts), split.vocabulary, exclude_seen=True)
 
 
-def prepare_exam(subjects: Mapping[str, Subject], split: Split, cases: Cases) -> Exam:
+def common_cases(subjects: Mapping[str, Subject], split: Split, cases: Cases) -> CommonCases:
     """Return the questions that all subjects can answer.
 
     RunError: a model knows no item of the log, or no target is known to all.
@@ -96,9 +96,9 @@ def prepare_exam(subjects: Mapping[str, Subject], split: Split, cases: Cases) ->
                 f"{name} knows no item of these events: it has ids like {show(own)}, and the "
                 f"events have ids like {show(other)}"
             )
-    is_common = np.all(
-        [np.arange(len(split.vocabulary) + 1) > 0, *(f > 0 for f in places.values())], axis=0
-    )
+    is_common = np.arange(len(split.vocabulary) + 1) > 0
+    for found in places.values():
+        is_common &= found > 0
     kept, among, items = cases, dict[str, Ints](), len(split.vocabulary)
     if subjects:
         first, *others = (subject.vocabulary for subject in subjects.values())
@@ -118,7 +118,7 @@ def prepare_exam(subjects: Mapping[str, Subject], split: Split, cases: Cases) ->
         for name, found in places.items()
     }
     in_log = np.flatnonzero(is_common)
-    return Exam(kept, places, among, in_log, items, len(cases) - len(kept), unknown)
+    return CommonCases(kept, places, among, in_log, items, len(cases) - len(kept), unknown)
 
 
 def find_items(items: Vocabulary, catalogue: Vocabulary) -> Ints:
@@ -128,16 +128,11 @@ def find_items(items: Vocabulary, catalogue: Vocabulary) -> Ints:
     """
     ids = items.all_ids
     if items.is_text == catalogue.is_text:
-        found = catalogue.index(ids if items.is_text is False else list(ids))
-    elif catalogue.is_text:
-        found = catalogue.index([str(item) for item in ids.tolist()])  # type: ignore[union-attr]
+        found = catalogue.index(list(ids) if items.is_text else ids)
     else:
-        is_number = [INTEGER.fullmatch(text) is not None for text in ids]
-        numbers = [int(text) if ok else 0 for text, ok in zip(ids, is_number, strict=True)]
-        fits = np.array([ok and abs(n) < 2**63 for n, ok in zip(numbers, is_number, strict=True)])
-        safe = np.where(fits, np.array(numbers, dtype=object), 0).astype(np.int64)
-        found = np.where(fits, catalogue.index(safe), 0)
-    return np.concatenate([[0], found]).astype(np.int64)
+        index_of = {str(item): index for index, item in enumerate(catalogue.all_ids, 1)}
+        found = np.array([index_of.get(str(item), 0) for item in ids], dtype=np.int64)
+    return np.concatenate([[0], found])
 
 
 def _same(one: Vocabulary, other: Vocabulary) -> bool:

@@ -101,6 +101,11 @@ class Run:
         _load_weights(model, read_tensors(path)[0], path)
         return model.eval().requires_grad_(False)
 
+    def best_metrics(self) -> dict[str, float]:
+        """Return the validation metrics of the best weights, empty if nothing is held out."""
+        metadata = read_tensors(self.path / "best.safetensors")[1]
+        return {name: value for name, value in metadata.items() if name != "epoch"}
+
     def read_questions(self) -> Questions | None:
         """Return the held-out questions, or None for a run without them."""
         path = self.path / "questions.safetensors"

@@ -97,8 +97,7 @@ def train(
                 log(line)
             ndcg = f"{metrics['NDCG@10']:.4f}" if metrics else "none held out"
             bar.set_postfix(loss=f"{line['loss']:.3f}", ndcg=ndcg)
-    best = run.load_model()
-    metrics = _validate(best, split)
+    best, metrics = run.load_model(), run.best_metrics()
     if len(split.validation):
         run.data["seen"] = _measure_seen(best, split)
         write_config(run)
