@@ -19,6 +19,7 @@ from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.sequences import epoch_batches
 from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge.evaluate import evaluate, rank_targets
+from ranklet_training.judge.subjects import subject_of
 from ranklet_training.runs.checkpoint import Run
 from ranklet_training.runs.presets import configure
 from ranklet_training.runs.start import start_run
@@ -75,7 +76,8 @@ def timed_ranker(timed_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Ra
 
 
 def top_hits(run: Run, split: Split) -> float:
-    ranks = rank_targets(run.load_model(), split, split.test, mask_seen=False).ranks
+    scorer = subject_of("run", run, split).model
+    ranks = rank_targets(scorer, split.test, mask_seen=False).ranks
     return float((ranks == 1).mean())
 
 

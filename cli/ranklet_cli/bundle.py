@@ -26,6 +26,11 @@ from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, ses
 )
 @click.option("--allow-drop", default=0.005, help="Largest relative loss of NDCG@10 against fp32.")
 @click.option("--compact", is_flag=True, help="Make the bundle smaller and its encoder slower.")
+@click.option(
+    "--exclude-seen/--include-seen",
+    default=None,
+    help="Rank without or with the items of the history by default.  [default: as the run chose]",
+)
 @click.option("--replace", is_flag=True, help="Replace an existing bundle.")
 @json_flag
 def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
@@ -118,6 +123,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         f"model    {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
         f"{settings['heads']} head(s), histories of up to {manifest.max_length} events",
         f"items    {manifest.items:,}, {manifest.id_type} ids",
+        f"serves   seen items {'excluded' if manifest.exclude_seen else 'included'} by default",
         f"data     {facts['events']:,} events of {facts['users']:,} users, {facts['digest'][:16]}",
         f"made by  {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}",
     ]

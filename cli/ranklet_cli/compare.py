@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ranklet_cli.evaluate import describe_unknown
 from ranklet_cli.open import open_models
 from ranklet_cli.options import FILE, FOLDER, PATH, json_flag, note, print_json
 from ranklet_cli.tables import align
@@ -107,7 +108,7 @@ def _compare_pair(
     names = (a.resolve().name, b.resolve().name)
     if names[0] == names[1]:
         names = (str(a), str(b))
-    models, split = open_models({names[0]: a, names[1]: b}, events)
+    models, split, _ = open_models({names[0]: a, names[1]: b}, events)
     pair = models[names[0]], models[names[1]]
     comparison = compare_models(*pair, split, names=names, on=on, **bootstrap)
     return comparison, format_models(comparison)
@@ -130,6 +131,7 @@ def format_models(comparison: "ModelComparison") -> str:
     """Format a comparison of models for a terminal."""
     head = [
         f"{comparison.protocol}; {comparison.users:,} users",
+        *describe_unknown(comparison.left_out, comparison.unknown),
         f"A = {comparison.a}, B = {comparison.b}; {comparison.resamples:,} bootstrap samples "
         f"of users, paired, seed {comparison.seed}",
     ]

@@ -2,15 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ranklet.errors import InputError
 from ranklet.files.atomic import atomic_write
+from ranklet.ranker import Ranker
 from ranklet_cli.open import open_models
 from ranklet_cli.options import FOLDER, PATH, choice, json_flag, note, print_json
 from ranklet_cli.tables import align
+
+if TYPE_CHECKING:
+    from ranklet_training.data.events import Events
+    from ranklet_training.runs.checkpoint import Run
+
+OLD_PROTOCOLS = {"masked": "seen items masked", "unmasked": "seen items not masked"}
 
 
 @click.command()
@@ -30,10 +37,15 @@ def evaluate(
 ) -> None:
     """Evaluate a run (torch) or a bundle (runtime) on the held-out events of EVENTS.
 
-    Metrics rank all items, with and without seen items masked; ties are pessimistic. Popularity and
-    a last-item Markov chain are the baselines. Slices are cold targets and history lengths.
-    Coverage and mean popularity describe the first 10 items. A run keeps the table of the test
-    events in evaluation.json, and export copies it into the model card.
+    The first figures are those of the rankings that the bundle serves by default. Then come those
+    of the papers, where seen items are masked and a repeated answer is a miss, and those with no
+    item masked. All items are ranked. Popularity and a last-item Markov chain are the baselines.
+    Slices are cold targets and history lengths. Coverage and mean popularity describe the first 10
+    items. EVENTS may be a newer or an older log than that of the training: an answer that the
+    catalogue lacks is a miss. Of --beside models of other catalogues, only common items are ranked.
+
+    A run keeps the table of its own test events in evaluation.json, and export copies it into the
+    model card.
 
     Example: ranklet evaluate run events.parquet --beside run-zero-block
     """
@@ -48,13 +60,11 @@ def evaluate(
         raise InputError(
             "two models have the same folder name; rows of the table need unique names"
         )
-    models, split = open_models(paths, events)
+    models, split, log = open_models(paths, events)
     table = evaluate_models(models, split, on=on)
-    if (model / "config.json").exists() and on == "test":
-        try:
-            atomic_write(model / "evaluation.json", json.dumps(table, indent=2).encode())
-        except OSError as error:  # print the table all the same
-            note(f"not kept in {model / 'evaluation.json'}: {error.strerror or error}")
+    run = models[model.resolve().name]
+    if not isinstance(run, Ranker) and on == "test":
+        _keep(table, run, log)
     if as_json:
         print_json(table)
     else:
@@ -64,14 +74,51 @@ def evaluate(
         note(f"wrote {plot_path}")
 
 
+def _keep(table: dict[str, Any], run: "Run", log: "Events") -> None:
+    """Write the table into the run, if it is of the run's own events and items."""
+    path, why = run.path / "evaluation.json", ""
+    if log.digest != run.data["digest"]:
+        why = "these are not the events of the run"
+    elif table["left_out"]:
+        why = "only the items that all models know were ranked"
+    else:
+        try:
+            atomic_write(path, json.dumps(table, indent=2).encode())
+        except OSError as error:  # print the table all the same
+            why = error.strerror or str(error)
+    if why:
+        note(f"not kept in {path}: {why}")
+
+
+def describe_unknown(left_out: int, unknown: dict[str, dict[str, int]]) -> list[str]:
+    """Return a line on each model whose catalogue lacks items, and on the answers left out."""
+    lines = [
+        f"{name} does not know {lacks['targets']:,} of the answers and {lacks['history_events']:,} "
+        "events of the histories"
+        for name, lacks in unknown.items()
+        if any(lacks.values())
+    ]
+    if left_out:
+        lines.append(f"{left_out:,} answers are left out, which not every model knows")
+    elif lines:
+        lines.append("an answer that a model does not know is a miss")
+    return lines
+
+
 def format_evaluation(table: dict[str, Any]) -> str:
     """Format an evaluation for a terminal."""
-    rows, users = table["rows"], f"{table['users']:,} users"
-    parts = [[f"{table['protocol']}; {users}, {table['cold_targets']} cold targets"]]
+    rows, users = table["rows"], table["users"]
+    parts = [
+        [
+            f"{table['protocol']}; {users:,} answers, {table['cold_targets']:,} of them cold",
+            *describe_unknown(table.get("left_out", 0), table.get("unknown", {})),
+            *([table["advice"]] if "advice" in table else []),
+        ]
+    ]
     metrics = list(rows[0]["masked"])
-    for title, kind in (("seen items masked", "masked"), ("seen items not masked", "unmasked")):
+    for kind, title in table.get("protocols", OLD_PROTOCOLS).items():
         figures = [[row["model"], *(f"{row[kind][name]:.4f}" for name in metrics)] for row in rows]
-        parts.append(align([[title, *metrics], *figures]))
+        parts.append([f"{title} ({users:,} answers)", *align([["", *metrics], *figures])])
     first_ten = [
         [
             row["model"],
@@ -81,12 +128,16 @@ def format_evaluation(table: dict[str, Any]) -> str:
         ]
         for row in rows
     ]
-    head = ["NDCG@10, and the first 10 items", "ties by mean rank", "coverage@10", "popularity@10"]
+    how = table.get("slices_protocol", "seen items masked")
+    head = [f"NDCG@10 and the first 10, {how}"]
+    head += ["ties by mean rank", "coverage@10", "popularity@10"]
     targets = ["targets", "", "", f"{table['target_popularity']:.1f}"]
     parts.append(align([head, *first_ten, targets]))
     slices = [
         [f"{name} ({count:,})", *(f"{row['slices'][name]['NDCG@10']:.4f}" for row in rows)]
         for name, count in table["slices"].items()
     ]
-    parts.append(align([["NDCG@10 of (users)", *(row["model"] for row in rows)], *slices]))
+    parts.append(
+        align([[f"NDCG@10 of (answers), {how}", *(row["model"] for row in rows)], *slices])
+    )
     return "\n\n".join("\n".join(lines) for lines in parts)

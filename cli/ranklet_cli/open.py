@@ -11,10 +11,9 @@ from ranklet_cli.options import COLUMNS, note
 if TYPE_CHECKING:
     import polars as pl
 
-    from ranklet.bundle.vocabulary import Vocabulary
     from ranklet_training.data.events import Events
     from ranklet_training.data.split import Split
-    from ranklet_training.runs.checkpoint import Model
+    from ranklet_training.runs.checkpoint import Run
     from ranklet_training.runs.presets import RunConfig
 
 
@@ -91,7 +90,9 @@ def prepare(
     note(log.summary())
     split = split_log(log, configure(chosen))
     recommended, reason = recommend(split)
-    note(f"{split.notes}\n{reason}")
+    note(split.notes)
+    if not recommended.keys() <= chosen.keys():
+        note(reason)
     config = configure({**recommended, **chosen})
     catalogue = None
     if items is not None:
@@ -108,32 +109,63 @@ def prepare(
 
 def open_models(
     paths: Mapping[str, Path], events: Path
-) -> "tuple[dict[str, Model | Ranker], Split]":
+) -> "tuple[dict[str, Run | Ranker], Split, Events]":
     """Open runs and bundles, and split the events as in their training.
 
-    Raises:
-        InputError: The models were trained on different splits, or one on no events.
-        RunError: The catalogue of a model differs from the items of the events.
+    The events may be others than those of the training: notes on stderr say what that means.
+    InputError: the models were trained on different splits, on all events or on none.
     """
-    from ranklet_training.judge.evaluate import check_catalogue
-
     opened = {name: _open_model(path) for name, path in paths.items()}
-    for name, (*_, own) in opened.items():
-        if not own.get("events"):
+    for name, model in opened.items():
+        if not _facts(model).get("events"):
             raise InputError(f"{name} was trained on no events: its weights are random")
-    (first, (_, _, config, facts)), *_ = opened.items()
-    log = read_log(events, facts.get("reading", {}))
-    split = split_log(log, config)
-    for name, (model, vocabulary, other, own) in opened.items():
-        if _describe_split(config) != _describe_split(other):
+        if _config(model).train.split == "none":
             raise InputError(
-                f"{first} was trained on the {_describe_split(config)} split and {name} on the "
-                f"{_describe_split(other)} split: one may have been trained on the targets"
+                f"{name} was trained on all events, so that none is held out to judge it by: "
+                "evaluate the run that it was made from, or train with another split"
             )
-        check_catalogue(name, model, split, vocabulary)
-        if log.digest != own.get("digest"):
-            note(f"these are not the events that {name} was trained on; targets may have leaked")
-    return {name: model for name, (model, *_) in opened.items()}, split
+    (first, model), *others = opened.items()
+    split_of_first = _describe_split(_config(model))
+    for name, other in others:
+        if split_of_first != (split_of_other := _describe_split(_config(other))):
+            raise InputError(
+                f"{first} was trained on the {split_of_first} split and {name} on the "
+                f"{split_of_other} split: one may have been trained on the targets"
+            )
+    log = read_log(events, _facts(model).get("reading", {}))
+    split = _held_out(log, opened)
+    return opened, split, log
+
+
+def _held_out(log: "Events", opened: "Mapping[str, Run | Ranker]") -> "Split":
+    """Return the cases that none of the models was trained on, as far as that can be known.
+
+    By time, these are the cases after the latest training.
+    """
+    from ranklet_training.data.split import split_events
+
+    train = next(_config(model).train for model in opened.values())
+    instants = [_facts(model).get("instants") for model in opened.values()]
+    known = None
+    if train.split == "time" and all(instants):
+        first, second = (max(ends) for ends in zip(*instants, strict=True))
+        known = first, second
+        if any(own != [first, second] for own in instants):
+            note(
+                f"the models were trained up to different times; test targets are from {second} on"
+            )
+    for name, model in opened.items():
+        if log.digest != _facts(model).get("digest"):
+            leak = "" if known else ": targets may have been in its training"
+            note(f"these are not the events that {name} was trained on{leak}")
+    return split_events(
+        log.frame,
+        train.split,
+        folds=train.folds,
+        fold=train.fold,
+        instants=known,
+        for_training=False,
+    )
 
 
 def _describe_split(config: "RunConfig") -> str:
@@ -141,14 +173,20 @@ def _describe_split(config: "RunConfig") -> str:
     return f"k-fold {train.fold} of {train.folds}" if train.split == "k-fold" else train.split
 
 
-def _open_model(path: Path) -> "tuple[Model | Ranker, Vocabulary, RunConfig, dict[str, Any]]":
-    """Open a run or a bundle: model, item ids, settings, facts of the training data."""
+def _open_model(path: Path) -> "Run | Ranker":
     from ranklet_training.runs.checkpoint import read_run
+
+    return read_run(path) if (path / "config.json").exists() else Ranker.load(path)
+
+
+def _config(model: "Run | Ranker") -> "RunConfig":
     from ranklet_training.runs.presets import RunConfig
 
-    if (path / "config.json").exists():
-        run = read_run(path)
-        return run.load_model(), run.vocabulary, run.config, run.data
-    ranker = Ranker.load(path)
-    manifest = ranker.manifest
-    return ranker, ranker.vocabulary, RunConfig.from_dict(manifest.training), manifest.data
+    if isinstance(model, Ranker):
+        return RunConfig.from_dict(model.manifest.training)
+    return model.config
+
+
+def _facts(model: "Run | Ranker") -> dict[str, Any]:
+    """Return the facts of the training data."""
+    return model.manifest.data if isinstance(model, Ranker) else model.data

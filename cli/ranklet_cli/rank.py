@@ -27,7 +27,11 @@ from ranklet_cli.rank_file import rank_file, ranking_row
 @click.option("-k", default=10, help="Number of items to return.")
 @click.option("--candidates", type=FILE, help="Rank only these items: one id a line.")
 @click.option("--exclude", type=FILE, help="Never return these items: one id a line.")
-@click.option("--exclude-seen", is_flag=True, help="Never return items of the history.")
+@click.option(
+    "--exclude-seen/--include-seen",
+    default=None,
+    help="Never return items of the history, or let them in.  [default: as the bundle says]",
+)
 @choice("--unknown", "skip|error", help="How to treat ids that are not in the catalogue.")
 @session
 @json_flag

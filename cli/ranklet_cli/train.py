@@ -60,6 +60,12 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 @options.items
 @click.option("--out", type=options.NEW_FOLDER, required=True, help="Folder of the run.")
 @options.settings
+@click.option(
+    "--final",
+    type=options.FOLDER,
+    metavar="RUN",
+    help="Train on all events, with the settings and the number of epochs of a finished RUN.",
+)
 @click.option("--resume", is_flag=True, help="Continue a stopped run.")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
 @options.columns
@@ -71,6 +77,7 @@ def train(
     preset: str | None,
     config_file: Path | None,
     settings: tuple[str, ...],
+    final: Path | None,
     resume: bool,
     tensorboard: bool,
     as_json: bool,
@@ -81,29 +88,49 @@ def train(
     Settings come from the data, --preset, --config and --set; later sources win. --resume continues
     a stopped training to the same weights, bit by bit.
 
-    Example: ranklet train events.parquet --out run --set epochs=20
+    A run holds events out, to measure itself. For a bundle that goes into production, --final
+    trains on all events as a measured RUN was trained, and keeps the figures of that RUN.
+
+    \b
+    Examples:
+      ranklet train events.parquet --out run --set epochs=20
+      ranklet train events.parquet --out final --final run
     """
     from ranklet_training.runs.checkpoint import locked, read_run
     from ranklet_training.runs.presets import configure
-    from ranklet_training.runs.start import check_new, reopen_run, start_run
+    from ranklet_training.runs.start import check_new, final_settings, reopen_run, start_run
     from ranklet_training.runs.train import train as train_run
 
     if tensorboard and find_spec("tensorboard") is None:  # before the work
         raise InputError("TensorBoard is not installed: pip install tensorboard")
-    chosen = read_settings(preset, config_file, settings)
+    chosen, earlier = read_settings(preset, config_file, settings), None
     if resume:
-        _refuse_with_resume("items", *reading)
+        _refuse_with("--resume", "items", "final", *reading)
         run = read_run(out)
         log = read_log(events, run.data.get("reading", {}))
     else:
         check_new(out)
+        if final is not None:
+            _refuse_with("--final", "preset", "config_file", "settings", *reading)
+            earlier = read_run(final)
+            chosen = final_settings(earlier).flat()
+            reading |= earlier.data.get("reading", {})
+            if items is None and {*earlier.catalogue.columns} - {"item_id", "training_events"}:
+                items = final / "catalogue.parquet"
+            if not (final / "evaluation.json").exists():
+                note(
+                    f"{final} has no figures for the model card: ranklet evaluate {final} {events}"
+                )
         log, split, config, catalogue, source = prepare(events, items, chosen, reading)
     with locked(out / "run.lock", f"another process trains {out}"):
         if resume:
             run = reopen_run(out, log, configure(chosen, run.config))
             split = split_log(log, run.config)
         else:
-            run = start_run(out, config, log, split, catalogue, reading=reading, source=source)
+            if catalogue is not None and final is not None:
+                catalogue = catalogue.drop("training_events", strict=False)
+            facts: dict[str, Any] = {"reading": reading, "source": source, "earlier": earlier}
+            run = start_run(out, config, log, split, catalogue, **facts)
         result = train_run(run, split, log=_tensorboard_writer(out) if tensorboard else None)
     metrics = {name: round(value, 5) for name, value in result.validation.items()}
     if as_json:
@@ -117,6 +144,12 @@ def train(
                 "settings": run.config.to_dict(),
             }
         )
+    if not metrics:
+        click.echo(
+            f"{result.epochs} epochs on all events, none held out ({result.seconds:.0f} s)\n"
+            f"next: ranklet export {out} BUNDLE"
+        )
+        return
     click.echo(
         f"best epoch {result.best_epoch + 1} of {result.epochs}: validation NDCG@10 "
         f"{metrics['NDCG@10']:.4f}, HR@10 {metrics['HR@10']:.4f} ({result.seconds:.0f} s)\n"
@@ -124,14 +157,14 @@ def train(
     )
 
 
-def _refuse_with_resume(*names: str) -> None:
-    """Refuse options that --resume would ignore."""
+def _refuse_with(other: str, *names: str) -> None:
+    """Refuse options that another one would ignore."""
     context = click.get_current_context()
     for option in context.command.params:
         is_default = context.get_parameter_source(option.name or "") is ParameterSource.DEFAULT
         if option.name in names and not is_default:
             raise click.UsageError(
-                f"{option.opts[0]} does not go with --resume, which takes it from the run"
+                f"{option.opts[0]} does not go with {other}, which takes it from the run"
             )
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,8 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         f"* Data: {data['events']:,} events of {data['users']:,} users over {data['items']:,} "
         f"items, digest `{data['digest'][:16]}`.",
         f"* Split: {data['split']}.",
+        f"* Rankings leave seen items {'out' if manifest.exclude_seen else 'in'} by default"
+        f"{_reason(data.get('seen', {}))}.",
         f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",
         "",
         "## Quality",
@@ -51,21 +54,61 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _reason(seen: dict[str, Any]) -> str:
+    """Return why training chose the default, empty if it did not choose."""
+    if not seen:
+        return ""
+    return (
+        f": {seen['repeats']:.1%} of {seen['answers']:,} validation answers were repeats, and "
+        f"NDCG@10 was {seen['masked_NDCG@10']:.4f} without seen items and "
+        f"{seen['unmasked_NDCG@10']:.4f} with them"
+    )
+
+
 def _quality(manifest: Manifest) -> list[str]:
-    quality = manifest.quality
-    if not quality:
-        return ["Not evaluated: `ranklet evaluate` had not been run when this was exported."]
-    names = ["HR@10", "NDCG@10", "MRR@10"]
+    """Return the figures and what they are of: this training, or the one before it."""
+    data, quality = manifest.data, manifest.quality
+    lines = _figures(quality) if quality else []
+    if earlier := data.get("earlier"):
+        origin = (
+            f"of the training on the earlier split ({earlier['split']}; {earlier['events']:,} "
+            f"events, digest `{earlier['digest'][:16]}`)"
+        )
+        if not quality:
+            return [f"No held-out figures {origin}: it had not been evaluated."]
+        lines = [
+            f"Held-out figures {origin}; this bundle was trained on all events afterwards.",
+            "",
+            *lines,
+        ]
+    elif manifest.training["train"]["split"] == "none" or not data["events"]:
+        return ["No held-out figures."]
+    elif not quality:
+        lines = ["Not evaluated: `ranklet evaluate` had not been run when this was exported."]
+    if not data.get("earlier"):
+        lines += [
+            "",
+            "The held-out events are not in this bundle. For production, train on all events: "
+            "`ranklet train EVENTS --out FINAL --final RUN`, and export FINAL.",
+        ]
+    return lines
+
+
+def _figures(quality: dict[str, Any]) -> list[str]:
+    names, protocols = ["HR@10", "NDCG@10", "MRR@10"], quality["protocols"]
     lines = [
-        f"{quality['protocol']}; {quality['users']:,} users; seen items masked.",
+        f"{quality['protocol']}; {quality['users']:,} answers in every column.",
         "",
-        f"| model | {' | '.join(names)} | NDCG@10, seen not masked |",
-        "|---|---|---|---|---|",
+        f"HR, NDCG and MRR: {protocols['served']}. Then NDCG@10 by other protocols.",
+        "",
+        f"| model | {' | '.join(names)} | {protocols['masked']} | {protocols['unmasked']} |",
+        "|---|---|---|---|---|---|",
     ]
     for row in quality["rows"]:
-        figures = " | ".join(f"{row['masked'][name]:.4f}" for name in names)
-        lines.append(f"| {row['model']} | {figures} | {row['unmasked']['NDCG@10']:.4f} |")
-    return lines
+        figures = [row["served"][name] for name in names]
+        figures += [row["masked"]["NDCG@10"], row["unmasked"]["NDCG@10"]]
+        lines.append(f"| {row['model']} | {' | '.join(f'{value:.4f}' for value in figures)} |")
+    return [*lines, "", f"{quality['advice']}."]
 
 
 def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:

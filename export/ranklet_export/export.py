@@ -26,6 +26,7 @@ from ranklet_export.card import model_card
 from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.parity import ParityReport, check_parity
+from ranklet_training.judge.evaluate import SERVED
 from ranklet_training.model.model import ModelConfig, SequenceModel
 from ranklet_training.runs.checkpoint import Model, Questions, read_run
 from ranklet_training.runs.presets import RunConfig, configure
@@ -63,6 +64,7 @@ class Source:
     training: dict[str, Any]
     data: dict[str, Any]
     quality: dict[str, Any]
+    exclude_seen: bool  # default of the bundle
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,14 @@ class Settings:
             gate, else fp32.
         compact: Leave out the first block's queries, keys and values of every item.
         allow_drop: The largest share of NDCG@10 that the precision may cost.
+        exclude_seen: Leave seen items out of rankings by default; None: as the run chose.
         replace: Replace an existing bundle.
     """
 
     precision: Precision | Literal["auto"] = "auto"
     compact: bool = False
     allow_drop: float = 0.005
+    exclude_seen: bool | None = None
     replace: bool = False
 
     def __post_init__(self) -> None:
@@ -108,7 +112,7 @@ def export_bundle(run_path: Path, bundle: Path, settings: Settings = DEFAULT) ->
         ParityError: A graph differs from the model, or its precision costs too much.
     """
     _check_target(bundle, settings)
-    return _export(_read_source(run_path), bundle, settings)
+    return _export(_read_source(run_path, settings.exclude_seen), bundle, settings)
 
 
 def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> ExportReport:
@@ -141,6 +145,7 @@ def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> Exp
         training=RunConfig(model=config).to_dict(),
         data={"events": 0, "users": 0, "items": items, **NO_DATA},
         quality={},
+        exclude_seen=bool(settings.exclude_seen),
     )
     return _export(source, bundle, settings)
 
@@ -180,8 +185,9 @@ def _check_target(bundle: Path, settings: Settings) -> None:
         )
 
 
-def _read_source(path: Path) -> Source:
+def _read_source(path: Path, exclude_seen: bool | None) -> Source:
     run = read_run(path)
+    exclude_seen = run.exclude_seen if exclude_seen is None else exclude_seen
     titles = None
     if "title" in run.catalogue.columns:
         titles = [title or "" for title in run.catalogue["title"].to_list()]
@@ -194,18 +200,25 @@ def _read_source(path: Path) -> Source:
         questions=run.read_questions() or popular_histories(counts, run.config.model.max_length),
         training=run.config.to_dict(),
         data=run.data,
-        quality=_read_evaluation(path / "evaluation.json"),
+        quality=_read_evaluation(path / "evaluation.json", exclude_seen=exclude_seen),
+        exclude_seen=exclude_seen,
     )
 
 
-def _read_evaluation(path: Path) -> dict[str, Any]:
+def _read_evaluation(path: Path, *, exclude_seen: bool) -> dict[str, Any]:
+    """Return the table of a run; "as served" is by the default of the bundle."""
     if not path.exists():
         return {}
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        _ = [row["model"] for row in found["rows"]]
+        for row in found["rows"]:
+            _ = row["model"], row["served"]["NDCG@10"]
+            if row["exclude_seen"] != exclude_seen:  # chosen at export
+                served = row["masked" if exclude_seen else "unmasked"]
+                row.update(exclude_seen=exclude_seen, served=served)
+        found["protocols"]["served"] = SERVED[exclude_seen]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} is damaged ({error!r}): evaluate the run again") from error
+        raise RunError(f"{path} is damaged or old ({error!r}): evaluate the run again") from error
     return found
 
 
@@ -310,4 +323,5 @@ def _manifest(
             "python": platform.python_version(),
         },
         files=describe_files(folder),
+        exclude_seen=source.exclude_seen,
     )

@@ -17,7 +17,7 @@ from ranklet.engine.sessions import Provider
 from ranklet.errors import InputError
 from ranklet.request import Eligible, Reader
 from ranklet.user import User, Users
-from ranklet.values import IdLists, Ids, Times, check_flag, check_k, flat, listed, lists, show
+from ranklet.values import IdLists, Ids, Times, check_k, flat, listed, lists, show
 
 WARM_UP = 3  # requests
 
@@ -30,6 +30,7 @@ class Ranker:
         manifest: The manifest of the bundle.
         vocabulary: The ids of its items.
         uses_times: Whether the model was trained with the times of events.
+        exclude_seen: Whether rankings leave out the items of the history by default.
         engine: The engine that runs its graphs, for tools such as ``ranklet bench``.
     """
 
@@ -38,11 +39,16 @@ class Ranker:
     ) -> None:
         """Use ``Ranker.load``."""
         self.provider, self.manifest, self.vocabulary = engine.provider, manifest, vocabulary
-        self.uses_times = manifest.uses_times
+        self.uses_times, self.exclude_seen = manifest.uses_times, manifest.exclude_seen
         self.engine = engine
         self._opened = opened
         self._answers = Answers(engine, manifest, vocabulary, opened)
-        self._reader = Reader(vocabulary, manifest.max_length, uses_times=self.uses_times)
+        self._reader = Reader(
+            vocabulary,
+            manifest.max_length,
+            uses_times=self.uses_times,
+            exclude_seen=self.exclude_seen,
+        )
 
     @classmethod
     def load(
@@ -87,7 +93,7 @@ class Ranker:
             for program in self.manifest.programs.values():
                 if program.lengths:
                     self.rank(np.repeat(first, program.lengths[0]))
-            self.rank(first, candidates=first)
+            self.rank(first, candidates=first, exclude_seen=False)
         user = self.user(first)
         for _ in range(WARM_UP):
             user.append(first[0])
@@ -116,7 +122,7 @@ class Ranker:
         k: int = 10,
         candidates: Ids | None = None,
         exclude: Ids | None = None,
-        exclude_seen: bool = False,
+        exclude_seen: bool | None = None,
         eligible: Eligible | None = None,
         unknown: Unknown = "skip",
     ) -> Ranking:
@@ -133,7 +139,8 @@ class Ranker:
             candidates: Rank only these. Ids that the catalogue lacks are dropped, repeated ones
                 count once.
             exclude: Never return these items.
-            exclude_seen: Never return an item of the whole history.
+            exclude_seen: Never return an item of the whole history; None: the bundle's default,
+                ``Ranker.exclude_seen``, which served the validation cases of the training better.
             eligible: Rank only the items of a filter from ``Ranker.eligible``.
             unknown: ``"skip"`` or ``"error"`` for ids of ``history`` and ``candidates`` that the
                 catalogue lacks.
@@ -144,7 +151,7 @@ class Ranker:
         if type(k) is not int or k < 1:
             k = check_k(k)
         if exclude_seen is not False:
-            check_flag(exclude_seen)
+            exclude_seen = self._reader.excludes_seen(exclude_seen)
         if eligible is not None:
             self._answers.check_eligible(eligible)
         request = self._reader.read(history, times, now, candidates, exclude, exclude_seen, unknown)
@@ -159,7 +166,7 @@ class Ranker:
         k: int = 10,
         candidates: IdLists | None = None,
         exclude: IdLists | None = None,
-        exclude_seen: bool = False,
+        exclude_seen: bool | None = None,
         eligible: Eligible | None = None,
         unknown: Unknown = "skip",
     ) -> list[Ranking]:
@@ -179,7 +186,7 @@ class Ranker:
         Raises:
             InputError: A value can't be used, or the lists differ in length.
         """
-        check_flag(exclude_seen)
+        exclude_seen = self._reader.excludes_seen(exclude_seen)
         histories = lists(histories, "histories")
         count = len(histories)
         rows = zip(

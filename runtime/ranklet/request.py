@@ -10,7 +10,7 @@ from ranklet.bundle.vocabulary import Unknown, Vocabulary
 from ranklet.engine.engine import NONE, History
 from ranklet.errors import InputError
 from ranklet.time_gaps import UNKNOWN, bucket_until, buckets_before
-from ranklet.values import Ids, Times, listed, whole_number, whole_numbers
+from ranklet.values import Ids, Times, check_flag, listed, whole_number, whole_numbers
 
 ORDER_ALONE = "this bundle does not use times: its model was trained on order alone"
 
@@ -46,9 +46,22 @@ class Request(NamedTuple):
 class Reader:
     """Validator of requests for a catalogue."""
 
-    def __init__(self, vocabulary: Vocabulary, max_length: int, *, uses_times: bool) -> None:
-        """Check ids against a vocabulary, and times if the model uses them."""
+    def __init__(
+        self, vocabulary: Vocabulary, max_length: int, *, uses_times: bool, exclude_seen: bool
+    ) -> None:
+        """Check ids against a vocabulary, and times if the model uses them.
+
+        ``exclude_seen`` is the default of requests.
+        """
         self.vocabulary, self.max_length, self.uses_times = vocabulary, max_length, uses_times
+        self.exclude_seen = exclude_seen
+
+    def excludes_seen(self, exclude_seen: bool | None) -> bool:
+        """Return whether a request excludes seen items; None is the default."""
+        if exclude_seen is None:
+            return self.exclude_seen
+        check_flag(exclude_seen)
+        return bool(exclude_seen)
 
     def read(
         self,

@@ -14,7 +14,7 @@ from ranklet.kept import KeptHistory
 from ranklet.request import Eligible, Reader
 from ranklet.saved_user import pack, unpack
 from ranklet.time_gaps import UNKNOWN
-from ranklet.values import Ids, Times, check_flag, check_k, flat
+from ranklet.values import Ids, Times, check_k, flat
 
 
 class User:
@@ -71,14 +71,14 @@ class User:
         now: int | None = None,
         candidates: Ids | None = None,
         exclude: Ids | None = None,
-        exclude_seen: bool = False,
+        exclude_seen: bool | None = None,
         eligible: Eligible | None = None,
     ) -> Ranking:
         """Rank items for the events of this user so far, see ``Ranker.rank``."""
         if type(k) is not int or k < 1:
             k = check_k(k)
         if exclude_seen is not False:
-            check_flag(exclude_seen)
+            exclude_seen = self._kept.reader.excludes_seen(exclude_seen)
         if eligible is not None:
             self._answers.check_eligible(eligible)
         request = self._kept.request(now, candidates, exclude, exclude_seen=exclude_seen)
@@ -104,7 +104,7 @@ class Users:
 
     def __init__(self, answers: Answers, reader: Reader, count: int) -> None:
         """Use ``Ranker.users``."""
-        self._answers, self._engine = answers, answers.engine
+        self._answers, self._reader, self._engine = answers, reader, answers.engine
         size, self._blocks = self._engine.users_of_state, list[State]()
         self._users: list[User] = []
         for begin in range(0, count, size):
@@ -147,11 +147,11 @@ class Users:
             user._kept.add(*new)
 
     def rank(
-        self, k: int = 10, *, exclude_seen: bool = False, eligible: Eligible | None = None
+        self, k: int = 10, *, exclude_seen: bool | None = None, eligible: Eligible | None = None
     ) -> list[Ranking]:
         """Rank for every user, in shared runs of the graphs."""
         k = check_k(k)
-        check_flag(exclude_seen)
+        exclude_seen = self._reader.excludes_seen(exclude_seen)
         if eligible is not None:
             self._answers.check_eligible(eligible)
         requests = [user._kept.request(exclude_seen=exclude_seen) for user in self._users]

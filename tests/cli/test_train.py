@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from ranklet_cli.group import cli
 from ranklet_cli.options import PRESET_NAMES
 from ranklet_training.data.simulator import Simulation, simulate
-from ranklet_training.runs.checkpoint import Run, locked
+from ranklet_training.runs.checkpoint import Run, locked, read_tensors, write_tensors
 from ranklet_training.runs.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -250,3 +251,110 @@ def test_a_training_beside_other_work_on_all_cores_keeps_its_share(tmp_path: Pat
     printed = subprocess.run(command, env=threads, capture_output=True, text=True, check=True)
     ratio = float(printed.stdout.split()[-1])
     assert ratio > 0.15, printed.stdout  # fair is 0.5; threads that spin while they wait have 0.02
+# All events.
+
+
+@pytest.fixture(scope="module")
+def measured(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with features and titles, and its figures."""
+    run = tmp_path_factory.mktemp("measured") / "run"
+    options = ["--set", "epochs=4", "--set", "features=genres", "--set", "split=time"]
+    items = log.with_name("items.parquet")
+    assert call("train", log, "--items", items, "--out", run, *TINY, *options).exit_code == 0
+    assert call("evaluate", run, log).exit_code == 0
+    return run
+
+
+def facts_of(run: Path) -> Any:
+    return json.loads((run / "config.json").read_text())
+
+
+def test_final_trains_on_all_events_as_the_run_was_trained(
+    measured: Path, log: Path, tmp_path: Path
+) -> None:
+    final, bundle = tmp_path / "final", tmp_path / "bundle"
+    report = ask("train", log, "--out", final, "--final", measured)
+    ours, theirs = facts_of(final), facts_of(measured)
+    best = ask("train", log, "--out", measured, "--resume")["best_epoch"]
+    assert (report["epochs"], report["best_epoch"]) == (best + 1, best)
+    assert report["validation"] == {}
+    changed = {"split": "none", "stop_after": best + 1}
+    assert ours["train"] == theirs["train"] | changed
+    assert ours["model"] == theirs["model"]
+    events = pl.read_parquet(log)
+    counts = pl.read_parquet(final / "catalogue.parquet")
+    assert counts["training_events"].sum() == len(events)
+    assert len(counts) == events["item_id"].n_unique()
+    assert counts.columns == pl.read_parquet(measured / "catalogue.parquet").columns
+    assert ours["data"]["earlier"]["digest"] == theirs["data"]["digest"]
+    assert ours["data"]["earlier"]["epochs"] == best + 1
+    assert ours["data"]["seen"] == theirs["data"]["seen"]
+    figures = [(path / "evaluation.json").read_bytes() for path in (final, measured)]
+    assert figures[0] == figures[1]
+    assert call("export", final, bundle).exit_code == 0
+    card = " ".join((bundle / "README.md").read_text().split())
+    assert "Held-out figures of the training on the earlier split (time: " in card
+    assert "this bundle was trained on all events afterwards" in card
+    table = json.loads(figures[0])
+    assert f"{table['rows'][0]['served']['NDCG@10']:.4f}" in card
+    assert "For production" not in card
+    assert "histories: " in card  # the gate, on drawn histories
+
+
+def test_the_card_of_a_measured_bundle_says_how_to_train_on_all_events(
+    measured: Path, tmp_path: Path
+) -> None:
+    assert call("export", measured, tmp_path / "bundle").exit_code == 0
+    card = " ".join((tmp_path / "bundle" / "README.md").read_text().split())
+    assert "`ranklet train EVENTS --out FINAL --final RUN`" in card
+
+
+def test_a_training_on_all_events_alone_has_no_figures(log: Path, tmp_path: Path) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    trained = call("train", log, "--out", run, *TINY, "--set", "split=none", "--set", "epochs=2")
+    assert trained.exit_code == 0, trained.output
+    assert "2 epochs on all events, none held out" in trained.stdout
+    result = call("evaluate", run, log)
+    assert result.exit_code == 4
+    assert "run was trained on all events, so that none is held out" in result.stderr
+    assert "evaluate the run that it was made from, or train with another split" in result.stderr
+    assert call("export", run, bundle).exit_code == 0
+    card = (bundle / "README.md").read_text()
+    assert "No held-out figures." in card
+    assert " drawn histories: " in card
+    assert call("evaluate", bundle, log).exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--final", "RUN", "--set", "width=8"], "--set does not go with --final"),
+        (["--final", "RUN", "--preset", "small"], "--preset does not go with --final"),
+        (["--final", "RUN", "--id-type", "string"], "--id-type does not go with --final"),
+        (["--final", "RUN", "--resume"], "--final does not go with --resume"),
+    ],
+)
+def test_final_takes_its_settings_from_the_run(
+    arguments: list[str], message: str, measured: Path, log: Path, tmp_path: Path
+) -> None:
+    arguments = [str(measured) if part == "RUN" else part for part in arguments]
+    result = call("train", log, "--out", tmp_path / "final", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "final").exists()
+
+
+def test_final_refuses_a_run_that_has_nothing_to_give(
+    measured: Path, log: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    assert call("train", log, "--out", whole, *TINY, "--set", "split=none").exit_code == 0
+    again = call("train", log, "--out", tmp_path / "final", "--final", whole)
+    assert again.exit_code == 6
+    assert "was itself trained on all events" in again.stderr
+    half = shutil.copytree(measured, tmp_path / "half")
+    tensors, progress = read_tensors(half / "last.safetensors")
+    write_tensors(half / "last.safetensors", tensors, {**progress, "done": False})
+    unfinished = call("train", log, "--out", tmp_path / "final", "--final", half)
+    assert unfinished.exit_code == 6
+    assert f"the training of {half} is not finished: resume it" in unfinished.stderr

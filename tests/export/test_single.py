@@ -64,7 +64,9 @@ def test_histories_of_any_length_are_ranked_as_the_ranker_does(
     items, scores, _ = ask(session, np.pad(history, [(0, 0), (0, length % 3)]))
     tolerance = 2 * SCORE_TOLERANCE[any_ranker.manifest.precision]
     for row, events in enumerate(history):
-        ranking = any_ranker.rank(any_ranker.vocabulary.ids(events[events > 0]), k=ITEMS)
+        ranking = any_ranker.rank(
+            any_ranker.vocabulary.ids(events[events > 0]), k=ITEMS, exclude_seen=False
+        )
         assert np.abs(ranking.scores - scores[row]).max() < tolerance
         assert sorted(items[row]) == [*range(1, ITEMS + 1)]
         by_item = dict(zip(any_ranker.vocabulary.index(ranking.items), ranking.scores, strict=True))

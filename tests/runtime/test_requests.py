@@ -105,7 +105,6 @@ WRONG_OPTIONS: dict[str, tuple[str, Any, str]] = {
         "exclude_seen must be True or False, got a",
     ),
     "seen as text": ("exclude_seen", "no", "exclude_seen must be True or False, got 'no'"),
-    "not seen": ("exclude_seen", None, "exclude_seen must be True or False, got None"),
     "ids": ("eligible", ["1"], r"eligible is a list; pass what Ranker\.eligible\(ids\) returns"),
     "text as eligible": ("eligible", "1", r"eligible is a str; pass what Ranker\.eligible\(ids\)"),
     "another's": ("eligible", Eligible, "eligible was made by another ranker: make it with this"),

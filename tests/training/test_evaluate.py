@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ranklet import Ranker
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import RunError
 from ranklet_training.data.events import Events
 from ranklet_training.data.sequences import Sequences
@@ -16,17 +17,14 @@ from ranklet_training.data.simulator import Simulation
 from ranklet_training.data.split import Cases, Split, split_events
 from ranklet_training.judge.compare import compare_models
 from ranklet_training.judge.evaluate import (
-    Scorer,
-    check_catalogue,
     evaluate,
     markov_scorer,
-    model_scorer,
     plot_evaluation,
     popularity_scorer,
-    rank_by_bundle,
-    rank_by_scorer,
+    rank_targets,
 )
-from ranklet_training.judge.metrics import all_metrics
+from ranklet_training.judge.metrics import MISS, all_metrics
+from ranklet_training.judge.subjects import Scorer, find_items, model_scorer
 from ranklet_training.runs.checkpoint import Run
 
 FOUR_DIGITS = 5e-5  # what run and bundle agree to
@@ -79,9 +77,9 @@ def test_markov_counts_what_followed_the_last_item_and_breaks_ties_by_popularity
 def test_ranks_are_in_the_order_of_the_questions() -> None:
     # Histories of different length, so that batches sort them.
     cases = cases_of(([1, 2, 3], 4), ([1], 2), ([1, 2], 3))
-    assert rank_by_scorer(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4, 2, 3]
+    assert rank_targets(constant(4, 3, 2, 1), cases, mask_seen=False).ranks.tolist() == [4, 2, 3]
     unknown = cases_of(([1], 0), ([0], 0))  # a target that the catalogue lacks is a miss
-    ranks = rank_by_scorer(constant(*range(30)), unknown, mask_seen=True).ranks
+    ranks = rank_targets(constant(*range(30)), unknown, mask_seen=True).ranks
     assert set(all_metrics(ranks).values()) == {0.0}
 
 
@@ -89,7 +87,7 @@ def test_ranks_are_in_the_order_of_the_questions() -> None:
     ("history", "target", "masked", "unmasked"),
     [
         ([1, 2], 4, 2, 4),
-        ([1, 2, 3], 2, 1, 2),  # a repeated target is not masked
+        ([1, 2, 3], 2, MISS, 2),  # a repeated target is masked
         ([0, 1], 3, 2, 3),  # an unknown item masks nothing
     ],
 )
@@ -97,8 +95,8 @@ def test_seen_items_do_not_stand_above_the_target(
     history: list[int], target: int, masked: int, unmasked: int
 ) -> None:
     cases, scorer = cases_of((history, target)), constant(4, 3, 2, 1)
-    assert rank_by_scorer(scorer, cases, mask_seen=True).ranks.tolist() == [masked]
-    assert rank_by_scorer(scorer, cases, mask_seen=False).ranks.tolist() == [unmasked]
+    assert rank_targets(scorer, cases, mask_seen=True).ranks.tolist() == [masked]
+    assert rank_targets(scorer, cases, mask_seen=False).ranks.tolist() == [unmasked]
 
 
 def test_the_whole_history_is_masked_not_only_what_the_model_reads(
@@ -107,7 +105,10 @@ def test_the_whole_history_is_masked_not_only_what_the_model_reads(
     model = tiny_run.load_model()
     long = np.arange(1, 41)  # twice the maximum length; 60 items in all
     cases = cases_of((long.tolist(), 50))
-    assert rank_by_scorer(model_scorer(model, split.training), cases, mask_seen=True).ranks[0] <= 20
+    assert (
+        rank_targets(model_scorer(model, split.training.counts(60)), cases, mask_seen=True).ranks[0]
+        <= 20
+    )
 
 
 def oracle_scorer(world: Simulation, split: Split, cases: Cases) -> Scorer:
@@ -135,7 +136,7 @@ def test_the_oracle_of_the_world_hits_as_often_as_the_world_says(
     world: Simulation, split: Split
 ) -> None:
     scorer = oracle_scorer(world, split, split.test)
-    rate = all_metrics(rank_by_scorer(scorer, split.test, mask_seen=True).ranks)["HR@10"]
+    rate = all_metrics(rank_targets(scorer, split.test, mask_seen=True).ranks)["HR@10"]
     four_errors = 4 * (0.25 / len(split.test)) ** 0.5
     assert rate == pytest.approx(world.best_hit_rate, abs=four_errors)
 
@@ -181,9 +182,9 @@ def test_run_and_bundle_agree_in_every_metric(
         assert bundle[part] == pytest.approx(run[part], abs=FOUR_DIGITS)
     for part in ("coverage", "popularity"):
         assert run[part] == pytest.approx(bundle[part], rel=1e-3)
-    scorer = model_scorer(tiny_run.load_model(), asked.training)
-    ranks = rank_by_scorer(scorer, asked.test, mask_seen=True).ranks
-    of_bundle = rank_by_bundle(tiny_ranker, asked, asked.test, mask_seen=True).ranks
+    scorer = model_scorer(tiny_run.load_model(), asked.training.counts(60))
+    ranks = rank_targets(scorer, asked.test, mask_seen=True).ranks
+    of_bundle = rank_targets(tiny_ranker, asked.test, mask_seen=True).ranks
     np.testing.assert_array_equal(np.minimum(ranks, 21), np.minimum(of_bundle, 21))
 
 
@@ -191,12 +192,12 @@ def test_a_cold_history_is_answered_by_popularity(
     tiny_run: Run, tiny_ranker: Ranker, split: Split
 ) -> None:
     cases = cases_of(([0, 0], 5), ([0], 17))
-    scorer = model_scorer(tiny_run.load_model(), split.training)
-    run = rank_by_scorer(scorer, cases, mask_seen=True).ranks
+    scorer = model_scorer(tiny_run.load_model(), split.training.counts(60))
+    run = rank_targets(scorer, cases, mask_seen=True).ranks
     counts = split.training.counts(60)[1:]
     expected = [int((counts >= counts[item - 1]).sum()) for item in (5, 17)]
     assert run.tolist() == expected
-    bundle = rank_by_bundle(tiny_ranker, split, cases, mask_seen=True).ranks
+    bundle = rank_targets(tiny_ranker, cases, mask_seen=True).ranks
     assert np.minimum(bundle, 21).tolist() == np.minimum(expected, 21).tolist()
 
 
@@ -236,14 +237,14 @@ def test_popularity_recommends_what_is_popular_and_little_else(split: Split) -> 
 
 def test_mean_ties_tell_a_collapsed_model() -> None:
     cases = cases_of(([1], 2), ([2], 3))
-    answers = rank_by_scorer(constant(*[1.0] * 19), cases, mask_seen=False)
+    answers = rank_targets(constant(*[1.0] * 19), cases, mask_seen=False)
     assert answers.ranks.tolist() == [19, 19]
     assert answers.mean_ranks.tolist() == [10, 10]
 
 
 def test_the_top_holds_the_best_items_and_never_a_masked_one() -> None:
     cases, scores = cases_of(([1, 2], 4), ([3], 1)), np.array([[0, 4, 3, 2, 1]] * 2, np.float32)
-    found = rank_by_scorer(lambda _: scores, cases, mask_seen=True, top=4).top
+    found = rank_targets(lambda _: scores, cases, mask_seen=True, top=4).top
     assert found.tolist() == [[3, 4, 0, 0], [1, 2, 4, 0]]
     assert scores.tolist() == [[0, 4, 3, 2, 1]] * 2  # unchanged
 
@@ -255,39 +256,62 @@ def test_a_plot_of_the_table_is_a_whole_picture(split: Split, tmp_path: Path) ->
 
 def test_small_batches_give_the_same_ranks(monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
     scorer = markov_scorer(split.training, 60)
-    expected = rank_by_scorer(scorer, split.test, mask_seen=True).ranks
+    expected = rank_targets(scorer, split.test, mask_seen=True).ranks
     monkeypatch.setattr("ranklet_training.judge.evaluate.LARGEST_BATCH", 130)  # two questions of 60
-    found = rank_by_scorer(scorer, split.test, mask_seen=True, items=60).ranks
+    found = rank_targets(scorer, split.test, mask_seen=True, items=60).ranks
     assert found.tolist() == expected.tolist()
 
 
-def test_a_catalogue_of_the_same_size_and_other_ids_is_refused(
-    events: Events, split: Split, tiny_ranker: Ranker
+# Other logs and catalogues.
+
+
+def test_a_model_that_knows_no_item_of_the_log_is_refused(
+    events: Events, tiny_ranker: Ranker
 ) -> None:
     renamed = events.frame.with_columns(pl.col("item_id").str.replace("^", "new-"))
     other = split_events(renamed)
-    assert len(other.vocabulary) == len(split.vocabulary)
-    first = split.vocabulary.all_ids[0]
-    message = f"bundle knows the item {first!r} where the events have 'new-{first}': take the"
+    first = other.vocabulary.all_ids[0]
+    message = f"bundle knows no item of these events: .* events have ids like {first!r}"
     with pytest.raises(RunError, match=message):
         evaluate({"bundle": tiny_ranker}, other)
     with pytest.raises(RunError, match=message):
         compare_models(tiny_ranker, tiny_ranker, other, names=("bundle", "again"))
 
 
-def test_a_model_of_another_catalogue_is_refused(
-    tiny_run: Run, tiny_ranker: Ranker, time_split: Split
-) -> None:
+def test_a_bare_model_of_another_catalogue_is_refused(tiny_run: Run, time_split: Split) -> None:
     items = len(time_split.vocabulary)
     assert items < 60
-    for model in (tiny_run.load_model(), tiny_ranker):
-        with pytest.raises(RunError, match=f"mine knows 60 items and the events have {items}"):
-            evaluate({"mine": model}, time_split)
+    with pytest.raises(RunError, match=f"mine has 60 items and the split {items}: pass its run"):
+        evaluate({"mine": tiny_run.load_model()}, time_split)
 
 
-def test_an_integer_id_is_named_as_it_is_written(events: Events, tiny_run: Run) -> None:
-    numbered = events.frame.with_columns(pl.col("item_id").str.slice(1).cast(pl.Int64))
-    split = split_events(numbered)
-    other = split_events(numbered.with_columns(pl.col("item_id") + 7))
-    with pytest.raises(RunError, match="knows the item 1 where the events have 8: take the"):
-        check_catalogue("run", tiny_run.load_model(), other, split.vocabulary)
+def test_ids_are_looked_up_by_their_text() -> None:
+    numbers = Vocabulary(np.array([-7, 3, 12, 2**62]))
+    texts = Vocabulary(["-7", "007", "12", "12.0", "3", "4", "99999999999999999999", "x"])
+    assert find_items(texts, numbers).tolist() == [0, 1, 0, 3, 0, 2, 0, 0, 0]
+    assert find_items(numbers, texts).tolist() == [0, 1, 5, 3, 0]
+    assert find_items(numbers, numbers).tolist() == [0, 1, 2, 3, 4]
+    assert find_items(texts, Vocabulary(["12", "x"])).tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 2]
+
+
+@pytest.mark.parametrize("kind", ["run", "bundle"])
+def test_a_target_that_the_catalogue_lacks_is_a_miss_and_counted(
+    kind: str, tiny_run: Run, tiny_ranker: Ranker, events: Events, split: Split
+) -> None:
+    model = {"run": tiny_run, "bundle": tiny_ranker}[kind]
+    whole = evaluate({"mine": model}, split)
+    assert whole["unknown"] == {"mine": {"targets": 0, "history_events": 0}}
+    # The answers of every third user are new items, which nothing else of the log has.
+    last = pl.int_range(pl.len()).over("user_id") == pl.len().over("user_id") - 1
+    third = pl.col("user_id").rle_id() % 3 == 0
+    new = pl.when(last & third).then("new-" + pl.col("item_id")).otherwise("item_id")
+    changed = split_events(events.frame.with_columns(item_id=new))
+    table = evaluate({"mine": model}, changed)
+    lost = np.arange(150) % 3 == 0
+    assert table["unknown"] == {"mine": {"targets": lost.sum(), "history_events": 0}}
+    assert table["users"] == 150
+    ranks = rank_targets(
+        model_scorer(tiny_run.load_model(), split.training.counts(60)), split.test, mask_seen=True
+    ).ranks
+    ranks[lost] = MISS
+    assert table["rows"][0]["masked"] == pytest.approx(all_metrics(ranks), abs=FOUR_DIGITS)

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ranklet_training.judge.metrics import all_metrics, hit_rate, mrr, ndcg, ranks_of_targets
+from ranklet_training.judge.metrics import (
+    MISS,
+    all_metrics,
+    hit_rate,
+    mrr,
+    ndcg,
+    ranks_of_targets,
+)
 
 EXACT = 1e-12  # float64 sums in another order
 
@@ -25,7 +32,8 @@ def scores_of(*rows: list[float]) -> NDArray[np.float32]:
         ([0.3, 0.9, 0.1, 0.5], 2, 1),
         ([0.3, 0.9, 0.1, 0.5], 3, 4),
         ([0.5, 0.5, 0.5, 0.1], 1, 3),  # behind those with its score
-        ([0.2, 0.1, 0.3], 0, 4),  # the catalogue lacks it
+        ([0.2, 0.1, 0.3], 0, MISS),  # the catalogue lacks it
+        ([0.2, -np.inf, 0.3], 2, MISS),  # it is masked
         ([-np.inf, 0.1, -np.inf], 2, 1),  # masked items do not count
     ],
 )
@@ -33,6 +41,11 @@ def test_a_rank_counts_the_items_above_and_beside(
     scores: list[float], target: int, rank: int
 ) -> None:
     assert ranks_of_targets(scores_of(scores), np.array([target]))[0].tolist() == [rank]
+
+
+def test_mean_and_shown_ranks_stand_in_the_middle_and_at_the_place_of_a_tie() -> None:
+    scores, targets = scores_of([0.5, 0.5, 0.9, 0.5]), np.array([2])
+    assert [ranks.tolist() for ranks in ranks_of_targets(scores, targets)] == [[4], [3], [3]]
 
 
 def test_a_model_that_gives_all_items_one_score_hits_nothing() -> None:

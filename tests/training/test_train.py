@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -24,6 +25,9 @@ from ranklet.files.atomic import sha256
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.simulator import Simulation
 from ranklet_training.data.split import Split, split_events
+from ranklet_training.judge.evaluate import rank_targets
+from ranklet_training.judge.metrics import all_metrics
+from ranklet_training.judge.subjects import model_scorer
 from ranklet_training.runs import start as starting
 from ranklet_training.runs import train as training
 from ranklet_training.runs.checkpoint import Run, read_run, read_tensors, save_checkpoint
@@ -159,6 +163,58 @@ def test_a_torn_metric_line_is_written_anew(
         with pytest.raises(Killed):
             train(run, split, show_progress=False)
     assert finish(run, split) == uninterrupted
+
+
+def test_a_training_on_all_events_stops_where_told_and_resumes_to_the_same_bits(
+    events: Events, world: Simulation, tmp_path: Path
+) -> None:
+    everything = split_events(events.frame, "none")
+    assert len(everything.training.items) == len(events.frame)
+
+    def start(name: str, **settings: Any) -> Run:
+        config = configure({**SMALL, "split": "none", **settings})
+        return start_run(tmp_path / name, config, events, everything, world.items)
+
+    best, last, lines = finish(start("whole", epochs=4, stop_after=2), everything)
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert not [name for name in lines[0] if name.startswith("validation")]
+    cut = start("cut", epochs=4, stop_after=2)
+    assert killed_and_resumed(cut, everything, "_step", 7) == (best, last, lines)
+    assert read_tensors(cut.path / "best.safetensors")[1] == {"epoch": 1}
+    # The rate falls over all epochs, so that these are not the weights of a training of two.
+    assert finish(start("short", epochs=2), everything)[0] != best
+
+
+def test_a_training_killed_before_it_chose_the_default_chooses_it_when_resumed(
+    start: Start, split: Split
+) -> None:
+    run = start()
+    killed_and_resumed(run, split, "_measure_seen", 1)
+    seen = read_run(run.path).data["seen"]
+    assert seen["answers"] == len(split.validation)
+    assert seen["repeats"] == split.validation.repeats
+    assert seen["exclude_seen"] is (seen["masked_NDCG@10"] >= seen["unmasked_NDCG@10"])
+
+
+@pytest.mark.parametrize(("repeats", "is_masked"), [(0.05, True), (0.15, False)])
+def test_validation_masks_seen_items_unless_many_answers_are_repeats(
+    repeats: float, is_masked: bool, start: Start, split: Split
+) -> None:
+    cases = split.validation
+    targets = cases.targets.copy()
+    first = np.array([history[0] for history in cases.histories])
+    is_first = np.arange(len(cases)) < repeats * len(cases)
+    assert not cases.is_repeat.any()
+    targets[is_first] = first[is_first]
+    changed = replace(split, validation=replace(cases, targets=targets))
+    assert changed.validation.repeats == pytest.approx(repeats, abs=0.01)
+    result = train(start(epochs=1), changed, show_progress=False)
+    ranks = rank_targets(
+        model_scorer(result.model, split.training.counts(60)),
+        changed.validation,
+        mask_seen=is_masked,
+    ).ranks
+    assert result.validation == all_metrics(ranks)
 
 
 # One process that forks many trainings and kills each with SIGKILL at a random moment. Forked

@@ -24,7 +24,7 @@ COLD_START = """
 import json, sys
 from ranklet import Ranker
 folder, provider, threads, history, k = json.loads(sys.argv[1])
-Ranker.load(folder, provider=provider, threads=threads).rank(history, k=k)
+Ranker.load(folder, provider=provider, threads=threads).rank(history, k=k, exclude_seen=False)
 try:
     with open("/proc/self/status") as file:
         print(file.read())

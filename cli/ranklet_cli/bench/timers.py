@@ -135,9 +135,9 @@ class CallTimer(Timer):
         """Answer one of the requests."""
         histories = self.requests[number % REQUESTS]
         if self.setting.batch == 1:
-            self.ranker.rank(histories[0], k=self.setting.k)
+            self.ranker.rank(histories[0], k=self.setting.k, exclude_seen=False)
         else:
-            self.ranker.rank_batch(histories, k=self.setting.k)
+            self.ranker.rank_batch(histories, k=self.setting.k, exclude_seen=False)
 
     def result(self, bandwidth: float | None) -> Measurement:
         """Return the percentiles; ``bandwidth`` is in bytes a second."""
@@ -192,15 +192,15 @@ class AppendTimer(Timer):
         (history,) = random_histories(ranker, 1, self.setting.length, self.seed)
         (events,) = random_histories(ranker, 1, REQUESTS, self.seed + 1)
         user = ranker.user(history[:-1])
-        user.rank(k)
+        user.rank(k, exclude_seen=False)
         saved = user.save()
 
         def calls(number: int) -> list[Call]:
             event, user = events[number % REQUESTS], ranker.user().load(saved)
             user.append(history[-1])
-            user.rank(k)  # moves the state to where events are appended
+            user.rank(k, exclude_seen=False)  # moves the state to where events are appended
             append = partial(_append_and_rank, user, event, k)
-            return [append, partial(ranker.rank, [*history, event], k=k)]
+            return [append, partial(ranker.rank, [*history, event], k=k, exclude_seen=False)]
 
         self.passes = [calls]
 
@@ -217,7 +217,7 @@ class AppendTimer(Timer):
 
 def _append_and_rank(user: User, event: ItemId, k: int) -> None:
     user.append(event)
-    user.rank(k)
+    user.rank(k, exclude_seen=False)
 
 
 def arrival_times(rate: float, count: int, seed: int) -> Seconds:

@@ -6,7 +6,7 @@ that is missing, of another size or of another digest: all are errors.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -143,6 +143,7 @@ class Manifest:
     gate: dict[str, Any]  # the price of the precision in ranking quality
     versions: dict[str, str]
     files: dict[str, File]
+    exclude_seen: bool = False  # default of rankings; older bundles lack it
 
     @property
     def uses_times(self) -> bool:
@@ -295,13 +296,14 @@ class Manifest:
 
 
 def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)
-    """Build a dataclass from exactly its keys, each of the annotated type."""
+    """Build a dataclass from its keys, each of the annotated type; only defaults may be absent."""
     hints = get_type_hints(kind)
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is {values!r}")
     if unknown := set(values) - set(hints):
         raise ValueError(f"unknown keys {sorted(unknown)} in {kind.__name__}")
-    if missing := set(hints) - set(values):
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if missing := needed - set(values):
         raise ValueError(f"missing keys {sorted(missing)} in {kind.__name__}")
     return kind(**{k: _value(hints[k], v, f"{kind.__name__}.{k}") for k, v in values.items()})
 

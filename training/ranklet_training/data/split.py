@@ -7,6 +7,8 @@
   catalogue holds the items before the first instant. The split to trust for production.
 * ``k-fold``: one fold of the users is the test, the next one the validation. Targets are the last
   events of users outside training.
+* ``none``: all events are for training and nothing is held out, for a bundle that goes into
+  production after another split has measured it.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +21,8 @@ from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import DataError
 from ranklet_training.data.sequences import Ints, Mask, Sequences, ragged_places
 
-SplitKind = Literal["leave-one-out", "time", "k-fold"]
+SplitKind = Literal["leave-one-out", "time", "k-fold", "none"]
+Instants = tuple[int | float, int | float]  # in the unit of the log
 
 TIME_QUANTILES = (0.8, 0.9)  # ends of the training and of the validation events
 
@@ -45,6 +48,23 @@ class Cases:
         times = None if self.target_times is None else self.target_times[rows]
         return Cases(self.histories.take(places, offsets), self.targets[rows], times)
 
+    @property
+    def is_repeat(self) -> Mask:
+        """Return for each case whether the target is in the history."""
+        case = np.repeat(np.arange(len(self)), self.histories.lengths)
+        same = (self.histories.items == self.targets[case]) & (self.histories.items > 0)
+        return np.bincount(case[same], minlength=len(self)) > 0
+
+    @property
+    def repeats(self) -> float:
+        """Return the share of repeats among the targets, 0 without a case."""
+        return float(self.is_repeat.mean()) if len(self) else 0.0
+
+    def translate(self, places: Ints) -> "Cases":
+        """Return the cases with other item indices, given the new index of each, (items + 1,)."""
+        histories = replace(self.histories, items=places[self.histories.items])
+        return replace(self, histories=histories, targets=places[self.targets])
+
     def drop_unknown(self) -> "Cases":
         """Return the cases without history events of items outside the catalogue."""
         known = self.histories.items > 0
@@ -54,26 +74,37 @@ class Cases:
 
 @dataclass(frozen=True)
 class Split:
-    """Training histories, and the validation and test cases."""
+    """Training histories, and the validation and test cases.
+
+    ``instants`` are the ends of the training and of the validation events of ``time``.
+    """
 
     kind: SplitKind
     vocabulary: Vocabulary
     training: Sequences
     validation: Cases
     test: Cases
+    instants: Instants | None = None
 
     @property
     def notes(self) -> str:
         """Return a line on the sizes and the caveat of the split."""
+        training = (
+            f"{self.kind}: {len(self.training.items):,} training events of "
+            f"{len(self.training):,} users over {len(self.vocabulary):,} items"
+        )
+        if self.kind == "none":
+            return f"{training}; nothing is held out"
         warning = {
             "leave-one-out": "later events of other users are in training: not for production",
             "time": "no training event is later than a target",
             "k-fold": "targets are of users outside training",
         }[self.kind]
+        new = [int((cases.targets == 0).sum()) for cases in (self.validation, self.test)]
+        misses = f"; {new[0]:,} and {new[1]:,} of their answers are new items" if any(new) else ""
         return (
-            f"{self.kind}: {len(self.training.items):,} training events of "
-            f"{len(self.training):,} users over {len(self.vocabulary):,} items; "
-            f"{len(self.validation):,} validation and {len(self.test):,} test users; {warning}"
+            f"{training}; {len(self.validation):,} validation and {len(self.test):,} test users"
+            f"{misses}; {warning}"
         )
 
 
@@ -84,11 +115,15 @@ def split_events(
     folds: int = 5,
     fold: int = 0,
     seed: int = 0,
+    instants: Instants | None = None,
+    for_training: bool = True,
 ) -> Split:
     """Split a frame of ``read_events``, sorted by user and time, by a protocol of the module.
 
     ``seed`` assigns users to the ``folds`` of ``k-fold``, of which number ``fold`` is the test.
-    DataError: no user is left for training, validation or test.
+    ``instants`` of ``time`` are by default quantiles of the log. If not ``for_training``, the
+    catalogue has every item of the log, and a part may be empty. DataError: no user is left for
+    training, validation or test.
     """
     users = frame["user_id"].rle_id().to_numpy().astype(np.int64)  # 0, 0, 0, 1, 1, ...
     times = frame["timestamp"].to_numpy()
@@ -100,10 +135,16 @@ def split_events(
         in_training = ~is_case | (from_end >= 2)
         validation, test = is_case & (from_end == 1), is_case & (from_end == 0)
     elif kind == "time":
-        first, second = np.quantile(times, TIME_QUANTILES, method="higher")
+        if instants is None:
+            first, second = np.quantile(times, TIME_QUANTILES, method="higher")
+            instants = first.item(), second.item()
+        first, second = instants
         in_training = times < first
         validation = _first_of_user(users, (times >= first) & (times < second))
         test = _first_of_user(users, times >= second)
+    elif kind == "none":
+        in_training = np.ones(len(users), dtype=bool)
+        validation = test = ~in_training
     else:
         if not 0 <= fold < folds or folds < 3:
             raise DataError(f"fold must be in [0, folds) and folds at least 3: {fold}, {folds}")
@@ -113,7 +154,8 @@ def split_events(
         in_training = ~is_test & ~is_validation
         validation, test = is_validation & (from_end == 0), is_test & (from_end == 0)
     # The papers rank all items of the log, including those outside training.
-    known = frame if kind == "leave-one-out" else frame.filter(pl.Series(in_training))
+    is_whole = kind == "leave-one-out" or not for_training
+    known = frame if is_whole else frame.filter(pl.Series(in_training))
     ids = known["item_id"].unique().sort()
     vocabulary = Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
     indices = ids.to_frame().with_row_index("index", offset=1)
@@ -128,14 +170,15 @@ def split_events(
     cases = {}
     for name, is_target in (("validation", validation), ("test", test)):
         cases[name] = _cases(users, items, times, is_target, strict_time=kind == "time")
-        if not len(cases[name]):
+        if for_training and kind != "none" and not len(cases[name]):
             raise DataError(
                 f"the {kind} split leaves no {name} user: leave-one-out needs users with at "
                 "least 3 events, time and k-fold need users with an earlier event"
             )
-    if not (lengths > 1).any():
+    if for_training and not (lengths > 1).any():
         raise DataError(f"the {kind} split leaves no user with two training events")
-    return Split(kind, vocabulary, training, cases["validation"], cases["test"])
+    instants = instants if kind == "time" else None
+    return Split(kind, vocabulary, training, cases["validation"], cases["test"], instants)
 
 
 def _first_of_user(users: Ints, candidate: Mask) -> Mask:

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.ranker import Ranker
-from ranklet_training.data.split import Cases, Split
-from ranklet_training.judge.evaluate import check_catalogue, rank_targets
+from ranklet.errors import InputError
+from ranklet_training.data.split import Split
+from ranklet_training.judge.evaluate import MASKED, UNMASKED, held_out, rank_common
 from ranklet_training.judge.metrics import CUTOFFS, all_metrics
 from ranklet_training.judge.outcomes import OutcomeComparison
 from ranklet_training.judge.plots import new_figure, save_figure
 from ranklet_training.judge.statistics import Row, Values, check_resampling, paired_bootstrap
-from ranklet_training.runs.checkpoint import Model
+from ranklet_training.judge.subjects import AnyModel, common_cases, subject_of
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,34 @@ class ModelRow(Row):
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """Comparison of two models on the held-out events of one split."""
+    """Comparison of two models on the held-out events of one split.
 
-    a: str  # names
+    Attributes:
+        a: Its name.
+        b: Its name.
+        protocol: What the figures are, in words.
+        users: The number of cases.
+        left_out: The number of cases whose target not both know, if their catalogues differ.
+        unknown: For each model, the targets and the history events that its catalogue lacks.
+        resamples: The number of bootstrap samples.
+        seed: The seed of the bootstrap.
+        rows: One for each metric.
+    """
+
+    a: str
     b: str
     protocol: str
     users: int
+    left_out: int
+    unknown: dict[str, dict[str, int]]
     resamples: int
     seed: int
     rows: list[ModelRow]
 
 
 def compare_models(
-    a: Model | Ranker,
-    b: Model | Ranker,
+    a: AnyModel,
+    b: AnyModel,
     split: Split,
     *,
     names: tuple[str, str] = ("A", "B"),
@@ -50,19 +64,25 @@ def compare_models(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> ModelComparison:
-    """Compare two models on the same users: full ranking, seen items masked, pessimistic ties.
+    """Compare two models on the same users: full ranking, pessimistic ties.
 
-    Each is a torch model or a loaded bundle, trained on this split; ``on`` is ``"test"`` or
-    ``"validation"``. RunError: the catalogues of the models and of the events differ. InputError:
-    as ``paired_bootstrap``.
+    Seen items are masked for both if A leaves them out by default. Models of different catalogues
+    rank the items that both know (``subjects``). ``on`` is ``"test"`` or ``"validation"``.
+
+    Raises:
+        RunError: A model knows no item of the split, or they have none in common.
+        DataError: Nothing is held out.
+        InputError: The names are equal, or as ``paired_bootstrap``.
     """
     check_resampling(resamples, seed)
-    cases: Cases = getattr(split, on)
-    for name, model in zip(names, (a, b), strict=True):
-        check_catalogue(name, model, split)
+    if names[0] == names[1]:
+        raise InputError(f"both models are called {names[0]!r}: give them two names")
+    subjects = {n: subject_of(n, model, split) for n, model in zip(names, (a, b), strict=True)}
+    common = common_cases(subjects, split, held_out(split, on))
+    mask_seen = subjects[names[0]].exclude_seen
     a_values, b_values = (
-        metrics_of_ranks(rank_targets(model, split, cases, mask_seen=True).ranks)
-        for model in (a, b)
+        metrics_of_ranks(rank_common(common, name, subject, mask_seen=mask_seen).ranks)
+        for name, subject in subjects.items()
     )
     result = paired_bootstrap(a_values, b_values, resamples=resamples, seed=seed)
     gains = b_values - a_values
@@ -74,9 +94,20 @@ def compare_models(
         b_wins=(gains > 0).sum(axis=0),
         ties=(gains == 0).sum(axis=0),
     )
-    items, tests = len(split.vocabulary), [ModelRow(**row) for row in rows]
-    protocol = f"{split.kind}, {on}, full ranking of {items} items, seen items masked"
-    return ModelComparison(*names, protocol, len(cases), resamples, seed, tests)
+    protocol = (
+        f"{split.kind}, {on}, full ranking of {common.items} items"
+        f"{' that both know' if common.among else ''}, {MASKED if mask_seen else UNMASKED}"
+    )
+    return ModelComparison(
+        *names,
+        protocol,
+        users=len(common.cases),
+        left_out=common.left_out,
+        unknown=common.unknown,
+        resamples=resamples,
+        seed=seed,
+        rows=[ModelRow(**row) for row in rows],
+    )
 
 
 def metrics_of_ranks(ranks: NDArray[np.int64]) -> Values:

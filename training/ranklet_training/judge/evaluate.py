@@ -3,7 +3,7 @@
 Baselines are popularity and the most frequent followers of the last item.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,113 +13,156 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ranklet.bundle.vocabulary import Vocabulary
-from ranklet.errors import RunError
+from ranklet.errors import DataError
 from ranklet.ranker import Ranker
-from ranklet.time_gaps import UNKNOWN, gap_buckets
-from ranklet.values import show
-from ranklet_training.data.sequences import Ints, Mask, Sequences, pad
+from ranklet_training.data.sequences import Ints, Mask, Sequences
 from ranklet_training.data.split import Cases, Split
 from ranklet_training.judge import metrics
-from ranklet_training.judge.metrics import CUTOFFS, Metrics, Ranks, all_metrics, ranks_of_targets
+from ranklet_training.judge.metrics import (
+    CUTOFFS,
+    MISS,
+    Metrics,
+    Ranks,
+    all_metrics,
+    ranks_of_targets,
+)
 from ranklet_training.judge.plots import new_figure, save_figure
-from ranklet_training.model.model import SequenceModel
-from ranklet_training.model.seed import SeedModel
-from ranklet_training.runs.checkpoint import Model
+from ranklet_training.judge.subjects import (
+    AnyModel,
+    CommonCases,
+    Scorer,
+    Subject,
+    common_cases,
+    find_items,
+    subject_of,
+)
 
-# Scores of all items for each case, (B, items + 1); column 0 is padding and ignored.
-Scorer = Callable[[Cases], NDArray[np.float32]]
-AnyModel = Model | Ranker | Scorer
 BATCH = 256
 LARGEST_BATCH = 1 << 26  # scores of a batch, 256 MB
 LENGTHS = (1, 5, 10, 20, 50, 100, 200)  # lower ends of the slices by history length
+# What seen items do to a ranking, in the words of tables and cards.
+MASKED = "seen items masked, a repeated answer is a miss"
+UNMASKED = "seen items not masked"
+SERVED = {True: "as served: seen items excluded", False: "as served: seen items included"}
 
 
 @dataclass(frozen=True)
 class TargetRanks:
-    """Ranks of the targets of Q cases, and the best K items."""
+    """Ranks of the targets of Q cases, from 1, ``MISS`` if never shown, and the best K items."""
 
-    ranks: Ints  # among all items, from 1, ties pessimistic, (Q,)
+    ranks: Ints  # ties pessimistic, (Q,)
     mean_ranks: NDArray[np.float64]  # mean of the places of a tie, (Q,)
+    shown: Ints  # ties by item index, as the runtime shows them, (Q,)
     top: Ints  # padded with 0, (Q, K)
+
+    @classmethod
+    def of_misses(cls, cases: int, top: int) -> "TargetRanks":
+        """Return the ranks before any ranking."""
+        ranks = np.full(cases, MISS)
+        return cls(ranks, ranks.astype(np.float64), ranks.copy(), np.zeros((cases, top), np.int64))
+
+    def each(self) -> tuple[Ranks, Ranks, Ranks]:
+        """Return the three kinds of ranks."""
+        return self.ranks, self.mean_ranks, self.shown
 
 
 def rank_targets(
-    model: AnyModel, split: Split, cases: Cases, *, mask_seen: bool, top: int = 0
+    model: Ranker | Scorer,
+    cases: Cases,
+    *,
+    mask_seen: bool,
+    top: int = 0,
+    among: Ints | None = None,
+    items: int = 1,
 ) -> TargetRanks:
-    """Rank all items for each case by a torch model, a loaded bundle or a scorer.
+    """Rank all items for each case by a loaded bundle or by scores.
 
-    ``mask_seen`` excludes every item of the whole history, except the target itself; ``top`` is the
-    number of best items to keep.
+    Args:
+        model: The bundle or the scorer.
+        cases: In the item indices of its catalogue.
+        mask_seen: Leave out every item of the whole history; an answer among them is a miss.
+        top: The number of best items to keep.
+        among: Rank only the items of these indices.
+        items: The size of the catalogue, which limits the batches of a scorer.
     """
     if isinstance(model, Ranker):
-        return rank_by_bundle(model, split, cases, mask_seen=mask_seen, top=top)
-    if isinstance(model, SequenceModel | SeedModel):
-        model = model_scorer(model, split.training)
-    items = len(split.vocabulary)
-    return rank_by_scorer(model, cases, mask_seen=mask_seen, top=top, items=items)
+        return _rank_by_bundle(model, cases, mask_seen, top, among)
+    return _rank_by_scorer(model, cases, mask_seen, top, among, items)
 
 
-def rank_by_scorer(
-    scorer: Scorer, cases: Cases, *, mask_seen: bool, top: int = 0, items: int = 1
+def rank_common(
+    common: CommonCases, name: str, subject: Subject, *, mask_seen: bool, top: int = 0
 ) -> TargetRanks:
-    """Rank all items by scores; options as ``rank_targets``, ``items`` limits the batch."""
-    ranks = np.zeros(len(cases), dtype=np.int64)
-    mean_ranks = np.zeros(len(cases))
-    best = np.zeros((len(cases), top), dtype=np.int64)
+    """Rank by one of the models of common cases; options as ``rank_targets``."""
+    return rank_targets(
+        subject.model,
+        common.cases_of(name),
+        mask_seen=mask_seen,
+        top=top,
+        among=common.among_of(name),
+        items=len(subject.vocabulary),
+    )
+
+
+def _rank_by_scorer(
+    scorer: Scorer, cases: Cases, mask_seen: bool, top: int, among: Ints | None, items: int
+) -> TargetRanks:
+    answers = TargetRanks.of_misses(len(cases), top)
     for rows in _batches(cases, items):
         batch = cases.take(rows)
-        targets = batch.targets
         scores = np.array(scorer(batch), dtype=np.float32)
+        if among is not None:
+            is_left_out = np.ones(scores.shape[1], dtype=bool)
+            is_left_out[among] = False
+            scores[:, is_left_out] = -np.inf
         scores[:, 0] = -np.inf
         if mask_seen:
-            kept = np.take_along_axis(scores, targets[:, None], axis=1)
             row_of = np.repeat(np.arange(len(rows)), batch.histories.lengths)
             scores[row_of, batch.histories.items] = -np.inf
-            np.put_along_axis(scores, targets[:, None], kept, axis=1)
-        ranks[rows], mean_ranks[rows] = ranks_of_targets(scores, targets)
+        for values, found in zip(
+            answers.each(), ranks_of_targets(scores, batch.targets), strict=True
+        ):
+            values[rows] = found
         if top:
-            values, items_of = torch.from_numpy(scores).topk(min(top, scores.shape[1] - 1))
-            best[rows, : items_of.shape[1]] = torch.where(values > -torch.inf, items_of, 0).numpy()
-    return TargetRanks(ranks, mean_ranks, best)
+            best, items_of = torch.from_numpy(scores).topk(min(top, scores.shape[1] - 1))
+            kept = torch.where(best > -torch.inf, items_of, 0).numpy()
+            answers.top[rows, : items_of.shape[1]] = kept
+    return answers
 
 
-def rank_by_bundle(
-    ranker: Ranker, split: Split, cases: Cases, *, mask_seen: bool, top: int = 0
+def _rank_by_bundle(
+    ranker: Ranker, cases: Cases, mask_seen: bool, top: int, among: Ints | None
 ) -> TargetRanks:
-    """Rank by a bundle through its public interface; options as ``rank_targets``.
+    """Rank by a bundle through its public interface.
 
     Only the first places are ranked. A target beyond them, or tied with an item that may be beyond
-    them, gets the last rank, which no metric distinguishes from the true rank.
+    them, is a miss, which no metric distinguishes from the true rank.
     """
-    first = max(*CUTOFFS, top) + 1
-    ranks = np.full(len(cases), len(split.vocabulary) + 1, dtype=np.int64)
-    mean_ranks = ranks.astype(np.float64)
-    best = np.zeros((len(cases), top), dtype=np.int64)
-    ids_of = split.vocabulary.ids
+    first, answers = max(*CUTOFFS, top) + 1, TargetRanks.of_misses(len(cases), top)
+    ids_of, options = ranker.vocabulary.ids, dict[str, Any](k=first, exclude_seen=mask_seen)
+    if among is not None:
+        options["eligible"] = ranker.eligible(ids_of(among))
     for rows in _batches(cases):
         batch = cases.take(rows).drop_unknown()
-        targets = [ids_of(target[target > 0]) for target in batch.targets[:, None]]
         histories = [ids_of(history) for history in batch.histories]
-        options: dict[str, Any] = {}
         if ranker.uses_times and batch.target_times is not None:
             assert batch.histories.times is not None
             times = np.split(batch.histories.times, batch.histories.offsets[1:-1])
-            options = {"times": times, "now": batch.target_times}
-        if mask_seen:
-            pairs = zip(histories, targets, strict=True)
-            options["exclude"] = [[i for i in dict.fromkeys(h) if i not in t] for h, t in pairs]
-        rankings = ranker.rank_batch(histories, k=first, **options)
-        for row, ranking, target in zip(rows, rankings, targets, strict=True):
-            kept = ranking.items[:top]
-            best[row, : len(kept)] = split.vocabulary.index(kept)
-            scored = zip(ranking.items, ranking.scores, strict=True)
-            score = next((score for item, score in scored if item in target), None)
-            if score is not None and (score > ranking.scores[-1] or len(ranking.items) < first):
-                ranks[row] = np.count_nonzero(ranking.scores >= score)
+            options |= {"times": times, "now": batch.target_times}
+        rankings = ranker.rank_batch(histories, **options)
+        for row, ranking, target in zip(rows, rankings, batch.targets, strict=True):
+            shown = ranker.vocabulary.index(ranking.items)
+            answers.top[row, : len(shown[:top])] = shown[:top]
+            places = np.flatnonzero(shown == target)  # a target of index 0 is never shown
+            if not len(places):
+                continue
+            answers.shown[row] = places[0] + 1
+            score = ranking.scores[places[0]]
+            if score > ranking.scores[-1] or len(shown) < first:
+                rank = np.count_nonzero(ranking.scores >= score)
                 above = np.count_nonzero(ranking.scores > score)
-                mean_ranks[row] = (above + 1 + ranks[row]) / 2
-    return TargetRanks(ranks, mean_ranks, best)
+                answers.ranks[row], answers.mean_ranks[row] = rank, (above + 1 + rank) / 2
+    return answers
 
 
 def _batches(cases: Cases, items: int = 1) -> Iterator[Ints]:
@@ -128,44 +171,6 @@ def _batches(cases: Cases, items: int = 1) -> Iterator[Ints]:
     size = max(1, min(BATCH, LARGEST_BATCH // items))
     for begin in range(0, len(order), size):
         yield order[begin : begin + size]
-
-
-def model_scorer(model: Model, training: Sequences) -> Scorer:
-    """Return the scorer of a torch model, which treats histories as the runtime.
-
-    Items outside the catalogue are dropped; popularity scores histories without known items.
-    """
-    with torch.no_grad():
-        table = model.table()
-    popularity = training.counts(table.shape[0] - 1)
-    length = model.config.max_length
-
-    def score(cases: Cases) -> NDArray[np.float32]:
-        known = cases.drop_unknown()
-        is_cold = known.histories.lengths == 0
-        any_item = np.ones(1, dtype=np.int64)  # for cold histories, whose scores are replaced
-        filled = [history if len(history) else any_item for history in known.histories]
-        gaps = _gaps(known, length) if model.config.time_gaps else None
-        with torch.no_grad():
-            user = model.serve(torch.from_numpy(pad(filled, length)), table, gaps)
-            scores: NDArray[np.float32] = (user @ table.T).numpy()
-        scores[is_cold] = popularity
-        return scores
-
-    return score
-
-
-def _gaps(cases: Cases, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return buckets before each event (B, T) and between the last event and the target (B,)."""
-    histories = cases.histories
-    assert histories.times is not None
-    assert cases.target_times is not None
-    since = pad(np.split(histories.gaps, histories.offsets[1:-1]), length)
-    until = np.full(len(cases), UNKNOWN, dtype=np.int64)
-    rows = np.flatnonzero(histories.lengths)
-    last_times = histories.times[histories.offsets[rows + 1] - 1]
-    until[rows] = gap_buckets(cases.target_times[rows] - last_times)
-    return torch.from_numpy(since), torch.from_numpy(until)
 
 
 def popularity_scorer(training: Sequences, items: int) -> Scorer:
@@ -194,66 +199,91 @@ def markov_scorer(training: Sequences, items: int) -> Scorer:
     return score
 
 
-def check_catalogue(
-    name: str, model: Model | Ranker, split: Split, vocabulary: Vocabulary | None = None
-) -> None:
-    """Raise RunError if the catalogues of a model and of the events differ.
-
-    A bundle has its ids; for a torch model without ``vocabulary`` only sizes are compared.
-    """
-    advice, items = "take the events that it was trained on", len(split.vocabulary)
-    size = len(model) if isinstance(model, Ranker) else model.items.item.shape[0] - 1
-    if size != items:
-        raise RunError(f"{name} knows {size} items and the events have {items}: {advice}")
-    known = model.vocabulary if isinstance(model, Ranker) else vocabulary
-    if known is None:
-        return
-    for own, other in zip(known.all_ids, split.vocabulary.all_ids, strict=True):
-        if own != other:
-            raise RunError(
-                f"{name} knows the item {show(own)} where the events have {show(other)}: {advice}"
-            )
-
-
-def evaluate(
-    models: dict[str, Model | Ranker], split: Split, *, on: str = "test"
-) -> dict[str, Any]:
+def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") -> dict[str, Any]:
     """Return the table of metrics of models, by name, and of the two baselines.
 
-    The table has ``protocol``, ``users``, ``cold_targets``, ``slices`` (name to number of users),
-    ``target_popularity`` (mean training events of the targets) and ``rows``, each with
+    The table has
 
-    * ``model``, ``masked`` and ``unmasked``: every metric, with and without seen items masked;
+    * ``protocol`` and ``protocols``: what the figures are, in words;
+    * ``users``: the number of cases; ``repeats`` of their answers are in the history, and
+      ``advice`` is a sentence on them;
+    * ``cold_targets``: answers without a training event;
+    * ``unknown``: of each model, the answers and the history events that its catalogue lacks;
+    * ``left_out``: answers that are not asked because not every model knows them;
+    * ``slices`` and ``slices_protocol``: name to number of users, and what their figures are;
+    * ``target_popularity``: mean training events of the targets;
+    * ``rows``: the models.
+
+    A row has
+
+    * ``model``, ``exclude_seen``: its name, and its default;
+    * ``served``: every metric of the default, ties in the order in which they are shown;
+    * ``masked`` and ``unmasked``: every metric, ties pessimistic;
     * ``mean_ties``: HR@10 and NDCG@10 by mean ranks; a difference shows collapsed scores;
     * ``slices``: HR@10 and NDCG@10 of cold targets and by history length;
     * ``coverage``: share of the catalogue in the first 10 of any user;
     * ``popularity``: mean training events of the items in the first 10 (the average
       recommendation popularity of Abdollahpouri et al., 2019).
+
+    The last four are of the default, ties pessimistic. Baselines have the default of the first
+    model. Models of different catalogues rank the items that all know (``subjects``).
+
+    RunError: a model knows no item of the split. DataError: nothing is held out.
     """
-    cases: Cases = getattr(split, on)
-    items = len(split.vocabulary)
-    counts = split.training.counts(items)
-    for name, model in models.items():
-        check_catalogue(name, model, split)
+    subjects = {name: subject_of(name, model, split) for name, model in models.items()}
+    common = common_cases(subjects, split, held_out(split, on))
+    cases, counts = common.cases, split.training.counts(len(split.vocabulary))
+    default = next(iter(subjects.values())).exclude_seen if subjects else True
+    baselines = {
+        "last-item Markov": markov_scorer(split.training, len(split.vocabulary)),
+        "popularity": popularity_scorer(split.training, len(split.vocabulary)),
+    }
+    judged = subjects | {
+        name: Subject(scorer, split.vocabulary, default) for name, scorer in baselines.items()
+    }
     is_cold = (counts[cases.targets] == 0) | (cases.targets == 0)
     slices = {"cold targets": is_cold, **_length_slices(cases)}
     slices = {name: rows for name, rows in slices.items() if rows.any()}
-    judged: dict[str, AnyModel] = {
-        **models,
-        "last-item Markov": markov_scorer(split.training, items),
-        "popularity": popularity_scorer(split.training, items),
-    }
+    rows = [
+        {"model": name, **_figures(name, subject, split, common, counts, slices)}
+        for name, subject in judged.items()
+    ]
+    defaults = {subject.exclude_seen for subject in judged.values()}
+    served = SERVED[default] if len(defaults) == 1 else "as served by the default of each"
     return {
-        "protocol": f"{split.kind}, {on}, full ranking of {items} items, pessimistic ties",
+        "protocol": f"{split.kind}, {on}, full ranking of {common.items} items, pessimistic ties",
+        "protocols": {"served": served, "masked": MASKED, "unmasked": UNMASKED},
         "users": len(cases),
+        "repeats": int(cases.is_repeat.sum()),
+        "advice": _advice(cases, rows[0]),
         "cold_targets": int(is_cold.sum()),
+        "unknown": common.unknown,
+        "left_out": common.left_out,
         "target_popularity": float(counts[cases.targets].mean()),
+        "slices_protocol": served,
         "slices": {name: int(rows.sum()) for name, rows in slices.items()},
-        "rows": [
-            {"model": name, **_figures(model, split, cases, counts, slices)}
-            for name, model in judged.items()
-        ],
+        "rows": rows,
     }
+
+
+def _advice(cases: Cases, row: dict[str, Any]) -> str:
+    """Return a sentence on the repeats, and on the default that fits them."""
+    masked, unmasked = row["masked"]["NDCG@10"], row["unmasked"]["NDCG@10"]
+    better, worse = ("excluded", "included") if masked >= unmasked else ("included", "excluded")
+    figures = sorted((masked, unmasked), reverse=True)
+    return (
+        f"{cases.repeats:.1%} of the answers are repeats ({cases.is_repeat.sum():,} of "
+        f"{len(cases):,}): NDCG@10 of {row['model']} is {figures[0]:.4f} with seen items {better} "
+        f"and {figures[1]:.4f} with them {worse}, so that seen items {better} fits as default"
+    )
+
+
+def held_out(split: Split, on: str) -> Cases:
+    """Return the cases of ``"test"`` or ``"validation"``; DataError: there are none."""
+    cases: Cases = getattr(split, on)
+    if not len(cases):
+        raise DataError(f"the {split.kind} split of these events leaves no {on} case to predict")
+    return cases
 
 
 def _length_slices(cases: Cases) -> dict[str, Mask]:
@@ -263,18 +293,28 @@ def _length_slices(cases: Cases) -> dict[str, Mask]:
 
 
 def _figures(
-    model: AnyModel, split: Split, cases: Cases, counts: Ints, slices: dict[str, Mask]
+    name: str,
+    subject: Subject,
+    split: Split,
+    common: CommonCases,
+    counts: Ints,
+    slices: dict[str, Mask],
 ) -> dict[str, Any]:
-    unmasked = rank_targets(model, split, cases, mask_seen=False)
-    masked = rank_targets(model, split, cases, mask_seen=True, top=10)
-    shown = masked.top[masked.top > 0]
+    masked, unmasked = (
+        rank_common(common, name, subject, mask_seen=mask_seen, top=10)
+        for mask_seen in (True, False)
+    )
+    served = masked if subject.exclude_seen else unmasked
+    shown = find_items(subject.vocabulary, split.vocabulary)[served.top[served.top > 0]]
     return {
+        "exclude_seen": subject.exclude_seen,
+        "served": all_metrics(served.shown),
         "masked": all_metrics(masked.ranks),
         "unmasked": all_metrics(unmasked.ranks),
-        "mean_ties": _main_metrics(masked.mean_ranks),
-        "slices": {name: _main_metrics(masked.ranks[rows]) for name, rows in slices.items()},
-        "coverage": len(np.unique(shown)) / (len(counts) - 1),
-        "popularity": float(counts[shown].mean()),
+        "mean_ties": _main_metrics(served.mean_ranks),
+        "slices": {name: _main_metrics(served.ranks[rows]) for name, rows in slices.items()},
+        "coverage": len(np.unique(served.top[served.top > 0])) / common.items,
+        "popularity": float(counts[shown].mean()) if len(shown) else 0.0,
     }
 
 
@@ -288,13 +328,13 @@ def plot_evaluation(table: dict[str, Any], path: str | Path) -> None:
     users = {"all": table["users"], **table["slices"]}
     width = 0.8 / len(table["rows"])
     for place, row in enumerate(table["rows"]):
-        values = [row["masked"]["NDCG@10"], *(v["NDCG@10"] for v in row["slices"].values())]
+        values = [row["served"]["NDCG@10"], *(v["NDCG@10"] for v in row["slices"].values())]
         left = np.arange(len(users)) + (place - (len(table["rows"]) - 1) / 2) * width
         axes.bar(left, values, width, label=row["model"])
     labels = [f"{name}\n({count:,})" for name, count in users.items()]
     axes.set_xticks(np.arange(len(users)), labels, fontsize=8)
     axes.grid(visible=False, axis="x")
-    axes.set_ylabel("NDCG@10, seen items masked")
+    axes.set_ylabel(f"NDCG@10, {table['protocols']['served']}")
     axes.legend(frameon=False)
     axes.set_title(table["protocol"], loc="left", fontsize=10)
     save_figure(figure, path)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CUTOFFS = (5, 10, 20)
+MISS = 2**62  # rank of a target that is never shown, however few items there are
 Metrics = dict[str, float]
 Ranks = NDArray[np.int64] | NDArray[np.float64]
 
@@ -38,12 +39,13 @@ def all_metrics(ranks: Ranks) -> Metrics:
 
 def ranks_of_targets(
     scores: NDArray[np.float32], targets: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the pessimistic rank of the target of each row, and its mean rank among ties, (B,).
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return the pessimistic, mean and shown rank of the target of each row, (B,).
 
-    The pessimistic rank is 1 + better items + equal items; the mean rank counts half of the latter.
-    Scores are (B, items + 1), -inf for padding (column 0) and masked items. Targets are columns
-    (B,), 0 if outside the catalogue. FloatingPointError: a score is NaN.
+    The pessimistic rank is 1 + better items + equal items, the mean rank counts half of the latter,
+    and the shown rank those of a lower index, as the runtime orders them. Scores are (B, items +
+    1), -inf for padding (column 0) and masked items. Targets are columns (B,), 0 if outside the
+    catalogue; such a target and a masked one are ``MISS``. FloatingPointError: a score is NaN.
     """
     if np.isnan(scores.max()):  # a maximum is NaN if any number is
         row, item = np.argwhere(np.isnan(scores))[0]
@@ -52,5 +54,8 @@ def ranks_of_targets(
     # The count includes the target itself: the 1 of the rank.
     ranks = np.count_nonzero(scores >= target_scores, axis=1)
     above = np.count_nonzero(scores > target_scores, axis=1)
-    ranks[targets == 0], above[targets == 0] = scores.shape[1], scores.shape[1] - 1
-    return ranks, (above + 1 + ranks) / 2
+    is_earlier = np.arange(scores.shape[1]) < targets[:, None]
+    shown = above + 1 + np.count_nonzero((scores == target_scores) & is_earlier, axis=1)
+    means, is_missed = (above + 1 + ranks) / 2, np.isneginf(target_scores[:, 0]) | (targets == 0)
+    ranks[is_missed] = means[is_missed] = shown[is_missed] = MISS
+    return ranks, means, shown

@@ -90,6 +90,8 @@ def to_toml(settings: Mapping[str, Any]) -> str:
 
 def folds_of(events: Events, split: Split, base: RunConfig) -> list[Split]:
     """Return the splits of a trial: the given split, or all folds of ``k-fold``."""
+    if split.kind == "none":
+        raise InputError("a search needs held-out events to compare trials by: choose a split")
     if split.kind != "k-fold":
         return [split]
     folds = base.train.folds

@@ -4,9 +4,9 @@
     catalogue.parquet   items in index order: id, training events, title, features
     metrics.jsonl       one line an epoch
     last.safetensors    weights, optimizer state and progress, for --resume
-    best.safetensors    weights of the best validation NDCG@10
+    best.safetensors    weights of the best validation NDCG@10, or the last if nothing is held out
     questions.safetensors   held-out histories and their next items, for the ranking gate of export
-    evaluation.json     written by ``ranklet evaluate``
+    evaluation.json     written by ``ranklet evaluate``, or copied by ``ranklet train --final``
     run.lock            held by the training process
 
 Files are safetensors, JSON and parquet, which run no code when opened, and are written atomically.
@@ -82,6 +82,11 @@ class Run:
         ids = self.catalogue["item_id"]
         return Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
 
+    @property
+    def exclude_seen(self) -> bool:
+        """Return whether a bundle of this run leaves seen items out by default."""
+        return bool(self.data.get("seen", {}).get("exclude_seen", False))
+
     def build_model(self) -> Model:
         """Return a model of this run without weights."""
         items = self.catalogue.height
@@ -95,6 +100,11 @@ class Run:
         model, path = self.build_model(), self.path / "best.safetensors"
         _load_weights(model, read_tensors(path)[0], path)
         return model.eval().requires_grad_(False)
+
+    def best_metrics(self) -> dict[str, float]:
+        """Return the validation metrics of the best weights, empty if nothing is held out."""
+        metadata = read_tensors(self.path / "best.safetensors")[1]
+        return {name: value for name, value in metadata.items() if name != "epoch"}
 
     def read_questions(self) -> Questions | None:
         """Return the held-out questions, or None for a run without them."""
@@ -148,6 +158,11 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 def write_run(run: Run) -> None:
     """Write ``config.json`` and ``catalogue.parquet``."""
     write_frame(run.path / "catalogue.parquet", run.catalogue)
+    write_config(run)
+
+
+def write_config(run: Run) -> None:
+    """Write ``config.json``: settings, data facts and versions."""
     settings = run.config.to_dict()
     document = {
         "format": RUN_FORMAT,

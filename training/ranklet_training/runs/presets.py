@@ -20,6 +20,7 @@ class TrainConfig:
 
     seed: int = 0
     epochs: int = 12  # the learning rate falls to 0 at the end of the last one
+    stop_after: int = 0  # epochs, of those of the learning rate; 0: all
     patience: int = 10  # epochs without a better validation NDCG@10 before training stops
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -43,7 +44,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least = {"epochs": 1, "patience": 1, "targets_per_step": 1, "checkpoint_steps": 1}
         check_settings(self, "learning_rate", "clip", negatives=1, **least)
-        for name in ("l1", "l2", "warmup_steps", "seed"):
+        for name in ("l1", "l2", "warmup_steps", "seed", "stop_after"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
         if not 0 <= self.fold < self.folds or self.folds < 3:
@@ -57,6 +58,11 @@ class TrainConfig:
                 "lazy_rows needs a sampled loss and no l1 or l2: the others move every row, got "
                 f"loss {self.loss!r}, l1 {self.l1}, l2 {self.l2}: set lazy_rows=false"
             )
+
+    @property
+    def last_epoch(self) -> int:
+        """Return the number of epochs after which training stops at the latest."""
+        return min(self.epochs, self.stop_after or self.epochs)
 
     @property
     def feature_names(self) -> list[str]:

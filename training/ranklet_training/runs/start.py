@@ -2,23 +2,27 @@
 
 import platform
 import re
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ranklet.errors import RunError
+from ranklet.files.atomic import atomic_write
 from ranklet.values import show
 from ranklet_training.data.events import Events
 from ranklet_training.data.features import build_feature
 from ranklet_training.data.split import Split
-from ranklet_training.runs.checkpoint import Questions, Run, read_run, write_run
+from ranklet_training.runs.checkpoint import Questions, Run, read_run, read_tensors, write_run
 from ranklet_training.runs.presets import RunConfig, setting_differences
 
 HELD_OUT = 10_000  # validation questions of a run
-MADE = ("config.json", "catalogue.parquet", "questions.safetensors")  # before the first step
-TRAINED = ("metrics.jsonl", "last.safetensors", "best.safetensors")  # after the first step
+# Before and after the first step.
+MADE = ("config.json", "catalogue.parquet", "questions.safetensors", "evaluation.json")
+TRAINED = ("metrics.jsonl", "last.safetensors", "best.safetensors")
 BESIDE = ("run.lock", "tensorboard")
 # Temporary files of a killed training.
 TORN = re.compile(rf"\.({'|'.join(map(re.escape, (*MADE, *TRAINED)))})\.[0-9a-f]{{8}}\.tmp")
@@ -33,12 +37,14 @@ def start_run(
     *,
     reading: dict[str, str] | None = None,
     source: str = "",
+    earlier: Run | None = None,
 ) -> Run:
     """Start a run in a new folder, or again in the folder of a run without any step.
 
     ``split`` is of the events, by the settings. ``items`` holds titles and features by ``item_id``;
     items without a row get nulls. ``reading`` are the reading options of the log, for evaluations,
-    and ``source`` is the origin and terms of the data, for the model card.
+    and ``source`` is the origin and terms of the data, for the model card. ``earlier`` is the run
+    of ``final_settings``, whose held-out figures the new run keeps.
 
     Raises:
         RunError: The folder has other content, ratings are missing for the seed model, timestamps
@@ -72,18 +78,61 @@ def start_run(
         "training_users": len(split.training),
         "rating_mean": None if ratings is None else float(ratings.mean()),
         "split": split.notes,
+        "instants": split.instants,
         "reading": reading or {},
         "source": source,
+        **_facts_of(earlier),
     }
     versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
     path.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "questions.safetensors"):  # of a run without any step
-        (path / name).unlink(missing_ok=True)
+    for name in ("config.json", "questions.safetensors", "evaluation.json"):
+        (path / name).unlink(missing_ok=True)  # of a run without any step
     run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
     if questions := _held_out(split, config.model.max_length):
         run.write_questions(questions)
+    if figures := _figures_of(earlier):
+        atomic_write(path / "evaluation.json", figures)
     write_run(run)  # last: a folder with config.json is complete
     return run
+
+
+def final_settings(run: Run) -> RunConfig:
+    """Return the settings of a finished run for a training on all events.
+
+    The learning rate falls over as many epochs as in the run, and training stops after the best
+    one: that is how the weights were made whose held-out figures are known. RunError: the run is
+    not finished, or has no held-out events.
+    """
+    train = run.config.train
+    if train.split == "none":
+        raise RunError(f"{run.path} was itself trained on all events: take a run with a split")
+    if not read_tensors(run.path / "last.safetensors")[1].get("done"):
+        raise RunError(f"the training of {run.path} is not finished: resume it (--resume)")
+    train = replace(train, split="none", stop_after=_epochs(run))
+    return replace(run.config, train=train)
+
+
+def _epochs(run: Run) -> int:
+    """Return the number of epochs that made the best weights."""
+    return int(read_tensors(run.path / "best.safetensors")[1]["epoch"]) + 1
+
+
+def _facts_of(earlier: Run | None) -> dict[str, Any]:
+    """Return what a final run keeps of the data of the run that was measured."""
+    if earlier is None:
+        return {}
+    names = ("digest", "events", "users", "items", "split", "instants")
+    facts = {name: earlier.data.get(name) for name in names}
+    return {
+        "earlier": {**facts, "epochs": _epochs(earlier)},
+        "seen": earlier.data.get("seen", {}),
+    }
+
+
+def _figures_of(earlier: Run | None) -> bytes:
+    """Return the evaluation of the run that was measured, empty without one."""
+    path = earlier and earlier.path / "evaluation.json"
+    return path.read_bytes() if path and path.exists() else b""
 
 
 def check_new(path: Path) -> None:
@@ -100,11 +149,11 @@ def check_new(path: Path) -> None:
 
 
 def _held_out(split: Split, length: int) -> Questions | None:
-    """Return validation questions with the latest ``length`` known events of each."""
+    """Return validation questions of known items, with the latest ``length`` events of each."""
     cases = split.validation
     rows = np.random.default_rng(0).permutation(len(cases))[:HELD_OUT]
     held_out = cases.take(rows).drop_unknown()
-    known = np.flatnonzero(held_out.histories.lengths)
+    known = np.flatnonzero((held_out.histories.lengths > 0) & (held_out.targets > 0))
     histories = [held_out.histories[row][-length:] for row in known.tolist()]
     return Questions(histories, held_out.targets[known]) if histories else None
 

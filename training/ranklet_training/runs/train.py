@@ -25,7 +25,8 @@ from ranklet.time_gaps import UNKNOWN
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.data.split import Split
 from ranklet_training.judge.evaluate import rank_targets
-from ranklet_training.judge.metrics import Metrics, all_metrics
+from ranklet_training.judge.metrics import Metrics, Ranks, all_metrics, ndcg
+from ranklet_training.judge.subjects import model_scorer
 from ranklet_training.model.cooccurrence import cooccurrence_table
 from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
 from ranklet_training.model.model import Gaps, reset_dropout
@@ -37,12 +38,16 @@ from ranklet_training.runs.checkpoint import (
     Run,
     load_checkpoint,
     save_checkpoint,
+    write_config,
     write_tensors,
 )
 from ranklet_training.runs.start import TORN
 
 # Share of rows that train without their time gaps, so that a bundle also ranks without times.
 WITHOUT_GAPS = 0.1
+# Share of repeats among the validation answers from which seen items are not masked: masked, each
+# of them is a miss, whatever the model learned.
+MANY_REPEATS = 0.1
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -52,7 +57,7 @@ class TrainResult:
     """Result of a finished training: model and metrics."""
 
     model: Model  # with the best weights
-    validation: Metrics  # of the best epoch
+    validation: Metrics  # of the best epoch; empty if nothing is held out
     best_epoch: int
     epochs: int
     seconds: float  # of this process, evaluation included
@@ -74,7 +79,7 @@ def train(
     model, optimizer, progress = _prepare(run, split)
     total = targets_per_epoch(split.training, config.windows, run.config.model.max_length)
     bar = tqdm(
-        total=total * config.epochs,
+        total=total * config.last_epoch,
         initial=progress.epoch * total + progress.targets_seen,
         unit=" events",
         unit_scale=True,
@@ -90,9 +95,13 @@ def train(
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
             if log is not None:
                 log(line)
-            bar.set_postfix(loss=f"{line['loss']:.3f}", ndcg=f"{metrics['NDCG@10']:.4f}")
-    best = run.load_model()
-    metrics, seconds = _validate(best, split), time.perf_counter() - begin
+            ndcg = f"{metrics['NDCG@10']:.4f}" if metrics else "none held out"
+            bar.set_postfix(loss=f"{line['loss']:.3f}", ndcg=ndcg)
+    best, metrics = run.load_model(), run.best_metrics()
+    if len(split.validation):
+        run.data["seen"] = _measure_seen(best, split)
+        write_config(run)
+    seconds = time.perf_counter() - begin
     return TrainResult(best, metrics, progress.best_epoch, progress.epoch, seconds)
 
 
@@ -233,21 +242,44 @@ def draw_negatives(random: np.random.Generator, count: int, items: int) -> Tenso
 
 
 def _validate(model: Model, split: Split) -> Metrics:
+    """Return the validation metrics, with seen items masked unless many answers are repeats."""
+    if not len(split.validation):
+        return {}
+    mask_seen = split.validation.repeats < MANY_REPEATS
     try:
-        ranks = rank_targets(model.eval(), split, split.validation, mask_seen=True).ranks
+        return all_metrics(_ranks(model.eval(), split, mask_seen=mask_seen))
     except FloatingPointError as error:
         raise RunError(f"{error}: try a lower learning_rate") from error
-    return all_metrics(ranks)
+
+
+def _ranks(model: Model, split: Split, *, mask_seen: bool) -> Ranks:
+    """Return the ranks of the validation targets."""
+    items = len(split.vocabulary)
+    scorer = model_scorer(model, split.training.counts(items))
+    return rank_targets(scorer, split.validation, mask_seen=mask_seen, items=items).ranks
+
+
+def _measure_seen(model: Model, split: Split) -> dict[str, Any]:
+    """Return whether a bundle leaves seen items out by default, and the figures that decide it."""
+    masked, unmasked = (ndcg(_ranks(model, split, mask_seen=seen), 10) for seen in (True, False))
+    return {
+        "answers": len(split.validation),
+        "repeats": split.validation.repeats,
+        "masked_NDCG@10": masked,
+        "unmasked_NDCG@10": unmasked,
+        "exclude_seen": masked >= unmasked,
+    }
 
 
 def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> None:
-    """Keep the weights if they are the best; decide on early stopping."""
-    if metrics["NDCG@10"] > progress.best_ndcg:
-        progress.best_ndcg, progress.best_epoch = metrics["NDCG@10"], progress.epoch
+    """Keep the weights if they are the best, or nothing is held out; decide on early stopping."""
+    value = metrics.get("NDCG@10", progress.best_ndcg)
+    if value > progress.best_ndcg or not metrics:
+        progress.best_ndcg, progress.best_epoch = value, progress.epoch
         weights = dict(model.state_dict())
         write_tensors(run.path / "best.safetensors", weights, {"epoch": progress.epoch, **metrics})
     config, waited = run.config.train, progress.epoch - progress.best_epoch
-    progress.done = progress.epoch + 1 == config.epochs or waited >= config.patience
+    progress.done = progress.epoch + 1 >= config.last_epoch or waited >= config.patience
 
 
 def _log_line(progress: Progress, metrics: Metrics, speed: float, seconds: float) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""Models to judge: how each scores, which items it knows, and the questions that all can answer.
+
+A log has its own items. Their ids are looked up in the catalogue of each model by their text, so
+that 12 in a log of text is the item 12 of a catalogue of integers. Models of one catalogue rank
+all of it, and a target that it lacks is a miss. Models of different catalogues rank the items that
+all of them know, for the cases whose target is such an item.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.errors import RunError
+from ranklet.ranker import Ranker
+from ranklet.time_gaps import UNKNOWN, gap_buckets
+from ranklet.values import show
+from ranklet_training.data.sequences import Ints, Mask, pad
+from ranklet_training.data.split import Cases, Split
+from ranklet_training.runs.checkpoint import Model, Run
+
+# Scores of all items for each case, (B, items + 1); column 0 is padding and ignored.
+Scorer = Callable[[Cases], NDArray[np.float32]]
+AnyModel = Run | Ranker | Model  # a bare model was trained on the split that it is judged by
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its catalogue and its default; ``model`` takes the indices of the catalogue."""
+
+    model: Ranker | Scorer
+    vocabulary: Vocabulary
+    exclude_seen: bool
+
+
+@dataclass(frozen=True)
+class CommonCases:
+    """The questions to some models, in the index space of the split.
+
+    Attributes:
+        cases: The cases that every model is asked.
+        places: The index in the catalogue of each model of every item of the log, (items + 1,).
+        among: The indices of the items to rank in the catalogue of each model, if they differ.
+        in_log: The indices in the log of the items that every model knows.
+        items: The number of items to rank.
+        left_out: The number of cases whose target not every model knows.
+        unknown: For each model, the targets and the history events that it does not know.
+    """
+
+    cases: Cases
+    places: dict[str, Ints]
+    among: dict[str, Ints]
+    in_log: Ints
+    items: int
+    left_out: int
+    unknown: dict[str, dict[str, int]]
+
+    def cases_of(self, name: str) -> Cases:
+        """Return the cases in the indices of a model; a baseline has those of the log."""
+        return self.cases.translate(self.places[name]) if name in self.places else self.cases
+
+    def among_of(self, name: str) -> Ints | None:
+        """Return the indices of the items that a model or a baseline ranks; None: all."""
+        return self.among.get(name) if name in self.places else self.in_log
+
+
+def subject_of(name: str, model: AnyModel, split: Split) -> Subject:
+    """Return a model as a subject; RunError: a bare model has other items than the split."""
+    if isinstance(model, Ranker):
+        return Subject(model, model.vocabulary, model.exclude_seen)
+    if isinstance(model, Run):
+        counts = np.concatenate([[0], model.catalogue["training_events"].to_numpy()])
+        return Subject(
+            model_scorer(model.load_model(), counts), model.vocabulary, model.exclude_seen
+        )
+    items, size = len(split.vocabulary), model.items.item.shape[0] - 1
+    if size != items:
+        raise RunError(f"{name} has {size} items and the split {items}: pass its run")
+    counts = split.training.counts(items)
+    return Subject(model_scorer(model, counts), split.vocabulary, exclude_seen=True)
+
+
+def common_cases(subjects: Mapping[str, Subject], split: Split, cases: Cases) -> CommonCases:
+    """Return the questions that all subjects can answer.
+
+    RunError: a model knows no item of the log, or no target is known to all.
+    """
+    places = {name: find_items(split.vocabulary, s.vocabulary) for name, s in subjects.items()}
+    for name, found in places.items():
+        if not found.any():
+            own, other = subjects[name].vocabulary.all_ids[0], split.vocabulary.all_ids[0]
+            raise RunError(
+                f"{name} knows no item of these events: it has ids like {show(own)}, and the "
+                f"events have ids like {show(other)}"
+            )
+    is_common = np.arange(len(split.vocabulary) + 1) > 0
+    for found in places.values():
+        is_common &= found > 0
+    kept, among, items = cases, dict[str, Ints](), len(split.vocabulary)
+    if subjects:
+        first, *others = (subject.vocabulary for subject in subjects.values())
+        items = len(first)
+        if not all(_same(first, other) for other in others):
+            among = _common(subjects)
+            items = len(next(iter(among.values())))
+            kept = cases.take(np.flatnonzero(is_common[cases.targets]))
+    if not len(kept):
+        names = " and ".join(subjects)
+        raise RunError(f"{names} have no common item among the {len(cases):,} answers to predict")
+    unknown = {
+        name: {
+            "targets": int((found[cases.targets] == 0).sum()),
+            "history_events": int((found[cases.histories.items] == 0).sum()),
+        }
+        for name, found in places.items()
+    }
+    in_log = np.flatnonzero(is_common)
+    return CommonCases(kept, places, among, in_log, items, len(cases) - len(kept), unknown)
+
+
+def find_items(items: Vocabulary, catalogue: Vocabulary) -> Ints:
+    """Return the index in a catalogue of every item, 0 where it lacks the text of its id.
+
+    The result is (items + 1,), where place 0 is padding.
+    """
+    ids = items.all_ids
+    if items.is_text == catalogue.is_text:
+        found = catalogue.index(list(ids) if items.is_text else ids)
+    else:
+        index_of = {str(item): index for index, item in enumerate(catalogue.all_ids, 1)}
+        found = np.array([index_of.get(str(item), 0) for item in ids], dtype=np.int64)
+    return np.concatenate([[0], found])
+
+
+def _same(one: Vocabulary, other: Vocabulary) -> bool:
+    """Return whether two catalogues have the same ids, as text, at the same indices."""
+    found = find_items(one, other)
+    return len(one) == len(other) and bool((found == np.arange(len(found))).all())
+
+
+def _common(subjects: Mapping[str, Subject]) -> dict[str, Ints]:
+    """Return the indices in each catalogue of the items that all have, in one order."""
+    (name, first), *others = subjects.items()
+    found = {name: np.arange(len(first.vocabulary) + 1)}
+    found |= {other: find_items(first.vocabulary, s.vocabulary) for other, s in others}
+    is_common: Mask = np.all([places > 0 for places in found.values()], axis=0)
+    return {name: places[is_common] for name, places in found.items()}
+
+
+def model_scorer(model: Model, popularity: Ints) -> Scorer:
+    """Return the scorer of a torch model, which treats histories as the runtime.
+
+    Items outside the catalogue are dropped; ``popularity``, the training events of each item
+    (items + 1,), scores histories without known items.
+    """
+    with torch.no_grad():
+        table = model.table()
+    length = model.config.max_length
+
+    def score(cases: Cases) -> NDArray[np.float32]:
+        known = cases.drop_unknown()
+        is_cold = known.histories.lengths == 0
+        any_item = np.ones(1, dtype=np.int64)  # for cold histories, whose scores are replaced
+        filled = [history if len(history) else any_item for history in known.histories]
+        gaps = _gaps(known, length) if model.config.time_gaps else None
+        with torch.no_grad():
+            user = model.serve(torch.from_numpy(pad(filled, length)), table, gaps)
+            scores: NDArray[np.float32] = (user @ table.T).numpy()
+        scores[is_cold] = popularity
+        return scores
+
+    return score
+
+
+def _gaps(cases: Cases, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return buckets before each event (B, T) and between the last event and the target (B,)."""
+    histories = cases.histories
+    assert histories.times is not None
+    assert cases.target_times is not None
+    since = pad(np.split(histories.gaps, histories.offsets[1:-1]), length)
+    until = np.full(len(cases), UNKNOWN, dtype=np.int64)
+    rows = np.flatnonzero(histories.lengths)
+    last_times = histories.times[histories.offsets[rows + 1] - 1]
+    until[rows] = gap_buckets(cases.target_times[rows] - last_times)
+    return torch.from_numpy(since), torch.from_numpy(until)
