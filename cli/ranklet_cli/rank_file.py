@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from ranklet.answer import Ranking
 from ranklet.errors import DataError, InputError
+from ranklet.extras import pip_install
 from ranklet.files.json_lines import read_json_lines
 from ranklet.ranker import Ranker
 from ranklet_cli.open import read_log
@@ -107,8 +108,8 @@ def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
         frame = read_log(source, reading).frame
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{source} can't be read without {error.name}: pip install 'ranklet[train]', or pass "
-            "JSON lines"
+            f"{source} can't be read without {error.name}: {pip_install('train')}, or pass "
+            "histories as JSON lines"
         ) from error
     if ranker.vocabulary.is_text:  # csv ids of digits are read as integers
         frame = frame.cast({"item_id": str})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ranklet.extras import pip_install
 from ranklet_cli import options
 from ranklet_cli.open import prepare, read_settings, split_pairs
 from ranklet_cli.options import note, print_json
@@ -95,7 +96,7 @@ def tune(
         **search_options,
     )
     if find_spec("matplotlib") is None:
-        note("no plots: matplotlib is not installed: pip install 'ranklet[plots]'")
+        note(f"no plots: matplotlib is not installed: {pip_install('plots')}")
     else:
         tuning.plot_study(result)
     train_command = _train_command(events, items, out, reading)
