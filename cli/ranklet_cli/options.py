@@ -14,6 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 PRESET_NAMES = ("default", "small", "large", "zero-block", "sasrec-bce", "seed")
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+INPUT = click.Path(path_type=Path, exists=True, allow_dash=True)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
