@@ -104,7 +104,7 @@ class Users:
 
     def __init__(self, answers: Answers, reader: Reader, count: int) -> None:
         """Use ``Ranker.users``."""
-        self._answers, self._engine = answers, answers.engine
+        self._answers, self._engine, self._reader = answers, answers.engine, reader
         size, self._blocks = self._engine.users_of_state, list[State]()
         self._users: list[User] = []
         for begin in range(0, count, size):
@@ -112,6 +112,24 @@ class Users:
             self._blocks.append(block)
             rows = block.rows()
             self._users += [User(answers, reader, state) for state in rows]
+
+    def __copy__(self) -> "Users":
+        """Return independent copies of all users."""
+        copies = Users(self._answers, self._reader, len(self))
+        for copied, user in zip(copies._users, self._users, strict=True):
+            copied.load(user.save())
+        return copies
+
+    def __deepcopy__(self, _: object) -> "Users":
+        """Return independent copies of all users, of the same ranker."""
+        return self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickling: ``User.save`` and ``User.load`` take its place."""
+        raise TypeError(
+            "Users can't be pickled: users[place].save() gives bytes, and the load() of a user of "
+            "Ranker.users takes them"
+        )
 
     def __len__(self) -> int:
         """Return the number of users."""
