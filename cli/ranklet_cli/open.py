@@ -50,8 +50,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
     try:
-        return tomllib.loads(path.read_text())
-    except ValueError as error:  # includes integers of too many digits
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also not UTF-8, and integers of many digits
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
@@ -91,8 +91,11 @@ def prepare(
     note(log.summary())
     split = split_log(log, configure(chosen))
     recommended, reason = recommend(split)
-    note(f"{split.notes}\n{reason}")
     config = configure({**recommended, **chosen})
+    from_data = {name: value for name, value in recommended.items() if name not in chosen}
+    note(f"{split.notes}\n{reason}: {_list_settings(from_data)}")
+    if chosen:
+        note(f"chosen: {_list_settings({name: config.flat()[name] for name in chosen})}")
     catalogue = None
     if items is not None:
         is_text = str(log.frame["item_id"].dtype) == "String"
@@ -134,6 +137,10 @@ def open_models(
         if log.digest != own.get("digest"):
             note(f"these are not the events that {name} was trained on; targets may have leaked")
     return {name: model for name, (model, *_) in opened.items()}, split
+
+
+def _list_settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _describe_split(config: "RunConfig") -> str:

@@ -1,13 +1,18 @@
 """Options, parameter types and output that commands share."""
 
 import json
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from ranklet.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 # The keys of ranklet_training.runs.presets.PRESETS, whose import would load torch.
@@ -89,7 +94,30 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+@contextmanager
+def hint_to_resume(made: Path, words: Sequence[object]) -> Iterator[None]:
+    """Print the command line that goes on, if a signal stops the work once ``made`` is there."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if made.exists():
+            note(f"to go on: {shlex.join(map(str, words))}")
+        raise
+
+
 def print_json(value: Any) -> None:
-    """Print the JSON document of --json."""
+    """Print the JSON document of --json; NaN and infinity, which JSON lacks, become null.
+
+    Raises:
+        InputError: Stdout is closed.
+    """
+    if sys.stdout is None:
+        raise InputError("stdout is closed, and --json writes to it")
     document = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    strict = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
+    text = json.dumps(strict, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # another locale, or a path that is not UTF-8
+        text = json.dumps(strict, indent=2)
+    click.echo(text)

@@ -489,7 +489,9 @@ def test_a_copy_of_a_user_goes_on_alone(tiny_ranker: Ranker, take: Any, saved: b
 @pytest.mark.parametrize("take", [copy.copy, copy.deepcopy])
 def test_copied_users_go_on_alone(tiny_ranker: Ranker, take: Any, has_ranked: bool) -> None:
     users = tiny_ranker.users([["i00001", "i00002"], [], ["i00003"]])
-    expected = [ranking.items for ranking in tiny_ranker.users([["i00001", "i00002"], [], []]).rank(ITEMS)]
+    expected = [
+        ranking.items for ranking in tiny_ranker.users([["i00001", "i00002"], [], []]).rank(ITEMS)
+    ]
     if has_ranked:
         users.rank()
     others = take(users)
