@@ -13,17 +13,26 @@ from typing import Any, TypeVar
 import click
 
 from ranklet.errors import InputError
+from ranklet.values import show
 
 F = TypeVar("F", bound=Callable[..., Any])
 # The keys of ranklet_training.runs.presets.PRESETS, whose import would load torch.
 PRESET_NAMES = ("default", "small", "large", "zero-block", "sasrec-bce", "seed")
-PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-INPUT = click.Path(path_type=Path, exists=True, allow_dash=True)
-FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
-class NewFolder(click.Path):
+class Utf8Path(click.Path):
+    """A path that onnxruntime, polars or safetensors open, which take UTF-8 alone."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a name of other bytes."""
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail(f"the name {show(str(value))} is not UTF-8: rename it", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class NewFolder(Utf8Path):
     """An output folder; the empty name of an unset shell variable is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -31,6 +40,13 @@ class NewFolder(click.Path):
         if value == "":
             self.fail("the name is empty; give a folder ('.' for this one)", param, ctx)
         return super().convert(value, param, ctx)
+
+
+INPUT = click.Path(path_type=Path, exists=True, allow_dash=True)
+OUTPUT = click.Path(path_type=Path)
+PATH = Utf8Path(path_type=Path)
+FILE = Utf8Path(path_type=Path, exists=True, dir_okay=False)
+FOLDER = Utf8Path(path_type=Path, exists=True, file_okay=False)
 
 
 NEW_FOLDER = NewFolder(path_type=Path, file_okay=False)

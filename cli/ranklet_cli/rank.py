@@ -15,7 +15,7 @@ from ranklet_cli.options import (
     FILE,
     FOLDER,
     INPUT,
-    PATH,
+    OUTPUT,
     choice,
     json_flag,
     note,
@@ -47,7 +47,7 @@ LINE_SECONDS = 60.0  # between lines of progress where stderr is no terminal
 )
 @click.option(
     "--output",
-    type=PATH,
+    type=OUTPUT,
     help="File of the rankings of --input: .jsonl and .parquet have a row for each history, .csv "
     "has a row for each ranked item (user_id, rank, item, score).  [default: JSON lines on stdout]",
 )

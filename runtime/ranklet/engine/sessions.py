@@ -101,6 +101,12 @@ def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "Inf
     # them there, and nowhere else (onnxruntime#12088).
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
+        str(graph).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{graph} can't be opened: onnxruntime takes UTF-8 alone; rename the folder"
+        ) from error
+    try:
         # Without enable_fallback=0 a failed load prints to stdout, which breaks --json.
         return onnxruntime.InferenceSession(
             str(graph),
