@@ -41,8 +41,9 @@ def open_rankings(path: Path | None, id_type: str) -> Iterator[Write]:
             yield stack.enter_context(_json_lines(sys.stdout.buffer, id_type))
             return
         compressed = path.suffix.lower() == ".gz"
-        make = FORMATS.get(Path(path.stem if compressed else path.name).suffix.lower())
-        if make is None or (compressed and make is _parquet):
+        suffix = Path(path.stem if compressed else path.name).suffix.lower()
+        make = FORMATS.get(suffix)
+        if make is None or (compressed and suffix in ("", ".parquet")):
             raise InputError(
                 f"{path}: rankings are written as .jsonl, .jsonl.gz, .csv, .csv.gz or .parquet"
             )

@@ -36,7 +36,7 @@ def folder(tiny_bundle: Path, log: Path, tmp_path: Path) -> Path:
     """A folder with a bundle, a log and histories."""
     (tmp_path / "b").symlink_to(tiny_bundle)
     (tmp_path / "log.parquet").symlink_to(log)
-    (tmp_path / "h.jsonl").write_text('{"history": ["i00001"]}\n' * 3)
+    (tmp_path / "h.jsonl").write_text('{"history": ["i01"]}\n' * 3)
     return tmp_path
 
 
@@ -45,7 +45,7 @@ def folder(tiny_bundle: Path, log: Path, tmp_path: Path) -> Path:
 def test_a_signal_ends_a_ranking_with_one_line_and_no_file(
     number: int, status: int, folder: Path
 ) -> None:
-    (folder / "long.jsonl").write_text('{"history": ["i00001"]}\n' * 300_000)
+    (folder / "long.jsonl").write_text('{"history": ["i01"]}\n' * 300_000)
     before = set(folder.iterdir())
     command = [*RANKLET, "rank", "b", "--input", "long.jsonl", "--output", "o.jsonl"]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE)
@@ -149,10 +149,10 @@ def test_a_training_needs_no_stream(streams: str, folder: Path) -> None:
     ("command", "reason"),
     [
         ("rank b --input h.jsonl >&-", "Error: stdout is closed, and there is no --output"),
-        ("rank b --history i00001 >&-", "Error: stdout is closed, and there is no --output"),
+        ("rank b --history i01 >&-", "Error: stdout is closed, and there is no --output"),
         ("inspect b --json >&-", "Error: stdout is closed, and --json writes to it"),
         ("rank b --input h.jsonl >/dev/full", "No space left on device"),
-        ("rank b --history i00001 >/dev/full", "No space left on device"),
+        ("rank b --history i01 >/dev/full", "No space left on device"),
         ("rank b --input - --output o.csv <&-", "Error: stdin is closed"),
     ],
 )
@@ -167,7 +167,7 @@ def test_an_answer_that_nobody_gets_is_an_error_of_one_line(
 
 @posix
 def test_a_closed_pipe_ends_in_silence(folder: Path) -> None:
-    (folder / "long.jsonl").write_text('{"history": ["i00001"]}\n' * 20_000)
+    (folder / "long.jsonl").write_text('{"history": ["i01"]}\n' * 20_000)
     done = shell("ranklet rank b --input long.jsonl | head -n 1", folder)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
@@ -183,7 +183,7 @@ def test_any_locale_gets_an_answer(encoding: str, folder: Path) -> None:
                 "rank",
                 "b",
                 "--history",
-                "i00001",
+                "i01",
                 "--exclude",
                 "unwanted \U0001f600",
                 *flags,
@@ -209,7 +209,7 @@ def test_a_program_talks_through_pipes(folder: Path) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     for user in ("a", 7, None):
-        process.stdin.write(json.dumps({"user_id": user, "history": ["i00001"]}) + "\n")
+        process.stdin.write(json.dumps({"user_id": user, "history": ["i01"]}) + "\n")
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())
         assert answer["user_id"] == user
