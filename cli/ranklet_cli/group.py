@@ -9,6 +9,8 @@ import click
 
 from ranklet import __version__
 from ranklet.errors import RankletError
+from ranklet.extras import pip_install
+from ranklet.values import show
 from ranklet_cli.bench.command import bench
 from ranklet_cli.bundle import export, inspect, onnx, verify
 from ranklet_cli.compare import compare
@@ -34,7 +36,9 @@ class Commands(click.Group):
             package = (error.name or "").split(".")[0]
             needs_export = ctx.invoked_subcommand == "export"
             extra = "export" if needs_export else EXTRAS.get(package, "train")
-            _stop(f"{package} is not installed: pip install 'ranklet[{extra}]'", 1)
+            _stop(f"{package} is not installed: {pip_install(extra)}", 1)
+        except ImportError as error:  # installed, and broken
+            _stop(f"{error.name or 'a package'} can't be loaded: {error}", 1)
         except BrokenPipeError:  # the reader of stdout is gone: click ends silently
             raise
         except OSError as error:
@@ -44,8 +48,10 @@ class Commands(click.Group):
                 raise
             reason = str(error).split(f"{NO_MEMORY}: ")[-1].partition("\n")[0]
             _stop(f"not enough memory: {reason or 'try smaller settings'}", 1)
-        except KeyboardInterrupt:
-            _stop("interrupted", 130)
+        except UnicodeEncodeError as error:  # a path, as a rule, that a library can't take
+            _stop(f"{show(error.object)} is not UTF-8: rename the file or folder", 4)
+        except KeyboardInterrupt:  # click would end with status 1
+            sys.exit(130)
 
 
 def _describe(error: OSError) -> str:

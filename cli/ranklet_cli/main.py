@@ -1,11 +1,61 @@
-"""Entry point of ``ranklet``."""
+"""Entry point of ``ranklet``, which sets up streams and signals before anything is imported.
 
+Its own imports are those that Python has made at its start.
+
+* SIGINT, SIGTERM and SIGHUP raise SystemExit, so that all cleanups run; the status is 128 + number.
+* What can't be written to stderr is dropped. Writing to a closed stdout fails.
+"""
+
+import io
 import os
+import signal
 import sys
+import time
+
+STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+UNWINDING = 1.0  # seconds after a signal in which others are ignored, so that cleanups end
+
+
+class Notes(io.TextIOWrapper):
+    """Stderr that drops what can't be written, so that the work goes on."""
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or drop it."""
+        try:  # noqa: SIM105 (an import)
+            super().flush()
+        except OSError:
+            pass
 
 
 def main() -> None:
-    """Run the command line, or name the missing package."""
+    """Run the command line; a signal ends it with one line, without a traceback."""
+    stopped = _stop_on_signals()
+    status: str | int | None = None
+    try:
+        _open_streams()
+        status = _run()
+    except BaseException:  # also what an import makes of an interrupt
+        if not stopped:
+            raise
+    if stopped:
+        status = 128 + stopped[0]
+    if isinstance(status, int) and status > 128:
+        sys.stderr.write("interrupted\n")
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    sys.exit(_flush_stdout() or status)
+
+
+def _run() -> str | int | None:
+    """Run the command line; return its exit status, or a message that names a missing package."""
     # torch's threads wait by spinning, which beside other work on all cores slows a training down
     # by a factor of 60. OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -14,5 +64,53 @@ def main() -> None:
     except ImportError as error:
         needs_click = error.name == "click"
         hint = "the command line needs click: pip install click" if needs_click else error
-        sys.exit(f"ranklet: {hint}")
-    cli()
+        return f"ranklet: {hint}"
+    try:
+        cli()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def _open_streams() -> None:
+    """Occupy closed descriptors, whose numbers data files would get otherwise; wrap stderr."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # gets the lowest number; writing still fails
+    binary = open(os.devnull, "wb") if sys.stderr is None else sys.stderr.buffer  # noqa: SIM115
+    encoding = getattr(sys.stderr, "encoding", "utf-8")
+    sys.stderr = Notes(binary, encoding, "backslashreplace", line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # titles, paths
+
+
+def _stop_on_signals() -> list[int]:
+    """Raise SystemExit at each signal that is not ignored; return the list that receives them."""
+    stopped: list[int] = []
+    latest = -UNWINDING
+
+    def stop(number: int, _: object) -> None:
+        nonlocal latest
+        stopped.append(number)
+        if time.monotonic() - latest > UNWINDING:
+            latest = time.monotonic()
+            raise SystemExit(128 + number)
+
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+    return stopped
+
+
+def _flush_stdout() -> int:
+    """Write the rest of stdout, and return 1 if that fails; Python's own flush would complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stderr.write(f"Error: stdout: {error.strerror}\n")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return 0

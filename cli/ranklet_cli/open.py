@@ -49,8 +49,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib  # type: ignore[no-redef,import-not-found,unused-ignore]
     try:
-        return tomllib.loads(path.read_text())
-    except ValueError as error:  # includes integers of too many digits
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also not UTF-8, and integers of many digits
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
@@ -90,10 +90,13 @@ def prepare(
     note(log.summary())
     split = split_log(log, configure(chosen))
     recommended, reason = recommend(split)
-    note(split.notes)
-    if not recommended.keys() <= chosen.keys():
-        note(reason)
     config = configure({**recommended, **chosen})
+    from_data = {name: value for name, value in recommended.items() if name not in chosen}
+    note(split.notes)
+    if from_data:
+        note(f"{reason}: {_list_settings(from_data)}")
+    if chosen:
+        note(f"chosen: {_list_settings({name: config.flat()[name] for name in chosen})}")
     catalogue = None
     if items is not None:
         is_text = str(log.frame["item_id"].dtype) == "String"
@@ -166,6 +169,10 @@ def _held_out(log: "Events", opened: "Mapping[str, Run | Ranker]") -> "Split":
         instants=known,
         for_training=False,
     )
+
+
+def _list_settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _describe_split(config: "RunConfig") -> str:

@@ -1,7 +1,10 @@
 """Options, parameter types and output that commands share."""
 
 import json
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import reduce
 from pathlib import Path
@@ -9,15 +12,27 @@ from typing import Any, TypeVar
 
 import click
 
+from ranklet.errors import InputError
+from ranklet.values import show
+
 F = TypeVar("F", bound=Callable[..., Any])
 # The keys of ranklet_training.runs.presets.PRESETS, whose import would load torch.
 PRESET_NAMES = ("default", "small", "large", "zero-block", "sasrec-bce", "seed")
-PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
-class NewFolder(click.Path):
+class Utf8Path(click.Path):
+    """A path that onnxruntime, polars or safetensors open, which take UTF-8 alone."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a name of other bytes."""
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail(f"the name {show(str(value))} is not UTF-8: rename it", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class NewFolder(Utf8Path):
     """An output folder; the empty name of an unset shell variable is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -25,6 +40,13 @@ class NewFolder(click.Path):
         if value == "":
             self.fail("the name is empty; give a folder ('.' for this one)", param, ctx)
         return super().convert(value, param, ctx)
+
+
+INPUT = click.Path(path_type=Path, exists=True, allow_dash=True)
+OUTPUT = click.Path(path_type=Path)
+PATH = Utf8Path(path_type=Path)
+FILE = Utf8Path(path_type=Path, exists=True, dir_okay=False)
+FOLDER = Utf8Path(path_type=Path, exists=True, file_okay=False)
 
 
 NEW_FOLDER = NewFolder(path_type=Path, file_okay=False)
@@ -88,7 +110,30 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+@contextmanager
+def hint_to_resume(made: Path, words: Sequence[object]) -> Iterator[None]:
+    """Print the command line that goes on, if a signal stops the work once ``made`` is there."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if made.exists():
+            note(f"to go on: {shlex.join(map(str, words))}")
+        raise
+
+
 def print_json(value: Any) -> None:
-    """Print the JSON document of --json."""
+    """Print the JSON document of --json; NaN and infinity, which JSON lacks, become null.
+
+    Raises:
+        InputError: Stdout is closed.
+    """
+    if sys.stdout is None:
+        raise InputError("stdout is closed, and --json writes to it")
     document = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    strict = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
+    text = json.dumps(strict, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # another locale, or a path that is not UTF-8
+        text = json.dumps(strict, indent=2)
+    click.echo(text)

@@ -2,27 +2,54 @@
 
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ranklet.errors import InputError
-from ranklet.files.atomic import atomic_file
 from ranklet.ranker import Ranker
-from ranklet_cli.options import FILE, FOLDER, PATH, choice, json_flag, note, print_json, session
-from ranklet_cli.rank_file import rank_file, ranking_row
+from ranklet.values import show
+from ranklet_cli.options import (
+    FILE,
+    FOLDER,
+    INPUT,
+    OUTPUT,
+    choice,
+    json_flag,
+    note,
+    print_json,
+    session,
+)
+from ranklet_cli.rank_file import STDIN, rank_file, ranking_row
+from ranklet_cli.rankings import open_rankings
+
+LINE_SECONDS = 60.0  # between lines of progress where stderr is no terminal
 
 
 @click.command()
 @click.argument("bundle", type=FOLDER)
-@click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first.")
+@click.option(
+    "--history",
+    metavar="ID,ID,...",
+    help="Item ids, oldest first, exactly as written between commas. Ids that hold a comma need "
+    "--input.",
+)
 @click.option("--times", metavar="T,T,...", help="Times of the events of --history.")
 @click.option("--now", type=int, metavar="T", help="Time of the ranking.")
-@click.option("--input", "source", type=FILE, help="File of histories: jsonl, csv or parquet.")
 @click.option(
-    "--output", type=PATH, help="JSON lines of the rankings of --input.  [default: stdout]"
+    "--input",
+    "source",
+    type=INPUT,
+    help='Histories as JSON lines {"history": [ID, ...], "user_id": ...}, or an event log in any '
+    "format of train. '-' reads JSON lines from stdin and answers each at once.",
+)
+@click.option(
+    "--output",
+    type=OUTPUT,
+    help="File of the rankings of --input: .jsonl and .parquet have a row for each history, .csv "
+    "has a row for each ranked item (user_id, rank, item, score).  [default: JSON lines on stdout]",
 )
 @click.option("-k", default=10, help="Number of items to return.")
 @click.option("--candidates", type=FILE, help="Rank only these items: one id a line.")
@@ -56,22 +83,12 @@ def rank(
       ranklet rank models/ml-100k --history 50,181 --exclude-seen
       ranklet rank models/ml-100k --input histories.jsonl --output ranked.jsonl
     """
-    if (history is None) == (source is None):
-        raise click.UsageError("pass either --history or --input")
-    if source is None and output is not None:
-        raise click.UsageError("--output belongs to --input: with --history, redirect stdout")
-    if source is not None:
-        if candidates or exclude or times is not None or now is not None:
-            raise click.UsageError(
-                "with --input, candidates, exclude, times and now are keys of the rows"
-            )
-        if as_json and output is None:
-            raise click.UsageError("--json with --input needs --output: stdout holds one document")
+    of_rows = (candidates, exclude, times, now)
+    _check_options(history, source, output, of_rows, as_json=as_json)
     ranker = Ranker.load(bundle, provider=provider, threads=threads)
     if source is not None:
         return _rank_file(ranker, source, output, as_json, **request)
-    parts = [part.strip() for part in (history or "").split(",")]
-    ids = ranker.vocabulary.parse([part for part in parts if part])
+    ids = _exact_ids(ranker, (history or "").split(","), "--history")
     request |= {
         "times": None if times is None else _read_times(times),
         "now": now,
@@ -99,11 +116,34 @@ def rank(
     )
 
 
+def _check_options(
+    history: str | None,
+    source: Path | None,
+    output: Path | None,
+    of_rows: tuple[object, ...],
+    *,
+    as_json: bool,
+) -> None:
+    """Refuse options that do not go together, and an answer that nobody can read."""
+    if (history is None) == (source is None):
+        raise click.UsageError("pass either --history or --input")
+    if source is None and output is not None:
+        raise click.UsageError("--output belongs to --input: with --history, redirect stdout")
+    if source is not None and any(value is not None for value in of_rows):
+        raise click.UsageError(
+            "with --input, candidates, exclude, times and now are keys of the rows"
+        )
+    if source is not None and as_json and output is None:
+        raise click.UsageError("--json with --input needs --output: stdout holds one document")
+    if output is None and sys.stdout is None:
+        raise InputError("stdout is closed, and there is no --output")
+
+
 def _read_times(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part]
     except ValueError as error:
-        raise InputError(f"--times takes whole numbers, got {text!r}") from error
+        raise InputError(f"--times takes whole numbers, got {show(text)}") from error
 
 
 def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None:
@@ -111,13 +151,37 @@ def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None
     if path is None:
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [line.removesuffix("\n").removesuffix("\r") for line in file]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error}; save it as UTF-8") from error
-    ids = ranker.vocabulary.parse(filter(None, map(str.strip, lines)), str(path))
+    ids = _exact_ids(ranker, lines, str(path))
     indices = ranker.vocabulary.index(ids, str(path)).tolist()
     if unknown := [item for item, index in zip(ids, indices, strict=True) if not index]:
-        note(f"{path}: the catalogue lacks {len(unknown)} of {len(ids)} ids, first {unknown[0]!r}")
+        first = show(unknown[0])
+        note(f"{path}: the catalogue lacks {len(unknown)} of {len(ids)} ids, first {first}")
+    return ids
+
+
+def _exact_ids(ranker: Ranker, texts: Iterable[str], name: str) -> list[str] | list[int]:
+    """Return ids as written; only where the catalogue lacks one, without the spaces around it.
+
+    Texts without a character are skipped, and so are unknown ones of spaces alone.
+    """
+    vocabulary = ranker.vocabulary
+    if not vocabulary.is_text:
+        return vocabulary.parse(filter(None, map(str.strip, texts)), name)
+    ids: list[str] = []
+    spaced: list[str] = []
+    for text in texts:
+        trimmed = text.strip()
+        if text == trimmed or vocabulary.find(text) or not vocabulary.find(trimmed):
+            ids += [text] if trimmed or vocabulary.find(text) else []
+        else:
+            ids.append(trimmed)
+            spaced.append(text)
+    if spaced:
+        note(f"{name}: {len(spaced)} ids are read without spaces around them, first {spaced[0]!r}")
     return ids
 
 
@@ -125,19 +189,24 @@ def _rank_file(
     ranker: Ranker, source: Path, output: Path | None, as_json: bool, **request: Any
 ) -> None:
     """Rank a file of histories; an output file appears whole or not at all."""
-    if output is not None and output.exists() and output.samefile(source):
+    if output is not None and source != STDIN and output.exists() and output.samefile(source):
         raise click.UsageError("--output is the file of --input: choose another")
-    begin = time.perf_counter()
+    start = shown = time.perf_counter()
+    is_terminal = sys.stderr.isatty()
 
-    def show(rows: int) -> None:
-        rate = rows / (time.perf_counter() - begin)
-        if sys.stderr.isatty():
-            click.echo(f"\r{rows:,} histories, {rate:,.0f}/s", err=True, nl=False)
+    def show_progress(rows: int) -> None:
+        nonlocal shown
+        now = time.perf_counter()
+        if now - shown > (0.1 if is_terminal else LINE_SECONDS):
+            shown = now
+            text = f"{rows:,} histories, {rows / (now - start):,.0f}/s"
+            click.echo(f"\r{text}" if is_terminal else text, err=True, nl=not is_terminal)
 
-    with nullcontext(sys.stdout.buffer) if output is None else atomic_file(output) as file:
-        rows = rank_file(ranker, source, file, on_progress=show, **request)
-    seconds = time.perf_counter() - begin
+    with open_rankings(output, ranker.vocabulary.id_type) as write:
+        rows = rank_file(ranker, source, write, on_progress=show_progress, **request)
+    seconds = time.perf_counter() - start
     if as_json:
         print_json({"histories": rows, "seconds": round(seconds, 3), "output": str(output)})
     else:
-        note(f"\r{rows:,} histories in {seconds:.2f} s on {ranker.provider}")
+        begin = "\r" if is_terminal else ""
+        note(f"{begin}{rows:,} histories in {seconds:.2f} s on {ranker.provider}")

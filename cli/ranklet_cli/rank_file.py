@@ -1,23 +1,29 @@
-"""Batch ranking: one JSON line for every history of a file.
+"""Batch ranking: one row for every history of a file.
 
 * JSON lines are streamed: ``{"history": [...], "user_id": ..., "candidates": [...],
-  "exclude": [...], "times": [...], "now": ...}``, where only the history is required.
-* An event log (csv or parquet, which need polars) gives one history per user. It is read with the
-  options of the training log.
+  "exclude": [...], "times": [...], "now": ...}``, where only the history is required. A row
+  of a pipe is ranked as soon as it comes, so that a program can ask and wait for the answer.
+* An event log, in any format that training reads, gives one history per user. It is read with the
+  options of the training log, and needs polars.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from itertools import islice
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import NoneType
+from typing import Any
 
 from ranklet.answer import Ranking
 from ranklet.errors import DataError, InputError
+from ranklet.extras import pip_install
 from ranklet.files.json_lines import read_json_lines
 from ranklet.ranker import Ranker
+from ranklet.values import show
 from ranklet_cli.open import read_log
+from ranklet_cli.rankings import Write
 
+STDIN = Path("-")
 ROWS_AT_ONCE = 1024
 LISTS = ("times", "now", "candidates", "exclude")  # of ``Ranker.rank_batch``, one for each history
 KEYS = {"user_id", "history", *LISTS}
@@ -26,16 +32,16 @@ KEYS = {"user_id", "history", *LISTS}
 def rank_file(
     ranker: Ranker,
     source: Path,
-    output: BinaryIO,
+    write: Write,
     *,
     on_progress: Callable[[int], None] = lambda rows: None,
     **options: Any,
 ) -> int:
     """Rank every history of a file, in its order, and return their number.
 
-    ``source`` is ``.jsonl``, ``.csv``, ``.csv.gz`` or ``.parquet``. ``output`` receives user_id and
-    ``ranking_row`` of each history, ``on_progress`` the number of finished histories. ``options``
-    are k, exclude_seen and unknown of ``Ranker.rank``.
+    ``source`` holds JSON lines or an event log; ``STDIN`` holds JSON lines. ``write`` receives
+    user_id, items and ``ranking_row`` of each history, ``on_progress`` the number of finished
+    histories. ``options`` are k, exclude_seen and unknown of ``Ranker.rank``.
 
     Raises:
         DataError: A row can't be read; the message names it.
@@ -47,7 +53,8 @@ def rank_file(
         return ranker.rank_batch([row["history"] for row in rows], **lists, **options)
 
     total, rows = 0, read_histories(ranker, source)
-    while block := list(islice(rows, ROWS_AT_ONCE)):
+    count = ROWS_AT_ONCE if source.is_file() or source.is_dir() else 1  # of a pipe
+    while block := list(islice(rows, count)):
         try:
             rankings = rank(block)
         except InputError:
@@ -56,14 +63,21 @@ def rank_file(
                     rank([row])
                 except InputError as error:
                     reason = str(error).replace("[0]", "", 1)  # the index in a batch of one
-                    raise InputError(f"{source}, history {number}: {reason}") from error
+                    raise InputError(f"{_name(source)}, history {number}: {reason}") from error
             raise
-        for row, ranking in zip(block, rankings, strict=True):
-            line = {"user_id": row.get("user_id"), "items": ranking.items, **ranking_row(ranking)}
-            output.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        write(
+            [
+                {"user_id": row.get("user_id"), "items": ranking.items, **ranking_row(ranking)}
+                for row, ranking in zip(block, rankings, strict=True)
+            ]
+        )
         total += len(block)
         on_progress(total)
     return total
+
+
+def _name(source: Path) -> str:
+    return "stdin" if source == STDIN else str(source)
 
 
 def ranking_row(ranking: Ranking) -> dict[str, Any]:
@@ -78,22 +92,38 @@ def ranking_row(ranking: Ranking) -> dict[str, Any]:
 
 def read_histories(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of JSON lines, or the users of an event log."""
-    name = source.name.lower().removesuffix(".gz")
-    if name.endswith((".jsonl", ".ndjson")):
-        yield from _read_rows(source)
-    elif name.endswith((".csv", ".parquet")):
+    if source == STDIN:
+        if sys.stdin is None:
+            raise DataError("stdin is closed; pass a file")
+        yield from _check_rows(read_json_lines(sys.stdin.buffer, "stdin"), "stdin")
+        return
+    if not source.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        yield from _read_event_log(ranker, source)
+        return
+    rows = read_json_lines(source)
+    first = next(rows, None)
+    if first is None:
+        return
+    reading = ranker.manifest.data.get("reading", {})
+    columns = {reading.get(f"{name}_column", f"{name}_id") for name in ("user", "item")}
+    if "history" not in first[1] and columns <= first[1].keys():
         yield from _read_event_log(ranker, source)
     else:
-        raise DataError(f"{source} has an unknown type; pass .jsonl, .csv, .csv.gz or .parquet")
+        yield from _check_rows(chain([first], rows), str(source))
 
 
-def _read_rows(source: Path) -> Iterator[dict[str, Any]]:
-    for number, row in read_json_lines(source):
+def _check_rows(rows: Iterable[tuple[int, dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
+    for number, row in rows:
         if not isinstance(row.get("history"), list):
-            raise DataError(f'{source}, line {number}: expected {{"history": [...]}}')
+            raise DataError(f'{name}, line {number}: expected {{"history": [...]}}')
         if unknown := set(row) - KEYS:
             raise DataError(
-                f"{source}, line {number}: unknown keys {sorted(unknown)}; there are {sorted(KEYS)}"
+                f"{name}, line {number}: unknown keys {show(sorted(unknown))}; "
+                f"there are {sorted(KEYS)}"
+            )
+        if type(user := row.get("user_id")) not in (int, str, NoneType):
+            raise DataError(
+                f"{name}, line {number}: user_id is {show(user)}; it is text or a whole number"
             )
         yield row
 
@@ -107,8 +137,8 @@ def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
         frame = read_log(source, reading).frame
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{source} can't be read without {error.name}: pip install 'ranklet[train]', or pass "
-            "JSON lines"
+            f"{source} can't be read without {error.name}: {pip_install('train')}, or pass "
+            "histories as JSON lines"
         ) from error
     if ranker.vocabulary.is_text:  # csv ids of digits are read as integers
         frame = frame.cast({"item_id": str})

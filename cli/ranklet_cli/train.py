@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from ranklet.errors import InputError
 from ranklet_cli import options
 from ranklet_cli.open import prepare, read_log, read_settings, split_log
-from ranklet_cli.options import note, print_json
+from ranklet_cli.options import hint_to_resume, note, print_json
 
 
 @click.command()
@@ -122,7 +122,9 @@ def train(
                     f"{final} has no figures for the model card: ranklet evaluate {final} {events}"
                 )
         log, split, config, catalogue, source = prepare(events, items, chosen, reading)
-    with locked(out / "run.lock", f"another process trains {out}"):
+    words = ["ranklet", "train", events, "--out", out, "--resume"]
+    lock = locked(out / "run.lock", f"another process trains {out}")
+    with lock, hint_to_resume(out / "config.json", words):
         if resume:
             run = reopen_run(out, log, configure(chosen, run.config))
             split = split_log(log, run.config)

@@ -1,6 +1,7 @@
 """``ranklet tune``: hyperparameter search."""
 
 import shlex
+import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ranklet.errors import RunError
+from ranklet.extras import pip_install
 from ranklet_cli import options
 from ranklet_cli.open import prepare, read_settings, split_pairs
-from ranklet_cli.options import note, print_json
+from ranklet_cli.options import hint_to_resume, note, print_json
 from ranklet_cli.tables import align
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ ROWS = 10  # of the printed table
     help="Folder of the study; an existing study continues.",
 )
 @options.settings
+@click.option("--resume", is_flag=True, help="Continue a stopped study, and start none.")
 @click.option(
     "--search",
     multiple=True,
@@ -59,15 +63,16 @@ def tune(
     config_file: Path | None,
     settings: tuple[str, ...],
     search: tuple[str, ...],
+    resume: bool,
     as_json: bool,
     **search_options: Any,
 ) -> None:
     """Search for the settings with the best validation NDCG@10 on EVENTS.
 
-    The first trial uses the settings of train. The default space has the most important settings,
-    except those given by --preset, --config or --set. With --search, these options are the starting
-    point instead. With --set split=k-fold the value of a trial is the mean over the folds. The same
-    command continues a stopped study.
+    The first trial uses the settings of train, or the nearest ones that are searched. The default
+    space has the most important settings, except those given by --preset, --config or --set. With
+    --search, these options are the starting point instead. With --set split=k-fold the value of a
+    trial is the mean over the folds. The same command continues a stopped study.
 
     Example: ranklet tune events.parquet --out study --trials 30 --search dropout=0.1..0.6
     """
@@ -75,6 +80,8 @@ def tune(
     from ranklet_training.judge.space import default_space, parse_space
     from ranklet_training.runs.presets import configure
 
+    if resume and not (out / "study.db").is_file():
+        raise RunError(f"{out} holds no study: start it without --resume")
     reading = {name: search_options.pop(name) for name in options.READING}
     chosen = read_settings(preset, config_file, settings)
     given = configure(chosen)
@@ -83,19 +90,21 @@ def tune(
     space = parse_space(specs, given)
     log, split, config, catalogue, source = prepare(events, items, chosen, reading)
     note(f"search space: {', '.join(f'{k}={v}' for k, v in specs.items())}")
-    result = tuning.tune(
-        out,
-        config,
-        space,
-        log,
-        tuning.folds_of(log, split, given),
-        catalogue,
-        reading=reading,
-        source=source,
-        **search_options,
-    )
+    words = ["ranklet", *sys.argv[1:], *([] if resume else ["--resume"])]
+    with hint_to_resume(out / "study.db", words):
+        result = tuning.tune(
+            out,
+            config,
+            space,
+            log,
+            tuning.folds_of(log, split, given),
+            catalogue,
+            reading=reading,
+            source=source,
+            **search_options,
+        )
     if find_spec("matplotlib") is None:
-        note("no plots: matplotlib is not installed: pip install 'ranklet[plots]'")
+        note(f"no plots: matplotlib is not installed: {pip_install('plots')}")
     else:
         tuning.plot_study(result)
     train_command = _train_command(events, items, out, reading)

@@ -167,6 +167,12 @@ def _read_shape(shape: str) -> tuple[int, ModelConfig]:
 
 
 def _check_target(bundle: Path, settings: Settings) -> None:
+    try:
+        str(bundle.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{bundle.resolve()} is not UTF-8, which onnx needs: rename it"
+        ) from error
     if not bundle.exists():
         return
     if not settings.replace:

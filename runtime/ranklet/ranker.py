@@ -101,7 +101,10 @@ class Ranker:
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied: sessions can't be."""
-        raise TypeError(f"{self!r} can't be pickled or copied: load the bundle in each process")
+        raise TypeError(
+            f"{self!r} can't be pickled or copied: load the bundle in each process, and share the "
+            "ranker between threads"
+        )
 
     def __len__(self) -> int:
         """Return the number of items that can be ranked."""

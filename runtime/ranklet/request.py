@@ -1,6 +1,6 @@
 """Request validation: ids, times and filters, checked once and turned into item indices."""
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,20 @@ class Eligible:
         self.bias[0, 0] = NEVER
         self.count = int(np.count_nonzero(self.bias == 0))
         self.owner = owner
+
+    def __copy__(self) -> "Eligible":
+        """Return the filter itself, which nothing changes."""
+        return self
+
+    def __deepcopy__(self, _: object) -> "Eligible":
+        """Return the filter itself, which nothing changes."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickling: the filter belongs to one ranker."""
+        raise TypeError(
+            "an Eligible can't be pickled: pickle its ids, and make it anew with Ranker.eligible"
+        )
 
     def allows(self, indices: Indices) -> NDArray[np.bool_]:
         """Return for each item whether it may be ranked."""

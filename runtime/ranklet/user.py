@@ -113,6 +113,24 @@ class Users:
             rows = block.rows()
             self._users += [User(answers, reader, state) for state in rows]
 
+    def __copy__(self) -> "Users":
+        """Return independent copies of all users."""
+        copies = Users(self._answers, self._reader, len(self))
+        for copied, user in zip(copies._users, self._users, strict=True):
+            copied.load(user.save())
+        return copies
+
+    def __deepcopy__(self, _: object) -> "Users":
+        """Return independent copies of all users, of the same ranker."""
+        return self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickling: ``User.save`` and ``User.load`` take its place."""
+        raise TypeError(
+            "Users can't be pickled: users[place].save() gives bytes, and the load() of a user of "
+            "Ranker.users takes them"
+        )
+
     def __len__(self) -> int:
         """Return the number of users."""
         return len(self._users)

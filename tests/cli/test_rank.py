@@ -85,7 +85,7 @@ def test_a_bad_row_is_named_and_leaves_no_output(tiny_bundle: Path, tmp_path: Pa
         ("h.jsonl.gz", GOOD, "h.jsonl.gz can't be read: Not a gzipped file"),
         ("h.jsonl.gz", gzip.compress(GOOD * 9999)[:-9], "Compressed file ended before"),
         ("h.csv.gz", b"\x1f\x8b damaged", "h.csv.gz can't be read"),
-        ("h.txt", b"x", "h.txt has an unknown type; pass .jsonl"),
+        ("h.txt", b"x", "h.txt has an unknown type"),
     ],
     ids=["not UTF-8", "half a pair", "deep", "not gzip", "cut off", "damaged csv", "type"],
 )
@@ -145,7 +145,10 @@ def test_ids_that_the_catalogue_lacks_are_counted_and_the_first_is_named(
     asked = ["rank", tiny_bundle, "--history", "", "--json"]
     kept = call(*asked, "--candidates", file)
     assert json.loads(kept.stdout)["items"] == best
-    assert kept.stderr == f"{file}: the catalogue lacks 2 of 5 ids, first 'no'\n"
+    assert kept.stderr == (
+        f"{file}: 2 ids are read without spaces around them, first ' {best[1]} '\n"
+        f"{file}: the catalogue lacks 2 of 5 ids, first 'no\\u2028'\n"
+    )
     left = call(*asked, "--exclude", file)
     assert not set(best) & set(json.loads(left.stdout)["items"])
     assert left.stderr == kept.stderr

@@ -251,6 +251,8 @@ def test_a_training_beside_other_work_on_all_cores_keeps_its_share(tmp_path: Pat
     printed = subprocess.run(command, env=threads, capture_output=True, text=True, check=True)
     ratio = float(printed.stdout.split()[-1])
     assert ratio > 0.15, printed.stdout  # fair is 0.5; threads that spin while they wait have 0.02
+
+
 # All events.
 
 

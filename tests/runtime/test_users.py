@@ -485,6 +485,45 @@ def test_a_copy_of_a_user_goes_on_alone(tiny_ranker: Ranker, take: Any, saved: b
     assert (len(user), user.rank(ITEMS).items) == (7, expected.items)
 
 
+@pytest.mark.parametrize("has_ranked", [True, False])
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy])
+def test_copied_users_go_on_alone(tiny_ranker: Ranker, take: Any, has_ranked: bool) -> None:
+    users = tiny_ranker.users([["i00001", "i00002"], [], ["i00003"]])
+    expected = [
+        ranking.items for ranking in tiny_ranker.users([["i00001", "i00002"], [], []]).rank(ITEMS)
+    ]
+    if has_ranked:
+        users.rank()
+    others = take(users)
+    others.append(["i00004", "i00005", None])
+    alone = tiny_ranker.users([["i00001", "i00002", "i00004"], ["i00005"], ["i00003"]])
+    assert [r.items for r in others.rank(ITEMS)] == [r.items for r in alone.rank(ITEMS)]
+    users[2].append("i00006")
+    assert len(others[2]) == 1
+    assert [ranking.items for ranking in users.rank(ITEMS)][:2] == expected[:2]
+
+
 def test_a_user_is_not_pickled(other: User) -> None:
     with pytest.raises(TypeError, match=r"save\(\) gives bytes"):
         pickle.dumps(other)
+
+
+def test_users_are_not_pickled(tiny_ranker: Ranker) -> None:
+    with pytest.raises(TypeError, match=r"users\[place\]\.save\(\) gives bytes"):
+        pickle.dumps([tiny_ranker.users([[]])])
+
+
+def test_a_filter_is_not_pickled_and_its_copy_is_itself(tiny_ranker: Ranker) -> None:
+    eligible = tiny_ranker.eligible(["i00001"])
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match="pickle its ids, and make it anew"):
+            pickle.dumps({"filter": eligible}, protocol)
+    assert copy.copy(eligible) is copy.deepcopy([eligible])[0] is eligible
+
+
+def test_a_ranking_is_pickled_and_copied(tiny_ranker: Ranker) -> None:
+    ranking = tiny_ranker.rank(["i00001"])
+    for other in (pickle.loads(pickle.dumps(ranking)), copy.deepcopy(ranking)):
+        assert other.items == ranking.items
+        assert other.scores.tolist() == ranking.scores.tolist()
+        assert other.exact == ranking.exact

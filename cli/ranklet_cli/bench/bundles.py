@@ -13,6 +13,7 @@ from pathlib import Path
 from ranklet.bundle.manifest import Manifest
 from ranklet.engine.sessions import Provider
 from ranklet.errors import InputError, RankletError
+from ranklet.extras import pip_install
 from ranklet.ranker import Ranker
 from ranklet.values import Ids
 from ranklet_cli.bench.report import BundleFacts, Load, Setting
@@ -104,8 +105,7 @@ def check_export() -> None:
     needed = ("ranklet_export", "torch", "onnx", "onnxscript", "polars", "safetensors")
     if missing := [name for name in needed if find_spec(name) is None]:
         raise InputError(
-            f"a catalogue of random weights needs {', '.join(missing)}: "
-            "pip install 'ranklet[export]'"
+            f"a catalogue of random weights needs {', '.join(missing)}: {pip_install('export')}"
         )
 
 

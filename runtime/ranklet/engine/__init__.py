@@ -6,10 +6,12 @@ This module runs before the others import onnxruntime, which reads the environme
 import importlib.util
 import os
 
+from ranklet.extras import pip_install
+
 if importlib.util.find_spec("onnxruntime") is None:
     raise ImportError(
-        "ranklet needs onnxruntime, and none is installed: pip install 'ranklet[cpu]' "
-        "(or 'ranklet[gpu]' for CUDA, never both)"
+        f"ranklet needs onnxruntime, and none is installed: {pip_install('cpu')} "
+        "(or the extra gpu for CUDA, never both)"
     )
 # From 1.32 on onnxruntime reports each process to its maker, keeps an id of the device on disk, and
 # warns if it can't. Its own switch comes too late: only this variable is read during the import.

@@ -14,6 +14,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ranklet.errors import BundleError, InputError, ProviderError
+from ranklet.extras import pip_install
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -100,6 +101,12 @@ def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "Inf
     # them there, and nowhere else (onnxruntime#12088).
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
+        str(graph).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{graph} can't be opened: onnxruntime takes UTF-8 alone; rename the folder"
+        ) from error
+    try:
         # Without enable_fallback=0 a failed load prints to stdout, which breaks --json.
         return onnxruntime.InferenceSession(
             str(graph),
@@ -120,11 +127,11 @@ def _cuda_is_missing(available: list[str], active: list[str] | None = None) -> s
     if len(installed) == 2:
         return message + (
             "Both onnxruntime and onnxruntime-gpu are installed and overwrite each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ranklet[gpu]'"
+            f"pip uninstall -y onnxruntime onnxruntime-gpu && {pip_install('gpu')}"
         )
     if installed == ["onnxruntime"]:
         return message + (
-            "This is the CPU build: pip uninstall -y onnxruntime && pip install 'ranklet[gpu]'"
+            f"This is the CPU build: pip uninstall -y onnxruntime && {pip_install('gpu')}"
         )
     return message + "Check the driver, CUDA and cuDNN with: nvidia-smi"
 

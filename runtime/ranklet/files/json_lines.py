@@ -9,9 +9,10 @@ import json
 import re
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ranklet.errors import DataError
 from ranklet.values import show
@@ -19,26 +20,38 @@ from ranklet.values import show
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as a rule one of a pair
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the object of each line that is not blank.
+def read_json_lines(
+    source: Path | BinaryIO, name: str | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line that is not blank, as soon as it is there.
+
+    Args:
+        source: A path, or an open file that is left open.
+        name: The name of the source in messages, by default the path.
 
     Raises:
         DataError: The file or a line can't be read.
     """
-    number = 0
+    name, number = name or str(source), 0
     try:
-        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        with _open(source) as file:
             for number, line in enumerate(file, 1):
                 content = line.removeprefix(BOM_UTF8)
                 if content.strip():
-                    yield number, _object(content, f"{path}, line {number}")
+                    yield number, _object(content, f"{name}, line {number}")
     except (OSError, EOFError, zlib.error) as error:  # gzip raises all three
         place = f" after line {number}" if number else ""
         reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{path} can't be read{place}: {reason}; check that it is complete and of the type "
+            f"{name} can't be read{place}: {reason}; check that it is complete and of the type "
             "that its name says"
         ) from error
+
+
+def _open(source: Path | BinaryIO) -> AbstractContextManager[Iterable[bytes]]:
+    if not isinstance(source, Path):
+        return nullcontext(source)
+    return (gzip.open if source.suffix.lower() == ".gz" else open)(source, "rb")
 
 
 def _refuse(constant: str) -> None:

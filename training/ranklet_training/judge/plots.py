@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ranklet.errors import InputError
+from ranklet.extras import pip_install
 from ranklet.files.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ def check_plot(path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError(
-            f"a plot needs matplotlib ({error}): pip install 'ranklet[plots]'"
-        ) from error
+        raise InputError(f"a plot needs matplotlib ({error}): {pip_install('plots')}") from error
     types = sorted(Figure().canvas.get_supported_filetypes())
     if (end := Path(path).suffix[1:].lower()) not in types:
         raise InputError(f"plot {str(path)!r} must end in one of {', '.join(types)}, got {end!r}")

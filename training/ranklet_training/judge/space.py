@@ -97,20 +97,23 @@ def spec_of(distribution: BaseDistribution) -> str:
     return f"{distribution.low}..{distribution.high}{':log' if distribution.log else ''}"
 
 
-def check_space(space: Space, base: RunConfig, items: pl.DataFrame | None) -> None:
-    """Refuse a space without the base, which is the first trial, and unknown item features."""
-    for name, distribution in space.items():
-        value = base.flat()[name]
-        if isinstance(distribution, CategoricalDistribution):
-            is_inside = value in distribution.choices
-        else:
-            assert isinstance(distribution, IntDistribution | FloatDistribution)
-            is_inside = distribution.low <= value <= distribution.high
-        if not is_inside:
-            raise InputError(
-                f"the first trial is the base configuration, whose {name}={value} is not in "
-                f"{spec_of(distribution)}: widen that, or start elsewhere with --set {name}=VALUE"
-            )
+def move_inside(space: Space, base: RunConfig) -> RunConfig:
+    """Return the base with the nearest searched value of each setting that lies outside."""
+    nearest = {name: _nearest(base.flat()[name], searched) for name, searched in space.items()}
+    return configure(nearest, base)
+
+
+def _nearest(value: Any, searched: BaseDistribution) -> Any:  # noqa: ANN401 (settings of any type)
+    if isinstance(searched, IntDistribution | FloatDistribution):
+        return min(max(value, searched.low), searched.high)
+    assert isinstance(searched, CategoricalDistribution)
+    if value in searched.choices or isinstance(value, bool | str):
+        return value if value in searched.choices else searched.choices[0]
+    return min(searched.choices, key=lambda choice: abs(choice - value))
+
+
+def check_features(space: Space, items: pl.DataFrame | None) -> None:
+    """Refuse a space with unknown item features."""
     searched = space.get("features")
     choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
     for choice in choices:

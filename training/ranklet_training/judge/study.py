@@ -1,6 +1,7 @@
 """Study on disk: trials of optuna, and the queue of a killed process."""
 
 import logging
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DatabaseError
 
@@ -17,6 +19,7 @@ from ranklet_training.runs.presets import RunConfig, configure, setting_differen
 
 logger = logging.getLogger(__name__)
 
+LOCKED_SECONDS = 60.0  # to wait for another program
 ATTEMPTS = 3  # a trial that dies each time, as for memory, must not block the study
 
 
@@ -91,17 +94,37 @@ class Study:
 
 @contextmanager
 def open_study(path: Path, base: RunConfig, space: Space) -> Iterator[Study]:
-    """Open or create the study of a folder; RunError: it is damaged."""
+    """Open or create the study of a folder.
+
+    RunError: it is damaged, or another program locks it for ``LOCKED_SECONDS``.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    database = path / "study.db"
+
+    def connect() -> sqlite3.Connection:  # any path, unlike an URL
+        return sqlite3.connect(database, timeout=LOCKED_SECONDS, check_same_thread=False)
+
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path / 'study.db'}")
-    except (DatabaseError, RuntimeError) as error:
-        raise RunError(f"{path / 'study.db'} is damaged, or of another optuna: {error}") from error
+        storage = optuna.storages.RDBStorage("sqlite:///study.db", {"creator": connect})
+    except (DatabaseError, RuntimeError, StorageInternalError) as error:
+        raise _unusable(database, error) from error
     try:
         study = optuna.create_study(
             storage=storage, study_name="ranklet", direction="maximize", load_if_exists=True
         )
         yield Study(study, path, base, space)
+    except (DatabaseError, StorageInternalError) as error:
+        raise _unusable(database, error) from error
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _unusable(database: Path, error: Exception) -> RunError:
+    reason = str(error.__cause__ or error)
+    if "locked" in reason:
+        return RunError(
+            f"{database} is locked by another program: close it and run the same command again; "
+            "finished trials are kept"
+        )
+    return RunError(f"{database} is damaged, or of another optuna: {reason.splitlines()[0]}")

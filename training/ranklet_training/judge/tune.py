@@ -6,7 +6,8 @@
     study.png           values of the trials in order (with matplotlib)
     importance.png      importance of the settings (with matplotlib and enough trials)
 
-* The first trial is the base configuration, so the best is never worse on validation.
+* The first trial is the base configuration, so the best is never worse on validation. If a value
+  of the base is not searched, the first trial has the nearest one that is.
 * A draw depends on the seed and the finished trials alone, even after a kill.
 * With ``split=k-fold`` a trial has a run for each fold (``trials/<number>/fold-<fold>/``), and its
   value is the mean over the folds.
@@ -15,8 +16,10 @@
 import json
 import logging
 import math
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -33,10 +36,11 @@ from ranklet.files.atomic import atomic_write
 from ranklet_training.data.events import Events, frame_digest
 from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge.plots import new_figure, save_figure
-from ranklet_training.judge.space import Space, check_space, spec_of
+from ranklet_training.judge.space import Space, check_features, move_inside, spec_of
 from ranklet_training.judge.study import ATTEMPTS, Study, open_study
 from ranklet_training.runs.checkpoint import locked
-from ranklet_training.runs.presets import RunConfig, configure
+from ranklet_training.runs.presets import RunConfig, configure, setting_differences
+from ranklet_training.runs.report import Lines, is_terminal
 from ranklet_training.runs.start import start_run
 from ranklet_training.runs.train import Log, train
 
@@ -117,21 +121,25 @@ def tune(
 ) -> TuneResult:
     """Search until the study has ``trials`` finished trials, including earlier calls.
 
-    ``base`` is the first trial and gives the settings outside the space, the seed of training among
-    them. ``seed`` is that of the draws: uniform with ``"random"``, near good trials with ``"tpe"``.
-    After ``minutes`` no trial starts, and the running trial stops at its next epoch. ``prune``
-    stops a trial below the median of earlier trials. The splits are from ``folds_of``; ``items``,
-    ``reading`` and ``source`` are as in ``start_run``.
+    ``base`` is the first trial, moved into the space, and gives the settings outside the space, the
+    seed of training among them. ``seed`` is that of the draws: uniform with ``"random"``, near good
+    trials with ``"tpe"``. After ``minutes`` no trial starts, and the running trial stops at its
+    next epoch. ``prune`` stops a trial below the median of earlier trials. The splits are from
+    ``folds_of``; ``items``, ``reading`` and ``source`` are as in ``start_run``.
 
     Raises:
-        InputError: The base is outside the space, or the minutes are out of range.
-        RunError: The study has other data, base or space, another process works on it, the base
-            can't be trained, or no trial finished in time.
+        InputError: The space has an unknown item feature, or the minutes are out of range.
+        RunError: The study has other data, base or space, another process works on it, another
+            program locks its database for a minute, the base can't be trained, or no trial finished
+            in time.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise InputError(f"minutes must be above 0 and finite, got {minutes}")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
-    check_space(space, base, items)
+    check_features(space, items)
+    given, base = base, move_inside(space, base)
+    for difference in setting_differences(given.flat(), base.flat()):
+        logger.warning("the first trial has the nearest searched value: %s", difference)
     facts = {
         "events": events.digest,
         "items": "none" if items is None else frame_digest(items),
@@ -144,16 +152,18 @@ def tune(
         return train(run, split, log=log, show_progress=False).validation["NDCG@10"]
 
     taken = f"another process works on the study {path}"
-    with locked(path / "study.lock", taken), open_study(path, base, space) as study:
+    lock = locked(path / "study.lock", taken)
+    with lock, _removed_if_refused(path), open_study(path, base, space) as study:
         study.check_facts(facts)
         study.enqueue_unfinished()
         wait = 0 if len(splits) > 1 else int(base.train.epochs * PRUNING_WAITS)
         median = optuna.pruners.MedianPruner(PRUNING_STARTS, n_warmup_steps=wait)
         study.handle.pruner = median if prune else optuna.pruners.NopPruner()
-        search = _Search(study, splits, start, deadline)
+        lines = Lines(show=show_progress)
+        search = _Search(study, splits, start, deadline, lines)
         search.keep_best()  # a process may have been killed before it
         done = len(study.finished())
-        is_off = None if show_progress else True  # None: unless stderr is a terminal
+        is_off = not (show_progress and is_terminal())
         with tqdm(total=trials, initial=done, unit=" trials", disable=is_off) as bar:
             while done < trials and time.monotonic() < deadline:
                 # A new sampler for each draw, which depends on the study alone.
@@ -163,8 +173,23 @@ def tune(
                 done = len(study.finished())
                 bar.update(done - bar.n)
                 if best := search.keep_best():
-                    bar.set_postfix_str(f"best {best.value:.4f} of trial {best.number}")
+                    text = f"best {best.value:.4f} of trial {best.number}"
+                    bar.set_postfix_str(text)
+                    lines.write(f"{done} of {trials} trials, {text}")
         return _result(study)
+
+
+@contextmanager
+def _removed_if_refused(path: Path) -> Iterator[None]:
+    """Remove a new study whose base was refused: only the same base could go on with it."""
+    is_new = not (path / "study.db").exists()
+    try:
+        yield
+    except (InputError, RunError):
+        if is_new and not any(path.rglob("config.json")):
+            shutil.rmtree(path / "trials", ignore_errors=True)
+            (path / "study.db").unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -175,16 +200,17 @@ class _Search:
     splits: Sequence[Split]
     start: Callable[[Path, RunConfig, Split, Log], float]  # train one run, return its NDCG@10
     deadline: float
+    lines: Lines
 
     def run(self, trial: optuna.Trial) -> None:
         """Run a trial and record its end in the study."""
         tell = self.study.handle.tell
         try:
             value = self._train(trial, configure(trial.params, self.study.base))
-        except (_TimeIsOver, KeyboardInterrupt) as stop:
+        except (_TimeIsOver, KeyboardInterrupt, SystemExit) as stop:
             self.study.enqueue_again(trial, trial.user_attrs.get("attempt", 1))
             tell(trial, state=TrialState.FAIL)
-            if isinstance(stop, KeyboardInterrupt):
+            if not isinstance(stop, _TimeIsOver):
                 raise
         except (InputError, RunError) as error:
             if trial.user_attrs.get("is_base"):  # all other trials would fail as well
@@ -219,11 +245,16 @@ class _Search:
         """Return a log that reports epochs to a trial and stops a training between two epochs."""
 
         def log(line: dict[str, Any]) -> None:
-            is_last = line["epoch"] + 1 == config.train.epochs
+            done, epochs = line["epoch"] + 1, config.train.epochs
+            is_last = done == epochs
+            if self.lines.is_due:
+                where = "" if trial is None else f"trial {trial.number}, "
+                value = line["validation_NDCG@10"]
+                self.lines.write(f"{where}epoch {done} of {epochs}: validation NDCG@10 {value:.4f}")
             if trial is not None:
                 trial.report(line["validation_NDCG@10"], line["epoch"])
                 if not is_last and trial.should_prune():
-                    raise optuna.TrialPruned(f"behind the median after {line['epoch'] + 1} epochs")
+                    raise optuna.TrialPruned(f"behind the median after {done} epochs")
             if not is_last:
                 self._stop_in_time()
 

@@ -14,7 +14,7 @@ Files are safetensors, JSON and parquet, which run no code when opened, and are 
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -139,8 +139,10 @@ class Run:
 def locked(path: Path, taken: str) -> Iterator[None]:
     """Hold a lock file, made with its folder; the end of the process releases it.
 
-    RunError with the message ``taken``: another process holds the lock.
+    If the block fails before it writes a file, the lock and new folders are removed. RunError with
+    the message ``taken``: another process holds the lock.
     """
+    new = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0)
     try:
@@ -151,6 +153,14 @@ def locked(path: Path, taken: str) -> Iterator[None]:
         raise RunError(f"{path} can't be locked: {error}") from error
     try:
         yield
+    except BaseException:
+        lock.release()
+        with suppress(OSError):
+            if [*path.parent.iterdir()] == [path]:
+                path.unlink()
+                for folder in new:
+                    folder.rmdir()
+        raise
     finally:
         lock.release()
 

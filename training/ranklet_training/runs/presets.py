@@ -164,8 +164,7 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
     has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     settings["head_dtype"] = "bfloat16" if has_bfloat16 else "float32"
     processor = f"this CPU {'multiplies' if has_bfloat16 else 'does not multiply'} bfloat16"
-    chosen = ", ".join(f"{name}={value}" for name, value in settings.items())
-    return settings, f"{reason}; {items:,} items; {processor}: {chosen}"
+    return settings, f"{reason}; {items:,} items; {processor}"
 
 
 def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:

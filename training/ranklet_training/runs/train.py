@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
@@ -41,6 +41,7 @@ from ranklet_training.runs.checkpoint import (
     write_config,
     write_tensors,
 )
+from ranklet_training.runs.report import Report
 from ranklet_training.runs.start import TORN
 
 # Share of rows that train without their time gaps, so that a bundle also ranks without times.
@@ -69,7 +70,8 @@ def train(
     """Train from the last checkpoint, or from the start, to the end.
 
     The split is of the events of the run, by its settings. ``log`` receives every line of
-    ``metrics.jsonl``; the progress bar is drawn on stderr, if it is a terminal.
+    ``metrics.jsonl``. ``show_progress`` draws a bar on stderr, or writes a line an epoch and a
+    minute where stderr is no terminal.
 
     Raises:
         RunError: The loss is not finite; the last checkpoint and the best weights are kept.
@@ -78,25 +80,17 @@ def train(
     config = run.config.train
     model, optimizer, progress = _prepare(run, split)
     total = targets_per_epoch(split.training, config.windows, run.config.model.max_length)
-    bar = tqdm(
-        total=total * config.last_epoch,
-        initial=progress.epoch * total + progress.targets_seen,
-        unit=" events",
-        unit_scale=True,
-        disable=None if show_progress else True,  # None: unless stderr is a terminal
-    )
-    with bar:
+    with closing(Report(total, config.last_epoch, progress, show=show_progress)) as report:
         while not progress.done:
-            speed = _train_epoch(run, split, model, optimizer, progress, bar)
+            speed = _train_epoch(run, split, model, optimizer, progress, report)
             metrics = _validate(model, split)
             _end_epoch(run, model, progress, metrics)
             line = _log_line(progress, metrics, speed, time.perf_counter() - begin)
             _append_line(run.path / "metrics.jsonl", line)
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
+            report.epoch(line)
             if log is not None:
                 log(line)
-            ndcg = f"{metrics['NDCG@10']:.4f}" if metrics else "none held out"
-            bar.set_postfix(loss=f"{line['loss']:.3f}", ndcg=ndcg)
     best, metrics = run.load_model(), run.best_metrics()
     if len(split.validation):
         run.data["seen"] = _measure_seen(best, split)
@@ -128,7 +122,7 @@ def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
 
 
 def _train_epoch(
-    run: Run, split: Split, model: Model, optimizer: Optimizer, progress: Progress, bar: "tqdm[Any]"
+    run: Run, split: Split, model: Model, optimizer: Optimizer, progress: Progress, report: Report
 ) -> float:
     """Take the remaining steps of an epoch; return the speed in targets a second."""
     model.train()
@@ -153,7 +147,7 @@ def _train_epoch(
         progress.step_in_epoch += 1
         progress.targets_seen += count
         progress.loss_sum += loss * count
-        bar.update(count)
+        report.step(progress, count)
         if progress.step % config.checkpoint_steps == 0:
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
     return (progress.targets_seen - seen) / (time.perf_counter() - begin)
