@@ -31,6 +31,12 @@ class Ranker:
         engine: The engine that runs its graphs, for tools such as ``ranklet bench``.
     """
 
+    provider: Provider
+    manifest: Manifest
+    vocabulary: Vocabulary
+    uses_times: bool
+    engine: Engine
+
     def __init__(
         self, engine: Engine, manifest: Manifest, vocabulary: Vocabulary, opened: Opened
     ) -> None:
@@ -204,8 +210,12 @@ class Ranker:
     def user(self, history: Ids = (), *, times: Times | None = None) -> User:
         """Return the kept state of a user: each further event costs one event.
 
+        Args:
+            history: The events so far, as in ``rank``.
+            times: The time of each event, as in ``rank``.
+
         Raises:
-            InputError: A value of ``history`` or ``times`` can't be used, see ``rank``.
+            InputError: A value of ``history`` or ``times`` can't be used.
         """
         user = User(self._answers, self._reader)
         user.extend(history, times=times)
@@ -214,8 +224,12 @@ class Ranker:
     def users(self, histories: IdLists, *, times: Sequence[Times | None] | None = None) -> Users:
         """Return the kept states of many users, to append and rank for all at once.
 
+        Args:
+            histories: The events of each user so far, as in ``rank_batch``.
+            times: The times of the events of each user, as in ``rank_batch``.
+
         Raises:
-            InputError: A value can't be used, see ``rank_batch``, or the lists differ in length.
+            InputError: A value can't be used, or the lists differ in length.
         """
         rows = lists(histories, "histories")
         instants = [None] * len(rows) if times is None else lists(times, "times", len(rows))

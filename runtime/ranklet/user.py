@@ -51,8 +51,12 @@ class User:
     def append(self, item: ItemId, *, time: int | None = None) -> None:
         """Add an event; an id that the catalogue lacks is counted and skipped.
 
+        Args:
+            item: The item id.
+            time: The time of the event, as ``times`` of ``Ranker.rank``.
+
         Raises:
-            InputError: ``item`` or ``time`` can't be used, see ``Ranker.rank``.
+            InputError: ``item`` or ``time`` can't be used; no event was added.
         """
         index = self._kept.reader.vocabulary.find(item) if time is None else None
         if index is None:
@@ -145,7 +149,11 @@ class Users:
     def append(
         self, items: Sequence[ItemId | None], *, times: Sequence[int | None] | None = None
     ) -> None:
-        """Add one event of each user, None for users without one, see ``User.append``.
+        """Add one event of each user.
+
+        Args:
+            items: One item id for each user, None for users without an event.
+            times: One time for each user, None where it is unknown, see ``User.append``.
 
         Raises:
             InputError: A value can't be used, or the lists differ in length; no event was added.
