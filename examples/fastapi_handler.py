@@ -1,7 +1,7 @@
 """Rank over HTTP with FastAPI.
 
 BUNDLE=models/ml-latest-small uvicorn fastapi_handler:app --workers 2
-curl localhost:8000/rank -H 'content-type: application/json' -d '{"history": ["1"], "k": 3}'
+curl localhost:8000/rank -H 'content-type: application/json' -d '{"history": [ID, ID], "k": 3}'
 """
 
 import os
