@@ -171,9 +171,11 @@ Held-out ranking quality beside published figures and baselines. All rows come f
 * Figures are the mean and the standard deviation over seeds.
 * Seconds are those of a training on both cores of the named processor, with a validation after each
   epoch.
+* "0 blocks" is a model without attention, the preset `zero-block`. "L" is the number of events that
+  count. "window" is the number of events that blocks before the last see.
 * "measured at" names the commit and the processor. "+" means that files differed from the commit.
-* Where no window is named, blocks before the last saw the whole history. Before 2d876c3 the last
-  block had rotary positions, too.
+* Where no window is named, these blocks saw the whole history. Before 2d876c3 the last block had
+  rotary positions, too.
 
 `docs/quality/` holds one JSON file a job, with its commands, settings, epochs and metrics.
 [Concepts](concepts.md#evaluation) explains the metrics.
