@@ -3,11 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD := build/pipeline
 
-.PHONY: demo test slow check lint pipeline ml-1m quality clean
+.PHONY: demo docs test slow check lint pipeline ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
 	$(BIN)/ranklet rank models/ml-100k --history 50,181,172 --exclude-seen
+
+# The manual, into build/site; a broken link or a warning is an error.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Every promise, on few shapes.
 test: .venv/.dev
@@ -57,6 +61,11 @@ clean:
 .venv/.base: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[cpu]'
+	touch $@
+
+.venv/.docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 .venv/.dev: pyproject.toml

@@ -162,13 +162,23 @@ def write_page(results: list[dict[str, Any]], peers: list[dict[str, Any]]) -> st
     """Return docs/quality.md."""
     text = """# Quality
 
-Written by `make quality` from [docs/quality/](quality): one JSON file a job, with its commands,
-settings, every epoch and every metric. Leave-one-out, all items ranked, items of the whole history
-masked, ties pessimistic, epoch chosen on validation, order only; the test is read once. One command
-line for all: `ranklet train EVENTS --out RUN --set seed=S`. Mean and standard deviation over seeds;
-training seconds (validation after each epoch included) on both cores of the processor named. Before
-2d876c3 the last block had rotary positions, too; where no window is named, blocks before the last
-saw the whole history. "+": files differed from the commit.
+Held-out ranking quality beside published figures and baselines. All rows come from one command:
+`ranklet train EVENTS --out RUN --set seed=S`. `make quality` runs it and writes this page.
+
+* The split is leave-one-out. All items are ranked. Items of the history are left out. Ties are
+  pessimistic. The model knows the order of events, not their times.
+* The epoch is chosen on validation. The test events are read once.
+* Figures are the mean and the standard deviation over seeds.
+* Seconds are those of a training on both cores of the named processor, with a validation after each
+  epoch.
+* "0 blocks" is a model without attention, the preset `zero-block`. "L" is the number of events that
+  count. "window" is the number of events that blocks before the last see.
+* "measured at" names the commit and the processor. "+" means that files differed from the commit.
+* Where no window is named, these blocks saw the whole history. Before 2d876c3 the last block had
+  rotary positions, too.
+
+`docs/quality/` holds one JSON file a job, with its commands, settings, epochs and metrics.
+[Concepts](concepts.md#evaluation) explains the metrics.
 
 ![NDCG@10 of every row as a share of the best published](quality.png)
 """

@@ -1,18 +1,31 @@
-"""The example ranks as the ranker does, and knows nothing of ranklet."""
+"""The examples run and rank as the ranker does; the plain one knows nothing of ranklet."""
 
 import ast
+import importlib.util
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
+import polars as pl
 import pytest
 
 from ranklet import Ranker
 from ranklet.bundle.manifest import FORMAT
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = ROOT / "examples" / "plain_onnxruntime.py"
+EXAMPLES = ROOT / "examples"
+EXAMPLE = EXAMPLES / "plain_onnxruntime.py"
+PYTHON = [sys.executable, "-W", "error"]
 SHIPPED = ["ml-100k", "ml-1m"]
 SCORE_TOLERANCE = 1e-4
 
@@ -52,3 +65,126 @@ def test_the_example_is_short_and_imports_numpy_and_onnxruntime_alone() -> None:
         for alias in node.names
     }
     assert modules == {"json", "sys", "pathlib", "numpy", "onnxruntime"}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") < 60
+    assert path.stem in (ast.get_docstring(ast.parse(text)) or "")
+
+
+@contextmanager
+def serving(words: list[Any], announced: str, **variables: str) -> Iterator[int]:
+    """Run a server and yield its port, which it announces on stdout or stderr."""
+    with subprocess.Popen(
+        [*PYTHON, *words],
+        cwd=EXAMPLES,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        printed = ""
+        try:
+            for line in server.stdout:
+                printed += line
+                if port := re.search(announced, line):
+                    yield int(port[1])
+                    return
+            pytest.fail(printed)
+        finally:
+            server.terminate()
+
+
+def post(port: int, value: Any) -> Any:
+    data, kind = json.dumps(value).encode(), {"content-type": "application/json"}
+    with urlopen(Request(f"http://127.0.0.1:{port}/rank", data, kind), timeout=60) as answer:
+        return json.load(answer)
+
+
+def test_the_web_handler_answers_as_the_ranker_and_refuses_by_name(
+    tiny_bundle: Path, tiny_ranker: Ranker
+) -> None:
+    for package in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip("the web handler needs the extra examples: pip install 'ranklet[examples]'")
+    history = list(tiny_ranker.ids[:3])
+    words = ["-m", "uvicorn", "fastapi_handler:app", "--port", "0"]
+    with serving(words, r"running on http://127.0.0.1:(\d+)", BUNDLE=str(tiny_bundle)) as port:
+        answer = post(port, {"history": history, "k": 4, "exclude_seen": True})
+        expected = tiny_ranker.rank(history, k=4, exclude_seen=True)
+        assert answer.pop("titles") == tiny_ranker.titles(expected.items)
+        assert answer == expected.to_dict()
+        with pytest.raises(HTTPError, match="422") as refusal:
+            post(port, {"history": [1.5]})
+        refusal.value.close()
+        with pytest.raises(HTTPError, match="422") as refusal:
+            post(port, {"history": [7]})
+        assert "history[0] is 7" in json.load(refusal.value)["detail"]
+        refusal.value.close()
+
+
+def test_the_asyncio_service_answers_each_line_and_goes_on_after_an_error(
+    tiny_bundle: Path, tiny_ranker: Ranker
+) -> None:
+    history = list(tiny_ranker.ids[:3])
+    words = ["asyncio_service.py", tiny_bundle, "0"]
+    with (
+        serving(words, r"listening on port (\d+)") as port,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as connection,
+        connection.makefile("rw") as lines,
+    ):
+        for request in ("no JSON", '{"wrong": 1}', json.dumps({"history": history, "k": 4})):
+            lines.write(request + "\n")
+        lines.flush()
+        assert "Expecting value" in json.loads(lines.readline())["error"]
+        assert "'wrong'" in json.loads(lines.readline())["error"]
+        answer = json.loads(lines.readline())
+    expected = tiny_ranker.rank(history, k=4).to_dict()
+    assert answer == expected
+
+
+def run(*words: Any, **options: Any) -> str:
+    return subprocess.run(
+        [*PYTHON, *words], cwd=EXAMPLES, capture_output=True, text=True, check=True, **options
+    ).stdout
+
+
+def test_the_asyncio_service_measures_a_direct_call_and_one_in_a_thread(tiny_bundle: Path) -> None:
+    printed = run("asyncio_service.py", tiny_bundle, "measure")
+    assert re.fullmatch(r"direct +\d\.\d{3} ms\nto_thread +\d\.\d{3} ms\n", printed)
+
+
+def test_the_batch_job_ranks_for_every_user_of_a_log(
+    tiny_bundle: Path, tiny_ranker: Ranker, tmp_path: Path
+) -> None:
+    random, users = np.random.default_rng(0), 1100  # more than a chunk
+    events = pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(users), 3),
+            "item_id": random.choice(list(tiny_ranker.ids), 3 * users),
+            "timestamp": random.permutation(3 * users),
+        }
+    )
+    events.write_parquet(tmp_path / "events.parquet")
+    run("batch_parquet.py", tiny_bundle, tmp_path / "events.parquet", tmp_path / "out.parquet", "4")
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert found.columns == ["user_id", "rank", "item_id", "score"]
+    assert len(found) == 4 * users
+    for user in (0, users - 1):
+        own = found.filter(user_id=user)
+        history = events.filter(user_id=user).sort("timestamp")["item_id"].to_list()
+        assert own["rank"].to_list() == [1, 2, 3, 4]
+        assert own["item_id"].to_list() == tiny_ranker.rank(history, k=4).items
+
+
+def test_the_kiosk_ranks_after_every_event_and_forgets_the_last_visitor(
+    tiny_bundle: Path, tiny_ranker: Ranker
+) -> None:
+    first, second = tiny_ranker.ids[:2]
+    lines = run("kiosk.py", tiny_bundle, input=f"{first}\n{second}\n\n{second}\n").splitlines()
+    histories: list[list[Any]] = [[first], [first, second], [], [second]]
+    expected = [tiny_ranker.rank(history, k=3, exclude_seen=True).items for history in histories]
+    assert lines == ["\t".join(tiny_ranker.titles(items)) for items in expected]

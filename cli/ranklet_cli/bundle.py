@@ -17,21 +17,21 @@ from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, ses
     "--random",
     "shape",
     metavar="items=N,width=N,...",
-    help="Export random weights of this shape instead of a RUN, for sizing hardware.",
+    help="Export random weights of this shape instead of a RUN, to try out hardware.",
 )
 @choice(
     "--precision",
     "auto|int8|int4|fp16|fp32",
     help="Precision of item scores; auto is int8 if --allow-drop permits it.",
 )
-@click.option("--allow-drop", default=0.005, help="Largest relative loss of NDCG@10 against fp32.")
+@click.option("--allow-drop", default=0.005, help="Fail if NDCG@10 drops by more than this share.")
 @click.option("--compact", is_flag=True, help="Make the bundle smaller and its encoder slower.")
 @click.option(
     "--exclude-seen/--include-seen",
     default=None,
     help="Rank without or with the items of the history by default.  [default: as the run chose]",
 )
-@click.option("--replace", is_flag=True, help="Replace an existing bundle.")
+@click.option("--replace", is_flag=True, help="Replace BUNDLE if it exists.")
 @json_flag
 def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
     """Export the best weights of a RUN as a BUNDLE, and check that both rank alike.

@@ -32,12 +32,12 @@ def read_ratio(text: str) -> tuple[float, float]:
 @click.argument("b", type=FOLDER, required=False)
 @click.argument("events", type=PATH, required=False)
 @click.option(
-    "--log", type=FILE, help="Outcomes of an online A/B test, instead of A, B and EVENTS."
+    "--log", type=FILE, help="Compare the variants in this log of an A/B test, not A and B."
 )
 @click.option(
     "--on",
     type=click.Choice(["test", "validation"]),
-    help="Held-out events to predict.  [default: test]",
+    help="Which held-out events to predict.  [default: test]",
 )
 @click.option(
     "--control", metavar="NAME", help="Control variant of --log.  [default: first by name]"
@@ -46,11 +46,11 @@ def read_ratio(text: str) -> tuple[float, float]:
     "--ratio",
     type=read_ratio,
     metavar="N:N",
-    help="Planned ratio of control to treatment users of --log.  [default: 1:1]",
+    help="Planned ratio of control users to treatment users.  [default: 1:1]",
 )
 @click.option("--resamples", default=10_000, help="Number of bootstrap samples of users.")
 @click.option("--seed", default=0, help="Seed of the bootstrap.")
-@click.option("--plot", "plot_path", type=PATH, help="Draw differences and intervals, as .png.")
+@click.option("--plot", "plot_path", type=PATH, help="Draw the differences into this .png.")
 @json_flag
 def compare(
     a: Path | None,

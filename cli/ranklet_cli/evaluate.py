@@ -23,9 +23,9 @@ OLD_PROTOCOLS = {"masked": "seen items masked", "unmasked": "seen items not mask
 @click.command()
 @click.argument("model", type=FOLDER)
 @click.argument("events", type=PATH)
-@click.option("--beside", type=FOLDER, multiple=True, help="Another run or bundle; repeatable.")
-@choice("--on", "test|validation", help="Held-out events to predict.")
-@click.option("--plot", "plot_path", type=PATH, help="Draw NDCG@10 of the slices, as .png.")
+@click.option("--beside", type=FOLDER, multiple=True, help="Another model to show; repeatable.")
+@choice("--on", "test|validation", help="Which held-out events to predict.")
+@click.option("--plot", "plot_path", type=PATH, help="Draw NDCG@10 of the slices into this .png.")
 @json_flag
 def evaluate(
     model: Path,

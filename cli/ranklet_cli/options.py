@@ -72,16 +72,24 @@ json_flag = click.option(
 provider = choice(
     "--provider",
     "auto|cpu|cuda",
-    help="Execution provider: cuda fails without CUDA, auto falls back to the CPU.",
+    help="Where to run; cuda fails if CUDA is unavailable, auto then takes the CPU.",
 )
 session = combine(provider, click.option("--threads", default=1, help="Threads of one ranking."))
 items = click.option(
     "--items", type=FILE, help="Titles and features of items, by item_id or --item-column."
 )
 settings = combine(
-    click.option("--preset", metavar="NAME", help=f"One of {', '.join(PRESET_NAMES)}."),
-    click.option("--config", "config_file", type=FILE, help="TOML file of settings."),
-    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting."),
+    click.option(
+        "--preset", metavar="NAME", help=f"Settings to start from: {', '.join(PRESET_NAMES)}."
+    ),
+    click.option("--config", "config_file", type=FILE, help="Read settings from a TOML file."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one setting; repeatable.",
+    ),
 )
 COLUMNS = {
     "user": "user_id",
@@ -91,7 +99,7 @@ COLUMNS = {
     "rating": "rating",
 }
 columns = combine(
-    choice("--id-type", "auto|int64|string", help="Type of user and item ids."),
+    choice("--id-type", "auto|int64|string", help="Type of user and item ids; auto decides."),
     choice(
         "--duplicates",
         "none|exact|consecutive",

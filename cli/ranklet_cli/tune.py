@@ -37,21 +37,21 @@ ROWS = 10  # of the printed table
     "--search",
     multiple=True,
     metavar="KEY=SPEC",
-    help="Search space of a setting, instead of the default: LOW..HIGH, LOW..HIGH:log or A,B,...",
+    help="Search this setting in LOW..HIGH, LOW..HIGH:log or A,B,..., instead of the default ones.",
 )
-@options.choice("--sampler", "tpe|random", help="Draw settings near good trials, or uniformly.")
+@options.choice("--sampler", "tpe|random", help="Draw near good trials, or uniformly.")
 @click.option(
     "--trials",
     type=click.IntRange(min=1),
     default=20,
-    help="Number of trials, including earlier calls.",
+    help="Number of trials in total; a stopped study counts those that it has.",
 )
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Time limit; the same command continues the study.",
+    help="Stop after this time; the same command continues the study.",
 )
-@click.option("--pruner/--no-pruning", "prune", default=True, help="Stop trials below the median.")
+@click.option("--pruner/--no-pruning", "prune", default=True, help="Stop trials that fall behind.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the sampler.")
 @options.columns
 @options.json_flag

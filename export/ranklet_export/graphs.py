@@ -41,7 +41,7 @@ OPSET = 23  # from here on attention, rotary positions and the norm of a user ar
 # request; beyond this many bytes the graph computes them.
 LARGEST_ROWS = 1 << 27
 POOLS: dict[Precision, Pool] = {"int8": Pool(2, 32), "int4": Pool(4, 128)}
-MANY_USERS = 8  # the batch from which score_many.onnx is faster (docs/log.md)
+MANY_USERS = 8  # the batch from which score_many.onnx is faster (docs/development/log.md)
 PURPOSES = {
     ENCODE: "the user vector after a history, and the state of its events",
     ENCODE_LONG: "the same for long histories",

@@ -27,7 +27,8 @@ from ranklet_export.writer import CONTRIB, GraphWriter
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 # Below these rows one TopK over all scores costs no more than two levels and has 11 nodes less
-# (docs/log.md). Many users share the cost of the nodes, and their scores are in no near cache.
+# (docs/development/log.md). Many users share the cost of the nodes, and their scores are in no
+# near cache.
 TWO_LEVELS_FROM, TWO_LEVELS_OF_MANY_FROM = 16_384, 4_096
 # With 4 bits, the step that reaches the largest component does not lose least.
 SHARES_OF_LARGEST = np.linspace(1, 0.75, 6, dtype=np.float32)
@@ -229,6 +230,6 @@ def can_score_many(codes: Codes) -> bool:
     """Return whether score_many.onnx pays: 8 bits, one scale per item, not too many codes.
 
     It holds the codes once more: for a million items of width 64, 280 MB (840 MB while it loads)
-    would save a fifth of the time (docs/log.md).
+    would save a fifth of the time (docs/development/log.md).
     """
     return codes.bits == 8 and codes.scales.shape[1] == 1 and codes.codes.nbytes <= LARGEST_TWICE

@@ -14,6 +14,7 @@ from ranklet.errors import (
 )
 from ranklet.ranker import Ranker
 from ranklet.request import Eligible
+from ranklet.user import User, Users
 
 __version__ = "0.1.0"
 
@@ -30,5 +31,7 @@ __all__ = [
     "Ranking",
     "RankletError",
     "RunError",
+    "User",
+    "Users",
     "__version__",
 ]

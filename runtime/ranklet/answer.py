@@ -6,9 +6,10 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from html import escape
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,36 +20,82 @@ from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, SUMS, Engine, History
 from ranklet.errors import InputError
 from ranklet.request import Eligible, Indices, Request
+from ranklet.titles import Titles
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
+SHOWN, SHOWN_ROWS = 10, 50  # items of a long ranking, as text and as a table
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # comparing arrays would raise
+@dataclass(frozen=True, slots=True, eq=False, repr=False)  # comparing arrays would raise
 class Ranking:
-    """The best items for one history, best first.
+    """The best items for one history, best first. A notebook shows it as a table.
 
     Attributes:
         items: Item ids, of the bundle's id type.
-        scores: One for each item, falling; for a cold user the popularity of the item.
+        scores: One score for each item, falling, (items,). For a cold user the score is the
+            popularity of the item, its share of the training events.
         unknown: The number of history ids that the catalogue lacks.
-        cold: No event of the history is known, so these are the most popular items.
+        cold: Whether no event of the history is known. The items are then the most popular ones.
     """
 
     items: list[str] | list[int]
     scores: NDArray[np.float32]
     unknown: int
     cold: bool
-    _margin: "Margin | None" = field(default=None, repr=False)
+    _margin: "Margin | None" = None
+    _titles: Titles | None = None
 
     @property
     def exact(self) -> bool:
-        """Return whether these items are proven to be those of fp32 scores.
+        """Whether these items are proven to be those of fp32 scores.
 
-        False only for an int8 or int4 bundle, where an item outside the re-scored pool may be as
-        good as the last one here.
+        It is false only for some rankings of an int8 or int4 bundle, where an item outside the
+        re-scored pool may be as good as the last one here.
         """
         return self._margin is None or self._margin.is_safe()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return items, scores, unknown, cold and exact as lists and Python values, for JSON."""
+        return {
+            "items": list(self.items),
+            "scores": self.scores.tolist(),
+            "unknown": self.unknown,
+            "cold": self.cold,
+            "exact": self.exact,
+        }
+
+    def __repr__(self) -> str:
+        """Show the first items with their scores."""
+        pairs = zip(self.items[:SHOWN], self.scores[:SHOWN].tolist(), strict=True)
+        best = [f"{item!r}: {score:.4f}" for item, score in pairs]
+        best += ["..."] * (len(self.items) > SHOWN)
+        counts = f"{len(self.items)} items, unknown={self.unknown}, cold={self.cold}"
+        return f"<Ranking {{{', '.join(best)}}}, {counts}>"
+
+    def _repr_html_(self) -> str:
+        """Return the first items as a table, with their titles if the bundle has any."""
+        items = self.items[:SHOWN_ROWS]
+        columns: dict[str, Sequence[object]] = {
+            "rank": range(1, len(items) + 1),
+            "item": items,
+            "popularity" if self.cold else "score": [f"{s:.4f}" for s in self.scores[:SHOWN_ROWS]],
+        }
+        titles = self._titles.of(items) if self._titles else None
+        if titles and titles != [str(item) for item in items]:
+            columns["title"] = titles
+        head = "".join(f"<th>{name}</th>" for name in columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in zip(*columns.values(), strict=True)
+        )
+        more = len(self.items) - len(items)
+        note = f"<p>and {more:,} more</p>" if more else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """Pickle everything but the titles, which belong to the open bundle."""
+        return Ranking, (self.items, self.scores, self.unknown, self.cold, self._margin)
 
 
 class Margin(NamedTuple):
@@ -77,6 +124,7 @@ class Answers:
         self._manifest, self._opened = manifest, opened
         self._items, self._pool = manifest.items, manifest.pool
         self._rounding = manifest.rounding
+        self.titles = Titles(opened, manifest, vocabulary)
 
     def eligible(self, indices: Indices) -> Eligible:
         """Return a filter that allows only these items."""
@@ -168,7 +216,9 @@ class Answers:
                 last, floor = best.scores.item(row, -1), best.pool_scores.item(row, -1)
                 margin = Margin(users[row].copy(), last, floor, rounding)
             ids = self.vocabulary.ids(best.items[row])
-            rankings.append(Ranking(ids, best.scores[row], request.unknown, False, margin))
+            rankings.append(
+                Ranking(ids, best.scores[row], request.unknown, False, margin, self.titles)
+            )
         return rankings
 
     def _encode(self, histories: list[History]) -> Floats:
@@ -202,7 +252,7 @@ class Answers:
         scores = self.engine.score_rows(user, candidates)
         order = np.lexsort((candidates, -scores))[:k]
         ids = self.vocabulary.ids(candidates[order])
-        return Ranking(ids, scores[order], request.unknown, cold=False)
+        return Ranking(ids, scores[order], request.unknown, cold=False, _titles=self.titles)
 
     def _popular(self, request: Request, k: int, eligible: Eligible | None) -> Ranking:
         """Rank by popularity: for a cold user, or where no item is left."""
@@ -215,7 +265,7 @@ class Answers:
         first = order[: k + len(request.excluded)]
         items = first[~np.isin(first, request.excluded)][:k]
         ids, is_cold = self.vocabulary.ids(items), request.history is None
-        return Ranking(ids, shares[items], request.unknown, cold=is_cold)
+        return Ranking(ids, shares[items], request.unknown, is_cold, _titles=self.titles)
 
     @cached_property
     def _popularity(self) -> tuple[Indices, Floats]:

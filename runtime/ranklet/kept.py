@@ -24,7 +24,7 @@ from ranklet.time_gaps import UNKNOWN, buckets_before
 from ranklet.values import Ids, Times, whole_number
 
 APPENDED = 4  # new events
-# Appending one event takes as long as encoding these (docs/log.md).
+# Appending one event takes as long as encoding these (docs/development/log.md).
 EVENTS_OF_AN_APPEND = 32
 
 

@@ -1,7 +1,6 @@
 """Ranker: load a bundle and rank, the public interface of the runtime."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.answer import Answers, Ranking
-from ranklet.bundle.folder import Opened, read_titles, read_vocabulary
-from ranklet.bundle.manifest import FILE_NAMES, TITLE_FILES, Manifest
+from ranklet.bundle.folder import Opened, read_vocabulary
+from ranklet.bundle.manifest import FILE_NAMES, Manifest
 from ranklet.bundle.vocabulary import ItemId, Unknown, Vocabulary
 from ranklet.engine.engine import Engine
 from ranklet.engine.sessions import Provider
-from ranklet.errors import InputError
 from ranklet.request import Eligible, Reader
 from ranklet.user import User, Users
-from ranklet.values import IdLists, Ids, Times, check_k, flat, listed, lists, show
+from ranklet.values import IdLists, Ids, Times, check_k, listed, lists
 
 WARM_UP = 3  # requests
 
@@ -33,6 +31,13 @@ class Ranker:
         exclude_seen: Whether rankings leave out the items of the history by default.
         engine: The engine that runs its graphs, for tools such as ``ranklet bench``.
     """
+
+    provider: Provider
+    manifest: Manifest
+    vocabulary: Vocabulary
+    uses_times: bool
+    exclude_seen: bool
+    engine: Engine
 
     def __init__(
         self, engine: Engine, manifest: Manifest, vocabulary: Vocabulary, opened: Opened
@@ -115,6 +120,11 @@ class Ranker:
         return (
             f"Ranker({str(self._opened.folder)!r}, items={len(self)}, provider={self.provider!r})"
         )
+
+    @property
+    def ids(self) -> Sequence[str] | NDArray[np.int64]:
+        """Return every item id of the catalogue, sorted, for reading only."""
+        return self.vocabulary.all_ids
 
     def rank(
         self,
@@ -211,8 +221,12 @@ class Ranker:
     def user(self, history: Ids = (), *, times: Times | None = None) -> User:
         """Return the kept state of a user: each further event costs one event.
 
+        Args:
+            history: The events so far, as in ``rank``.
+            times: The time of each event, as in ``rank``.
+
         Raises:
-            InputError: A value of ``history`` or ``times`` can't be used, see ``rank``.
+            InputError: A value of ``history`` or ``times`` can't be used.
         """
         user = User(self._answers, self._reader)
         user.extend(history, times=times)
@@ -221,8 +235,12 @@ class Ranker:
     def users(self, histories: IdLists, *, times: Sequence[Times | None] | None = None) -> Users:
         """Return the kept states of many users, to append and rank for all at once.
 
+        Args:
+            histories: The events of each user so far, as in ``rank_batch``.
+            times: The times of the events of each user, as in ``rank_batch``.
+
         Raises:
-            InputError: A value can't be used, see ``rank_batch``, or the lists differ in length.
+            InputError: A value can't be used, or the lists differ in length.
         """
         rows = lists(histories, "histories")
         instants = [None] * len(rows) if times is None else lists(times, "times", len(rows))
@@ -248,23 +266,17 @@ class Ranker:
         return self._answers.eligible(indices)
 
     def titles(self, items: Sequence[ItemId]) -> list[str]:
-        """Return the title of each item, or its id if it has none."""
-        titles, ids = self._titles, flat(items, "items")
-        if titles is None:
-            return [str(item) for item in ids]
-        indices = self.vocabulary.index(ids, "items").tolist()
-        pairs = zip(ids, indices, strict=True)
-        return [titles[index - 1] or str(item) if index else str(item) for item, index in pairs]
+        """Return the title of each item, or its id if it has none.
+
+        Raises:
+            InputError: An id can't be used.
+        """
+        return self._answers.titles.of(items)
 
     def find(self, text: str) -> list[str] | list[int]:
-        """Return the ids of items whose title contains ``text``, ignoring case."""
-        if not isinstance(text, str):
-            raise InputError(f"text is {show(text)}; pass a part of a title")
-        part = text.casefold()
-        places = [i for i, title in enumerate(self._titles or [], 1) if part in title.casefold()]
-        return self.vocabulary.ids(np.array(places, dtype=np.int64))
+        """Return the ids of items whose title contains ``text``, ignoring case, in index order.
 
-    @cached_property
-    def _titles(self) -> Sequence[str] | None:
-        with self._opened.unchanged(*TITLE_FILES) as folder:
-            return read_titles(folder, self.manifest)
+        Raises:
+            InputError: ``text`` is no text.
+        """
+        return self._answers.titles.find(text)

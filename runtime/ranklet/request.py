@@ -18,7 +18,13 @@ Indices = NDArray[np.int64]
 
 
 class Eligible:
-    """A filter of the catalogue for many requests, made by ``Ranker.eligible``."""
+    """A filter of the catalogue for many requests, made by ``Ranker.eligible``.
+
+    Attributes:
+        count: The number of items that it allows.
+        bias: What the scorer adds to scores: 0 for an allowed item, -3e38 for any other.
+        owner: What it belongs to; other rankers refuse it.
+    """
 
     def __init__(self, indices: Indices, bias: NDArray[np.float32], owner: object) -> None:
         """Allow only these items; ``bias`` is that of the owner's whole catalogue, (1, rows)."""
@@ -43,7 +49,7 @@ class Eligible:
         )
 
     def allows(self, indices: Indices) -> NDArray[np.bool_]:
-        """Return for each item whether it may be ranked."""
+        """Return for each item index whether it may be ranked."""
         is_allowed: NDArray[np.bool_] = self.bias[0, indices] == 0
         return is_allowed
 

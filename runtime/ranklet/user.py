@@ -45,14 +45,18 @@ class User:
 
     @property
     def unknown(self) -> int:
-        """Return the number of ids that the catalogue lacks."""
+        """The number of event ids that the catalogue lacks."""
         return self._kept.counts.unknown
 
     def append(self, item: ItemId, *, time: int | None = None) -> None:
         """Add an event; an id that the catalogue lacks is counted and skipped.
 
+        Args:
+            item: The item id.
+            time: The time of the event, as ``times`` of ``Ranker.rank``.
+
         Raises:
-            InputError: ``item`` or ``time`` can't be used, see ``Ranker.rank``.
+            InputError: ``item`` or ``time`` can't be used; no event was added.
         """
         index = self._kept.reader.vocabulary.find(item) if time is None else None
         if index is None:
@@ -61,7 +65,16 @@ class User:
             self._kept.append(index)
 
     def extend(self, items: Ids, *, times: Times | None = None, name: str = "history") -> None:
-        """Add events, oldest first, see ``append``; errors call them ``name``."""
+        """Add events, oldest first.
+
+        Args:
+            items: Item ids; ids that the catalogue lacks are counted and skipped.
+            times: The time of each event, see ``Ranker.rank``.
+            name: The name of ``items`` in errors.
+
+        Raises:
+            InputError: A value can't be used; no event was added.
+        """
         self._kept.add(*self._kept.read(items, times, name))
 
     def rank(
@@ -74,7 +87,19 @@ class User:
         exclude_seen: bool | None = None,
         eligible: Eligible | None = None,
     ) -> Ranking:
-        """Rank items for the events of this user so far, see ``Ranker.rank``."""
+        """Rank items for the events of this user so far.
+
+        Args:
+            k: The number of items to return, at least 1; fewer if fewer are left.
+            now: As in ``Ranker.rank``, and so are the others.
+            candidates: Rank only these items.
+            exclude: Never return these items.
+            exclude_seen: Never return an item of this user's events.
+            eligible: Rank only the items of this filter.
+
+        Raises:
+            InputError: A value can't be used; the message names it and its place.
+        """
         if type(k) is not int or k < 1:
             k = check_k(k)
         if exclude_seen is not False:
@@ -85,7 +110,7 @@ class User:
         return self._answers.rank_one(request, k, eligible, self._kept.encode)
 
     def save(self) -> bytes:
-        """Return the user as bytes, so that a process can park it; see ``load``."""
+        """Return the user as bytes with a digest, for ``load`` of the same bundle."""
         return pack(self._kept)
 
     def load(self, data: bytes) -> "User":
@@ -142,7 +167,11 @@ class Users:
     def append(
         self, items: Sequence[ItemId | None], *, times: Sequence[int | None] | None = None
     ) -> None:
-        """Add one event of each user, None for users without one, see ``User.append``.
+        """Add one event of each user.
+
+        Args:
+            items: One item id for each user, None for users without an event.
+            times: One time for each user, None where it is unknown, see ``User.append``.
 
         Raises:
             InputError: A value can't be used, or the lists differ in length; no event was added.
@@ -167,7 +196,11 @@ class Users:
     def rank(
         self, k: int = 10, *, exclude_seen: bool | None = None, eligible: Eligible | None = None
     ) -> list[Ranking]:
-        """Rank for every user, in shared runs of the graphs."""
+        """Rank for every user, in shared runs of the graphs, see ``User.rank``.
+
+        Raises:
+            InputError: A value can't be used.
+        """
         k = check_k(k)
         exclude_seen = self._reader.excludes_seen(exclude_seen)
         if eligible is not None:

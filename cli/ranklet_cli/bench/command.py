@@ -28,10 +28,10 @@ number_list = partial(click.option, type=numbers, metavar="N,N,...")
 
 @click.command()
 @click.argument("bundle", type=FOLDER)
-@number_list("--batch", "batches", default="1", help="Histories per call.")
-@number_list("--length", "lengths", help="Events per history.  [default: 10,50,200]")
+@number_list("--batch", "batches", default="1", help="Number of histories in one call.")
+@number_list("--length", "lengths", help="Events in a history.  [default: 10,50,200]")
 @number_list("-k", "ks", default="10", help="Number of items to return.")
-@number_list("--threads", "--thread-sweep", "threads", default="1", help="Threads of one ranking.")
+@number_list("--threads", "--thread-sweep", "threads", default="1", help="Threads for one ranking.")
 @number_list(
     "--catalogue",
     "catalogues",
@@ -45,7 +45,7 @@ number_list = partial(click.option, type=numbers, metavar="N,N,...")
 )
 @provider
 @click.option(
-    "--runs", default=1000, help="Timed calls per combination, at least 100; 1000 for p99.9."
+    "--runs", default=1000, help="Timed calls of each combination, at least 100; p99.9 needs 1000."
 )
 @click.option(
     "--load",
@@ -53,14 +53,14 @@ number_list = partial(click.option, type=numbers, metavar="N,N,...")
     type=numbers_or_none,
     metavar="N,N,...|none",
     default="50,80",
-    help="Server load, in percent, of requests at random times.",
+    help="Also time requests that come at random times and keep the CPU this busy, in percent.",
 )
-@click.option("--compare", "old_path", type=FILE, help="Compare with an older --json report.")
+@click.option("--compare", "old_path", type=FILE, help="Compare with an older report of --json.")
 @click.option(
     "--plot",
     "plot_path",
     type=PATH,
-    help="Draw latency against history length and catalogue size, as .png.",
+    help="Draw latency against history length and catalogue size into this .png.",
 )
 @json_flag
 def bench(

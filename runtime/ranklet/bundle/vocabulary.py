@@ -79,7 +79,8 @@ class Vocabulary:
     def __init__(self, ids: NDArray[np.int64] | Sequence[str]) -> None:
         """Take ids that are unique and sorted (numbers by value, text by its UTF-8 bytes)."""
         self.is_text = not isinstance(ids, np.ndarray)
-        self._numbers = np.asarray([] if self.is_text else ids, dtype=np.int64)
+        self._numbers = np.asarray([] if self.is_text else ids, dtype=np.int64).view()
+        self._numbers.flags.writeable = False  # they are shown as ``all_ids``
         self._texts: Sequence[str] = []
         if self.is_text:
             self._texts = ids if isinstance(ids, Texts) else list(ids)

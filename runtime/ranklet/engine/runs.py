@@ -1,8 +1,9 @@
 """Reusable runs of a graph: arrays bound to onnxruntime once (IOBinding).
 
 ``InferenceSession.run`` wraps every input and copies every output anew, which takes a third of a
-short request (docs/log.md). On the CPU onnxruntime reads and writes the arrays of numpy where they
-lie, as ``OrtValue.ortvalue_from_numpy`` promises. On CUDA each array has a twin on the device.
+short request (docs/development/log.md). On the CPU onnxruntime reads and writes the arrays of numpy
+where they lie, as ``OrtValue.ortvalue_from_numpy`` promises. On CUDA each array has a twin on the
+device.
 """
 
 from collections.abc import Hashable, Sequence

@@ -160,7 +160,7 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
     settings["loss"] = "sampled-softmax" if items > SAMPLED_FROM else "softmax"
     settings["lazy_rows"] = items > LAZY_FROM
     settings["cooccurrence_start"] = items <= LARGEST_START
-    # bfloat16 products take a third of the time on a CPU that has them (docs/log.md).
+    # bfloat16 products take a third of the time on a CPU that has them (docs/development/log.md).
     has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     settings["head_dtype"] = "bfloat16" if has_bfloat16 else "float32"
     processor = f"this CPU {'multiplies' if has_bfloat16 else 'does not multiply'} bfloat16"
