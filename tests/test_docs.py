@@ -13,6 +13,7 @@ from types import ModuleType
 import click
 import pytest
 
+import ranklet
 from ranklet_cli.group import cli
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,18 @@ def test_a_command_of_a_page_has_these_options(page: str, line: str) -> None:
         assert error.option_name in AWAITED, page  # noqa: PT017
     else:
         assert rest == [], page
+
+
+def test_the_page_of_python_shows_every_public_name_and_the_status_of_every_error() -> None:
+    page = (DOCS / "python.md").read_text(encoding="utf-8")
+    for name in set(ranklet.__all__) - {"__version__"}:
+        value = getattr(ranklet, name)
+        if not issubclass(value, Exception):
+            assert f"\n::: ranklet.{name}\n" in page
+        elif value is not ranklet.RankletError:
+            row = re.search(rf"^\| `{name}`.*\| (\d+) \|$", page, re.MULTILINE)
+            assert row is not None, name
+            assert int(row[1]) == value.exit_code
 
 
 @pytest.fixture(scope="module")
