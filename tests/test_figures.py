@@ -16,7 +16,7 @@ from ranklet import Manifest, Ranker
 from ranklet_cli.group import cli
 
 FOUR_DIGITS = 5e-5
-TINY = [f"--set={pair}" for pair in ("width=16", "heads=1", "max_length=20", "epochs=3")]
+TINY = ["--preset", "zero-block", "--set=width=16", "--set=max_length=20", "--set=epochs=3"]
 Row = tuple[str, str, int]
 
 

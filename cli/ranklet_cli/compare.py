@@ -67,7 +67,9 @@ def compare(
     """Test whether A and B, runs or bundles, differ by more than chance on the same users.
 
     Every metric gets a paired bootstrap over users: means, difference B - A with its interval,
-    two-sided p-value, and significance at 5 % after Holm's correction.
+    two-sided p-value, and significance at 5 % after Holm's correction. Seen items are masked for
+    both if A leaves them out by default. EVENTS may be a newer or an older log. If A and B have
+    different catalogues, the items that both know are ranked.
 
     With --log, compare the two variants of an online A/B test. The log has one row per request:
     user_id, variant, shown and clicked (lists of item ids; in csv, text like 50|181|172).

@@ -2,7 +2,6 @@
 
 import statistics
 import time
-from typing import Any
 
 import numpy as np
 
@@ -30,8 +29,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         f"* Data: {data['events']:,} events of {data['users']:,} users over {data['items']:,} "
         f"items, digest `{data['digest'][:16]}`.",
         f"* Split: {data['split']}.",
-        f"* Rankings leave seen items {'out' if manifest.exclude_seen else 'in'} by default"
-        f"{_reason(data.get('seen', {}))}.",
+        f"* Rankings leave seen items {'out' if manifest.exclude_seen else 'in'} by default.",
         f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",
         "",
         "## Quality",
@@ -54,61 +52,57 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _reason(seen: dict[str, Any]) -> str:
-    """Return why training chose the default, empty if it did not choose."""
-    if not seen:
-        return ""
-    return (
-        f": {seen['repeats']:.1%} of {seen['answers']:,} validation answers were repeats, and "
-        f"NDCG@10 was {seen['masked_NDCG@10']:.4f} without seen items and "
-        f"{seen['unmasked_NDCG@10']:.4f} with them"
-    )
-
-
 def _quality(manifest: Manifest) -> list[str]:
     """Return the figures and what they are of: this training, or the one before it."""
-    data, quality = manifest.data, manifest.quality
-    lines = _figures(quality) if quality else []
+    data = manifest.data
+    figures = _figures(manifest)
     if earlier := data.get("earlier"):
         origin = (
             f"of the training on the earlier split ({earlier['split']}; {earlier['events']:,} "
             f"events, digest `{earlier['digest'][:16]}`)"
         )
-        if not quality:
+        if not figures:
             return [f"No held-out figures {origin}: it had not been evaluated."]
-        lines = [
-            f"Held-out figures {origin}; this bundle was trained on all events afterwards.",
-            "",
-            *lines,
-        ]
-    elif manifest.training["train"]["split"] == "none" or not data["events"]:
+        what = f"Held-out figures {origin}; this bundle was trained on all events afterwards."
+        return [what, "", *figures]
+    if manifest.training["train"]["split"] == "none" or not data["events"]:
         return ["No held-out figures."]
-    elif not quality:
-        lines = ["Not evaluated: `ranklet evaluate` had not been run when this was exported."]
-    if not data.get("earlier"):
-        lines += [
-            "",
-            "The held-out events are not in this bundle. For production, train on all events: "
-            "`ranklet train EVENTS --out FINAL --final RUN`, and export FINAL.",
-        ]
-    return lines
+    return [
+        *(figures or ["Not evaluated: `ranklet evaluate` had not been run at the export."]),
+        "",
+        "The held-out events are not in this bundle. For production, train on all events: "
+        "`ranklet train EVENTS --out FINAL --final RUN`, and export FINAL.",
+    ]
 
 
-def _figures(quality: dict[str, Any]) -> list[str]:
+def _figures(manifest: Manifest) -> list[str]:
+    """Return the table of an evaluation, empty without one, and the repeats of validation."""
+    quality = manifest.quality
+    if not quality:
+        return []
     names, protocols = ["HR@10", "NDCG@10", "MRR@10"], quality["protocols"]
     lines = [
         f"{quality['protocol']}; {quality['users']:,} answers in every column.",
         "",
-        f"HR, NDCG and MRR: {protocols['served']}. Then NDCG@10 by other protocols.",
+        f"The first three columns are {protocols['served']}.",
         "",
-        f"| model | {' | '.join(names)} | {protocols['masked']} | {protocols['unmasked']} |",
+        f"| model | {' | '.join(names)} | NDCG@10, {protocols['masked']} "
+        f"| NDCG@10, {protocols['unmasked']} |",
         "|---|---|---|---|---|---|",
     ]
     for row in quality["rows"]:
         figures = [row["served"][name] for name in names]
         figures += [row["masked"]["NDCG@10"], row["unmasked"]["NDCG@10"]]
         lines.append(f"| {row['model']} | {' | '.join(f'{value:.4f}' for value in figures)} |")
-    return [*lines, "", f"{quality['advice']}."]
+    lines += ["", f"{quality['advice']}."]
+    if seen := manifest.data.get("seen"):
+        lines += [
+            "",
+            f"Of {seen['answers']:,} validation answers {seen['repeats']:.1%} were repeats: "
+            f"NDCG@10 {seen['masked_NDCG@10']:.4f} with seen items excluded and "
+            f"{seen['unmasked_NDCG@10']:.4f} with them included.",
+        ]
+    return lines
 
 
 def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:

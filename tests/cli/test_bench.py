@@ -204,7 +204,8 @@ def test_every_append_comes_after_the_history_whose_last_event_was_appended(
     timer = AppendTimer(setting(tiny_ranker, 1, 6), tiny_ranker, seed=3)
     events = []
 
-    def rank(user: User, k: int) -> None:
+    def rank(user: User, k: int, *, exclude_seen: bool) -> None:
+        assert not exclude_seen
         events.append((len(user), k))
 
     monkeypatch.setattr(User, "rank", rank)

@@ -13,7 +13,7 @@ from ranklet import Ranker
 from ranklet_cli.group import cli
 from ranklet_training.data.simulator import simulate
 
-TINY = [f"--set={pair}" for pair in ("width=16", "max_length=20", "epochs=1", "heads=1")]
+TINY = ["--preset", "zero-block", "--set=width=16", "--set=max_length=20", "--set=epochs=1"]
 FOUR_DIGITS = 5e-5
 
 

@@ -260,7 +260,9 @@ def test_a_training_beside_other_work_on_all_cores_keeps_its_share(tmp_path: Pat
 def measured(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with features and titles, and its figures."""
     run = tmp_path_factory.mktemp("measured") / "run"
-    options = ["--set", "epochs=4", "--set", "features=genres", "--set", "split=time"]
+    options = [
+        f"--set={pair}" for pair in ("epochs=4", "features=genres", "split=time", "blocks=0")
+    ]
     items = log.with_name("items.parquet")
     assert call("train", log, "--items", items, "--out", run, *TINY, *options).exit_code == 0
     assert call("evaluate", run, log).exit_code == 0
@@ -313,7 +315,8 @@ def test_the_card_of_a_measured_bundle_says_how_to_train_on_all_events(
 
 def test_a_training_on_all_events_alone_has_no_figures(log: Path, tmp_path: Path) -> None:
     run, bundle = tmp_path / "run", tmp_path / "bundle"
-    trained = call("train", log, "--out", run, *TINY, "--set", "split=none", "--set", "epochs=2")
+    options = [f"--set={pair}" for pair in ("epochs=2", "split=none", "blocks=0")]
+    trained = call("train", log, "--out", run, *TINY, *options)
     assert trained.exit_code == 0, trained.output
     assert "2 epochs on all events, none held out" in trained.stdout
     result = call("evaluate", run, log)

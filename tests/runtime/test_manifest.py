@@ -244,6 +244,11 @@ def test_an_unknown_or_missing_key_is_named(bundle: Path, kind: str) -> None:
         Ranker.load(bundle)
 
 
+def test_a_bundle_without_a_default_for_seen_items_includes_them(bundle: Path) -> None:
+    edit(bundle, "exclude_seen", GONE)
+    assert Manifest.read(bundle, check_digests=False).exclude_seen is False
+
+
 @pytest.mark.parametrize("kind", PARTS)
 def test_no_value_of_another_type_is_taken(bundle: Path, kind: str) -> None:
     written = (bundle / MANIFEST).read_bytes()

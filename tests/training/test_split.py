@@ -135,6 +135,39 @@ def test_an_event_at_the_instant_of_the_target_is_not_its_history() -> None:
     assert cases_of(split, split.test)[-1] == (["a"], "b")
 
 
+def test_a_time_split_counts_the_answers_that_are_new_items_and_keeps_its_instants() -> None:
+    events = [*user("u1", "abcabcab"), *user("u2", "babcabca"), ("u1", "new", 50), ("u2", "a", 51)]
+    split = split_of([*events, ("u2", "b", 20), ("u1", "c", 21)], "time")
+    assert "; 0 and 1 of their answers are new items; " in split.notes
+    assert split.instants == slow_time_split([*events, ("u2", "b", 20), ("u1", "c", 21)])
+
+
+def test_a_newer_log_is_split_at_the_instants_of_the_older_one() -> None:
+    events = [*user("u1", "abcab"), *user("u2", "babca"), ("u1", "new", 50), ("u2", "a", 51)]
+    split = split_of(events, "time", instants=(4, 6), for_training=False)
+    assert list(split.vocabulary.all_ids) == ["a", "b", "c", "new"]
+    assert training_of(split) == [["a", "b", "c", "a"], ["b", "a", "b", "c"]]
+    assert cases_of(split, split.validation) == [(["a", "b", "c", "a"], "b"), ([*"babc"], "a")]
+    assert cases_of(split, split.test) == [([*"abcab"], "new"), ([*"babca"], "a")]
+    assert split.validation.is_repeat.tolist() == [True, True]
+    assert split.test.is_repeat.tolist() == [False, True]
+    assert split.test.repeats == 0.5
+
+
+# None.
+
+
+def test_all_events_are_for_training_and_nothing_is_held_out(world: Simulation) -> None:
+    frame = read_events(world.events).frame
+    split = split_events(frame, "none")
+    assert [item for history in training_of(split) for item in history] == frame[
+        "item_id"
+    ].to_list()
+    assert len(split.vocabulary) == frame["item_id"].n_unique()
+    assert len(split.validation) == len(split.test) == split.test.repeats == 0
+    assert split.notes.endswith("; nothing is held out")
+
+
 # k-fold.
 
 

@@ -217,6 +217,20 @@ def test_validation_masks_seen_items_unless_many_answers_are_repeats(
     assert result.validation == all_metrics(ranks)
 
 
+def test_questions_of_new_items_are_not_kept(
+    events: Events, world: Simulation, tmp_path: Path
+) -> None:
+    late = pl.col("timestamp") > world.events["timestamp"].quantile(0.85)
+    item = pl.when(late).then("new-" + pl.col("item_id")).otherwise("item_id")
+    changed = read_events(world.events.with_columns(item_id=item))
+    split = split_events(changed.frame, "time")
+    assert 0 < (split.validation.targets == 0).sum() < len(split.validation)
+    questions = start_run(tmp_path / "run", configure(SMALL), changed, split).read_questions()
+    assert questions is not None
+    assert questions.targets is not None
+    assert sorted(questions.targets) == sorted(t for t in split.validation.targets if t)
+
+
 # One process that forks many trainings and kills each with SIGKILL at a random moment. Forked
 # children use torch and numpy alone: the threads of polars do not survive a fork. Their bars share
 # one lock, which a child that is killed while it holds it would never give back.

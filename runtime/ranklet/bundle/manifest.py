@@ -6,7 +6,7 @@ that is missing, of another size or of another digest: all are errors.
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -34,6 +34,7 @@ FILE_NAMES = frozenset(
         *(WEIGHTS, POPULARITY, GOLDEN, CARD),
     }
 )
+OPTIONAL = {"exclude_seen"}  # keys that older bundles lack
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -143,7 +144,7 @@ class Manifest:
     gate: dict[str, Any]  # the price of the precision in ranking quality
     versions: dict[str, str]
     files: dict[str, File]
-    exclude_seen: bool = False  # default of rankings; older bundles lack it
+    exclude_seen: bool = False  # default of rankings
 
     @property
     def uses_times(self) -> bool:
@@ -296,14 +297,13 @@ class Manifest:
 
 
 def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)
-    """Build a dataclass from its keys, each of the annotated type; only defaults may be absent."""
+    """Build a dataclass from exactly its keys, but for ``OPTIONAL``, each of the annotated type."""
     hints = get_type_hints(kind)
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is {values!r}")
     if unknown := set(values) - set(hints):
         raise ValueError(f"unknown keys {sorted(unknown)} in {kind.__name__}")
-    needed = {field.name for field in fields(kind) if field.default is MISSING}
-    if missing := needed - set(values):
+    if missing := set(hints) - set(values) - OPTIONAL:
         raise ValueError(f"missing keys {sorted(missing)} in {kind.__name__}")
     return kind(**{k: _value(hints[k], v, f"{kind.__name__}.{k}") for k, v in values.items()})
 

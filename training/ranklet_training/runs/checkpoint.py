@@ -72,7 +72,7 @@ class Run:
 
     path: Path
     config: RunConfig
-    data: dict[str, Any]  # digest, users, items, events, rating_mean, split notes
+    data: dict[str, Any]  # see ``start_run`` and, for what training adds, ``train``
     versions: dict[str, str]
     catalogue: pl.DataFrame
 
