@@ -181,7 +181,8 @@ def _exact_ids(ranker: Ranker, texts: Iterable[str], name: str) -> list[str] | l
             ids.append(trimmed)
             spaced.append(text)
     if spaced:
-        note(f"{name}: {len(spaced)} ids are read without spaces around them, first {spaced[0]!r}")
+        count = f"{len(spaced)} of {len(ids)} ids are read without the spaces around them"
+        note(f"{name}: {count}, first {show(spaced[0])}")
     return ids
 
 

@@ -146,7 +146,7 @@ def test_ids_that_the_catalogue_lacks_are_counted_and_the_first_is_named(
     kept = call(*asked, "--candidates", file)
     assert json.loads(kept.stdout)["items"] == best
     assert kept.stderr == (
-        f"{file}: 2 ids are read without spaces around them, first ' {best[1]} '\n"
+        f"{file}: 2 of 5 ids are read without the spaces around them, first ' {best[1]} '\n"
         f"{file}: the catalogue lacks 2 of 5 ids, first 'no\\u2028'\n"
     )
     left = call(*asked, "--exclude", file)

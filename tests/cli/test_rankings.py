@@ -231,7 +231,7 @@ def test_a_file_of_ids_is_exact(item: str, end: str, spaced_bundle: Path, tmp_pa
         (
             "c d, z",
             ["c d", "z"],
-            "--history: 1 ids are read without spaces around them, first ' z'",
+            "--history: 1 of 2 ids are read without the spaces around them, first ' z'",
         ),
         ("z\t,,y\t", ["z", "y\t"], "first 'z\\t'"),
         (" ", [], ""),

@@ -213,6 +213,47 @@ def test_bad_settings_are_named(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "features=mood"], "no feature column 'mood'"),
+        (["--set", "features=training_events", "--items", "ITEMS"], "no feature can be called"),
+        (["--preset", "seed"], "learns from ratings"),
+    ],
+)
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_refused_training_leaves_nothing(
+    arguments: list[str], message: str, exists: bool, world: Simulation, tmp_path: Path
+) -> None:
+    log, items = tmp_path / "log.parquet", tmp_path / "items.parquet"
+    world.events.drop("rating").write_parquet(log)
+    world.items.write_parquet(items)
+    out = tmp_path / "new" / "run"
+    if exists:
+        out.mkdir(parents=True)
+    before = set(tmp_path.rglob("*"))
+    given = [str(items) if word == "ITEMS" else word for word in arguments]
+    result = call("train", log, "--out", out, *TINY, *given)
+    assert result.exit_code in (4, 6)
+    assert message in result.stderr
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_the_settings_that_are_told_are_those_that_are_used(log: Path, tmp_path: Path) -> None:
+    result = call("train", log, "--out", tmp_path / "run", *TINY, "--json")
+    assert result.exit_code == 0
+    used = {
+        k: v for part in json.loads(result.stdout)["settings"].values() for k, v in part.items()
+    }
+    from_data, chosen = (
+        line for line in result.stderr.splitlines() if "width=" in line or "heads=" in line
+    )
+    assert chosen == "chosen: width=16, max_length=20, epochs=1"
+    told = dict(pair.split("=") for pair in from_data.split(": ")[1].split(", "))
+    assert not {"width", "max_length", "epochs"} & set(told)
+    assert {name: str(used[name]) for name in told} == told
+
+
 def test_settings_come_from_a_toml_file_and_single_ones_win(log: Path, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('width = 24\nmax_length = 10\nepochs = 1\nsplit = "time"\n')

@@ -52,6 +52,16 @@ def test_tune_prints_one_document_whose_next_command_trains_the_best(
     assert lines[-1] == f"next: {found['next']}"
 
 
+def test_resume_needs_a_study(log: Path, tmp_path: Path) -> None:
+    study = ["tune", log, "--out", tmp_path / "study", "--user-column", "who", *TINY, *SEARCH]
+    result = call(*study, "--resume", "--trials", 1)
+    assert result.exit_code == 6
+    assert "study holds no study: start it without --resume" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert call(*study, "--trials", 1).exit_code == 0
+    assert call(*study, "--trials", 1, "--resume").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

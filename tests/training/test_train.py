@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge.evaluate import rank_targets
 from ranklet_training.judge.metrics import all_metrics
 from ranklet_training.judge.subjects import model_scorer
+from ranklet_training.runs import report
 from ranklet_training.runs import start as starting
 from ranklet_training.runs import train as training
 from ranklet_training.runs.checkpoint import Run, read_run, read_tensors, save_checkpoint
@@ -453,8 +455,8 @@ def test_a_damaged_metric_line_is_refused(
     start: Start, split: Split, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = start(epochs=1)
-    train(run, split)
-    assert capsys.readouterr().err == ""  # the bar is drawn on a terminal alone
+    train(run, split, show_progress=False)
+    assert capsys.readouterr().err == ""
     for line in ("{", "[1]", "{}", "\0"):
         (run.path / "metrics.jsonl").write_text(line + "\n")
         with pytest.raises(RunError, match=r"metrics\.jsonl is damaged"):
@@ -727,3 +729,61 @@ def test_a_checkpoint_holds_model_optimizer_and_progress(trained: Run, split: Sp
         assert tensors[f"optimizer.exp_avg_sq.{name}"].shape == parameter.shape
     assert metadata["done"] is True
     assert metadata["step"] == lines_of(trained)[-1]["step"]
+
+
+def test_a_column_with_the_name_of_a_count_is_no_feature_and_changes_none(
+    tmp_path: Path, events: Events, split: Split, world: Simulation
+) -> None:
+    items = world.items.with_columns(training_events=pl.lit(7), index=1, row=2)
+    run = start_run(tmp_path / "run", configure(SMALL), events, split, items)
+    counts = split.training.counts(len(split.vocabulary))[1:]
+    assert run.catalogue["training_events"].to_list() == counts.tolist()
+    assert "training_events_right" not in run.catalogue
+    with pytest.raises(RunError, match="no feature can be called 'training_events'"):
+        start_run(
+            tmp_path / "b",
+            configure({**SMALL, "features": "training_events"}),
+            events,
+            split,
+            items,
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_line_an_epoch_goes_to_stderr_where_that_is_no_terminal(
+    start: Start, split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(epochs=3, patience=3)
+    train(run, split)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    for number, (line, metrics) in enumerate(zip(lines, lines_of(run), strict=True), 1):
+        loss, ndcg = metrics["loss"], metrics["validation_NDCG@10"]
+        start_of_line = f"epoch {number} of 3: loss {loss:.3f}, validation NDCG@10 {ndcg:.4f}, "
+        assert line.startswith(start_of_line)
+        assert re.fullmatch(r"[0-9,]+ targets/s, [0-9]+ s", line.removeprefix(start_of_line))
+
+
+def test_a_long_epoch_says_how_far_it_is(
+    start: Start,
+    split: Split,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(report, "LINE_SECONDS", -1.0)
+    train(start(epochs=1), split)
+    *within, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("epoch 1 of 1: loss ")
+    found = [re.fullmatch(r"epoch 1 of 1: ([0-9]+)%, loss [0-9.]+$", line) for line in within]
+    shares = [int(match[1]) for match in found if match]
+    assert len(shares) == len(within)
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+
+
+def test_a_training_without_stderr_says_nothing(
+    start: Start, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert train(start(epochs=1), split).epochs == 1

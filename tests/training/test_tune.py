@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from ranklet_cli.open import read_toml as _read_toml
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.simulator import Simulation, simulate
 from ranklet_training.data.split import Split, split_events
+from ranklet_training.judge import study as studies
 from ranklet_training.judge import tune as tuning
 from ranklet_training.judge.space import (
     DEFAULT_SPACE,
@@ -520,6 +523,77 @@ def test_an_unusable_space_is_refused_before_anything_starts(
         with pytest.raises(DataError, match="no feature column 'mood'"):
             search(2, specs={"features": ",mood"}, items=items)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "expected"),
+    [
+        ("dropout", "0.3..0.5", 0.3),
+        ("dropout", "0.05,0.1", 0.1),
+        ("width", "16,32", 16),
+        ("targets_per_step", "64..128:log", 128),
+        ("width", "4..64", 8),
+        ("block", "gated,pre-norm", BASE.model.block),
+        ("loss", "gbce,sampled-softmax", "gbce"),
+    ],
+)
+def test_a_base_outside_the_space_moves_to_the_nearest_value(
+    name: str, spec: str, expected: Any
+) -> None:
+    moved = move_inside(parse_space({name: spec}, BASE), BASE)
+    assert moved == configure({name: expected}, BASE)
+
+
+def test_the_first_trial_is_the_moved_base_and_says_so(
+    search: Search, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = search(1, specs={"width": "16,32"})
+    assert result.base.settings == {"width": 16}
+    assert result.base == result.trials[0]
+    assert "the first trial has the nearest searched value: width was 8, now 16" in caplog.text
+    assert outcome(search(1, specs={"width": "16,32"})) == outcome(result)  # goes on
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_refused_base_leaves_nothing(search: Search, tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "study").mkdir()
+    base = configure({**SMALL, "features": "mood"})
+    with pytest.raises(DataError, match="no feature column 'mood'"):
+        search(1, base=base)
+    assert [path.name for path in tmp_path.rglob("*")] == ["study"] * exists
+    search(1)
+
+
+def test_a_study_that_another_program_locks_is_waited_for(
+    search: Search, study: TuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(1)
+    other = sqlite3.connect(
+        tmp_path / "study" / "study.db", isolation_level=None, check_same_thread=False
+    )
+    other.execute("BEGIN EXCLUSIVE")
+    unlock = threading.Timer(0.5, other.execute, ["ROLLBACK"])
+    unlock.start()
+    assert outcome(search(2)) == outcome(study)[:2]
+    unlock.join()
+    monkeypatch.setattr(studies, "LOCKED_SECONDS", 0.1)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(RunError, match=r"study\.db is locked by another program: close it and"):
+        search(3)
+    other.execute("ROLLBACK")
+
+    def lock(epoch: int) -> None:
+        if epoch == 1:
+            other.execute("BEGIN EXCLUSIVE")
+
+    with monkeypatch.context() as patch:
+        on_epoch(patch, lock)
+        with pytest.raises(RunError, match=r"study\.db is locked by another program"):
+            search(3)
+    other.execute("ROLLBACK")
+    other.close()
+    assert outcome(search(3)) == outcome(study)[:3]
 
 
 def test_the_default_space_holds_what_is_recommended_without_what_is_given_or_unused() -> None:

@@ -67,7 +67,12 @@ def start_run(
             )
         if "title" in items and items["title"].dtype != pl.String:
             raise RunError(f"title is {items['title'].dtype} in the items, and must be text")
-        catalogue = catalogue.join(items, on="item_id", how="left", maintain_order="left")
+        if "training_events" in config.train.feature_names:
+            raise RunError(
+                "no feature can be called 'training_events', as a run counts them: rename it"
+            )
+        others = items.drop("training_events", strict=False)
+        catalogue = catalogue.join(others, on="item_id", how="left", maintain_order="left")
     for name in config.train.feature_names:
         build_feature(catalogue, name)  # raises errors before any file is written
     data = {
