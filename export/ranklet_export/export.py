@@ -176,7 +176,7 @@ def _check_target(bundle: Path, settings: Settings) -> None:
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
         parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         is_bundle = False
     if not is_bundle:
         raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
@@ -210,7 +210,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         _ = [row["model"] for row in found["rows"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error!r}): evaluate the run again") from error
     return found
 
