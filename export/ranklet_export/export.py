@@ -181,7 +181,7 @@ def _check_target(bundle: Path, settings: Settings) -> None:
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
         parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         is_bundle = False
     if not is_bundle:
         raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
@@ -223,7 +223,7 @@ def _read_evaluation(path: Path, *, exclude_seen: bool) -> dict[str, Any]:
                 served = row["masked" if exclude_seen else "unmasked"]
                 row.update(exclude_seen=exclude_seen, served=served)
         found["protocols"]["served"] = SERVED[exclude_seen]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(f"{path} is damaged or old ({error!r}): evaluate the run again") from error
     return found
 

@@ -63,7 +63,7 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
             name = f"golden answer {number} of {MODEL}"
             differences.append(_difference(ranking, answer, name, _tolerance(manifest)))
         check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise BundleError(f"{path / GOLDEN} is damaged: {error!r}") from error
     if not differences:
         raise BundleError(f"{path / GOLDEN} holds no answers")

@@ -255,7 +255,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     report: BenchReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'ranklet\[plots\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[plots\]' in "):
         plot(report, tmp_path / "latency.png")
 
 

@@ -140,7 +140,7 @@ def test_files_are_written_whatever_the_streams(streams: str, folder: Path) -> N
 def test_a_training_needs_no_stream(streams: str, folder: Path) -> None:
     tiny = "--set epochs=1 --set width=16 --set max_length=16"
     done = shell(f"ranklet train log.parquet --out r {tiny} {streams}", folder)
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "")
     assert (folder / "r" / "best.safetensors").exists()
 
 

@@ -605,5 +605,5 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     outcomes: OutcomeComparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'ranklet\[plots\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[plots\]' in "):
         plot_comparison(outcomes, tmp_path / "a.png")

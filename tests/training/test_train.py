@@ -787,3 +787,14 @@ def test_a_training_without_stderr_says_nothing(
 ) -> None:
     monkeypatch.setattr("sys.stderr", None)
     assert train(start(epochs=1), split).epochs == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_json_that_is_nested_too_deeply_is_damaged(
+    name: str, start: Start, split: Split, events: Events
+) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    (run.path / name).write_text("[" * 99_999 + "\n")
+    with pytest.raises(RunError, match=r"is damaged: RecursionError\("):
+        train(reopen_run(run.path, events), split)

@@ -200,7 +200,7 @@ def read_report(path: str | Path) -> BenchReport:
         report = BenchReport(**{**document, **rows})
         blocks = _blocks(report).values()
         is_whole = report.bundles and all(medians and min(medians) > 0 for medians in blocks)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a report of ranklet bench --json: {error!r}") from error
     if version != REPORT_FORMAT or not is_whole:
         raise InputError(

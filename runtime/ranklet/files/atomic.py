@@ -78,8 +78,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     temporary, old = _aside(path), _aside(path)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.iterdir():
             _sync(file)

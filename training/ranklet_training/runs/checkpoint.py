@@ -26,6 +26,7 @@ import safetensors
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from polars.exceptions import PolarsError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -202,7 +203,7 @@ def read_run(path: Path) -> Run:
         if types[0] not in (pl.String, pl.Int64) or not types[1].is_integer():
             raise TypeError(f"item_id and training_events are {types}")
         return Run(path, config, data, document["versions"], catalogue)
-    except (KeyError, TypeError, ValueError, OSError, pl.exceptions.PolarsError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError, PolarsError) as error:
         raise RunError(f"the run {path} is damaged: {error!r}") from error
 
 
@@ -220,7 +221,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["ranklet"])
         return load_file(path), metadata
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
 
 

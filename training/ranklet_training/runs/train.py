@@ -309,6 +309,6 @@ def _keep_lines(path: Path, epoch: int) -> None:
         lines = path.read_text(errors="replace").splitlines(keepends=True)
         try:
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] < epoch]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {error!r}") from error
         atomic_write(path, "".join(kept).encode())
