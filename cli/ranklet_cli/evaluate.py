@@ -79,7 +79,7 @@ def _keep(table: dict[str, Any], run: "Run", log: "Events") -> None:
     path, why = run.path / "evaluation.json", ""
     if log.digest != run.data["digest"]:
         why = "these are not the events of the run"
-    elif table["left_out"]:
+    elif table["left_out"] or table["items"] < run.catalogue.height:
         why = "only the items that all models know were ranked"
     else:
         try:

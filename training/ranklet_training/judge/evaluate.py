@@ -205,6 +205,7 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
     The table has
 
     * ``protocol`` and ``protocols``: what the figures are, in words;
+    * ``items``: the number of ranked items;
     * ``users``: the number of cases; ``repeats`` of their answers are in the history, and
       ``advice`` is a sentence on them;
     * ``cold_targets``: answers without a training event;
@@ -253,6 +254,7 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
     return {
         "protocol": f"{split.kind}, {on}, full ranking of {common.items} items, pessimistic ties",
         "protocols": {"served": served, "masked": MASKED, "unmasked": UNMASKED},
+        "items": common.items,
         "users": len(cases),
         "repeats": int(cases.is_repeat.sum()),
         "advice": _advice(cases, rows[0]),
