@@ -110,7 +110,7 @@ def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error}; save it as UTF-8") from error
-    ids = ranker.vocabulary.parse(filter(None, map(str.strip, lines)), str(path))
+    ids = ranker.vocabulary.parse(filter(None, map(str.strip, lines)))
     indices = ranker.vocabulary.index(ids, str(path)).tolist()
     if unknown := [item for item, index in zip(ids, indices, strict=True) if not index]:
         note(f"{path}: the catalogue lacks {len(unknown)} of {len(ids)} ids, first {unknown[0]!r}")

@@ -30,6 +30,8 @@ class Ranker:
         manifest: The manifest of the bundle.
         vocabulary: The ids of its items.
         uses_times: Whether the model was trained with the times of events.
+        time_unit: The unit of ``times`` and ``now``, that of the training events: ``"s"``,
+            ``"ms"``, ``"us"`` or ``"ns"`` since 1970, ``""`` if it is not known.
         engine: The engine that runs its graphs, for tools such as ``ranklet bench``.
     """
 
@@ -38,7 +40,7 @@ class Ranker:
     ) -> None:
         """Use ``Ranker.load``."""
         self.provider, self.manifest, self.vocabulary = engine.provider, manifest, vocabulary
-        self.uses_times = manifest.uses_times
+        self.uses_times, self.time_unit = manifest.uses_times, manifest.time_unit
         self.engine = engine
         self._opened = opened
         self._answers = Answers(engine, manifest, vocabulary, opened)
@@ -125,10 +127,9 @@ class Ranker:
         Args:
             history: Item ids, oldest first: a list or one-dimensional array. Only the latest
                 ``manifest.max_length`` known events count.
-            times: The time of each event, whole numbers in the unit of the training events
-                (usually seconds), not falling. Only a bundle with ``uses_times`` takes them, and it
-                ranks without them, too.
-            now: The time to rank for, not before the last event; None: unknown.
+            times: The time of each event, whole numbers in ``time_unit``, not falling. Only a
+                bundle with ``uses_times`` takes them, and it ranks without them, too.
+            now: The time to rank for in ``time_unit``, not before the last event; None: unknown.
             k: The number of items to return, at least 1; fewer if fewer are left.
             candidates: Rank only these. Ids that the catalogue lacks are dropped, repeated ones
                 count once.

@@ -1,10 +1,11 @@
-"""Tables from files and Arrow streams, with errors that name column, row and value.
+"""Tables from files, folders of parts and Arrow streams; errors name column, row and value.
 
-Errors count data rows from 1, without the csv header and blank lines. Only syntax errors in JSON
-lines count lines.
+Errors count data rows from 1, without the header and blank lines of text. Only syntax errors count
+lines.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +18,14 @@ from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
 from ranklet.files.json_lines import read_json_lines
 from ranklet.values import show
+from ranklet_training.data.delimited import Delimited
+from ranklet_training.data.columns import EXACT, MISSING, TEXT, whole_numbers
 
-SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".ndjson")
+_TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_JSON = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+SUFFIXES = (".parquet", *_TEXT, *_JSON)
 NUMBERS = (int, float)
+LISTED = 20  # names in a message
 _EXPECTED = "expected one row for each event, item or request"
 
 
@@ -30,49 +36,39 @@ class ArrowStream(Protocol):
         """Return the table as a capsule that holds a C stream."""
 
 
+Read = Callable[[list[str]], pl.DataFrame]  # some columns of a source
+
+
 class Table:
     """Opened source, whose columns are not checked yet."""
 
-    def __init__(
-        self, source: pl.LazyFrame | list[dict[str, Any]], name: str, *, is_text: bool = False
-    ) -> None:
-        """Take a frame, or the objects of JSON lines."""
-        self.name = name
+    def __init__(self, name: str, names: list[str], read: Read, *, is_text: bool = False) -> None:
+        """Take the names of the columns, and the function that reads some of them."""
+        self.name, self.names = name, names
         self.is_text = is_text  # csv, which has no types
         self.blank_lines = 0
-        self._source = source
-        if isinstance(source, list):
-            self.names = list(dict.fromkeys(column for row in source for column in row))
-            return
-        with _named(name):
-            self.names = source.collect_schema().names()
-        if any("\0" in column for column in self.names):
-            raise DataError(f"{name} is not UTF-8 text, it may be UTF-16; save it as UTF-8")
+        self.read = read
 
     def label(self, column: str) -> str:
         """Return the name of a column for messages."""
-        return f"{self.name}: column {column!r}"
+        return f"{self.name}: column {show(column)}"
 
-    def collect(self, names: dict[str, str], advice: str) -> pl.DataFrame:
+    def collect(self, names: dict[str, str], advice: Callable[[str], str]) -> pl.DataFrame:
         """Return the columns ``names`` (new name to source column) without blank lines.
 
-        ``advice`` ends the error on a missing column; its {} stands for user, item, ...
+        ``advice`` returns the end of the error on a missing column.
         """
         for ours, theirs in names.items():
             if theirs not in self.names:
                 raise DataError(
-                    f"{self.label(theirs)} is missing (columns: {', '.join(self.names)}); "
-                    + advice.format(ours.removesuffix("_id"))
+                    f"{self.label(theirs)} is missing (columns: {listed(self.names)}); "
+                    + advice(ours)
                 )
-            if f"{theirs}_duplicated_0" in self.names:
+            if self.names.count(theirs) > 1 or f"{theirs}_duplicated_0" in self.names:
                 raise DataError(f"{self.label(theirs)} is there twice; rename one of them")
         with _named(self.name):
-            source = self._source
-            if isinstance(source, list):
-                schema = list(names.values())
-                source = pl.from_dicts(source, schema=schema, infer_schema_length=None).lazy()
-            columns = [pl.col(theirs).alias(ours) for ours, theirs in names.items()]
-            frame = source.select(columns).collect()
+            frame = self.read(list(names.values()))
+        frame = frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
         if self.is_text:
             frame = frame.with_columns(pl.col(pl.String).replace("", None))
             rows = len(frame)
@@ -91,11 +87,12 @@ def open_table(
     texts: Collection[str] = (),
     infer_types: bool = False,
 ) -> Table:
-    """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table with an Arrow stream.
+    """Open a file or folder of parts with a suffix of SUFFIXES, or a table with an Arrow stream.
 
     The columns of each group of ``ids`` share one type: polars would turn 7 into "7" in mixed JSON.
-    ``lists`` are the id columns that hold lists. csv files and JSON lines keep ``texts`` as
-    written; ``infer_types`` infers the types of the other csv columns.
+    ``lists`` are the id columns that hold lists. Text files and JSON lines keep ``texts`` as
+    written; ``infer_types`` infers the types of the other columns of text files. The parts of a
+    folder follow each other in the order of their names.
 
     Raises:
         DataError: The source is missing, damaged or empty, or the ids of a group differ in type.
@@ -105,32 +102,136 @@ def open_table(
         if not hasattr(source, "__arrow_c_stream__"):
             raise DataError(f"can't read a {name}; pass a path or a table with the Arrow interface")
         with _named(name):
-            return Table(pl.DataFrame(source).lazy(), name)
+            return _lazy_table(name, pl.DataFrame(source).lazy())
     path = Path(source)
-    kind = path.name.lower()
+    if not path.is_dir():
+        return _open_file(path, ids, lists, texts, infer_types)
+    tables = []
+    for part in _parts(path):
+        tables.append(_open_file(part, ids, lists, texts, infer_types, is_part=True))
+
+    def read(columns: list[str]) -> pl.DataFrame:
+        for table in tables:
+            if lacking := set(columns) - set(table.names):
+                raise DataError(f"{table.label(min(lacking))} is missing, unlike in other parts")
+        return _concat([table.read(columns) for table in tables], str(path))
+
+    return Table(str(path), tables[0].names, read, is_text=tables[0].is_text)
+
+
+def _open_file(
+    path: Path,
+    ids: Sequence[Sequence[str]],
+    lists: Collection[str],
+    texts: Collection[str],
+    infer_types: bool,
+    is_part: bool = False,
+) -> Table:
+    name, kind = str(path), path.name.lower()
     if not path.is_file():
-        raise DataError(f"{path} is not a file; pass one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path} is no file or folder; pass one of {', '.join(SUFFIXES)}")
     if not kind.endswith(SUFFIXES):
         raise DataError(f"{path} has an unknown type; rename it to one of {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); {_EXPECTED}")
-    if kind.endswith((".jsonl", ".ndjson")):
+    if kind.endswith(_JSON):
         rows = _read_rows(path, ids, lists)
         for row in rows:
             # Numbers become text as written.
             row.update({name: str(row[name]) for name in texts if type(row.get(name)) in NUMBERS})
-        return Table(rows, str(path))
-    with _named(str(path)):
+        return Table(name, list(dict.fromkeys(column for row in rows for column in row)), _of(rows))
+    with _named(name):
         if kind.endswith(".parquet"):
-            return Table(pl.scan_parquet(path, glob=False), str(path))
-        frame = pl.scan_csv(
-            path,
-            glob=False,
-            infer_schema=infer_types,
-            infer_schema_length=None,
-            schema_overrides={column: pl.String for group in [*ids, texts] for column in group},
-        )
-        return Table(frame, str(path), is_text=True)
+            return _lazy_table(name, pl.scan_parquet(path, glob=False, hive_partitioning=is_part))
+        as_text = {column for group in [*ids, texts] for column in group}
+        text = Delimited(path, as_text)
+
+        def read(columns: list[str]) -> pl.DataFrame:
+            types = {column: pl.String for column in columns if column in as_text}
+            return text.read(columns, types, infer_types=infer_types)
+
+        return Table(name, text.header, read, is_text=True)
+
+
+def _lazy_table(name: str, frame: pl.LazyFrame) -> Table:
+    names = frame.collect_schema().names()
+    return Table(name, names, lambda columns: frame.select(columns).collect())
+
+
+def _of(rows: list[dict[str, Any]]) -> Read:
+    return lambda columns: pl.from_dicts(rows, schema=columns, infer_schema_length=None)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the data files of a folder as Spark, Dask and Hive write it, sorted by name.
+
+    Names that begin with a dot or an underscore are theirs: ``_SUCCESS``, checksums.
+    """
+    parts = [
+        part
+        for part in sorted(folder.rglob("*"))
+        if part.is_file()
+        and not any(name.startswith((".", "_")) for name in part.relative_to(folder).parts)
+    ]
+    if not parts:
+        raise DataError(f"the folder {folder} holds no parts; {_EXPECTED}")
+    kinds = {part: _kind(part) for part in parts}
+    for part, kind in kinds.items():
+        if kind is None or kind != kinds[parts[0]]:
+            raise DataError(
+                f"the folder {folder} holds {show(str(part.relative_to(folder)))}; the parts of a "
+                f"table are files of one type: {', '.join(SUFFIXES)}"
+            )
+    return parts
+
+
+def _kind(path: Path) -> str | None:
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
+    """Return the rows of all parts; no number becomes text or loses digits."""
+    columns = []
+    for parts in zip(*frames, strict=True):
+        if len({part.dtype for part in parts}) > 1:
+            parts = tuple(map(_integers_again, parts))
+        kinds = {kind: part.dtype for part in parts if (kind := _type_group(part.dtype))}
+        column = pl.concat([part.to_frame() for part in parts], how="vertical_relaxed").to_series()
+        if len(kinds) > 1 or (
+            column.dtype.is_float()
+            and any(whole_numbers(p.cast(pl.Float64))[1].any() for p in parts if p.dtype.is_integer())
+        ):
+            types = " and ".join(map(str, dict.fromkeys(part.dtype for part in parts)))
+            raise DataError(
+                f"{name}: column {show(column.name)} is {types} in different parts; write one type"
+            )
+        columns.append(column)
+    return pl.DataFrame(columns)
+
+
+def _integers_again(part: pl.Series) -> pl.Series:
+    """Return integers that pandas wrote as floats, since some are missing, as integers."""
+    if not part.dtype.is_numeric():
+        return part
+    numbers, lost = whole_numbers(part)
+    return part if lost.any() else numbers
+
+
+def _type_group(dtype: pl.DataType) -> str:
+    """Return a name for types that can follow each other in a column, "" for nulls alone."""
+    if dtype == pl.Null:
+        return ""
+    if dtype in TEXT:
+        return "text"
+    return "number" if dtype.is_numeric() else "time" if dtype.is_temporal() else str(dtype)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message, in bounded length."""
+    names = list(names)
+    shown = [name if len(name) <= 60 else f"{name[:60]}..." for name in names[:LISTED]]
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(shown) + more
 
 
 def write_frame(path: Path, frame: pl.DataFrame) -> None:
@@ -157,17 +258,20 @@ def refuse(
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turn errors and Rust panics of polars into DataError with the name of the source."""
+    """Turn errors and Rust panics of polars and gzip into DataError with the name of the source."""
     try:
         yield
     except DataError:
         raise
     # ValueError and TypeError come from other Arrow libraries, OverflowError from Python integers.
-    except (PolarsError, PanicException, OSError, ValueError, TypeError, OverflowError) as error:
+    except (
+        *(PolarsError, PanicException, OSError, ValueError, TypeError, OverflowError),
+        *(EOFError, zlib.error),
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{name} can't be read: {reason}; check that it is complete, of the type that its name "
-            "says, and in UTF-8"
+            f"{name} can't be read: {reason[:300]}; check that it is complete, of the type that "
+            "its name says, and in UTF-8"
         ) from error
 
 
@@ -183,18 +287,22 @@ def _read_rows(
         for number, row in enumerate(rows, start=1):
             for column in group:
                 value = row.get(column)
+                if type(value) is float and value.is_integer() and abs(value) <= EXACT:
+                    value = row[column] = int(value)  # as pandas writes a column with missing ids
+                elif isinstance(value, str) and value.strip() in MISSING:
+                    value = row[column] = None
                 if value is not None and isinstance(value, list) != (column in lists):
                     expected = "a list of ids" if column in lists else "text or an integer"
                     raise DataError(
-                        f"{path}: column {column!r} holds in row {number} {show(value)}, which is "
-                        f"not {expected}"
+                        f"{path}: column {show(column)} holds in row {number} {show(value)}, which "
+                        f"is not {expected}"
                     )
                 for part in value if isinstance(value, list) else [value]:
                     if part is not None and type(part) not in first_of:
                         first_of[type(part)] = f"{show(part)} in row {number}"
         if len(first_of) > 1:
             raise DataError(
-                f"{path}: column {' or '.join(map(repr, group))} mixes types: "
+                f"{path}: column {' or '.join(map(show, group))} mixes types: "
                 f"{' and '.join(first_of.values())}; write all ids as text, or all as integers"
             )
     return rows

@@ -46,8 +46,13 @@ def start_run(
     """
     check_new(path)
     ratings = split.training.ratings
+    if ratings is not None and np.isnan(ratings).any():
+        ratings = None
     if config.model.kind == "seed" and ratings is None:
-        raise RunError("the seed model learns from ratings, and the events have no rating column")
+        raise RunError(
+            "the seed model learns from ratings, and the events have no rating column, or one that "
+            "lacks values: give every event a rating"
+        )
     if config.model.time_gaps and events.frame["timestamp"].dtype != pl.Int64:
         raise RunError("time_gaps needs whole timestamps, and these have fractions: round them")
     catalogue = pl.DataFrame({"item_id": split.vocabulary.all_ids}).with_columns(
@@ -72,7 +77,7 @@ def start_run(
         "training_users": len(split.training),
         "rating_mean": None if ratings is None else float(ratings.mean()),
         "split": split.notes,
-        "reading": reading or {},
+        "reading": {**(reading or {}), **events.reading},
         "source": source,
     }
     versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
