@@ -13,7 +13,17 @@ _LIKELY = {
     ),
     "item_id": (
         *("itemid", "item", "iid", "productid", "product", "movieid", "articleid", "trackid"),
-        *("songid", "videoid", "contentid", "bookid", "gameid", "sku", "parentasin", "asin", "isbn"),
+        *(
+            "songid",
+            "videoid",
+            "contentid",
+            "bookid",
+            "gameid",
+            "sku",
+            "parentasin",
+            "asin",
+            "isbn",
+        ),
     ),
     "timestamp": (
         *("timestamp", "ts", "time", "datetime", "date", "eventtime", "createdat", "occurredat"),

@@ -116,7 +116,9 @@ class Delimited:
                 yield fields
                 row += bool(fields)
         except csv.Error as error:
-            raise DataError(f"{self.name} can't be read in row {row}: {error}; {_QUOTES}") from error
+            raise DataError(
+                f"{self.name} can't be read in row {row}: {error}; {_QUOTES}"
+            ) from error
 
 
 def _header(content: bytes, separator: str) -> list[str]:
@@ -148,6 +150,6 @@ def _count_lines(content: bytes, separator: str) -> int | None:
         ):
             return None
         ends = start + np.flatnonzero(data[start : start + _BLOCK] == _LF)
-        lines += np.count_nonzero((np.searchsorted(quotes, ends) + is_quoted) % 2 == 0)
+        lines += int(np.count_nonzero((np.searchsorted(quotes, ends) + is_quoted) % 2 == 0))
         is_quoted = (is_quoted + len(quotes)) % 2
     return None if is_quoted else lines

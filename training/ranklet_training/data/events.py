@@ -6,7 +6,7 @@
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from ranklet.values import show
 from ranklet_training.data.columns import TEXT, likely_column, whole_numbers, without_missing
 from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
 from ranklet_training.data.tables import ArrowStream, Table, listed, open_table, refuse
-from ranklet_training.data.times import NAMES, Times, TimeUnit, convert, read_times, show_time
+from ranklet_training.data.times import NAMES, in_unit, read_times, show_time
 
 DuplicatePolicy = Literal["none", "exact", "consecutive"]
 
@@ -57,8 +57,8 @@ class Events:
     rows_read: int
     dropped: dict[str, int]
     digest: str
-    time_unit: TimeUnit
-    unit_source: str  # how the unit is known: dates, or the size of the numbers
+    time_unit: str
+    is_dates: bool  # the unit is certain; that of numbers follows from their size
     notes: list[str]  # on columns, ids, times and ties
 
     @property
@@ -74,10 +74,13 @@ class Events:
         """Return one line on the events and the dropped rows."""
         times = self.frame["timestamp"].sort()
         first, last = (show_time(times[place], self.time_unit) for place in (0, -1))
+        unit = NAMES[self.time_unit]
+        if self.time_unit:
+            unit = f"dates, in {unit}" if self.is_dates else f"{unit}, by their size"
         return (
             f"{self.users:,} users, {self.items:,} items, {len(self.frame):,} events "
             f"of {self.rows_read:,} rows (dropped: {_counts(self.dropped) or 'none'}), "
-            f"time {first} to {last} (in {NAMES[self.time_unit]}{self.unit_source})"
+            f"time {first} to {last} ({unit})"
         )
 
 
@@ -115,7 +118,6 @@ def read_events(
     like = like or {}
     table = open_table(source, [[columns.user], [columns.item]])
     names = {"user_id": columns.user, "item_id": columns.item, "timestamp": columns.timestamp}
-    needed = list(names)
     for ours, theirs in (("event", columns.event), ("rating", columns.rating)):
         if theirs and (theirs in table.names or theirs != ours):
             names[ours] = theirs
@@ -128,26 +130,25 @@ def read_events(
         is_untyped = table.is_text or known is not None
         read[name] = parse_ids(raw[name], labels[name], kind, is_untyped)
         notes += describe_ids(raw[name], read[name], name)
-    times = read_times(raw["timestamp"], labels["timestamp"])
+    original = read_times(raw["timestamp"], labels["timestamp"])
+    times, note = in_unit(original, like.get("time_unit"), labels["timestamp"])
     read["timestamp"] = times.values
-    parsers: dict[str, Callable[[pl.Series, str], pl.Series]]
-    parsers = {"event": _event_types, "rating": _ratings}
-    for name in [name for name in names if name in parsers]:
+    for name, parse in (("event", _event_types), ("rating", _ratings)):
         try:
-            read[name] = parsers[name](raw[name], labels[name])
+            if name in names:
+                read[name] = parse(raw[name], labels[name])
         except DataError as error:
             if names.pop(name) != name:
                 raise
             notes.append(f"{name} is left out: {error}")
-    frame, dropped = _complete(pl.DataFrame(read), raw, needed)
-    dropped = {"blank lines": table.blank_lines, **dropped}
+    frame, lacking = _complete(pl.DataFrame({**read, "order": original.values}), raw)
     if frame.is_empty():
-        raise DataError(f"{table.name} has no row with user, item and time: {_counts(dropped)}")
-    frame = frame.sort("user_id", "timestamp", maintain_order=True)
-    frame, unit, unit_note = _in_unit(frame, times, like.get("time_unit"), labels["timestamp"])
+        raise DataError(f"{table.name} has no row with user, item and time: {_counts(lacking)}")
+    frame = frame.sort("user_id", "order", maintain_order=True).drop("order")
     kept = _drop_duplicates(frame, duplicates)
-    dropped[f"{duplicates} duplicates"] = len(frame) - len(kept)
-    notes = [_describe_columns(table, names, columns), *notes, unit_note, _describe_ties(kept)]
+    repeats = {f"{duplicates} duplicates": len(frame) - len(kept)}
+    dropped = {"blank lines": table.blank_lines, **lacking, **repeats}
+    notes = [_describe_columns(table, names, columns), *notes, note, _describe_ties(kept)]
     return Events(
         frame=kept,
         users=kept["user_id"].n_unique(),
@@ -155,8 +156,8 @@ def read_events(
         rows_read=len(raw) + table.blank_lines,
         dropped={reason: count for reason, count in dropped.items() if count},
         digest=frame_digest(kept),
-        time_unit=unit,
-        unit_source="" if not unit else " of dates" if times.is_dates else ", by their size",
+        time_unit=times.unit,
+        is_dates=times.is_dates,
         notes=[note for note in notes if note],
     )
 
@@ -165,46 +166,26 @@ def check_time_unit(events: Events, unit: str | None) -> None:
     """Raise DataError if times are not in the unit of a model that uses them; None: any unit."""
     if unit is not None and events.time_unit != unit:
         raise DataError(
-            f"the times of the log are in {NAMES[events.time_unit]}, and the model was trained on "
-            f"times in {NAMES[unit]}, which it uses: give times since 1970 in that unit, or dates"  # type: ignore[index]  # from Events.reading
+            f"the times of the log are {NAMES[events.time_unit]}, and the model uses times, in its "
+            f"training {NAMES[unit]}: give times in that unit, since 1970 if it is known, or dates"
         )
 
 
-def _complete(
-    frame: pl.DataFrame, raw: pl.DataFrame, needed: list[str]
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return the rows that have all needed values, and the number of the others by reason."""
-    dropped = {}
+def _complete(frame: pl.DataFrame, raw: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the rows that have user, item and time, and the number of the others by reason."""
+    lacking = {}
     is_kept = pl.repeat(value=True, n=len(frame), eager=True)
-    for name in needed:
-        lacks = is_kept & frame[name].is_null()
-        if lacks.any():
-            row = lacks.arg_max() or 0
-            dropped[f"rows without {name}, first row {row + 1}: {show(raw[name][row])}"] = lacks.sum()
-            is_kept &= ~lacks
-    return frame.filter(is_kept), dropped
+    for name in ("user_id", "item_id", "timestamp"):
+        rows = (is_kept & frame[name].is_null()).arg_true()
+        if len(rows):
+            first = f"row {rows[0] + 1}: {show(raw[name][rows[0]])}"
+            lacking[f"rows without {name}, first {first}"] = len(rows)
+            is_kept &= frame[name].is_not_null()
+    return frame.filter(is_kept), lacking
 
 
 def _counts(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
-
-
-def _in_unit(
-    frame: pl.DataFrame, times: Times, unit: str | None, label: str
-) -> tuple[pl.DataFrame, TimeUnit, str]:
-    """Return events with times in a unit of a model, if it is known, and their unit and a note."""
-    if unit is None or unit == times.unit:
-        return frame, times.unit, ""
-    if unit == "" and not times.is_dates:  # plain numbers, as in the training
-        return frame, "", ""
-    if unit == "" or times.unit == "":
-        example = show(frame["timestamp"][0])
-        return frame, times.unit, (
-            f"times are in {NAMES[times.unit]}, such as {example}, and the model was trained on "
-            f"times in {NAMES[unit]}: only their order counts"
-        )
-    converted = convert(frame["timestamp"], times.unit, unit, label)
-    return frame.with_columns(converted), unit, ""
 
 
 def _mapping_advice(ours: str, names: list[str]) -> str:
@@ -229,7 +210,7 @@ def _describe_ties(frame: pl.DataFrame) -> str:
     """Return a note if most events of users have the time of the event before."""
     is_same_user = frame["user_id"] == frame["user_id"].shift(1)
     is_tie = (is_same_user & (frame["timestamp"] == frame["timestamp"].shift(1))).fill_null(False)
-    if is_tie.sum() <= _MANY_TIES * is_same_user.sum():
+    if int(is_tie.sum()) <= _MANY_TIES * int(is_same_user.sum()):
         return ""
     count = (is_tie | is_tie.shift(-1, fill_value=False)).sum()
     return (

@@ -49,8 +49,9 @@ def parse_ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> 
         return values.cast(pl.Int64)
     if values.dtype.is_numeric():
         numbers, lost = whole_numbers(values)
-        advice = "ids are text or integers: within int64, and as floats within 2^53"
-        refuse(lost, values, label, "is no id", advice)
+        advice = "write the ids as text, or as integers (floats are exact up to 2^53)"
+        problem = "exceeds int64" if values.dtype.is_integer() else "is no integer"
+        refuse(lost, values, label, problem, advice)
         return numbers.cast(pl.String) if id_type == "string" else numbers
     if values.dtype != pl.String:
         example = show(values.drop_nulls().head(1).to_list())

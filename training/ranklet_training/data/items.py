@@ -55,9 +55,13 @@ def read_items(
 
 
 def _advice(ours: str, names: list[str]) -> str:
-    option, python = ("--item-column", "item_column") if ours == "item_id" else (
-        "--title-column",
-        "title_column",
+    option, python = (
+        ("--item-column", "item_column")
+        if ours == "item_id"
+        else (
+            "--title-column",
+            "title_column",
+        )
     )
     if likely := likely_column(ours, names):
         return f"is it {show(likely)}? Say {option} {likely!r}, in Python {python}"
@@ -93,5 +97,3 @@ def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
             f"{name} has ids like {show(items['item_id'][0])}: write both alike"
         )
     return f"{name} has no row for {len(lacking):,} of {len(known):,} items, first {first}"
-
-

@@ -18,8 +18,8 @@ from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
 from ranklet.files.json_lines import read_json_lines
 from ranklet.values import show
-from ranklet_training.data.delimited import Delimited
 from ranklet_training.data.columns import EXACT, MISSING, TEXT, whole_numbers
+from ranklet_training.data.delimited import Delimited
 
 _TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _JSON = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -129,7 +129,7 @@ def _open_file(
 ) -> Table:
     name, kind = str(path), path.name.lower()
     if not path.is_file():
-        raise DataError(f"{path} is no file or folder; pass one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path} is not a file or folder; pass one of {', '.join(SUFFIXES)}")
     if not kind.endswith(SUFFIXES):
         raise DataError(f"{path} has an unknown type; rename it to one of {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
@@ -199,7 +199,9 @@ def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
         column = pl.concat([part.to_frame() for part in parts], how="vertical_relaxed").to_series()
         if len(kinds) > 1 or (
             column.dtype.is_float()
-            and any(whole_numbers(p.cast(pl.Float64))[1].any() for p in parts if p.dtype.is_integer())
+            and any(
+                whole_numbers(p.cast(pl.Float64))[1].any() for p in parts if p.dtype.is_integer()
+            )
         ):
             types = " and ".join(map(str, dict.fromkeys(part.dtype for part in parts)))
             raise DataError(
@@ -275,6 +277,14 @@ def _named(name: str) -> Iterator[None]:
         ) from error
 
 
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of JSON)
+    """Return None for a missing id, and an integer for a whole float, as pandas may write it."""
+    if isinstance(value, str) and value.strip() in MISSING:
+        return None
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
+    return int(value) if is_whole else value
+
+
 def _read_rows(
     path: Path, ids: Sequence[Sequence[str]], lists: Collection[str]
 ) -> list[dict[str, Any]]:
@@ -286,11 +296,7 @@ def _read_rows(
         first_of: dict[type, str] = {}
         for number, row in enumerate(rows, start=1):
             for column in group:
-                value = row.get(column)
-                if type(value) is float and value.is_integer() and abs(value) <= EXACT:
-                    value = row[column] = int(value)  # as pandas writes a column with missing ids
-                elif isinstance(value, str) and value.strip() in MISSING:
-                    value = row[column] = None
+                value = row[column] = _plain(row.get(column))
                 if value is not None and isinstance(value, list) != (column in lists):
                     expected = "a list of ids" if column in lists else "text or an integer"
                     raise DataError(

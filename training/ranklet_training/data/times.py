@@ -1,7 +1,6 @@
 """Times of events: numbers, dates and ISO text as exact numbers of a known unit, if it is known."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -10,11 +9,11 @@ from ranklet.values import show
 from ranklet_training.data.columns import whole_numbers, without_missing
 from ranklet_training.data.tables import refuse
 
-TimeUnit = Literal["s", "ms", "us", "ns", ""]  # since 1970; "": plain numbers of an unknown unit
-SCALES: dict[TimeUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # a second
-NAMES: dict[TimeUnit, str] = {
+# Units of times since 1970, and how many make a second. "" stands for numbers of an unknown unit.
+SCALES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+NAMES = {
     **{"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"},
-    "": "a unit that is not known",
+    "": "numbers of an unknown unit",
 }
 # Numbers between 1980 and 2100 in a unit are taken for that unit; the ranges do not overlap.
 _EARLIEST, _LATEST = 315_532_800, 4_102_444_800
@@ -31,7 +30,7 @@ class Times:
     """Column of times, int64 if that is exact, else float64; missing ones are null."""
 
     values: pl.Series
-    unit: TimeUnit
+    unit: str
     is_dates: bool  # the unit is certain
 
 
@@ -53,8 +52,7 @@ def read_times(values: pl.Series, label: str) -> Times:
     elif values.dtype == pl.Date:
         return Times(values.cast(pl.Int64) * (86_400 * SCALES["us"]), "us", is_dates=True)
     elif isinstance(values.dtype, pl.Datetime):
-        unit: TimeUnit = values.dtype.time_unit
-        return _dates(values.cast(pl.Int64), unit, label)
+        return _dates(values.cast(pl.Int64), values.dtype.time_unit, label)
     elif values.dtype.is_numeric() or values.dtype == pl.Null:
         numbers = _numbers(values, label)
     else:
@@ -63,22 +61,39 @@ def read_times(values: pl.Series, label: str) -> Times:
     return Times(numbers, _unit_by_size(numbers), is_dates=False)
 
 
-def convert(times: pl.Series, unit: TimeUnit, to: TimeUnit, label: str) -> pl.Series:
-    """Return times in another unit, rounded down; both units are known.
+def in_unit(times: Times, unit: str | None, label: str) -> tuple[Times, str]:
+    """Return times in the unit of a model, rounded down, and a note if that can't be done.
+
+    None is a model that does not tell its unit, "" one of plain numbers.
 
     Raises:
-        DataError: A time exceeds int64 in the finer unit.
+        DataError: A time exceeds int64 in that unit.
     """
+    if unit is None or unit == times.unit:
+        return times, ""
+    if not times.is_dates and unit == "":
+        return replace(times, unit=""), ""
+    if unit and times.unit:
+        return replace(times, values=_convert(times.values, times.unit, unit, label), unit=unit), ""
+    example = show(times.values.drop_nulls().head(1).to_list())
+    return times, (
+        f"times are {NAMES[times.unit]}, such as {example}, and the model was trained on "
+        f"{NAMES[unit]}: only their order counts"
+    )
+
+
+def _convert(times: pl.Series, unit: str, to: str, label: str) -> pl.Series:
     factor, divisor = SCALES[to] // SCALES[unit], SCALES[unit] // SCALES[to]
+    is_float = times.dtype.is_float()
     if divisor > 1:
-        return (times / divisor).floor() if times.dtype.is_float() else times // divisor
-    limit = (2**63 - 1) // max(factor, 1)
+        return (times / divisor).floor().cast(pl.Int64) if is_float else times // divisor
+    limit = (2**63 - 1) // factor
     too_large = ~times.is_between(-limit, limit)
     refuse(too_large, times, label, f"exceeds int64 in {NAMES[to]}", "use a coarser unit")
     return times * factor
 
 
-def show_time(time: float, unit: TimeUnit) -> str:
+def show_time(time: float, unit: str) -> str:
     """Return a time as a date if its unit is known."""
     if not unit:
         return str(time)
@@ -86,36 +101,42 @@ def show_time(time: float, unit: TimeUnit) -> str:
     return str(pl.from_epoch(seconds, "s").dt.to_string("%Y-%m-%d %H:%M:%S")[0])
 
 
-def _unit_by_size(times: pl.Series) -> TimeUnit:
-    low, high = times.min(), times.max()
+def _unit_by_size(times: pl.Series) -> str:
+    known = times.drop_nulls()
     for unit, scale in SCALES.items():
-        if low is not None and _EARLIEST * scale <= low and high <= _LATEST * scale:
+        if len(known) and known.is_between(_EARLIEST * scale, _LATEST * scale).all():
             return unit
     return ""
 
 
-def _dates(instants: pl.Series, unit: TimeUnit, label: str) -> Times:
+def _dates(instants: pl.Series, unit: str, label: str) -> Times:
     """Return instants in microseconds, unless they have nanoseconds."""
     if unit == "ns" and (instants % 1000 != 0).any():
         return Times(instants, "ns", is_dates=True)
-    return Times(convert(instants, unit, "us", label), "us", is_dates=True)
+    return Times(_convert(instants, unit, "us", label), "us", is_dates=True)
 
 
 def _parse_dates(values: pl.Series, label: str) -> Times:
     """Return the instants of ISO dates; either all have a zone, or none has."""
-    text = pl.col("text")  # 2024-05-01T12:00[:00[.000]][zone]; slices are ten times as fast as groups
+    text = pl.col(
+        "text"
+    )  # 2024-05-01T12:00[:00[.000]][zone]; slices are ten times as fast as groups
     day = text.str.head(10).str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Int64)
     has_second = text.str.slice(16, 1) == ":"
     tail = text.str.slice(pl.when(has_second).then(19).otherwise(16))
     zone = tail.str.strip_chars_start(".,0123456789")
     fraction = tail.str.head(tail.str.len_bytes() - zone.str.len_bytes())
     nanosecond = fraction.str.strip_chars_start(".,").str.pad_end(9, "0").str.head(9)
-    parsed = values.alias("text").to_frame().select(
-        minute=(day * 24 + _digits(text, 11)) * 60 + _digits(text, 14),
-        second=pl.when(has_second).then(_digits(text, 17)).otherwise(0),
-        nanosecond=nanosecond.cast(pl.Int64),
-        zone=zone.str.strip_chars(),
-        is_iso=text.str.contains(_ISO),
+    parsed = (
+        values.alias("text")
+        .to_frame()
+        .select(
+            minute=(day * 24 + _digits(text, 11)) * 60 + _digits(text, 14),
+            second=pl.when(has_second).then(_digits(text, 17)).otherwise(0),
+            nanosecond=nanosecond.cast(pl.Int64),
+            zone=zone.str.strip_chars(),
+            is_iso=text.str.contains(_ISO),
+        )
     )
     bad = parsed["minute"].is_null() | ~parsed["is_iso"]
     refuse(bad & values.is_not_null(), values, label, "is no date", ADVICE)
@@ -126,7 +147,7 @@ def _parse_dates(values: pl.Series, label: str) -> Times:
     seconds = (parsed["minute"] - parsed["zone"].replace_strict(east)) * 60 + parsed["second"]
     if not (parsed["nanosecond"] % 1000 != 0).any():
         return Times(seconds * SCALES["us"] + parsed["nanosecond"] // 1000, "us", is_dates=True)
-    nanoseconds = convert(seconds, "s", "ns", label) + parsed["nanosecond"]
+    nanoseconds = _convert(seconds, "s", "ns", label) + parsed["nanosecond"]
     return Times(nanoseconds, "ns", is_dates=True)
 
 
