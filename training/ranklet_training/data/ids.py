@@ -61,7 +61,9 @@ def parse_ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> 
         )
     if id_type == "string" or (id_type == "auto" and not is_text):
         return values
-    shortest = values.str.replace(_WHOLE_FLOAT, "$1")
+    is_float = _are_whole_floats(values)
+    has_floats = _are_whole_floats(values).any()
+    shortest = values.str.replace(_WHOLE_FLOAT, "$1") if has_floats else values
     numbers = shortest.cast(pl.Int64, strict=False)
     no_number = values.is_not_null() & (
         numbers.is_null() | ~shortest.str.contains(_CANONICAL_INTEGER)
@@ -69,6 +71,11 @@ def parse_ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> 
     if id_type == "int64":
         refuse(no_number, values, label, "is not an int64 id", "read the ids as text (string)")
     return values if no_number.any() else numbers
+
+
+def _are_whole_floats(texts: pl.Series) -> pl.Series:
+    points = texts.str.contains(".", literal=True)  # quick, and as a rule there are none
+    return points & texts.str.contains(_WHOLE_FLOAT) if points.any() else points
 
 
 def describe_ids(raw: pl.Series, ids: pl.Series, name: str) -> list[str]:
@@ -89,7 +96,7 @@ def describe_ids(raw: pl.Series, ids: pl.Series, name: str) -> list[str]:
         ]
     if raw.dtype.is_float():
         return [f"{name}: ids are floats, read as integers (12.0 as 12)"]
-    if raw.dtype in TEXT and (whole := raw.cast(pl.String).str.contains(_WHOLE_FLOAT)).any():
+    if raw.dtype in TEXT and (whole := _are_whole_floats(raw.cast(pl.String))).any():
         example = raw.filter(whole)[0]
         return [f"{name}: {whole.sum():,} ids such as {show(example)} are read as integers"]
     return []
