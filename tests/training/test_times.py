@@ -93,18 +93,18 @@ def test_datetimes_of_any_unit_and_zone_are_equal(dates: pl.Series) -> None:
 @pytest.mark.parametrize(
     ("values", "dtype", "message"),
     [
-        (["2024-05-01", "2024-02-30"], None, "is no date in row 2: '2024-02-30'; give numbers, such"),
+        (["2024-05-01", "2024-02-30"], None, "is no date in row 2: '2024-02-30'; give numbers"),
         (["2024-05-01", "2024-05-01 24:00"], None, "is no date in row 2: '2024-05-01 24:00'"),
         (["2024-05-01", "2024-05-01 12:60"], None, "is no date in row 2"),
         (["2024-05-01", "17"], None, "is no date in row 2: '17'"),
         (["17", "2024-05-01"], None, "is neither a number nor an ISO date in row 2: '2024-05-01'"),
-        (["05/01/2024"], None, "is neither a number nor an ISO date in row 1: .* like 2024-05-01 or"),
+        (["05/01/2024"], None, "is neither a number nor an ISO date in row 1: .* like 2024-05-01"),
         (["May 1, 2024"], None, "is neither a number"),
         (["2024-05-01T12:00Z", "2024-05-01T12:00"], None, "has a zone, unlike others in row 1"),
         (["9999-01-01T00:00:00.000000001"], None, "exceeds int64 in nanoseconds in row 1"),
         (["1", "inf"], None, "is not finite in row 2: 'inf'"),
-        (["1", "9223372036854775808"], None, r"exceeds int64 in row 2: Decimal\('9223372036854775808"),
-        (["1.5", "1700000000.123456788", "1700000000.123456789"], None, "more digits than .* row 2"),
+        (["1", "9223372036854775808"], None, r"exceeds int64 in row 2: Decimal\('9223"),
+        (["1.5", "1700000000.123456788", "1700000000.123456789"], None, "more digits .* row 2"),
         ([1, 2**63], pl.UInt64, "exceeds int64 in row 2: 9223372036854775808"),
         ([1, 2**100], pl.Int128, "exceeds int64 in row 2: 1267650600228229401496703205376"),
         ([Decimal(2**63)], pl.Decimal(38, 0), "exceeds int64 in row 1"),
@@ -207,10 +207,9 @@ def test_a_log_in_another_unit_has_the_digest_of_the_training_log(tmp_path: Path
 def test_plain_numbers_are_no_unit_of_a_model() -> None:
     plain = read_events(log_of([1, 2]), like={"time_unit": "s"})
     assert plain.time_unit == ""
-    assert "times are numbers of an unknown unit, such as [1], and the model was trained on sec" in (
-        plain.notes[-1]
-    )
-    with pytest.raises(DataError, match="times of the log are numbers of an unknown unit, .*seconds"):
+    note = "times are numbers of an unknown unit, such as [1], and the model was trained on seconds"
+    assert plain.notes[-1].startswith(note)
+    with pytest.raises(DataError, match=r"the log are numbers of an unknown unit, .*seconds"):
         check_time_unit(plain, "s")
     check_time_unit(plain, None)  # an old run does not tell
 
@@ -219,7 +218,7 @@ def test_dates_are_no_plain_numbers_of_a_model() -> None:
     numbers = read_events(log_of([NOON, NOON + 1]), like={"time_unit": ""})
     check_time_unit(numbers, "")
     dates = log_of([NOON, NOON + 1]).with_columns(pl.from_epoch("timestamp"))
-    with pytest.raises(DataError, match="the times of the log are microseconds, and the model uses"):
+    with pytest.raises(DataError, match="times of the log are microseconds, and the model uses"):
         check_time_unit(read_events(dates, like={"time_unit": ""}), "")
 
 

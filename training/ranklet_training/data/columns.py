@@ -44,7 +44,7 @@ MISSING = frozenset(
     )
 )
 TEXT = (pl.String, pl.Categorical, pl.Enum)
-EXACT = 2**53  # up to it, float64 holds every integer
+EXACT = 2**53 - 1  # beyond it, a float64 may be a rounded integer
 
 
 def likely_column(ours: str, names: Sequence[str]) -> str | None:

@@ -61,7 +61,6 @@ def parse_ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> 
         )
     if id_type == "string" or (id_type == "auto" and not is_text):
         return values
-    is_float = _are_whole_floats(values)
     has_floats = _are_whole_floats(values).any()
     shortest = values.str.replace(_WHOLE_FLOAT, "$1") if has_floats else values
     numbers = shortest.cast(pl.Int64, strict=False)

@@ -193,21 +193,22 @@ def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
     """Return the rows of all parts; no number becomes text or loses digits."""
     columns = []
     for parts in zip(*frames, strict=True):
-        if len({part.dtype for part in parts}) > 1:
+        types = list(dict.fromkeys(part.dtype for part in parts))
+        if len(types) > 1:
             parts = tuple(map(_integers_again, parts))
-        kinds = {kind: part.dtype for part in parts if (kind := _type_group(part.dtype))}
-        column = pl.concat([part.to_frame() for part in parts], how="vertical_relaxed").to_series()
-        if len(kinds) > 1 or (
-            column.dtype.is_float()
-            and any(
-                whole_numbers(p.cast(pl.Float64))[1].any() for p in parts if p.dtype.is_integer()
-            )
-        ):
-            types = " and ".join(map(str, dict.fromkeys(part.dtype for part in parts)))
+        has_floats = any(part.dtype.is_float() for part in parts)
+        would_round = has_floats and any(
+            whole_numbers(part.cast(pl.Float64))[1].any()
+            for part in parts
+            if part.dtype.is_integer()
+        )
+        if would_round or len({_type_group(part.dtype) for part in parts} - {""}) > 1:
             raise DataError(
-                f"{name}: column {show(column.name)} is {types} in different parts; write one type"
+                f"{name}: column {show(parts[0].name)} is {' and '.join(map(str, types))} in "
+                "different parts; write one type"
             )
-        columns.append(column)
+        column = pl.concat([part.to_frame() for part in parts], how="vertical_relaxed")
+        columns.append(column.to_series())
     return pl.DataFrame(columns)
 
 
