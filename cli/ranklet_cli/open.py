@@ -94,7 +94,7 @@ def prepare(
     Items have ids of the log's type. Notes go to stderr.
     """
     from ranklet_training.data.features import describe_feature
-    from ranklet_training.data.items import describe_items, note_unmatched, read_items
+    from ranklet_training.data.items import describe_items, match_ids, note_unmatched, read_items
     from ranklet_training.runs.presets import configure, recommend
 
     log = read_log(events, reading)
@@ -104,13 +104,10 @@ def prepare(
     config = configure({**recommended, **chosen})
     catalogue = None
     if items is not None:
-        is_text = str(log.frame["item_id"].dtype) == "String"
-        catalogue = read_items(
-            items,
-            item_column=reading["item_column"],
-            title_column=reading["title_column"],
-            id_type="string" if is_text else "int64",
+        table = read_items(
+            items, item_column=reading["item_column"], title_column=reading["title_column"]
         )
+        catalogue = match_ids(table, log.frame["item_id"])
         features = [name for name in config.train.feature_names if name in catalogue.columns]
         for line in (
             describe_items(catalogue, features),

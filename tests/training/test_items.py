@@ -8,7 +8,7 @@ import pytest
 
 from ranklet.errors import DataError
 from ranklet_training.data.events import read_events
-from ranklet_training.data.items import describe_items, note_unmatched, read_items
+from ranklet_training.data.items import describe_items, match_ids, note_unmatched, read_items
 
 SMALL = pl.DataFrame({"user_id": [2, 1], "item_id": [7, 8], "timestamp": [50, 40]})
 
@@ -83,3 +83,26 @@ def test_titles_of_another_name_are_suggested_and_read(name: str) -> None:
         read_items(file, title_column="titel")
     with pytest.raises(DataError, match="'title' is there beside 'name'"):
         read_items(pl.DataFrame({"item_id": [1], "name": "a", "title": "b"}), title_column="name")
+
+
+@pytest.mark.parametrize(
+    ("ids", "log", "expected"),
+    [
+        (["7", "007", "NEW-7", "8"], [7, 8], [7, 8]),
+        ([7, 8], ["7", "007"], ["7", "8"]),
+        (["7", "a"], ["a"], ["7", "a"]),
+        ([7], [7], [7]),
+    ],
+)
+def test_ids_of_items_get_the_type_of_the_log(
+    ids: list[Any], log: list[Any], expected: list[Any]
+) -> None:
+    items = read_items(pl.DataFrame({"item_id": ids}))
+    assert match_ids(items, pl.Series(log))["item_id"].to_list() == expected
+
+
+def test_an_unmatched_file_of_another_type_is_named() -> None:
+    log = read_events(SMALL)
+    items = match_ids(read_items(pl.DataFrame({"item_id": ["sku-7", "sku-8"]})), pl.Series([7]))
+    with pytest.raises(DataError, match="none of the 2 items of the log has a row in F, first 7"):
+        note_unmatched(log, items, "F")

@@ -68,6 +68,16 @@ def _advice(ours: str, names: list[str]) -> str:
     return f"give the column this name, or say {option} NAME, in Python {python}"
 
 
+def match_ids(items: pl.DataFrame, log_ids: pl.Series) -> pl.DataFrame:
+    """Return items with ids of a log's type; ids that its type can't hold are of no event."""
+    ids = items["item_id"]
+    if ids.dtype == log_ids.dtype:
+        return items
+    matched = ids.cast(log_ids.dtype, strict=False)
+    is_same = (matched.cast(ids.dtype) == ids).fill_null(value=False)  # 7 is "7", not "007"
+    return items.with_columns(matched).filter(is_same)
+
+
 def describe_items(items: pl.DataFrame, features: Sequence[str]) -> str:
     """Return a line on the columns of an item file that are used, and on the others."""
     used = [name for name in items.columns if name in ("item_id", "title", *features)]
@@ -92,8 +102,9 @@ def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
         return ""
     first = show(lacking[0])
     if len(lacking) == len(known):
+        example = f"{name} has ids like {show(items['item_id'][0])}: " if len(items) else ""
         raise DataError(
             f"none of the {len(known):,} items of the log has a row in {name}, first {first}; "
-            f"{name} has ids like {show(items['item_id'][0])}: write both alike"
+            f"{example}write ids alike in both"
         )
     return f"{name} has no row for {len(lacking):,} of {len(known):,} items, first {first}"
