@@ -12,18 +12,8 @@ _LIKELY = {
         *("memberid", "accountid", "reviewerid", "profileid", "sessionid", "session"),
     ),
     "item_id": (
-        *("itemid", "item", "iid", "productid", "product", "movieid", "articleid", "trackid"),
-        *(
-            "songid",
-            "videoid",
-            "contentid",
-            "bookid",
-            "gameid",
-            "sku",
-            "parentasin",
-            "asin",
-            "isbn",
-        ),
+        *("itemid", "item", "iid", "productid", "product", "sku", "movieid", "articleid"),
+        *("trackid", "songid", "videoid", "contentid", "bookid", "gameid", "parentasin", "asin"),
     ),
     "timestamp": (
         *("timestamp", "ts", "time", "datetime", "date", "eventtime", "createdat", "occurredat"),

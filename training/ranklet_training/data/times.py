@@ -118,9 +118,7 @@ def _dates(instants: pl.Series, unit: str, label: str) -> Times:
 
 def _parse_dates(values: pl.Series, label: str) -> Times:
     """Return the instants of ISO dates; either all have a zone, or none has."""
-    text = pl.col(
-        "text"
-    )  # 2024-05-01T12:00[:00[.000]][zone]; slices are ten times as fast as groups
+    text = pl.col("text")  # 2024-05-01T12:00[:00[.000]][zone]; cut at fixed places, which is fast
     day = text.str.head(10).str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Int64)
     has_second = text.str.slice(16, 1) == ":"
     tail = text.str.slice(pl.when(has_second).then(19).otherwise(16))
@@ -133,7 +131,7 @@ def _parse_dates(values: pl.Series, label: str) -> Times:
         .select(
             minute=(day * 24 + _digits(text, 11)) * 60 + _digits(text, 14),
             second=pl.when(has_second).then(_digits(text, 17)).otherwise(0),
-            nanosecond=nanosecond.cast(pl.Int64),
+            nanosecond=nanosecond.cast(pl.Int64, strict=False),
             zone=zone.str.strip_chars(),
             is_iso=text.str.contains(_ISO),
         )
