@@ -102,18 +102,15 @@ def test_parts_that_do_not_fit_are_named(
             "the folder .* holds 'part-1.csv'; the parts of a table",
         ),
         (["README.md"], "the folder .* holds 'README.md'"),
-        (["part-0.parquet", "part-1.parquet"], "'item_id' is missing, unlike in other parts"),
-        (["part-0.parquet", "part-1.parquet", "part-2.parquet"], r"part-2.parquet is empty \(0 by"),
+        (["part-0.parquet", "part-1.parquet"], r"part-1.parquet is empty \(0 bytes\)"),
     ],
 )
 def test_a_folder_that_is_no_table_is_named(tmp_path: Path, files: list[str], message: str) -> None:
-    for place, name in enumerate(files):
-        (tmp_path / name).touch()
-        if name.endswith("0.parquet"):
+    for name in files:
+        is_text = name.endswith((".csv", ".txt", ".md"))
+        (tmp_path / name).write_text("user_id,item_id,timestamp\n1,2,3\n" if is_text else "")
+        if name == "part-0.parquet":
             LOG.write_parquet(tmp_path / name)
-        if name.endswith("1.parquet"):
-            LOG.drop("item_id").write_parquet(tmp_path / name)
-        assert place < 3
     with pytest.raises(DataError, match=message):
         read_events(tmp_path)
 
@@ -148,3 +145,25 @@ def test_numbers_and_words_of_json_lines_do_not_mix_types(tmp_path: Path) -> Non
     lines = [{"user_id": u, "item_id": i, "timestamp": t} for t, (u, i) in enumerate(rows)]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert read_events(tmp_path / "log.jsonl").frame["item_id"].to_list() == [7, 8]
+
+
+def test_parts_are_counted_and_not_spelled(tmp_path: Path) -> None:
+    for part in (10, 2, 1):
+        log = pl.DataFrame({"user_id": 1, "item_id": [part], "timestamp": [0]})
+        log.write_parquet(tmp_path / f"part.{part}.parquet")
+    assert read_events(tmp_path).frame["item_id"].to_list() == [1, 2, 10]
+
+
+def test_empty_parts_of_spark_hold_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "part-00000.csv").touch()
+    (tmp_path / "part-00001.csv").write_text("user_id,item_id,timestamp\n1,2,3\n")
+    (tmp_path / "part-00002.csv").write_text("user_id,item_id,timestamp\n")
+    assert read_events(tmp_path).frame.rows() == [(1, 2, 3)]
+
+
+def test_a_column_that_a_part_lacks_is_null_in_it(tmp_path: Path) -> None:
+    LOG[:2].write_ndjson(tmp_path / "0.jsonl")
+    LOG[2:].with_columns(rating=pl.lit(4)).write_ndjson(tmp_path / "1.jsonl")
+    assert read_events(tmp_path).frame["rating"].to_list() == [None, None, 4.0, 4.0]
+    LOG[2:].drop("item_id").write_ndjson(tmp_path / "2.jsonl")
+    assert read_events(tmp_path).dropped == {"rows without item_id, first row 5: None": 2}

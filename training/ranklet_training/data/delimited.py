@@ -82,7 +82,7 @@ class Delimited:
                 separator=self.separator,
                 infer_schema=infer_types,
                 infer_schema_length=None,
-                schema_overrides=types,
+                schema_overrides={name: types[name] for name in columns if name in types},
             )
         except PolarsError:
             for _ in self._fields():  # names the row

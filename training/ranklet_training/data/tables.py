@@ -4,9 +4,11 @@ Errors count data rows from 1, without the header and blank lines of text. Only 
 lines.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ _TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _JSON = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 SUFFIXES = (".parquet", *_TEXT, *_JSON)
 NUMBERS = (int, float)
+_DIGITS = re.compile("([0-9]+)")
 LISTED = 20  # names in a message
 _EXPECTED = "expected one row for each event, item or request"
 
@@ -106,17 +109,12 @@ def open_table(
     path = Path(source)
     if not path.is_dir():
         return _open_file(path, ids, lists, texts, infer_types)
-    tables = []
-    for part in _parts(path):
-        tables.append(_open_file(part, ids, lists, texts, infer_types, is_part=True))
-
-    def read(columns: list[str]) -> pl.DataFrame:
-        for table in tables:
-            if lacking := set(columns) - set(table.names):
-                raise DataError(f"{table.label(min(lacking))} is missing, unlike in other parts")
-        return _concat([table.read(columns) for table in tables], str(path))
-
-    return Table(str(path), tables[0].names, read, is_text=tables[0].is_text)
+    parts = [
+        _open_file(part, ids, lists, texts, infer_types, is_part=True) for part in _parts(path)
+    ]
+    names = list(dict.fromkeys(name for part in parts for name in part.names))
+    read = partial(_read_parts, str(path), parts)
+    return Table(str(path), names, read, is_text=parts[0].is_text)
 
 
 def _open_file(
@@ -127,29 +125,26 @@ def _open_file(
     infer_types: bool,
     is_part: bool = False,
 ) -> Table:
-    name, kind = str(path), path.name.lower()
+    name, kind = str(path), _kind(path)
     if not path.is_file():
         raise DataError(f"{path} is not a file or folder; pass one of {', '.join(SUFFIXES)}")
-    if not kind.endswith(SUFFIXES):
+    if kind is None:
         raise DataError(f"{path} has an unknown type; rename it to one of {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); {_EXPECTED}")
-    if kind.endswith(_JSON):
+    if kind in _JSON:
         rows = _read_rows(path, ids, lists)
         for row in rows:
             # Numbers become text as written.
             row.update({name: str(row[name]) for name in texts if type(row.get(name)) in NUMBERS})
-        return Table(name, list(dict.fromkeys(column for row in rows for column in row)), _of(rows))
+        names = list(dict.fromkeys(column for row in rows for column in row))
+        return Table(name, names, partial(pl.from_dicts, rows, infer_schema_length=None))
     with _named(name):
-        if kind.endswith(".parquet"):
+        if kind == ".parquet":
             return _lazy_table(name, pl.scan_parquet(path, glob=False, hive_partitioning=is_part))
         as_text = {column for group in [*ids, texts] for column in group}
         text = Delimited(path, as_text)
-
-        def read(columns: list[str]) -> pl.DataFrame:
-            types = {column: pl.String for column in columns if column in as_text}
-            return text.read(columns, types, infer_types=infer_types)
-
+        read = partial(text.read, types=dict.fromkeys(as_text, pl.String), infer_types=infer_types)
         return Table(name, text.header, read, is_text=True)
 
 
@@ -158,26 +153,28 @@ def _lazy_table(name: str, frame: pl.LazyFrame) -> Table:
     return Table(name, names, lambda columns: frame.select(columns).collect())
 
 
-def _of(rows: list[dict[str, Any]]) -> Read:
-    return lambda columns: pl.from_dicts(rows, schema=columns, infer_schema_length=None)
+def _kind(path: Path) -> str | None:
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def _parts(folder: Path) -> list[Path]:
-    """Return the data files of a folder as Spark, Dask and Hive write it, sorted by name.
+    """Return the data files of a folder as Spark, Dask and Hive write it, part.2 before part.10.
 
-    Names that begin with a dot or an underscore are theirs: ``_SUCCESS``, checksums.
+    Names that begin with a dot or an underscore are theirs: ``_SUCCESS``, checksums. Spark writes
+    empty files of text for empty parts.
     """
     parts = [
         part
-        for part in sorted(folder.rglob("*"))
+        for part in folder.rglob("*")
         if part.is_file()
         and not any(name.startswith((".", "_")) for name in part.relative_to(folder).parts)
+        and (part.stat().st_size or _kind(part) == ".parquet")
     ]
     if not parts:
         raise DataError(f"the folder {folder} holds no parts; {_EXPECTED}")
-    kinds = {part: _kind(part) for part in parts}
-    for part, kind in kinds.items():
-        if kind is None or kind != kinds[parts[0]]:
+    parts.sort(key=lambda part: [int(t) if t.isdigit() else t for t in _DIGITS.split(str(part))])
+    for part in parts:
+        if _kind(part) is None or _kind(part) != _kind(parts[0]):
             raise DataError(
                 f"the folder {folder} holds {show(str(part.relative_to(folder)))}; the parts of a "
                 f"table are files of one type: {', '.join(SUFFIXES)}"
@@ -185,8 +182,14 @@ def _parts(folder: Path) -> list[Path]:
     return parts
 
 
-def _kind(path: Path) -> str | None:
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+def _read_parts(name: str, parts: list[Table], columns: list[str]) -> pl.DataFrame:
+    """Return columns of all parts; those that a part lacks are null in it, as in JSON lines."""
+    frames = []
+    for part in parts:
+        frame = part.read([column for column in columns if column in part.names])
+        lacking = [pl.lit(None).alias(column) for column in columns if column not in part.names]
+        frames.append(frame.with_columns(lacking).select(columns))
+    return _concat(frames, name)
 
 
 def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
