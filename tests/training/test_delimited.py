@@ -112,6 +112,14 @@ def test_what_can_not_be_read_is_named_by_row(
     assert len(str(caught.value)) < 600
 
 
+def test_line_breaks_inside_quotes_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f'{HEADER},query\n1,2,3,"\n1,2,4,"\n1,2,5,"a\nb"\n1,2,6,""')
+    events = read_events(path)
+    assert events.rows_read == 3
+    assert events.notes[0].endswith("; 2 line breaks are inside quotes and end no row")
+
+
 def test_a_short_row_has_no_value_in_the_columns_it_lacks(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text(f"{HEADER},query\n1,2,3,a\n1,2,4\n1,2\n1,2,5,b\n")

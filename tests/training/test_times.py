@@ -182,6 +182,11 @@ def test_a_time_that_a_finer_unit_can_not_hold_is_named() -> None:
         in_unit(Times(pl.Series([1, 9_999_999_999_999]), "s", is_dates=True), "ns", "")
 
 
+def test_a_unit_that_is_not_known_is_named() -> None:
+    with pytest.raises(DataError, match="time unit 'min' is unknown; there are s, ms, us, ns"):
+        in_unit(Times(pl.Series([1]), "s", is_dates=True), "min", "")
+
+
 def test_order_is_that_of_the_original_unit() -> None:
     later_first = [NOON * 1000 + 700, NOON * 1000 + 300]
     events = read_events(log_of(later_first), like={"time_unit": "s"})

@@ -66,6 +66,8 @@ class Delimited:
             lines = _count_lines(self.content, self.separator)
             assert lines is not None
         self.rows = lines - 1  # with blank ones
+        ends = self.content.count(b"\n") + (not self.content.endswith(b"\n"))
+        self.quoted_breaks = ends - lines
 
     def read(
         self, columns: list[str], types: Mapping[str, type[pl.DataType]], *, infer_types: bool

@@ -201,6 +201,8 @@ def _describe_columns(table: Table, names: Mapping[str, str], columns: Columns) 
     line = f"columns: {listed(names.values())}"
     if unread:
         line += f"; not read: {listed(unread)}"
+    if table.quoted_breaks:
+        line += f"; {table.quoted_breaks:,} line breaks are inside quotes and end no row"
     if "event" not in names and columns.event and (likely := likely_column("event", unread)):
         line += f"; {show(likely)} may hold event types: read them with --event-column {likely!r}"
     return line

@@ -45,12 +45,20 @@ Read = Callable[[list[str]], pl.DataFrame]  # some columns of a source
 class Table:
     """Opened source, whose columns are not checked yet."""
 
-    def __init__(self, name: str, names: list[str], read: Read, *, is_text: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        names: list[str],
+        read: Read,
+        *,
+        is_text: bool = False,
+        quoted_breaks: int = 0,
+    ) -> None:
         """Take the names of the columns, and the function that reads some of them."""
-        self.name, self.names = name, names
+        self.name, self.names, self.read = name, names, read
         self.is_text = is_text  # csv, which has no types
+        self.quoted_breaks = quoted_breaks  # line breaks inside quotes, which end no row
         self.blank_lines = 0
-        self.read = read
 
     def label(self, column: str) -> str:
         """Return the name of a column for messages."""
@@ -114,7 +122,8 @@ def open_table(
     ]
     names = list(dict.fromkeys(name for part in parts for name in part.names))
     read = partial(_read_parts, str(path), parts)
-    return Table(str(path), names, read, is_text=parts[0].is_text)
+    breaks = sum(part.quoted_breaks for part in parts)
+    return Table(str(path), names, read, is_text=parts[0].is_text, quoted_breaks=breaks)
 
 
 def _open_file(
@@ -145,7 +154,7 @@ def _open_file(
         as_text = {column for group in [*ids, texts] for column in group}
         text = Delimited(path, as_text)
         read = partial(text.read, types=dict.fromkeys(as_text, pl.String), infer_types=infer_types)
-        return Table(name, text.header, read, is_text=True)
+        return Table(name, text.header, read, is_text=True, quoted_breaks=text.quoted_breaks)
 
 
 def _lazy_table(name: str, frame: pl.LazyFrame) -> Table:

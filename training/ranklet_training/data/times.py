@@ -71,6 +71,8 @@ def in_unit(times: Times, unit: str | None, label: str) -> tuple[Times, str]:
     """
     if unit is None or unit == times.unit:
         return times, ""
+    if unit not in NAMES:
+        raise DataError(f"time unit {show(unit)} is unknown; there are {', '.join(SCALES)}")
     if not times.is_dates and unit == "":
         return replace(times, unit=""), ""
     if unit and times.unit:
