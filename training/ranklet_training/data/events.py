@@ -123,32 +123,20 @@ def read_events(
             names[ours] = theirs
     raw = table.collect(names, lambda ours: _mapping_advice(ours, table.names))
     labels = {ours: table.label(theirs) for ours, theirs in names.items()}
-    read, notes = {}, []
-    for name in ("user_id", "item_id"):
-        known = like.get(f"{name}_type")
-        kind: IdType = id_type if known is None else "string" if known == "string" else "auto"
-        is_untyped = table.is_text or known is not None
-        read[name] = parse_ids(raw[name], labels[name], kind, is_untyped)
-        notes += describe_ids(raw[name], read[name], name)
+    ids, id_notes = _parse_both_ids(raw, labels, id_type, like, is_text=table.is_text)
     original = read_times(raw["timestamp"], labels["timestamp"])
-    times, note = in_unit(original, like.get("time_unit"), labels["timestamp"])
-    read["timestamp"] = times.values
-    for name, parse in (("event", _event_types), ("rating", _ratings)):
-        try:
-            if name in names:
-                read[name] = parse(raw[name], labels[name])
-        except DataError as error:
-            if names.pop(name) != name:
-                raise
-            notes.append(f"{name} is left out: {error}")
-    frame, lacking = _complete(pl.DataFrame({**read, "order": original.values}), raw)
+    times, unit_note = in_unit(original, like.get("time_unit"), labels["timestamp"])
+    optional, left_out = _parse_optional(raw, names, labels)
+    read = {**ids, "timestamp": times.values, **optional, "order": original.values}
+    frame, lacking = _complete(pl.DataFrame(read), raw)
     if frame.is_empty():
         raise DataError(f"{table.name} has no row with user, item and time: {_counts(lacking)}")
     frame = frame.sort("user_id", "order", maintain_order=True).drop("order")
     kept = _drop_duplicates(frame, duplicates)
     repeats = {f"{duplicates} duplicates": len(frame) - len(kept)}
     dropped = {"blank lines": table.blank_lines, **lacking, **repeats}
-    notes = [_describe_columns(table, names, columns), *notes, note, _describe_ties(kept)]
+    used = [theirs for ours, theirs in names.items() if ours in kept.columns]
+    notes = [_describe_columns(table, used, columns), *left_out, *id_notes, unit_note]
     return Events(
         frame=kept,
         users=kept["user_id"].n_unique(),
@@ -158,7 +146,7 @@ def read_events(
         digest=frame_digest(kept),
         time_unit=times.unit,
         is_dates=times.is_dates,
-        notes=[note for note in notes if note],
+        notes=[note for note in (*notes, _describe_ties(kept)) if note],
     )
 
 
@@ -169,6 +157,43 @@ def check_time_unit(events: Events, unit: str | None) -> None:
             f"the times of the log are {NAMES[events.time_unit]}, and the model uses times, in its "
             f"training {NAMES[unit]}: give times in that unit, since 1970 if it is known, or dates"
         )
+
+
+def _parse_both_ids(
+    raw: pl.DataFrame,
+    labels: Mapping[str, str],
+    id_type: IdType,
+    like: Mapping[str, str],
+    *,
+    is_text: bool,
+) -> tuple[dict[str, pl.Series], list[str]]:
+    """Return the ids of users and items, in the types of ``like`` where they fit, and notes."""
+    ids, notes = {}, []
+    for name in ("user_id", "item_id"):
+        known = like.get(f"{name}_type")
+        kind: IdType = id_type if known is None else "string" if known == "string" else "auto"
+        ids[name] = parse_ids(raw[name], labels[name], kind, is_text or known is not None)
+        notes += describe_ids(raw[name], ids[name], name)
+    return ids, notes
+
+
+def _parse_optional(
+    raw: pl.DataFrame, names: Mapping[str, str], labels: Mapping[str, str]
+) -> tuple[dict[str, pl.Series], list[str]]:
+    """Return event types and ratings, and notes on those that hold something else.
+
+    DataError: a column that was asked for by its own name holds something else.
+    """
+    read, left_out = {}, []
+    for name, parse in (("event", _event_types), ("rating", _ratings)):
+        try:
+            if name in names:
+                read[name] = parse(raw[name], labels[name])
+        except DataError as error:
+            if names[name] != name:
+                raise
+            left_out.append(f"{name} is left out: {error}")
+    return read, left_out
 
 
 def _complete(frame: pl.DataFrame, raw: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -195,15 +220,17 @@ def _mapping_advice(ours: str, names: list[str]) -> str:
     return f"give a column this name, or map one: {option} NAME of train, in Python Columns"
 
 
-def _describe_columns(table: Table, names: Mapping[str, str], columns: Columns) -> str:
+def _describe_columns(table: Table, used: list[str], columns: Columns) -> str:
     """Return a line on the columns that are read, and on the others."""
-    unread = [name for name in table.names if name not in names.values()]
-    line = f"columns: {listed(names.values())}"
+    unread = [name for name in table.names if name not in used]
+    line = f"columns: {listed(used)}"
     if unread:
         line += f"; not read: {listed(unread)}"
     if table.quoted_breaks:
         line += f"; {table.quoted_breaks:,} line breaks are inside quotes and end no row"
-    if "event" not in names and columns.event and (likely := likely_column("event", unread)):
+    if columns.event in (None, "", *table.names):
+        return line
+    if likely := likely_column("event", unread):
         line += f"; {show(likely)} may hold event types: read them with --event-column {likely!r}"
     return line
 
