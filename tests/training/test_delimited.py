@@ -96,7 +96,7 @@ def check(text: str) -> list[tuple[str, str]]:
         (f"{HEADER}\n1,2,3,4\n", "has 4 fields in row 1, and the header names 3: '1,2,3,4'"),
         (f'{HEADER}\n1,2,3\n1,2",3,4\n', "has 4 fields in row 2"),
         (f"{HEADER}\n1,2,3\n\0,2,3\n", "has a NUL in line 3"),
-        (f"{HEADER}\n1,2,3\n".encode("utf-16-le"), "has a NUL in line 1; save it as UTF-8"),
+        (f"{HEADER}\n1,2,3\n".encode("utf-16-le"), "has a NUL in line 1; save it as plain UTF-8"),
         (f"{HEADER}\n1,2,3\né,2,3\n".encode("latin-1"), "is not UTF-8 in line 3; save it as UTF-8"),
         (f'{HEADER}\n1,2"\r4,3\n', "can't be read in row 1: new-line character seen"),
         (f"{HEADER}\n" + "x" * 10**5 + ",2,3,4\n", r"has 4 fields in row 1, .*100,008 characters"),

@@ -137,9 +137,21 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
         (f"{HEADER}\n\na,b,3\n\n\n", ("a", "b", 3), 3),
         (f'{HEADER}\n"a","b","3"\n', ("a", "b", 3), 0),
         (f"{HEADER}\na,b, 3 \n", ("a", "b", 3), 0),
+        (f"{HEADER}\na, 7, 3\n", ("a", 7, 3), 0),
+        (f"{HEADER}\na, b, 3\n", ("a", " b", 3), 0),
         (f'{HEADER}\n"a\nb","c,""d""",3\n', ("a\nb", 'c,"d"', 3), 0),
     ],
-    ids=["bom", "crlf", "no last newline", "blank lines", "quotes", "spaces", "quoted newline"],
+    ids=[
+        "bom",
+        "crlf",
+        "no last newline",
+        "blank lines",
+        "quotes",
+        "spaces",
+        "integer",
+        "text",
+        "quoted newline",
+    ],
 )
 def test_csv_dialects_are_read(tmp_path: Path, text: str, row: Any, blank: int) -> None:
     events = read_csv(tmp_path, text)
@@ -327,6 +339,8 @@ def test_texts_and_lists_cannot_merge_in_the_digest() -> None:
         (f"{HEADER},user_id\n1,2,3,4\n", "'user_id' is there twice"),
         (f"{HEADER}\n", "holds no rows"),
         ("", r"is empty \(0 bytes\)"),
+        ("\ufeff\n\n", "holds no rows"),
+        ("user_id, item_id\n1, 2\n", "'item_id' is missing .*--item-column ' item_id'"),
         (
             f'{HEADER}\n1,"",3\n',
             "no row with user, item and time: 1 rows without item_id, first row",
@@ -367,6 +381,7 @@ def test_bad_columns_are_named(tmp_path: Path, log: pl.DataFrame, words: str) ->
         ([event(), event(user="1")], "'user_id' mixes types: 1 in row 1 and '1' in row 2"),
         ([event(item=1), event(item=2.5)], "'item_id' mixes types: 1 in row 1 and 2.5 in row 2"),
         ([event(timestamp={"at": 3})], "'timestamp' holds Struct"),
+        ([event(timestamp=2**60 + 1), event(timestamp=0.5)], "would be rounded .* in row 1: 1.15"),
         ([event(user=2**63)], "'user_id' exceeds int64"),
         ([event(timestamp=float("nan"))], "line 1 is not JSON: NaN is no number of JSON"),
         ([event(user=[1])], r"'user_id' holds in row 1 \[1\], which is not text or an integer"),

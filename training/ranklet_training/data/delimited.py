@@ -47,7 +47,7 @@ class Delimited:
         content = content.removeprefix(BOM_UTF8).lstrip(b"\r\n")
         if b"\0" in content:
             line = content.count(b"\n", 0, content.index(b"\0")) + 1
-            raise DataError(f"{path} has a NUL in line {line}; save it as UTF-8 text")
+            raise DataError(f"{path} has a NUL in line {line}; save it as plain UTF-8 text")
         if (end := re.search(rb"\r\n?|\n", content)) and end[0] == b"\r":
             content = content.replace(b"\r", b"\n")
         likely = _SEPARATORS

@@ -37,8 +37,8 @@ def parse_ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> 
     """Return ids as int64 or text, without loss; missing ones are null.
 
     ``auto`` keeps the type of the source. Text without a type (``is_text``) becomes int64 if each
-    id is an integer in its shortest form, so "007" stays text. Whole floats are integers, since
-    pandas writes integers so beside a missing one.
+    id is an integer in its shortest form, so "007" stays text; spaces around it do not count.
+    Whole floats are integers, since pandas writes integers so beside a missing one.
 
     Raises:
         DataError: An id is neither text nor an integer, or not of ``id_type``.
@@ -61,8 +61,9 @@ def parse_ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> 
         )
     if id_type == "string" or (id_type == "auto" and not is_text):
         return values
-    has_floats = _are_whole_floats(values).any()
-    shortest = values.str.replace(_WHOLE_FLOAT, "$1") if has_floats else values
+    shortest = values.str.strip_chars()
+    if _are_whole_floats(shortest).any():
+        shortest = shortest.str.replace(_WHOLE_FLOAT, "$1")
     numbers = shortest.cast(pl.Int64, strict=False)
     no_number = values.is_not_null() & (
         numbers.is_null() | ~shortest.str.contains(_CANONICAL_INTEGER)

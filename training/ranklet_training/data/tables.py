@@ -69,6 +69,8 @@ class Table:
 
         ``advice`` returns the end of the error on a missing column.
         """
+        if not self.names:
+            raise DataError(f"{self.name} holds no rows; {_EXPECTED}")
         for ours, theirs in names.items():
             if theirs not in self.names:
                 raise DataError(
@@ -147,7 +149,7 @@ def _open_file(
             # Numbers become text as written.
             row.update({name: str(row[name]) for name in texts if type(row.get(name)) in NUMBERS})
         names = list(dict.fromkeys(column for row in rows for column in row))
-        return Table(name, names, partial(pl.from_dicts, rows, infer_schema_length=None))
+        return Table(name, names, partial(_read_objects, name, rows))
     with _named(name):
         if kind == ".parquet":
             return _lazy_table(name, pl.scan_parquet(path, glob=False, hive_partitioning=is_part))
@@ -155,6 +157,18 @@ def _open_file(
         text = Delimited(path, as_text)
         read = partial(text.read, types=dict.fromkeys(as_text, pl.String), infer_types=infer_types)
         return Table(name, text.header, read, is_text=True, quoted_breaks=text.quoted_breaks)
+
+
+def _read_objects(name: str, rows: list[dict[str, Any]], columns: list[str]) -> pl.DataFrame:
+    """Return columns of JSON lines; an integer that float64 would round is refused."""
+    frame = pl.from_dicts(rows, schema=columns, infer_schema_length=None)
+    for column in frame:
+        if column.dtype.is_float():
+            raw = [row.get(column.name) for row in rows]
+            rounded = pl.Series([type(value) is int and abs(value) > EXACT for value in raw])
+            label = f"{name}: column {show(column.name)}"
+            refuse(rounded, column, label, "would be rounded beside floats", "write all as text")
+    return frame
 
 
 def _lazy_table(name: str, frame: pl.LazyFrame) -> Table:
@@ -244,7 +258,7 @@ def _type_group(dtype: pl.DataType) -> str:
 def listed(names: Iterable[str]) -> str:
     """Return names for a message, in bounded length."""
     names = list(names)
-    shown = [name if len(name) <= 60 else f"{name[:60]}..." for name in names[:LISTED]]
+    shown = [f"{name[:60]}..." if len(name) > 60 else name or "''" for name in names[:LISTED]]
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return ", ".join(shown) + more
 
