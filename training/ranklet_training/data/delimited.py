@@ -38,29 +38,18 @@ class Delimited:
         Raises:
             DataError: The text is damaged; the message names the row or line.
         """
-        self.name = str(path)
-        name, content = path.name.lower(), path.read_bytes()
-        if name.endswith(".gz"):
-            name, content = name.removesuffix(".gz"), gzip.decompress(content)
-        if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-            content = content.decode("utf-16").encode()
-        content = content.removeprefix(BOM_UTF8).lstrip(b"\r\n")
-        if b"\0" in content:
-            line = content.count(b"\n", 0, content.index(b"\0")) + 1
-            raise DataError(f"{path} has a NUL in line {line}; save it as plain UTF-8 text")
-        if (end := re.search(rb"\r\n?|\n", content)) and end[0] == b"\r":
-            content = content.replace(b"\r", b"\n")
+        self.name, name = str(path), path.name.lower().removesuffix(".gz")
+        self.content = _read_text(path)
         likely = _SEPARATORS
-        if said := re.match(rb'"?sep=(.)"?\r?\n', content, re.IGNORECASE):
-            likely, content = said[1].decode(), content[said.end() :]
+        if said := re.match(rb'"?sep=(.)"?\r?\n', self.content, re.IGNORECASE):
+            likely, self.content = said[1].decode(), self.content[said.end() :]
         elif name.endswith(".tsv"):
             likely = "\t" + likely
-        headers = {separator: _header(content, separator) for separator in likely}
+        headers = {separator: _header(self.content, separator) for separator in likely}
         self.separator, self.header = max(
             headers.items(), key=lambda found: (len({*found[1]} & {*wanted}), len(found[1]))
         )
-        self.content = content
-        lines = _count_lines(content, self.separator)
+        lines = _count_lines(self.content, self.separator)
         if lines is None:
             self.content = self._rewritten()
             lines = _count_lines(self.content, self.separator)
@@ -121,6 +110,22 @@ class Delimited:
             raise DataError(
                 f"{self.name} can't be read in row {row}: {error}; {_QUOTES}"
             ) from error
+
+
+def _read_text(path: Path) -> bytes:
+    """Return UTF-8 without byte order mark, empty first lines, and CR alone as line ends."""
+    content = path.read_bytes()
+    if path.name.lower().endswith(".gz"):
+        content = gzip.decompress(content)
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        content = content.decode("utf-16").encode()
+    content = content.removeprefix(BOM_UTF8).lstrip(b"\r\n")
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise DataError(f"{path} has a NUL in line {line}; save it as plain UTF-8 text")
+    first_end = re.search(rb"\r\n?|\n", content)
+    is_cr = first_end is not None and first_end[0] == b"\r"
+    return content.replace(b"\r", b"\n") if is_cr else content
 
 
 def _header(content: bytes, separator: str) -> list[str]:
