@@ -125,6 +125,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         f"items    {manifest.items:,}, {manifest.id_type} ids",
         f"serves   seen items {'excluded' if manifest.exclude_seen else 'included'} by default",
         f"data     {facts['events']:,} events of {facts['users']:,} users, {facts['digest'][:16]}",
+        f"times    {_describe_times(manifest)}",
         f"made by  {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}",
     ]
     for name, program in manifest.programs.items():
@@ -137,3 +138,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]
     click.echo("\n".join(lines))
+
+
+def _describe_times(manifest: Manifest) -> str:
+    use = "the model uses them" if manifest.uses_times else "the model uses their order alone"
+    unit = manifest.time_unit
+    return f"{f'in {unit} since 1970' if unit else 'in an unknown unit'}; {use}"

@@ -54,18 +54,27 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
-def read_log(path: Path, reading: dict[str, str]) -> "Events":
-    """Read an event log with the reading options of a run."""
-    from ranklet_training.data.events import Columns, read_events
+def read_log(path: Path, reading: dict[str, str], *, uses_times: bool = False) -> "Events":
+    """Read an event log with the reading options of a run; a summary and notes go to stderr.
+
+    DataError: the log can't be read, or ``uses_times`` and its times are not in the run's unit.
+    """
+    from ranklet_training.data.events import Columns, check_time_unit, read_events
 
     # A run started from Python may lack these options.
     columns = {name: reading[f"{name}_column"] for name in COLUMNS if f"{name}_column" in reading}
-    return read_events(
+    log = read_events(
         path,
         Columns(**columns),
         duplicates=reading.get("duplicates", "none"),  # type: ignore[arg-type]  # click checked the choice
         id_type=reading.get("id_type", "auto"),  # type: ignore[arg-type]
+        like=reading,
     )
+    for line in (log.summary(), *log.notes):
+        note(line)
+    if uses_times:
+        check_time_unit(log, reading.get("time_unit"))
+    return log
 
 
 def split_log(log: "Events", config: "RunConfig") -> "Split":
@@ -83,11 +92,11 @@ def prepare(
 
     Items have ids of the log's type. Notes go to stderr.
     """
-    from ranklet_training.data.events import note_unmatched, read_items
+    from ranklet_training.data.features import describe_feature
+    from ranklet_training.data.items import describe_items, match_ids, note_unmatched, read_items
     from ranklet_training.runs.presets import configure, recommend
 
     log = read_log(events, reading)
-    note(log.summary())
     split = split_log(log, configure(chosen))
     recommended, reason = recommend(split)
     config = configure({**recommended, **chosen})
@@ -99,12 +108,18 @@ def prepare(
         note(f"chosen: {_list_settings({name: config.flat()[name] for name in chosen})}")
     catalogue = None
     if items is not None:
-        is_text = str(log.frame["item_id"].dtype) == "String"
-        catalogue = read_items(
-            items, item_column=reading["item_column"], id_type="string" if is_text else "int64"
+        table = read_items(
+            items, item_column=reading["item_column"], title_column=reading["title_column"]
         )
-        if unmatched := note_unmatched(log, catalogue, str(items)):
-            note(unmatched)
+        catalogue = match_ids(table, log.frame["item_id"])
+        features = [name for name in config.train.feature_names if name in catalogue.columns]
+        for line in (
+            describe_items(catalogue, features),
+            note_unmatched(log, catalogue, str(items)),
+            *(describe_feature(catalogue, name) for name in features),
+        ):
+            if line:
+                note(line)
     origin = events.with_name("SOURCE.md")
     source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
     return log, split, config, catalogue, source
@@ -135,7 +150,9 @@ def open_models(
                 f"{first} was trained on the {split_of_first} split and {name} on the "
                 f"{split_of_other} split: one may have been trained on the targets"
             )
-    log = read_log(events, _facts(model).get("reading", {}))
+    settings = [_config(model) for model in opened.values()]
+    uses_times = any(own.model.time_gaps or own.train.split == "time" for own in settings)
+    log = read_log(events, _facts(model).get("reading", {}), uses_times=uses_times)
     split = _held_out(log, opened)
     return opened, split, log
 

@@ -46,9 +46,8 @@ INPUT = click.Path(path_type=Path, exists=True, allow_dash=True)
 OUTPUT = click.Path(path_type=Path)
 PATH = Utf8Path(path_type=Path)
 FILE = Utf8Path(path_type=Path, exists=True, dir_okay=False)
+EXISTING = Utf8Path(path_type=Path, exists=True)  # a file, or a folder of parts
 FOLDER = Utf8Path(path_type=Path, exists=True, file_okay=False)
-
-
 NEW_FOLDER = NewFolder(path_type=Path, file_okay=False)
 
 
@@ -76,7 +75,7 @@ provider = choice(
 )
 session = combine(provider, click.option("--threads", default=1, help="Threads of one ranking."))
 items = click.option(
-    "--items", type=FILE, help="Titles and features of items, by item_id or --item-column."
+    "--items", type=EXISTING, help="Titles and features of items, by item_id or --item-column."
 )
 settings = combine(
     click.option(
@@ -98,6 +97,7 @@ COLUMNS = {
     "event": "event",
     "rating": "rating",
 }
+OPTIONAL = ("event", "rating")
 columns = combine(
     choice("--id-type", "auto|int64|string", help="Type of user and item ids; auto decides."),
     choice(
@@ -106,11 +106,16 @@ columns = combine(
         help="Keep all events, drop equal events, or drop repeats of the previous item.",
     ),
     *(
-        click.option(f"--{name}-column", default=default, help=f"Name of the {name} column.")
+        click.option(
+            f"--{name}-column",
+            default=default,
+            help=f"Name of the {name} column" + (', "" for none.' if name in OPTIONAL else "."),
+        )
         for name, default in COLUMNS.items()
     ),
+    click.option("--title-column", default="title", help="Name of the title column of --items."),
 )
-READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS))
+READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS), "title_column")
 
 
 def note(text: str) -> None:

@@ -170,7 +170,7 @@ def _exact_ids(ranker: Ranker, texts: Iterable[str], name: str) -> list[str] | l
     """
     vocabulary = ranker.vocabulary
     if not vocabulary.is_text:
-        return vocabulary.parse(filter(None, map(str.strip, texts)), name)
+        return vocabulary.parse(filter(None, map(str.strip, texts)))
     ids: list[str] = []
     spaced: list[str] = []
     for text in texts:

@@ -134,14 +134,21 @@ def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     if reading.get("duplicates") != "exact":
         reading["event_column"] = None
     try:
-        frame = read_log(source, reading).frame
+        frame = read_log(source, reading, uses_times=ranker.uses_times).frame
     except ModuleNotFoundError as error:
         raise InputError(
             f"{source} can't be read without {error.name}: {pip_install('train')}, or pass "
             "histories as JSON lines"
         ) from error
-    if ranker.vocabulary.is_text:  # csv ids of digits are read as integers
+    if ranker.vocabulary.is_text:  # a log without recorded types may have integers
         frame = frame.cast({"item_id": str})
+    if ranker.uses_times:
+        frame = frame.cast({"timestamp": int})  # without fractions of a unit
+    is_text = str(frame["item_id"].dtype) == "String"
     users = frame.group_by("user_id", maintain_order=True).agg("item_id", "timestamp")
     for user, history, times in users.iter_rows():
-        yield {"user_id": user, "history": history, "times": times if ranker.uses_times else None}
+        yield {
+            "user_id": user,
+            "history": ranker.vocabulary.parse(history) if is_text else history,
+            "times": times if ranker.uses_times else None,
+        }

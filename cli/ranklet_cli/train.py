@@ -83,7 +83,7 @@ def train(
     as_json: bool,
     **reading: str,
 ) -> None:
-    """Train a model on EVENTS (parquet, csv, csv.gz or jsonl) into a run folder.
+    """Train a model on EVENTS (parquet, csv, tsv, jsonl or a folder of parts) into a run folder.
 
     Settings come from the data, --preset, --config and --set; later sources win. --resume continues
     a stopped training to the same weights, bit by bit.

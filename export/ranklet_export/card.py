@@ -28,6 +28,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         f"{size:.2f} MB.",
         f"* Data: {data['events']:,} events of {data['users']:,} users over {data['items']:,} "
         f"items, digest `{data['digest'][:16]}`.",
+        *([f"* Times: in {unit} since 1970."] if (unit := ranker.time_unit) else []),
         f"* Split: {data['split']}.",
         f"* Rankings leave seen items {'out' if manifest.exclude_seen else 'in'} by default.",
         f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",

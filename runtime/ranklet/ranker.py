@@ -29,6 +29,8 @@ class Ranker:
         vocabulary: The ids of its items.
         uses_times: Whether the model was trained with the times of events.
         exclude_seen: Whether rankings leave out the items of the history by default.
+        time_unit: The unit of ``times`` and ``now``, that of the training events: ``"s"``,
+            ``"ms"``, ``"us"`` or ``"ns"`` since 1970, ``""`` if it is not known.
         engine: The engine that runs its graphs, for tools such as ``ranklet bench``.
     """
 
@@ -44,7 +46,8 @@ class Ranker:
     ) -> None:
         """Use ``Ranker.load``."""
         self.provider, self.manifest, self.vocabulary = engine.provider, manifest, vocabulary
-        self.uses_times, self.exclude_seen = manifest.uses_times, manifest.exclude_seen
+        self.uses_times, self.time_unit = manifest.uses_times, manifest.time_unit
+        self.exclude_seen = manifest.exclude_seen
         self.engine = engine
         self._opened = opened
         self._answers = Answers(engine, manifest, vocabulary, opened)
@@ -144,10 +147,9 @@ class Ranker:
         Args:
             history: Item ids, oldest first: a list or one-dimensional array. Only the latest
                 ``manifest.max_length`` known events count.
-            times: The time of each event, whole numbers in the unit of the training events
-                (usually seconds), not falling. Only a bundle with ``uses_times`` takes them, and it
-                ranks without them, too.
-            now: The time to rank for, not before the last event; None: unknown.
+            times: The time of each event, whole numbers in ``time_unit``, not falling. Only a
+                bundle with ``uses_times`` takes them, and it ranks without them, too.
+            now: The time to rank for in ``time_unit``, not before the last event; None: unknown.
             k: The number of items to return, at least 1; fewer if fewer are left.
             candidates: Rank only these. Ids that the catalogue lacks are dropped, repeated ones
                 count once.

@@ -68,7 +68,9 @@ def test_compare_prints_a_table_of_two_runs(tiny_run: Run, other_run: Run, folde
     lines = result.stdout.splitlines()
     assert sum(line.endswith((" yes", " no")) for line in lines) == 9
     assert "significant at 5 % after Holm's correction over 9 metrics" in lines[-1]
-    assert result.stderr == ""
+    read, columns = result.stderr.splitlines()
+    assert read.startswith("150 users, 60 items, ")
+    assert columns == "columns: user_id, item_id, timestamp, rating"
 
 
 def test_compare_prints_the_document_that_the_library_returns(

@@ -230,9 +230,20 @@ def test_integers_are_found_as_in_a_dictionary(numbers: set[int], data: st.DataO
 def test_typed_ids_become_what_the_catalogue_has() -> None:
     assert NUMBERS.parse(["200", "-5"]) == [200, -5]
     assert TEXTS.parse(["007", "7"]) == ["007", "7"]
-    for text in ("a", "", "2.0", "9" * 5000, "007", "1_0", "\u0663", " 7", "+7", "-0"):
-        with pytest.raises(InputError, match="seen: this bundle has integer item ids"):
-            NUMBERS.parse([text], "seen")
+    others = ["a", "", "2.0", "9" * 5000, "9" * 19, "007", "1_0", "\u0663", " 7", "+7", "-0"]
+    assert NUMBERS.parse(others) == others
+
+
+def test_text_that_is_no_integer_is_an_id_that_integers_lack() -> None:
+    ids = [200, "NEW-7", "007", 1, "9" * 19]
+    assert NUMBERS.index(ids).tolist() == [5, 0, 0, 2, 0]
+    assert NUMBERS.index(["a", "b"]).tolist() == [0, 0]
+    with pytest.raises(InputError, match=r"history\[1\] is 'NEW-7', which the catalogue does not"):
+        NUMBERS.index(ids, unknown="error")
+    with pytest.raises(InputError, match=r"history\[2\] is 2.5 \(float\); this bundle has integer"):
+        NUMBERS.index([200, "x", 2.5])
+    with pytest.raises(InputError, match=r"history\[1\] is '7' \(str\); this bundle has integer"):
+        NUMBERS.index(["x", "7"])
 
 
 # Texts that stay in their file

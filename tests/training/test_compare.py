@@ -497,7 +497,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"shown": None}, "'shown' has no value in row 2"),
     ({"clicked": None}, "'clicked' has no value in row 2: None; write an empty list"),
     ({"variant": None}, "'variant' has no value in row 2"),
-    ({"variant": ""}, "'variant' is an empty id in row 2"),
+    ({"variant": ""}, "'variant' has no value in row 2"),
 ]
 
 
@@ -518,7 +518,7 @@ def test_a_bad_request_is_named_with_its_row(
         ("1,a,5||7,", r"'shown' holds an empty id in row 2: \['5', '', '7'\]"),
         ("1,a,,", "'shown' has no value in row 2"),
         ("\n1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),  # blank lines do not count
-        ("1,a,5|7,5,7", "can't be read"),
+        ("1,a,5|7,5,7", "has 5 fields in row 2, and the header names 4"),
     ],
 )
 def test_a_bad_line_of_a_csv_file_is_named(line: str, message: str, tmp_path: Path) -> None:
@@ -551,7 +551,7 @@ def test_a_wrong_type_in_json_lines_is_named(
         (pl.col("shown").list.get(0), "'shown' holds Int64, such as .* in row 1; use lists of"),
         (pl.col("shown").cast(pl.List(pl.Float64)), "'shown' holds lists of Float64; ids are"),
         (pl.col("shown").cast(pl.List(pl.String)), r"shown is List\(String\) and clicked List\(I"),
-        (pl.col("user_id").cast(pl.Float64), "'user_id' holds Float64, such as 0.0; ids are"),
+        (pl.col("user_id") + 0.5, "'user_id' is no integer in row 1: 0.5"),
     ],
 )
 def test_a_wrong_type_of_a_column_is_named(change: pl.Expr, message: str) -> None:

@@ -16,7 +16,8 @@ import pytest
 from ranklet.errors import DataError
 from ranklet_training.data import datasets
 from ranklet_training.data.datasets import SOURCES, fetch
-from ranklet_training.data.events import read_events, read_items
+from ranklet_training.data.events import read_events
+from ranklet_training.data.items import read_items
 
 RECBOLE = "recbole/dataset_example/ml-100k/ml-100k."
 

@@ -3,25 +3,28 @@
 import datetime
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import DataError
 from ranklet_training.data import events as events_module
+from ranklet_training.data.columns import MISSING
 from ranklet_training.data.events import (
     Columns,
     Events,
     frame_digest,
-    note_unmatched,
     read_events,
-    read_items,
 )
+from ranklet_training.data.ids import index_ids
 
 SMALL = pl.DataFrame(
     {
@@ -94,7 +97,8 @@ def test_equal_times_keep_the_order_of_the_file() -> None:
 def test_the_summary_names_counts_drops_and_times() -> None:
     summary = read_events(pl.concat([SMALL, SMALL]), duplicates="exact").summary()
     assert summary == (
-        "2 users, 3 items, 4 events of 8 rows (dropped: 4 exact duplicates), time 20 to 50"
+        "2 users, 3 items, 4 events of 8 rows (dropped: 4 exact duplicates), "
+        "time 20 to 50 (numbers of an unknown unit)"
     )
 
 
@@ -133,9 +137,21 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
         (f"{HEADER}\n\na,b,3\n\n\n", ("a", "b", 3), 3),
         (f'{HEADER}\n"a","b","3"\n', ("a", "b", 3), 0),
         (f"{HEADER}\na,b, 3 \n", ("a", "b", 3), 0),
+        (f"{HEADER}\na, 7, 3\n", ("a", 7, 3), 0),
+        (f"{HEADER}\na, b, 3\n", ("a", " b", 3), 0),
         (f'{HEADER}\n"a\nb","c,""d""",3\n', ("a\nb", 'c,"d"', 3), 0),
     ],
-    ids=["bom", "crlf", "no last newline", "blank lines", "quotes", "spaces", "quoted newline"],
+    ids=[
+        "bom",
+        "crlf",
+        "no last newline",
+        "blank lines",
+        "quotes",
+        "spaces",
+        "integer",
+        "text",
+        "quoted newline",
+    ],
 )
 def test_csv_dialects_are_read(tmp_path: Path, text: str, row: Any, blank: int) -> None:
     events = read_csv(tmp_path, text)
@@ -161,7 +177,7 @@ def test_other_columns_of_json_lines_are_ignored_whatever_they_hold(tmp_path: Pa
         (["1", "x"], pl.String),
         (["+1", "2"], pl.String),
         (["-0", "2"], pl.String),
-        (["1.0", "2"], pl.String),
+        (["1.0", "x"], pl.String),
     ],
 )
 def test_csv_ids_become_integers_only_if_nothing_is_lost(
@@ -174,12 +190,30 @@ def test_csv_ids_become_integers_only_if_nothing_is_lost(
 
 
 @pytest.mark.parametrize("id_type", ["auto", "int64"])
-def test_csv_ids_that_were_written_as_floats_are_named(tmp_path: Path, id_type: Any) -> None:
-    text = f"{HEADER}\n25.0,1,1\n7.0,1,2"
-    with pytest.raises(DataError, match=r"'user_id' holds floats, such as '25\.0'; ids are int"):
-        read_csv(tmp_path, text, id_type=id_type)
-    kept = read_csv(tmp_path, text, id_type="string").frame["user_id"]
-    assert kept.to_list() == ["25.0", "7.0"]
+def test_whole_floats_of_a_csv_are_integers(tmp_path: Path, id_type: Any) -> None:
+    text = f"{HEADER}\n25.0,1,1\n7,1,2\n7.0,1,3"
+    events = read_csv(tmp_path, text, id_type=id_type)
+    assert events.frame["user_id"].to_list() == [7, 7, 25]
+    assert "user_id: 2 ids such as '25.0' are read as integers" in events.notes
+    kept = read_csv(tmp_path, text, id_type="string")
+    assert kept.frame["user_id"].to_list() == ["25.0", "7", "7.0"]
+    assert "user_id: 2 ids differ from others only in case, spaces or '.0'" in kept.notes[1]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pl.Series([2.0, 2**53 - 1, None], dtype=pl.Float64),
+        pl.Series([2.0, 2**53 - 1, float("nan")], dtype=pl.Float64),
+        pl.Series([2, 2**53 - 1, None], dtype=pl.Decimal(38, 0)),
+        pl.Series([2, 2**53 - 1, None], dtype=pl.Int128),
+    ],
+    ids=["null", "nan", "decimal", "int128"],
+)
+def test_whole_numbers_of_any_type_are_integer_ids(ids: pl.Series) -> None:
+    log = pl.DataFrame({"user_id": [1, 1, 1], "item_id": ids, "timestamp": [1, 2, 3]})
+    assert read_events(log).frame["item_id"].to_list() == [2, 2**53 - 1]
+    assert read_events(log, id_type="string").frame["item_id"].to_list() == ["2", str(2**53 - 1)]
 
 
 @pytest.mark.parametrize(
@@ -250,9 +284,10 @@ def test_consecutive_duplicates_are_of_one_user_and_in_order_of_time() -> None:
 
 @st.composite
 def logs_without_ties(draw: st.DrawFn) -> pl.DataFrame:
-    pairs = st.tuples(st.text(min_size=1, max_size=3), st.integers(-(2**53), 2**53))
+    ids = st.text(min_size=1, max_size=9).filter(lambda text: text.strip() not in MISSING)
+    pairs = st.tuples(ids, st.integers(-(2**53), 2**53))
     keys = draw(st.lists(pairs, unique=True, min_size=1, max_size=20))
-    items = draw(st.lists(st.text(min_size=1), min_size=len(keys), max_size=len(keys)))
+    items = draw(st.lists(ids, min_size=len(keys), max_size=len(keys)))
     users, times = [user for user, _ in keys], [time for _, time in keys]
     return pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times})
 
@@ -304,18 +339,15 @@ def test_texts_and_lists_cannot_merge_in_the_digest() -> None:
         (f"{HEADER},user_id\n1,2,3,4\n", "'user_id' is there twice"),
         (f"{HEADER}\n", "holds no rows"),
         ("", r"is empty \(0 bytes\)"),
-        (f"{HEADER}\n1,2,3\n,2,3\n1,,3\n", "'user_id' has no value in row 2: None; fill"),
-        (f"{HEADER}\n1,2,3\n\n1,,3\n1,,4\n", r"'item_id' has no value in row 2: None \(and 1 more"),
-        (f'{HEADER}\n1,"",3\n', "'item_id' has no value in row 1"),
-        (f"{HEADER}\n1,2\n", "'timestamp' has no value in row 1"),
-        (f"{HEADER}\n1,2,3,4\n", "can't be read: found more fields"),
-        (f"{HEADER}\n1,2,3\n1,2,2024-01-01\n", "is not a number in row 2: '2024-01-01'; give num"),
-        (f"{HEADER}\n1,2,3\n1,2,nan\n", "'timestamp' is not finite in row 2: nan"),
-        (f"{HEADER},rating\n1,2,3,good\n", "'rating' is not a number in row 1: 'good'"),
-        (f"{HEADER},event\n1,2,3,\n", "'event' has no value in row 1"),
-        (f'{HEADER}\n"1,2,3\n1,2,3\n', "can't be read"),
-        (f"{HEADER}\né,2,3\n".encode("latin-1"), "can't be read: invalid utf-8.*in UTF-8"),
-        (f"{HEADER}\n1,2,3\n".encode("utf-16"), "save it as UTF-8"),
+        ("\ufeff\n\n", "holds no rows"),
+        ("user_id, item_id\n1, 2\n", "'item_id' is missing .*--item-column ' item_id'"),
+        (
+            f'{HEADER}\n1,"",3\n',
+            "no row with user, item and time: 1 rows without item_id, first row",
+        ),
+        (f"{HEADER}\n1,2\n", "1 rows without timestamp, first row 1: None"),
+        (f"{HEADER}\n1,2,3\n1,2,2024-01-01\n", "neither a number nor an ISO date in row 2: '2024-"),
+        (f"{HEADER}\n1,2,3\n1,2,inf\n", "'timestamp' is not finite in row 2: 'inf'"),
     ],
 )
 def test_a_bad_csv_file_is_named(tmp_path: Path, text: str | bytes, words: str) -> None:
@@ -326,15 +358,14 @@ def test_a_bad_csv_file_is_named(tmp_path: Path, text: str | bytes, words: str) 
 @pytest.mark.parametrize(
     ("log", "words"),
     [
-        (frame_of(user_id=[1.0, 2.0]), "'user_id' holds Float64, such as 1.0; ids are integers"),
+        (frame_of(user_id=[1.0, 2.5]), "'user_id' is no integer in row 2: 2.5; write the ids as"),
+        (frame_of(user_id=[1.0, 2.0**53]), "'user_id' is no integer in row 2: 9007"),
         (frame_of(item_id=[True, False]), "'item_id' holds Boolean"),
-        (frame_of(item_id=[None, None]), r"'item_id' has no value in row 1: None \(and 1 more"),
-        (frame_of(item_id=["a", ""]), "'item_id' is an empty id in row 2"),
+        (frame_of(item_id=[None, None]), "2 rows without item_id, first row 1: None"),
+        (frame_of(item_id=["nan", ""]), "2 rows without item_id, first row 1: 'nan'"),
         (frame_of(user_id=pl.Series([1, 2**63], dtype=pl.UInt64)), "exceeds int64 in row 2: 92233"),
-        (frame_of(timestamp=["2024-01-01", "1"]), "'timestamp' holds String, such as .*give numb"),
-        (frame_of(timestamp=[1.0, float("nan")]), "'timestamp' is not finite in row 2: nan"),
-        (frame_of(rating=[1.0, float("inf")]), "'rating' is not finite in row 2: inf"),
-        (frame_of(event=[1, 2]), "'event' holds Int64"),
+        (frame_of(timestamp=["2024-01-01", "1"]), "'timestamp' is no date in row 2: '1'; give num"),
+        (frame_of(timestamp=[1.0, float("inf")]), "'timestamp' is not finite in row 2: inf"),
     ],
 )
 def test_bad_columns_are_named(tmp_path: Path, log: pl.DataFrame, words: str) -> None:
@@ -349,8 +380,8 @@ def test_bad_columns_are_named(tmp_path: Path, log: pl.DataFrame, words: str) ->
     [
         ([event(), event(user="1")], "'user_id' mixes types: 1 in row 1 and '1' in row 2"),
         ([event(item=1), event(item=2.5)], "'item_id' mixes types: 1 in row 1 and 2.5 in row 2"),
-        ([event(), {"user_id": 1}], "'item_id' has no value in row 2"),
-        ([event(timestamp="3")], "'timestamp' holds String"),
+        ([event(timestamp={"at": 3})], "'timestamp' holds Struct"),
+        ([event(timestamp=2**60 + 1), event(timestamp=0.5)], "would be rounded .* in row 1: 1.15"),
         ([event(user=2**63)], "'user_id' exceeds int64"),
         ([event(timestamp=float("nan"))], "line 1 is not JSON: NaN is no number of JSON"),
         ([event(user=[1])], r"'user_id' holds in row 1 \[1\], which is not text or an integer"),
@@ -410,59 +441,182 @@ def test_wrong_arguments_are_named() -> None:
         read_events(SMALL, id_type="text")  # type: ignore[arg-type]  # the mistake under test
 
 
-# Items
+# Missing values
 
 
-def test_items_keep_their_other_columns_and_lists(tmp_path: Path) -> None:
-    (tmp_path / "items.csv").write_text("title,sku,price\nA,007,1.5\nB,8,2\n")
-    items = read_items(tmp_path / "items.csv", item_column="sku")
-    assert items.columns == ["item_id", "title", "price"]
-    assert items.rows() == [("007", "A", 1.5), ("8", "B", 2.0)]
-    (tmp_path / "items.jsonl").write_text('{"item_id": 1, "genres": ["a", "b"]}\n{"item_id": 2}\n')
-    assert read_items(tmp_path / "items.jsonl").rows() == [(1, ["a", "b"]), (2, None)]
+@pytest.mark.parametrize("word", sorted(MISSING))
+@pytest.mark.parametrize("name", ["user_id", "item_id", "timestamp"])
+def test_words_for_missing_are_no_values(tmp_path: Path, word: str, name: str) -> None:
+    log = pl.DataFrame({"user_id": ["1", "2"], "item_id": ["3", "4"], "timestamp": ["5", "6"]})
+    lacking = pl.concat([log, log[:1].with_columns(pl.lit(word).alias(name))])
+    WRITERS[".csv"](lacking, tmp_path / "log.csv")
+    WRITERS[".jsonl"](lacking, tmp_path / "log.jsonl")
+    for source in (tmp_path / "log.csv", tmp_path / "log.jsonl", lacking):
+        events = read_events(source)
+        assert events.frame["user_id"].cast(str).to_list() == ["1", "2"]
+        ((reason, count),) = events.dropped.items()
+        assert reason.startswith(f"rows without {name}, first row 3: ")
+        assert (count, events.rows_read) == (1, 3)
+    assert read_events(tmp_path / "log.csv").frame[name].dtype == pl.Int64
+
+
+def test_rows_without_a_value_are_counted_by_column_in_the_summary(tmp_path: Path) -> None:
+    text = f"{HEADER}\n1,NULL,3\n,nan,3\n1,2,3\n1, ,4\n1,2,#N/A\n\n"
+    summary = read_csv(tmp_path, text).summary()
+    assert (
+        "1 events of 6 rows (dropped: 1 blank lines, 1 rows without user_id, first row 2: None, "
+        "2 rows without item_id, first row 1: 'NULL', "
+        "1 rows without timestamp, first row 5: '#N/A')"
+    ) in summary
+
+
+def test_missing_numbers_of_pandas_are_dropped() -> None:
+    nan = float("nan")
+    log = frame_of(user_id=[1.0, nan]).vstack(frame_of(user_id=[1.0, 2.0], timestamp=[None, 5]))
+    events = read_events(log.with_columns(pl.col("timestamp").cast(pl.Float64)))
+    assert events.frame.rows() == [(1, 2, 4), (2, 3, 5)]
+    assert sum(events.dropped.values()) == 2
+
+
+def test_json_lines_of_pandas_hold_whole_floats_and_nulls(tmp_path: Path) -> None:
+    events = read_lines(tmp_path, event(item=12.0), event(item=None), event(item=7))
+    assert events.frame["item_id"].to_list() == [12, 7]
+
+
+def test_the_row_of_an_error_counts_rows_that_lack_values(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'timestamp' is neither .* in row 3: 'x'"):
+        read_csv(tmp_path, f"{HEADER}\nNULL,2,3\n1,,3\n1,2,x\n1,2,3\n")
+
+
+# Types of a training
+
+
+@pytest.mark.parametrize("dtype", [pl.Int64, pl.String])
+def test_ids_have_the_types_of_the_training_if_they_can(tmp_path: Path, dtype: Any) -> None:
+    trained = read_events(SMALL.cast({"item_id": dtype}))
+    SMALL.write_csv(tmp_path / "log.csv")
+    sources = (
+        tmp_path / "log.csv",
+        SMALL,
+        SMALL.cast({"item_id": pl.String, "user_id": pl.String}),
+    )
+    for source in sources:
+        assert read_events(source, like=trained.reading).digest == trained.digest
+
+
+def test_an_id_that_is_no_integer_makes_all_ids_text(tmp_path: Path) -> None:
+    trained = read_events(SMALL)
+    events = read_csv(tmp_path, f"{HEADER}\n1,7,1\n1,NEW-7,2\n1,007,3\n", like=trained.reading)
+    assert events.frame["item_id"].to_list() == ["7", "NEW-7", "007"]
+    catalogue = Vocabulary(np.array([7, 8, 9]))
+    assert index_ids(events.frame["item_id"], catalogue).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("ids", "catalogue", "expected"),
     [
-        ({"item_id": ["a", "b", "a"]}, "'item_id' repeats an earlier id in row 3: 'a'; keep one"),
-        ({"item_id": ["a", None]}, "'item_id' has no value in row 2"),
-        ({"sku": ["a"], "item_id": ["b"]}, "'item_id' is there beside 'sku'"),
-        ({"id": ["a"]}, r"column 'sku' is missing .*say --item-column NAME"),
-        ({"item_id": [1], "title": [["a"]]}, r"'title' holds List\(String\), such as \[\['a'\]\]"),
+        ([9, 7, 5, 7], [7, 8, 9], [3, 1, 0, 1]),
+        (["9", "07", "x", "9"], [7, 8, 9], [3, 0, 0, 3]),
+        ([9, 7, 5], ["7", "9"], [2, 1, 0]),
+        (["b", "c", "a"], ["a", "b"], [2, 0, 1]),
     ],
 )
-def test_wrong_items_are_named(columns: dict[str, list[Any]], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        read_items(pl.DataFrame(columns), item_column="sku")
+def test_ids_are_found_in_a_catalogue_of_either_type(
+    ids: list[Any], catalogue: list[Any], expected: list[int]
+) -> None:
+    known = Vocabulary(catalogue if isinstance(catalogue[0], str) else np.array(catalogue))
+    assert index_ids(pl.Series("item_id", ids), known).tolist() == expected
 
 
-def test_items_may_be_called_as_in_the_log_or_item_id() -> None:
-    for name in ("sku", "item_id"):
-        items = read_items(pl.DataFrame({name: ["a"], "price": [1]}), item_column="sku")
-        assert items.columns == ["item_id", "price"]
+@pytest.mark.parametrize(
+    ("ids", "count"),
+    [(["A1", "a1", "b"], 2), (["a", " a", "a "], 3), (["1.0", "1", "x"], 2), (["a", "b", "c"], 0)],
+)
+def test_ids_that_are_nearly_equal_stay_apart_and_are_told(ids: list[str], count: int) -> None:
+    log = pl.DataFrame({"user_id": [1, 1, 1], "item_id": ids, "timestamp": [1, 2, 3]})
+    events = read_events(log)
+    assert events.items == 3
+    notes = [
+        note for note in events.notes if f"item_id: {count} ids differ from others only" in note
+    ]
+    assert len(notes) == bool(count)
 
 
-def test_titles_are_text_as_they_are_written(tmp_path: Path) -> None:
-    csv, lines = tmp_path / "items.csv", tmp_path / "items.jsonl"
-    csv.write_text("item_id,title\n1,007\n2,1.50\n3,\n")
-    assert read_items(csv)["title"].to_list() == ["007", "1.50", None]
-    lines.write_text('{"item_id": 1, "title": 300}\n{"item_id": 2, "title": 2.5}\n{"item_id": 3}')
-    assert read_items(lines)["title"].to_list() == ["300", "2.5", None]
-    items = read_items(pl.DataFrame({"item_id": [1, 2], "title": [1984, None]}))
-    assert items["title"].to_list() == ["1984", None]
+# Columns that are optional
 
 
-def test_an_item_file_that_matches_no_item_is_refused_and_gaps_are_counted() -> None:
-    log = read_events(SMALL)
-    ids = log.frame["item_id"].unique().sort()
-    items = read_items(pl.DataFrame({"item_id": ids}))
-    assert note_unmatched(log, items, "F") == ""
-    count = len(ids)
-    lacking = note_unmatched(log, items[1:], "F")
-    assert lacking == f"F has no row for 1 of {count} items, first {ids[0]!r}"
-    others = pl.DataFrame({"item_id": ["y"]}, schema={"item_id": pl.String})
-    log_of_text = read_events(SMALL, id_type="string")
-    message = f"none of the {count} items of the log has a row in F, first '.*'; F has ids like 'y'"
-    with pytest.raises(DataError, match=message):
-        note_unmatched(log_of_text, others, "F")
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (
+            {"rating": ["3 stars", "4"]},
+            "rating is left out: DataFrame: column 'rating' is not a num",
+        ),
+        ({"rating": [[1], [2]]}, "rating is left out: DataFrame: column 'rating' holds List"),
+        ({"rating": [1.0, float("inf")]}, "rating is left out: .* is not finite in row 2"),
+        ({"event": [[1], [2]]}, "event is left out: DataFrame: column 'event' holds List"),
+        ({"event": [1.5, 2.0]}, "event is left out: .* event types are text or integers"),
+    ],
+)
+def test_an_optional_column_of_other_values_is_left_out(change: Any, note: str) -> None:
+    log = frame_of(**change)
+    events = read_events(log)
+    assert events.frame.columns == ["user_id", "item_id", "timestamp"]
+    assert any(re.match(note, text) for text in events.notes)
+    name = next(iter(change))
+    renamed = log.rename({name: "mine"})
+    with pytest.raises(DataError, match="'mine'"):  # asked for by name
+        read_events(renamed, Columns(**{name: "mine"}))
+    assert read_events(log, Columns(**{name: ""})).notes == [
+        f"columns: user_id, item_id, timestamp; not read: {name}"
+    ]
+
+
+@pytest.mark.parametrize("values", [["4", "NaN"], [4.0, float("nan")], [4, None]])
+def test_a_rating_that_is_missing_is_null(values: list[Any]) -> None:
+    assert read_events(frame_of(rating=values)).frame["rating"].to_list() == [4.0, None]
+
+
+@pytest.mark.parametrize("values", [[1, None], [1.0, float("nan")], ["1", "NULL"]])
+def test_event_types_are_text_and_may_be_missing(values: list[Any]) -> None:
+    assert read_events(frame_of(event=values)).frame["event"].to_list() == ["1", None]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("user_id", "userId"),
+        ("user_id", "visitorid"),
+        ("user_id", "Customer ID"),
+        ("item_id", "movieId"),
+        ("item_id", "item_id:token"),
+        ("item_id", " item_id"),
+        ("timestamp", "ts"),
+        ("timestamp", "Event-Time"),
+        ("timestamp", "created_at"),
+    ],
+)
+def test_the_likely_column_is_suggested(ours: str, theirs: str) -> None:
+    option = f"--{ours.removesuffix('_id')}-column {theirs!r}"
+    with pytest.raises(DataError, match=f"'{ours}' is missing .*{theirs}.*Map it: {option}"):
+        read_events(SMALL.rename({ours: theirs}))
+
+
+@pytest.mark.parametrize("name", ["event_type", "action", "Kind"])
+def test_a_likely_column_of_event_types_is_suggested(name: str) -> None:
+    (note,) = read_events(SMALL.with_columns(pl.lit("view").alias(name))).notes
+    assert note == (
+        f"columns: user_id, item_id, timestamp; not read: {name}; '{name}' may hold event types: "
+        f"read them with --event-column '{name}'"
+    )
+
+
+def test_a_flood_of_columns_is_cut() -> None:
+    wide = pl.DataFrame({f"{number:04}{'x' * 500}": [1] for number in range(3000)})
+    with pytest.raises(DataError, match="and 2,980 more") as caught:
+        read_events(wide)
+    assert len(str(caught.value)) < 2000
+    names = "item_id,timestamp\r" + "\r".join(f"{row},{row}" for row in range(9999))
+    with pytest.raises(DataError, match="'user_id' is missing") as caught:
+        read_events(pl.DataFrame({names: [1]}))
+    assert len(str(caught.value)) < 2000

@@ -167,6 +167,11 @@ class Manifest:
         return rows
 
     @property
+    def time_unit(self) -> str:
+        """Return the unit of the training times, s, ms, us or ns since 1970; "" if unknown."""
+        return str(self.data.get("reading", {}).get("time_unit", ""))
+
+    @property
     def gate_text(self) -> str:
         """Return the cost of the precision as text, empty without a gate."""
         gate = self.gate

@@ -104,6 +104,9 @@ class Vocabulary:
     ) -> NDArray[np.int64]:
         """Return the index of each id, 0 where the catalogue does not have it.
 
+        A catalogue of integers does not have text such as ``"NEW-7"``; text that is an integer, as
+        ``"7"``, is refused, since 7 may be meant.
+
         Args:
             ids: A list, tuple or one-dimensional array; never changed.
             name: The name of the ids in messages.
@@ -137,19 +140,14 @@ class Vocabulary:
         numbers: list[int] = self._numbers[indices - 1].tolist()
         return numbers
 
-    def parse(self, texts: Iterable[str], name: str = "history") -> list[str] | list[int]:
-        """Parse ids from text, as on a command line.
+    def parse(self, texts: Iterable[str]) -> list[Any]:
+        """Return ids for ``index`` from text, as on a command line.
 
-        Raises:
-            InputError: The catalogue has int64 ids and a text is not an integer.
+        A catalogue of int64 ids takes 7 from "7"; "007", "1_0" and "x" stay text, which it lacks.
         """
-        texts = list(texts)
         if self.is_text:
-            return texts
-        for text in texts:
-            if not INTEGER.fullmatch(text):  # int() would take 1_0 for 10, and 007 for 7
-                raise InputError(f"{name}: this bundle has integer item ids, got {show(text)}")
-        return [int(text) for text in texts]
+            return list(texts)
+        return [int(text) if _is_int64(text) else text for text in texts]
 
     @cached_property
     def _index_of(self) -> "dict[str, int] | Texts":
@@ -174,7 +172,18 @@ class Vocabulary:
         return np.array(indices, dtype=np.int64)
 
     def _index_numbers(self, ids: list[Any] | NDArray[Any], name: str) -> NDArray[np.int64]:
-        values = integers(ids, name, REASON) if isinstance(ids, list) else ids
+        if isinstance(ids, list):
+            try:
+                values = integers(ids, name, REASON)
+            except InputError:
+                is_other = [isinstance(item, str) and not _is_int64(item) for item in ids]
+                if not any(is_other):
+                    raise
+                pairs = zip(ids, is_other, strict=True)
+                indices = self._index_numbers([0 if other else i for i, other in pairs], name)
+                return np.where(is_other, 0, indices)
+        else:
+            values = ids
         # uint64 beyond int64 can't be an id of the catalogue; casting would turn it into one.
         if values.dtype.kind == "u" and (too_large := values > 2**63 - 1).any():
             place = int(too_large.argmax())
@@ -183,6 +192,10 @@ class Vocabulary:
         places = np.searchsorted(self._numbers, values)
         places[places == len(self._numbers)] = 0
         return np.where(self._numbers[places] == values, places + 1, 0)
+
+
+def _is_int64(text: str) -> bool:
+    return bool(INTEGER.fullmatch(text)) and -(2**63) <= int(text) < 2**63
 
 
 def _check_text(item: object, place: str) -> None:

@@ -1,33 +1,38 @@
-"""Event logs and item files, checked and sorted.
+"""Event logs, checked and sorted.
 
 * Events are sorted by user, then time; events of one user with equal times keep the file's order.
+* Rows without user, item or time are dropped and counted.
 * The digest covers the sorted content, independent of file format and order of users.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import polars as pl
 
 from ranklet.errors import DataError
 from ranklet.values import show
-from ranklet_training.data.tables import ArrowStream, open_table, refuse
+from ranklet_training.data.columns import TEXT, likely_column, whole_numbers, without_missing
+from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
+from ranklet_training.data.tables import ArrowStream, Table, listed, open_table, refuse
+from ranklet_training.data.times import NAMES, in_unit, read_times, show_time
 
 DuplicatePolicy = Literal["none", "exact", "consecutive"]
-IdType = Literal["auto", "int64", "string"]
 
-_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]*)$"
-_WHOLE_FLOAT = r"^-?[0-9]+\.0$"  # how pandas writes integers of a column with a missing value
 _HASHED_ROWS = 1 << 18  # strings joined at a time, so that hashing doesn't double the memory
-_MAPPING = "give a column this name, or map one: --{}-column NAME of train, in Python Columns"
-_TIME_ADVICE = "give numbers (such as unix seconds), or a date or datetime column"
+_MANY_TIES = 0.5  # share of the neighbouring events of a user with equal times, worth a note
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Column names of a log; ``event`` and ``rating`` are optional under their default names."""
+    """Column names of a log.
+
+    ``event`` and ``rating`` are optional under their default names: they are left out if the log
+    lacks them, or holds something else there. None or "" leaves them out, too.
+    """
 
     user: str = "user_id"
     item: str = "item_id"
@@ -36,10 +41,10 @@ class Columns:
     rating: str | None = "rating"
 
     def __post_init__(self) -> None:
-        names = [name for name in vars(self).values() if name is not None]
+        names = [name for name in vars(self).values() if name]
         for name in names:
             if names.count(name) > 1:
-                raise DataError(f"column {name!r} is mapped twice; give each its own: {self}")
+                raise DataError(f"column {show(name)} is mapped twice; give each its own: {self}")
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,30 @@ class Events:
     rows_read: int
     dropped: dict[str, int]
     digest: str
+    time_unit: str
+    is_dates: bool  # the unit is certain; that of numbers follows from their size
+    notes: list[str]  # on columns, ids, times and ties
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """Return the time unit and id types, to read another log like this one."""
+        types = {
+            f"{name}_type": "string" if self.frame[name].dtype == pl.String else "int64"
+            for name in ("user_id", "item_id")
+        }
+        return {"time_unit": self.time_unit, **types}
 
     def summary(self) -> str:
         """Return one line on the events and the dropped rows."""
         times = self.frame["timestamp"].sort()
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+        first, last = (show_time(times[place], self.time_unit) for place in (0, -1))
+        unit = NAMES[self.time_unit]
+        if self.time_unit:
+            unit = f"dates, in {unit}" if self.is_dates else f"{unit}, by their size"
         return (
             f"{self.users:,} users, {self.items:,} items, {len(self.frame):,} events "
-            f"of {self.rows_read:,} rows (dropped: {reasons or 'none'}), "
-            f"time {times[0]} to {times[-1]}"
+            f"of {self.rows_read:,} rows (dropped: {_counts(self.dropped) or 'none'}), "
+            f"time {first} to {last} ({unit})"
         )
 
 
@@ -78,6 +98,7 @@ def read_events(
     *,
     duplicates: DuplicatePolicy = "none",
     id_type: IdType = "auto",
+    like: Mapping[str, str] | None = None,
 ) -> Events:
     """Read, check and sort an event log from any source of ``open_table``.
 
@@ -86,28 +107,36 @@ def read_events(
     ``auto`` keeps the type of the source; csv ids become int64 if each is an integer in its
     shortest form, so "007" stays text.
 
+    ``like`` is ``Events.reading`` of the log of a training. Ids get its types if all of them fit,
+    and times get its unit, rounded down after sorting. Times that can't be converted stay as they
+    are, with a note; ``check_time_unit`` refuses them for models that use times.
+
     Raises:
         DataError: The log is missing, damaged or empty, or holds a wrong value.
     """
-    _check_choice("duplicates", duplicates, DuplicatePolicy)
+    check_choice("duplicates", duplicates, DuplicatePolicy)
+    like = like or {}
     table = open_table(source, [[columns.user], [columns.item]])
     names = {"user_id": columns.user, "item_id": columns.item, "timestamp": columns.timestamp}
     for ours, theirs in (("event", columns.event), ("rating", columns.rating)):
-        if theirs is not None and (theirs in table.names or theirs != ours):
+        if theirs and (theirs in table.names or theirs != ours):
             names[ours] = theirs
-    raw, is_text = table.collect(names, _MAPPING), table.is_text
+    raw = table.collect(names, lambda ours: _mapping_advice(ours, table.names))
     labels = {ours: table.label(theirs) for ours, theirs in names.items()}
-    read = {n: read_ids(raw[n], labels[n], id_type, is_text) for n in ("user_id", "item_id")}
-    read["timestamp"] = _timestamps(raw["timestamp"], labels["timestamp"], is_text)
-    if "event" in raw:
-        read["event"] = _event_types(raw["event"], labels["event"])
-    if "rating" in raw:  # null: an event without a rating
-        advice = "ratings are numbers: convert it"
-        ratings = _numbers(raw["rating"], labels["rating"], is_text, advice)
-        read["rating"] = ratings.cast(pl.Float64)
-    frame = pl.DataFrame(read).sort("user_id", "timestamp", maintain_order=True)
+    ids, id_notes = _parse_both_ids(raw, labels, id_type, like, is_text=table.is_text)
+    original = read_times(raw["timestamp"], labels["timestamp"])
+    times, unit_note = in_unit(original, like.get("time_unit"), labels["timestamp"])
+    optional, left_out = _parse_optional(raw, names, labels)
+    read = {**ids, "timestamp": times.values, **optional, "order": original.values}
+    frame, lacking = _complete(pl.DataFrame(read), raw)
+    if frame.is_empty():
+        raise DataError(f"{table.name} has no row with user, item and time: {_counts(lacking)}")
+    frame = frame.sort("user_id", "order", maintain_order=True).drop("order")
     kept = _drop_duplicates(frame, duplicates)
-    dropped = {"blank lines": table.blank_lines, f"{duplicates} duplicates": len(raw) - len(kept)}
+    repeats = {f"{duplicates} duplicates": len(frame) - len(kept)}
+    dropped = {"blank lines": table.blank_lines, **lacking, **repeats}
+    used = [theirs for ours, theirs in names.items() if ours in kept.columns]
+    notes = [_describe_columns(table, used, columns), *left_out, *id_notes, unit_note]
     return Events(
         frame=kept,
         users=kept["user_id"].n_unique(),
@@ -115,141 +144,135 @@ def read_events(
         rows_read=len(raw) + table.blank_lines,
         dropped={reason: count for reason, count in dropped.items() if count},
         digest=frame_digest(kept),
+        time_unit=times.unit,
+        is_dates=times.is_dates,
+        notes=[note for note in (*notes, _describe_ties(kept)) if note],
     )
 
 
-def read_items(
-    source: str | Path | ArrowStream, *, item_column: str = "item_id", id_type: IdType = "auto"
-) -> pl.DataFrame:
-    """Read an item file: unique ``item_id`` first, ``title`` as text, other columns unchanged.
+def check_time_unit(events: Events, unit: str | None) -> None:
+    """Raise DataError if times are not in the unit of a model that uses them; None: any unit."""
+    if unit is not None and events.time_unit != unit:
+        raise DataError(
+            f"the times of the log are {NAMES[events.time_unit]}, and the model uses times, in its "
+            f"training {NAMES[unit]}: give times in that unit, since 1970 if it is known, or dates"
+        )
 
-    The column of ids is ``item_column``, or ``item_id`` if the file lacks it. ``id_type`` ``auto``
-    depends on this file alone: pass the type of the log's ids so that both match. Errors are as in
-    ``read_events``.
+
+def _parse_both_ids(
+    raw: pl.DataFrame,
+    labels: Mapping[str, str],
+    id_type: IdType,
+    like: Mapping[str, str],
+    *,
+    is_text: bool,
+) -> tuple[dict[str, pl.Series], list[str]]:
+    """Return the ids of users and items, in the types of ``like`` where they fit, and notes."""
+    ids, notes = {}, []
+    for name in ("user_id", "item_id"):
+        known = like.get(f"{name}_type")
+        kind: IdType = id_type if known is None else "string" if known == "string" else "auto"
+        ids[name] = parse_ids(raw[name], labels[name], kind, is_text or known is not None)
+        notes += describe_ids(raw[name], ids[name], name)
+    return ids, notes
+
+
+def _parse_optional(
+    raw: pl.DataFrame, names: Mapping[str, str], labels: Mapping[str, str]
+) -> tuple[dict[str, pl.Series], list[str]]:
+    """Return event types and ratings, and notes on those that hold something else.
+
+    DataError: a column that was asked for by its own name holds something else.
     """
-    ids = [[item_column], ["item_id"]]
-    table = open_table(source, ids, texts=["title"], infer_types=True)
-    if item_column not in table.names and "item_id" in table.names:
-        item_column = "item_id"
-    others = [name for name in table.names if name != item_column]
-    if "item_id" in others:
-        raise DataError(f"{table.name}: 'item_id' is there beside {item_column!r}; rename one")
-    raw = table.collect(
-        {"item_id": item_column} | {name: name for name in others},
-        "give the column of ids this name, or say --item-column NAME, in Python item_column",
-    )
-    label = table.label(item_column)
-    item_ids = read_ids(raw["item_id"], label, id_type, table.is_text)
-    repeats = ~item_ids.is_first_distinct()
-    refuse(repeats, item_ids, label, "repeats an earlier id", "keep one row for each item")
-    if "title" in others:
-        titles = raw["title"]
-        if titles.dtype.is_nested() or titles.dtype in (pl.Binary, pl.Object):
-            holds = f"{titles.dtype}, such as {show(titles.drop_nulls().head(1).to_list())}"
-            raise DataError(f"{table.label('title')} holds {holds}; titles are text")
-        raw = raw.with_columns(titles.cast(pl.String))
-    return raw.with_columns(item_ids)
+    read, left_out = {}, []
+    for name, parse in (("event", _event_types), ("rating", _ratings)):
+        try:
+            if name in names:
+                read[name] = parse(raw[name], labels[name])
+        except DataError as error:
+            if names[name] != name:
+                raise
+            left_out.append(f"{name} is left out: {error}")
+    return read, left_out
 
 
-def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
-    """Return a line on items of the log without a row in an item file, "" if there are none.
+def _complete(frame: pl.DataFrame, raw: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the rows that have user, item and time, and the number of the others by reason."""
+    lacking = {}
+    is_kept = pl.repeat(value=True, n=len(frame), eager=True)
+    for name in ("user_id", "item_id", "timestamp"):
+        rows = (is_kept & frame[name].is_null()).arg_true()
+        if len(rows):
+            first = f"row {rows[0] + 1}: {show(raw[name][rows[0]])}"
+            lacking[f"rows without {name}, first {first}"] = len(rows)
+            is_kept &= frame[name].is_not_null()
+    return frame.filter(is_kept), lacking
 
-    ``items`` are from ``read_items``, with ids of the log's type; ``name`` is that of the file.
-    DataError: no item of the log has a row.
-    """
-    known = events.frame.select("item_id").unique()
-    lacking = known.join(items, on="item_id", how="anti")["item_id"].sort()
-    if lacking.is_empty():
+
+def _counts(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
+
+
+def _mapping_advice(ours: str, names: list[str]) -> str:
+    option = f"--{ours.removesuffix('_id')}-column"
+    if likely := likely_column(ours, names):
+        return f"is it {show(likely)}? Map it: {option} {likely!r} of train, in Python Columns"
+    return f"give a column this name, or map one: {option} NAME of train, in Python Columns"
+
+
+def _describe_columns(table: Table, used: list[str], columns: Columns) -> str:
+    """Return a line on the columns that are read, and on the others."""
+    unread = [name for name in table.names if name not in used]
+    line = f"columns: {listed(used)}"
+    if unread:
+        line += f"; not read: {listed(unread)}"
+    if table.quoted_breaks:
+        line += f"; {table.quoted_breaks:,} line breaks are inside quotes and end no row"
+    if columns.event in (None, "", *table.names):
+        return line
+    if likely := likely_column("event", unread):
+        line += f"; {show(likely)} may hold event types: read them with --event-column {likely!r}"
+    return line
+
+
+def _describe_ties(frame: pl.DataFrame) -> str:
+    """Return a note if most events of users have the time of the event before."""
+    is_same_user = frame["user_id"] == frame["user_id"].shift(1)
+    is_tie = (is_same_user & (frame["timestamp"] == frame["timestamp"].shift(1))).fill_null(False)
+    if int(is_tie.sum()) <= _MANY_TIES * int(is_same_user.sum()):
         return ""
-    first = show(lacking[0])
-    if len(lacking) == len(known):
-        raise DataError(
-            f"none of the {len(known):,} items of the log has a row in {name}, first {first}; "
-            f"{name} has ids like {show(items['item_id'][0])}: write both alike"
-        )
-    return f"{name} has no row for {len(lacking):,} of {len(known):,} items, first {first}"
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    if value not in get_args(choices):
-        raise DataError(f"{name} {value!r} is unknown; choose from {', '.join(get_args(choices))}")
-
-
-def _refuse_missing(values: pl.Series, label: str) -> None:
-    refuse(values.is_null(), values, label, "has no value", "fill it in or remove the row")
-
-
-def read_ids(
-    values: pl.Series, label: str, id_type: IdType = "auto", is_text: bool = False
-) -> pl.Series:
-    """Return ids as int64 or text, without loss."""
-    _check_choice("id_type", id_type, IdType)
-    _refuse_missing(values, label)
-    if values.dtype.is_integer():
-        numbers = values.cast(pl.Int64, strict=False)
-        refuse(numbers.is_null(), values, label, "exceeds int64", "write the ids as text")
-        return numbers.cast(pl.String) if id_type == "string" else numbers
-    if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
-        raise DataError(
-            f"{label} holds {values.dtype}, such as {values[0]!r}; ids are integers or text: "
-            "convert the column"
-        )
-    texts = values.cast(pl.String)
-    refuse(texts == "", texts, label, "is an empty id", "fill it in or remove the row")
-    if id_type == "string" or (id_type == "auto" and not is_text):
-        return texts
-    if is_text and texts.str.contains(_WHOLE_FLOAT).all():
-        raise DataError(
-            f"{label} holds floats, such as {show(texts[0])}; ids are integers or text: convert "
-            "the column, or keep them as text (--id-type string)"
-        )
-    numbers = texts.cast(pl.Int64, strict=False)
-    no_number = numbers.is_null() | ~texts.str.contains(_CANONICAL_INTEGER)
-    if id_type == "int64":
-        refuse(no_number, texts, label, "is not an int64 id", "read the ids as text (string)")
-    return texts if no_number.any() else numbers
-
-
-def _numbers(values: pl.Series, label: str, is_text: bool, advice: str) -> pl.Series:
-    """Return int64 if every value fits, else float64; nulls stay."""
-    if is_text:
-        texts = values.str.strip_chars()
-        numbers = texts.cast(pl.Int64, strict=False)
-        if numbers.null_count() > values.null_count():
-            numbers = texts.cast(pl.Float64, strict=False)
-        bad = numbers.is_null() & values.is_not_null()
-        refuse(bad, values, label, "is not a number", advice)
-    elif values.dtype.is_integer():
-        numbers = values.cast(pl.Int64, strict=False)
-        bad = numbers.is_null() & values.is_not_null()
-        refuse(bad, values, label, "exceeds int64", "use a smaller unit of time")
-    elif values.dtype.is_float() or values.dtype.is_decimal() or values.dtype == pl.Null:
-        numbers = values.cast(pl.Float64)
-    else:
-        example = values.drop_nulls().head(1).to_list()
-        raise DataError(f"{label} holds {values.dtype}, such as {example}; {advice}")
-    if numbers.dtype.is_float():
-        numbers = numbers + 0.0  # turns -0.0, which would change the digest, into 0.0
-        refuse(~numbers.is_finite(), numbers, label, "is not finite", "remove the row")
-    return numbers
-
-
-def _timestamps(values: pl.Series, label: str, is_text: bool) -> pl.Series:
-    """Return int64 if that is exact, else float64; dates become epoch microseconds, truncated."""
-    _refuse_missing(values, label)
-    if values.dtype in (pl.Date, pl.Datetime):
-        return values.dt.epoch("us")
-    numbers = _numbers(values, label, is_text, _TIME_ADVICE)
-    if ((numbers.floor() == numbers) & (numbers.abs() <= 2**53)).all():
-        return numbers.cast(pl.Int64)
-    return numbers
+    count = (is_tie | is_tie.shift(-1, fill_value=False)).sum()
+    return (
+        f"{count:,} of {len(frame):,} events share their time with another event of the same user: "
+        "the file's order decides among equal times"
+    )
 
 
 def _event_types(values: pl.Series, label: str) -> pl.Series:
-    _refuse_missing(values, label)
-    if values.dtype not in (pl.String, pl.Categorical, pl.Enum):
-        raise DataError(f"{label} holds {values.dtype}; event types are text: convert it")
+    """Return event types as text; null: an event without a type."""
+    values = without_missing(values)
+    if values.dtype.is_float() and not (whole := whole_numbers(values))[1].any():
+        values = whole[0]
+    if not (values.dtype in TEXT or values.dtype.is_integer() or values.dtype == pl.Null):
+        raise DataError(f"{label} holds {values.dtype}; event types are text or integers")
     return values.cast(pl.String)
+
+
+def _ratings(values: pl.Series, label: str) -> pl.Series:
+    """Return ratings as float64; null: an event without a rating."""
+    values = without_missing(values)
+    if values.dtype == pl.String:
+        numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
+    elif values.dtype.is_numeric() or values.dtype == pl.Null:
+        numbers = values.cast(pl.Float64)
+    else:
+        example = show(values.drop_nulls().head(1).to_list())
+        raise DataError(f"{label} holds {values.dtype}, such as {example}; ratings are numbers")
+    is_other = numbers.is_null() & values.is_not_null()
+    refuse(is_other, values, label, "is not a number", "write ratings as numbers, like 4 or 4.5")
+    numbers = numbers + 0.0  # turns -0.0, which would change the digest, into 0.0
+    refuse(~numbers.is_finite(), numbers, label, "is not finite", "remove the rating")
+    return numbers
 
 
 def _drop_duplicates(frame: pl.DataFrame, policy: DuplicatePolicy) -> pl.DataFrame:

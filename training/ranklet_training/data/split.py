@@ -171,9 +171,11 @@ def split_events(
     for name, is_target in (("validation", validation), ("test", test)):
         cases[name] = _cases(users, items, times, is_target, strict_time=kind == "time")
         if for_training and kind != "none" and not len(cases[name]):
+            by_time = f" and instant; this log has {len(np.unique(times)):,} distinct instants"
             raise DataError(
                 f"the {kind} split leaves no {name} user: leave-one-out needs users with at "
                 "least 3 events, time and k-fold need users with an earlier event"
+                + (by_time if kind == "time" else "")
             )
     if for_training and not (lengths > 1).any():
         raise DataError(f"the {kind} split leaves no user with two training events")

@@ -1,11 +1,14 @@
-"""Tables from files and Arrow streams, with errors that name column, row and value.
+"""Tables from files, folders of parts and Arrow streams; errors name column, row and value.
 
-Errors count data rows from 1, without the csv header and blank lines. Only syntax errors in JSON
-lines count lines.
+Errors count data rows from 1, without the header and blank lines of text. Only syntax errors count
+lines.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +20,15 @@ from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
 from ranklet.files.json_lines import read_json_lines
 from ranklet.values import show
+from ranklet_training.data.columns import EXACT, MISSING, TEXT, whole_numbers
+from ranklet_training.data.delimited import Delimited
 
-SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".ndjson")
+_TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_JSON = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+SUFFIXES = (".parquet", *_TEXT, *_JSON)
 NUMBERS = (int, float)
+_DIGITS = re.compile("([0-9]+)")
+LISTED = 20  # names in a message
 _EXPECTED = "expected one row for each event, item or request"
 
 
@@ -30,49 +39,49 @@ class ArrowStream(Protocol):
         """Return the table as a capsule that holds a C stream."""
 
 
+Read = Callable[[list[str]], pl.DataFrame]  # some columns of a source
+
+
 class Table:
     """Opened source, whose columns are not checked yet."""
 
     def __init__(
-        self, source: pl.LazyFrame | list[dict[str, Any]], name: str, *, is_text: bool = False
+        self,
+        name: str,
+        names: list[str],
+        read: Read,
+        *,
+        is_text: bool = False,
+        quoted_breaks: int = 0,
     ) -> None:
-        """Take a frame, or the objects of JSON lines."""
-        self.name = name
+        """Take the names of the columns, and the function that reads some of them."""
+        self.name, self.names, self.read = name, names, read
         self.is_text = is_text  # csv, which has no types
+        self.quoted_breaks = quoted_breaks  # line breaks inside quotes, which end no row
         self.blank_lines = 0
-        self._source = source
-        if isinstance(source, list):
-            self.names = list(dict.fromkeys(column for row in source for column in row))
-            return
-        with _named(name):
-            self.names = source.collect_schema().names()
-        if any("\0" in column for column in self.names):
-            raise DataError(f"{name} is not UTF-8 text, it may be UTF-16; save it as UTF-8")
 
     def label(self, column: str) -> str:
         """Return the name of a column for messages."""
-        return f"{self.name}: column {column!r}"
+        return f"{self.name}: column {show(column)}"
 
-    def collect(self, names: dict[str, str], advice: str) -> pl.DataFrame:
+    def collect(self, names: dict[str, str], advice: Callable[[str], str]) -> pl.DataFrame:
         """Return the columns ``names`` (new name to source column) without blank lines.
 
-        ``advice`` ends the error on a missing column; its {} stands for user, item, ...
+        ``advice`` returns the end of the error on a missing column.
         """
+        if not self.names:
+            raise DataError(f"{self.name} holds no rows; {_EXPECTED}")
         for ours, theirs in names.items():
             if theirs not in self.names:
                 raise DataError(
-                    f"{self.label(theirs)} is missing (columns: {', '.join(self.names)}); "
-                    + advice.format(ours.removesuffix("_id"))
+                    f"{self.label(theirs)} is missing (columns: {listed(self.names)}); "
+                    + advice(ours)
                 )
-            if f"{theirs}_duplicated_0" in self.names:
+            if self.names.count(theirs) > 1 or f"{theirs}_duplicated_0" in self.names:
                 raise DataError(f"{self.label(theirs)} is there twice; rename one of them")
         with _named(self.name):
-            source = self._source
-            if isinstance(source, list):
-                schema = list(names.values())
-                source = pl.from_dicts(source, schema=schema, infer_schema_length=None).lazy()
-            columns = [pl.col(theirs).alias(ours) for ours, theirs in names.items()]
-            frame = source.select(columns).collect()
+            frame = self.read(list(names.values()))
+        frame = frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
         if self.is_text:
             frame = frame.with_columns(pl.col(pl.String).replace("", None))
             rows = len(frame)
@@ -91,11 +100,12 @@ def open_table(
     texts: Collection[str] = (),
     infer_types: bool = False,
 ) -> Table:
-    """Open a .parquet, .csv, .csv.gz, .jsonl or .ndjson file, or a table with an Arrow stream.
+    """Open a file or folder of parts with a suffix of SUFFIXES, or a table with an Arrow stream.
 
     The columns of each group of ``ids`` share one type: polars would turn 7 into "7" in mixed JSON.
-    ``lists`` are the id columns that hold lists. csv files and JSON lines keep ``texts`` as
-    written; ``infer_types`` infers the types of the other csv columns.
+    ``lists`` are the id columns that hold lists. Text files and JSON lines keep ``texts`` as
+    written; ``infer_types`` infers the types of the other columns of text files. The parts of a
+    folder follow each other in the order of their names.
 
     Raises:
         DataError: The source is missing, damaged or empty, or the ids of a group differ in type.
@@ -105,32 +115,152 @@ def open_table(
         if not hasattr(source, "__arrow_c_stream__"):
             raise DataError(f"can't read a {name}; pass a path or a table with the Arrow interface")
         with _named(name):
-            return Table(pl.DataFrame(source).lazy(), name)
+            return _lazy_table(name, pl.DataFrame(source).lazy())
     path = Path(source)
-    kind = path.name.lower()
+    if not path.is_dir():
+        return _open_file(path, ids, lists, texts, infer_types)
+    parts = [
+        _open_file(part, ids, lists, texts, infer_types, is_part=True) for part in _parts(path)
+    ]
+    names = list(dict.fromkeys(name for part in parts for name in part.names))
+    read = partial(_read_parts, str(path), parts)
+    breaks = sum(part.quoted_breaks for part in parts)
+    return Table(str(path), names, read, is_text=parts[0].is_text, quoted_breaks=breaks)
+
+
+def _open_file(
+    path: Path,
+    ids: Sequence[Sequence[str]],
+    lists: Collection[str],
+    texts: Collection[str],
+    infer_types: bool,
+    is_part: bool = False,
+) -> Table:
+    name, kind = str(path), _kind(path)
     if not path.is_file():
-        raise DataError(f"{path} is not a file; pass one of {', '.join(SUFFIXES)}")
-    if not kind.endswith(SUFFIXES):
+        raise DataError(f"{path} is not a file or folder; pass one of {', '.join(SUFFIXES)}")
+    if kind is None:
         raise DataError(f"{path} has an unknown type; rename it to one of {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); {_EXPECTED}")
-    if kind.endswith((".jsonl", ".ndjson")):
+    if kind in _JSON:
         rows = _read_rows(path, ids, lists)
         for row in rows:
             # Numbers become text as written.
             row.update({name: str(row[name]) for name in texts if type(row.get(name)) in NUMBERS})
-        return Table(rows, str(path))
-    with _named(str(path)):
-        if kind.endswith(".parquet"):
-            return Table(pl.scan_parquet(path, glob=False), str(path))
-        frame = pl.scan_csv(
-            path,
-            glob=False,
-            infer_schema=infer_types,
-            infer_schema_length=None,
-            schema_overrides={column: pl.String for group in [*ids, texts] for column in group},
+        names = list(dict.fromkeys(column for row in rows for column in row))
+        return Table(name, names, partial(_read_objects, name, rows))
+    with _named(name):
+        if kind == ".parquet":
+            return _lazy_table(name, pl.scan_parquet(path, glob=False, hive_partitioning=is_part))
+        as_text = {column for group in [*ids, texts] for column in group}
+        text = Delimited(path, as_text)
+        read = partial(text.read, types=dict.fromkeys(as_text, pl.String), infer_types=infer_types)
+        return Table(name, text.header, read, is_text=True, quoted_breaks=text.quoted_breaks)
+
+
+def _read_objects(name: str, rows: list[dict[str, Any]], columns: list[str]) -> pl.DataFrame:
+    """Return columns of JSON lines; an integer that float64 would round is refused."""
+    frame = pl.from_dicts(rows, schema=columns, infer_schema_length=None)
+    for column in frame:
+        if column.dtype.is_float():
+            raw = [row.get(column.name) for row in rows]
+            rounded = pl.Series([type(value) is int and abs(value) > EXACT for value in raw])
+            label = f"{name}: column {show(column.name)}"
+            refuse(rounded, column, label, "would be rounded beside floats", "write all as text")
+    return frame
+
+
+def _lazy_table(name: str, frame: pl.LazyFrame) -> Table:
+    names = frame.collect_schema().names()
+    return Table(name, names, lambda columns: frame.select(columns).collect())
+
+
+def _kind(path: Path) -> str | None:
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the data files of a folder as Spark, Dask and Hive write it, part.2 before part.10.
+
+    Names that begin with a dot or an underscore are theirs: ``_SUCCESS``, checksums. Spark writes
+    empty files of text for empty parts.
+    """
+    parts = [
+        part
+        for part in folder.rglob("*")
+        if part.is_file()
+        and not any(name.startswith((".", "_")) for name in part.relative_to(folder).parts)
+        and (part.stat().st_size or _kind(part) == ".parquet")
+    ]
+    if not parts:
+        raise DataError(f"the folder {folder} holds no parts; {_EXPECTED}")
+    parts.sort(key=lambda part: [int(t) if t.isdigit() else t for t in _DIGITS.split(str(part))])
+    for part in parts:
+        if _kind(part) is None or _kind(part) != _kind(parts[0]):
+            raise DataError(
+                f"the folder {folder} holds {show(str(part.relative_to(folder)))}; the parts of a "
+                f"table are files of one type: {', '.join(SUFFIXES)}"
+            )
+    return parts
+
+
+def _read_parts(name: str, parts: list[Table], columns: list[str]) -> pl.DataFrame:
+    """Return columns of all parts; those that a part lacks are null in it, as in JSON lines."""
+    frames = []
+    for part in parts:
+        frame = part.read([column for column in columns if column in part.names])
+        lacking = [pl.lit(None).alias(column) for column in columns if column not in part.names]
+        frames.append(frame.with_columns(lacking).select(columns))
+    return _concat(frames, name)
+
+
+def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
+    """Return the rows of all parts; no number becomes text or loses digits."""
+    columns = []
+    for parts in zip(*frames, strict=True):
+        types = list(dict.fromkeys(part.dtype for part in parts))
+        if len(types) > 1:
+            parts = tuple(map(_integers_again, parts))
+        has_floats = any(part.dtype.is_float() for part in parts)
+        would_round = has_floats and any(
+            whole_numbers(part.cast(pl.Float64))[1].any()
+            for part in parts
+            if part.dtype.is_integer()
         )
-        return Table(frame, str(path), is_text=True)
+        if would_round or len({_type_group(part.dtype) for part in parts} - {""}) > 1:
+            raise DataError(
+                f"{name}: column {show(parts[0].name)} is {' and '.join(map(str, types))} in "
+                "different parts; write one type"
+            )
+        column = pl.concat([part.to_frame() for part in parts], how="vertical_relaxed")
+        columns.append(column.to_series())
+    return pl.DataFrame(columns)
+
+
+def _integers_again(part: pl.Series) -> pl.Series:
+    """Return integers that pandas wrote as floats, since some are missing, as integers."""
+    if not part.dtype.is_numeric():
+        return part
+    numbers, lost = whole_numbers(part)
+    return part if lost.any() else numbers
+
+
+def _type_group(dtype: pl.DataType) -> str:
+    """Return a name for types that can follow each other in a column, "" for nulls alone."""
+    if dtype == pl.Null:
+        return ""
+    if dtype in TEXT:
+        return "text"
+    return "number" if dtype.is_numeric() else "time" if dtype.is_temporal() else str(dtype)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message, in bounded length."""
+    names = list(names)
+    shown = [f"{name[:60]}..." if len(name) > 60 else name or "''" for name in names[:LISTED]]
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(shown) + more
 
 
 def write_frame(path: Path, frame: pl.DataFrame) -> None:
@@ -157,18 +287,29 @@ def refuse(
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turn errors and Rust panics of polars into DataError with the name of the source."""
+    """Turn errors and Rust panics of polars and gzip into DataError with the name of the source."""
     try:
         yield
     except DataError:
         raise
     # ValueError and TypeError come from other Arrow libraries, OverflowError from Python integers.
-    except (PolarsError, PanicException, OSError, ValueError, TypeError, OverflowError) as error:
+    except (
+        *(PolarsError, PanicException, OSError, ValueError, TypeError, OverflowError),
+        *(EOFError, zlib.error),
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{name} can't be read: {reason}; check that it is complete, of the type that its name "
-            "says, and in UTF-8"
+            f"{name} can't be read: {reason[:300]}; check that it is complete, of the type that "
+            "its name says, and in UTF-8"
         ) from error
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of JSON)
+    """Return None for a missing id, and an integer for a whole float, as pandas may write it."""
+    if isinstance(value, str) and value.strip() in MISSING:
+        return None
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
+    return int(value) if is_whole else value
 
 
 def _read_rows(
@@ -182,19 +323,19 @@ def _read_rows(
         first_of: dict[type, str] = {}
         for number, row in enumerate(rows, start=1):
             for column in group:
-                value = row.get(column)
+                value = row[column] = _plain(row.get(column))
                 if value is not None and isinstance(value, list) != (column in lists):
                     expected = "a list of ids" if column in lists else "text or an integer"
                     raise DataError(
-                        f"{path}: column {column!r} holds in row {number} {show(value)}, which is "
-                        f"not {expected}"
+                        f"{path}: column {show(column)} holds in row {number} {show(value)}, which "
+                        f"is not {expected}"
                     )
                 for part in value if isinstance(value, list) else [value]:
                     if part is not None and type(part) not in first_of:
                         first_of[type(part)] = f"{show(part)} in row {number}"
         if len(first_of) > 1:
             raise DataError(
-                f"{path}: column {' or '.join(map(repr, group))} mixes types: "
+                f"{path}: column {' or '.join(map(show, group))} mixes types: "
                 f"{' and '.join(first_of.values())}; write all ids as text, or all as integers"
             )
     return rows

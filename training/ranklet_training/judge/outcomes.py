@@ -7,7 +7,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from ranklet.errors import DataError, InputError
-from ranklet_training.data.events import read_ids
+from ranklet_training.data.ids import read_ids
 from ranklet_training.data.tables import open_table, refuse
 from ranklet_training.judge import statistics
 from ranklet_training.judge.statistics import MIN_USERS, Row
@@ -116,7 +116,7 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
     """
     table = open_table(source, [["user_id"], ["variant"], LISTS], lists=LISTS)
     advice = f"a log of outcomes has {', '.join(OUTCOME_COLUMNS)}"
-    frame = table.collect({column: column for column in OUTCOME_COLUMNS}, advice)
+    frame = table.collect({column: column for column in OUTCOME_COLUMNS}, lambda _: advice)
     if table.is_text:
         nothing = pl.lit([], dtype=pl.List(pl.String))
         frame = frame.with_columns(pl.col(LISTS).str.split("|"))

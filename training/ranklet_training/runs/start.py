@@ -52,10 +52,44 @@ def start_run(
     """
     check_new(path)
     ratings = split.training.ratings
+    if ratings is not None and np.isnan(ratings).any():
+        ratings = None
     if config.model.kind == "seed" and ratings is None:
-        raise RunError("the seed model learns from ratings, and the events have no rating column")
+        raise RunError(
+            "the seed model learns from ratings, and the events have no rating column, or one that "
+            "lacks values: give every event a rating"
+        )
     if config.model.time_gaps and events.frame["timestamp"].dtype != pl.Int64:
         raise RunError("time_gaps needs whole timestamps, and these have fractions: round them")
+    catalogue = _catalogue(config, split, items)  # raises errors before any file is written
+    data = {
+        "digest": events.digest,
+        "users": events.users,
+        "items": events.items,
+        "events": events.frame.height,
+        "training_users": len(split.training),
+        "rating_mean": None if ratings is None else float(ratings.mean()),
+        "split": split.notes,
+        "instants": split.instants,
+        "reading": {**(reading or {}), **events.reading},
+        "source": source,
+        **_facts_of(earlier),
+    }
+    versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
+    path.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "questions.safetensors", "evaluation.json"):
+        (path / name).unlink(missing_ok=True)  # of a run without any step
+    run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
+    if questions := _held_out(split, config.model.max_length):
+        run.write_questions(questions)
+    if figures := _figures_of(earlier):
+        atomic_write(path / "evaluation.json", figures)
+    write_run(run)  # last: a folder with config.json is complete
+    return run
+
+
+def _catalogue(config: RunConfig, split: Split, items: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the items in index order, with training events, titles and features."""
     catalogue = pl.DataFrame({"item_id": split.vocabulary.all_ids}).with_columns(
         pl.Series("training_events", split.training.counts(len(split.vocabulary))[1:])
     )
@@ -74,31 +108,8 @@ def start_run(
         others = items.drop("training_events", strict=False)
         catalogue = catalogue.join(others, on="item_id", how="left", maintain_order="left")
     for name in config.train.feature_names:
-        build_feature(catalogue, name)  # raises errors before any file is written
-    data = {
-        "digest": events.digest,
-        "users": events.users,
-        "items": events.items,
-        "events": events.frame.height,
-        "training_users": len(split.training),
-        "rating_mean": None if ratings is None else float(ratings.mean()),
-        "split": split.notes,
-        "instants": split.instants,
-        "reading": reading or {},
-        "source": source,
-        **_facts_of(earlier),
-    }
-    versions = {name: version(name) for name in ("ranklet", "torch", "numpy", "polars")}
-    path.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "questions.safetensors", "evaluation.json"):
-        (path / name).unlink(missing_ok=True)  # of a run without any step
-    run = Run(path, config, data, {**versions, "python": platform.python_version()}, catalogue)
-    if questions := _held_out(split, config.model.max_length):
-        run.write_questions(questions)
-    if figures := _figures_of(earlier):
-        atomic_write(path / "evaluation.json", figures)
-    write_run(run)  # last: a folder with config.json is complete
-    return run
+        build_feature(catalogue, name)  # raises its errors
+    return catalogue
 
 
 def final_settings(run: Run) -> RunConfig:

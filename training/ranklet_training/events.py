@@ -1,0 +1,6 @@
+"""Event logs and item files under their first address, for programs that were written for it."""
+
+from ranklet_training.data.events import Columns, Events, read_events
+from ranklet_training.data.items import read_items
+
+__all__ = ["Columns", "Events", "read_events", "read_items"]
