@@ -151,7 +151,7 @@ def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None
     if path is None:
         return None
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
             lines = [line.removesuffix("\n").removesuffix("\r") for line in file]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error}; save it as UTF-8") from error
@@ -175,11 +175,13 @@ def _exact_ids(ranker: Ranker, texts: Iterable[str], name: str) -> list[str] | l
     spaced: list[str] = []
     for text in texts:
         trimmed = text.strip()
-        if text == trimmed or vocabulary.find(text) or not vocabulary.find(trimmed):
-            ids += [text] if trimmed or vocabulary.find(text) else []
-        else:
+        if vocabulary.find(text):
+            ids.append(text)
+        elif vocabulary.find(trimmed):
             ids.append(trimmed)
             spaced.append(text)
+        elif trimmed:
+            ids.append(text)
     if spaced:
         count = f"{len(spaced)} of {len(ids)} ids are read without the spaces around them"
         note(f"{name}: {count}, first {show(spaced[0])}")

@@ -193,7 +193,7 @@ def test_a_row_that_is_neither_event_nor_history_is_named(
 
 # Exact ids.
 
-SPACED = ["A1", "A1 ", "  ", " B", "c d", "x\u2028", "y\t", "z"]
+SPACED = ["A1", "A1 ", "  ", " B", "c d", "x\u2028", "y\t", "z", "p\rq"]
 
 
 @pytest.fixture(scope="session")
