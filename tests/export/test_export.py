@@ -66,6 +66,11 @@ def test_the_golden_answers_are_those_of_the_model_and_of_the_ranker(
         assert np.abs(ranking.scores - answer["scores"]).max() < tolerance
 
 
+def test_a_bundle_of_every_precision_is_verified(any_ranker: Ranker) -> None:
+    report = verify(any_ranker._opened.folder, provider="cpu")
+    assert report.max_score_difference < SCORE_TOLERANCE[any_ranker.manifest.precision]
+
+
 def test_manifest_and_card_say_what_was_exported(any_ranker: Ranker, tiny_run: Run) -> None:
     manifest, folder = any_ranker.manifest, any_ranker._opened.folder
     assert (manifest.format, manifest.items, manifest.max_length, manifest.width) == (6, 60, 20, 16)
