@@ -129,16 +129,14 @@ def split_events(
     for name, is_target in (("validation", validation), ("test", test)):
         cases[name] = _cases(users, items, times, is_target, strict_time=kind == "time")
         if not len(cases[name]):
-            instants = len(np.unique(times))
-            raise DataError(
-                f"the {kind} split leaves no {name} user: leave-one-out needs users with at "
-                "least 3 events, time and k-fold need users with an earlier event"
-                + (
-                    f" and instant; this log has {instants:,} distinct ones"
-                    if kind == "time"
-                    else ""
-                )
-            )
+            instants = f"{len(np.unique(times)):,} distinct instants"
+            needs = {
+                "leave-one-out": "it needs users with at least 3 events",
+                "time": f"it needs users with earlier events, and the log has {instants}: give "
+                "finer times, or take another split",
+                "k-fold": "it needs users with at least 2 events",
+            }[kind]
+            raise DataError(f"the {kind} split leaves no {name} user: {needs}")
     if not (lengths > 1).any():
         raise DataError(f"the {kind} split leaves no user with two training events")
     return Split(kind, vocabulary, training, cases["validation"], cases["test"])
