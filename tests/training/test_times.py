@@ -192,6 +192,7 @@ def test_order_is_that_of_the_original_unit() -> None:
     events = read_events(log_of(later_first), like={"time_unit": "s"})
     assert events.frame["item_id"].to_list() == [1, 0]
     assert events.frame["timestamp"].to_list() == [NOON, NOON]
+    assert not [note for note in events.notes if "the file's order decides" in note]
 
 
 def test_a_log_in_another_unit_has_the_digest_of_the_training_log(tmp_path: Path) -> None:

@@ -49,7 +49,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Events:
-    """Event log ``user_id, item_id, timestamp[, event][, rating]``, sorted by user and time."""
+    """Event log ``user_id, item_id, timestamp[, event][, rating]``, sorted by user and time.
+
+    Timestamps are in ``time_unit``: s, ms, us or ns since 1970, or "" if it is not known.
+    """
 
     frame: pl.DataFrame
     users: int
@@ -137,6 +140,8 @@ def read_events(
     dropped = {"blank lines": table.blank_lines, **lacking, **repeats}
     used = [theirs for ours, theirs in names.items() if ours in kept.columns]
     notes = [_describe_columns(table, used, columns), *left_out, *id_notes, unit_note]
+    if times.unit == original.unit:  # else rounding makes ties that were none
+        notes.append(_describe_ties(kept))
     return Events(
         frame=kept,
         users=kept["user_id"].n_unique(),
@@ -146,7 +151,7 @@ def read_events(
         digest=frame_digest(kept),
         time_unit=times.unit,
         is_dates=times.is_dates,
-        notes=[note for note in (*notes, _describe_ties(kept)) if note],
+        notes=[note for note in notes if note],
     )
 
 

@@ -171,12 +171,14 @@ def split_events(
     for name, is_target in (("validation", validation), ("test", test)):
         cases[name] = _cases(users, items, times, is_target, strict_time=kind == "time")
         if for_training and kind != "none" and not len(cases[name]):
-            by_time = f" and instant; this log has {len(np.unique(times)):,} distinct instants"
-            raise DataError(
-                f"the {kind} split leaves no {name} user: leave-one-out needs users with at "
-                "least 3 events, time and k-fold need users with an earlier event"
-                + (by_time if kind == "time" else "")
-            )
+            distinct = f"{len(np.unique(times)):,} distinct instants"
+            needs = {
+                "leave-one-out": "it needs users with at least 3 events",
+                "time": f"it needs users with earlier events, and the log has {distinct}: give "
+                "finer times, or take another split",
+                "k-fold": "it needs users with at least 2 events",
+            }[kind]
+            raise DataError(f"the {kind} split leaves no {name} user: {needs}")
     if for_training and not (lengths > 1).any():
         raise DataError(f"the {kind} split leaves no user with two training events")
     instants = instants if kind == "time" else None
