@@ -75,7 +75,7 @@ def onnx(bundle: Path, file: Path, as_json: bool) -> None:
 
     The model in the FILE maps histories of item indices to the best items and their scores.
 
-    Example: ranklet onnx models/ml-100k ml-100k.onnx
+    Example: ranklet onnx models/ml-latest-small films.onnx
     """
     from ranklet_export.single import write_single_file
 
@@ -92,7 +92,7 @@ def onnx(bundle: Path, file: Path, as_json: bool) -> None:
 def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
     """Check the digests, graph contract and golden answers of a BUNDLE on this machine.
 
-    Example: ranklet verify models/ml-100k
+    Example: ranklet verify models/ml-latest-small
     """
     from ranklet.verify import verify as verify_bundle
 
@@ -112,7 +112,7 @@ def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show the model, data, quality, graph contract and files of a BUNDLE.
 
-    Example: ranklet inspect models/ml-100k
+    Example: ranklet inspect models/ml-latest-small
     """
     manifest = Manifest.read(bundle)
     if as_json:

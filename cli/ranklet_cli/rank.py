@@ -80,8 +80,8 @@ def rank(
 
     \b
     Examples:
-      ranklet rank models/ml-100k --history 50,181 --exclude-seen
-      ranklet rank models/ml-100k --input histories.jsonl --output ranked.jsonl
+      ranklet rank models/ml-latest-small --history 1,2571 --exclude-seen
+      ranklet rank models/ml-latest-small --input histories.jsonl --output ranked.jsonl
     """
     of_rows = (candidates, exclude, times, now)
     _check_options(history, source, output, of_rows, as_json=as_json)

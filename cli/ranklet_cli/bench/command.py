@@ -79,10 +79,10 @@ def bench(
 
     \b
     Examples:
-      ranklet bench models/ml-100k --batch 1,32 --length 10,50
-      ranklet bench models/ml-100k --catalogue 12000,1000000 --precision fp32,int8 --plot sizes.png
-      ranklet bench models/ml-100k --json > old.json
-      ranklet bench models/ml-100k --compare old.json
+      ranklet bench models/ml-latest-small --batch 1,32 --length 10,50
+      ranklet bench models/ml-latest-small --catalogue 12000,1000000 --plot sizes.png
+      ranklet bench models/ml-latest-small --json > old.json
+      ranklet bench models/ml-latest-small --compare old.json
     """
     from ranklet_cli.bench.report import compare, read_report
     from ranklet_cli.bench.run import Sweep, benchmark
