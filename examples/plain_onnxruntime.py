@@ -1,6 +1,6 @@
 """Rank with numpy and onnxruntime alone, as a program in any language can.
 
-python plain_onnxruntime.py models/ml-100k 50,181,172 [k]
+python plain_onnxruntime.py models/ml-latest-small 1,2571 [k]
 """
 
 import json

@@ -272,12 +272,7 @@ def degenerate_model(request: pytest.FixtureRequest, exported: Callable[..., Exp
 
 @pytest.fixture(scope="session")
 def shipped_bundle() -> Path:
-    return ROOT / "models" / "ml-100k"
-
-
-@pytest.fixture(scope="session", params=["ml-100k", "ml-1m"])
-def any_shipped_bundle(request: pytest.FixtureRequest) -> Path:
-    return ROOT / "models" / str(request.param)
+    return ROOT / "models" / "ml-latest-small"
 
 
 @pytest.fixture(scope="session")

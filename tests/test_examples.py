@@ -20,22 +20,17 @@ import polars as pl
 import pytest
 
 from ranklet import Ranker
-from ranklet.bundle.manifest import FORMAT
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 EXAMPLE = EXAMPLES / "plain_onnxruntime.py"
 PYTHON = [sys.executable, "-W", "error"]
-SHIPPED = ["ml-100k", "ml-1m"]
 SCORE_TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="session", params=["tiny", *SHIPPED])
-def any_bundle(request: pytest.FixtureRequest, tiny_bundle: Path) -> Path:
-    bundle = tiny_bundle if request.param == "tiny" else ROOT / "models" / str(request.param)
-    if json.loads((bundle / "manifest.json").read_text())["format"] != FORMAT:
-        pytest.skip(f"{bundle} is to be exported again")
-    return bundle
+@pytest.fixture(scope="session", params=["tiny", "shipped"])
+def any_bundle(request: pytest.FixtureRequest, tiny_bundle: Path, shipped_bundle: Path) -> Path:
+    return tiny_bundle if request.param == "tiny" else shipped_bundle
 
 
 def test_the_example_gives_the_golden_answers_and_cuts_long_histories(

@@ -189,4 +189,4 @@ def test_evaluate_says_first_what_is_served_then_the_protocol_of_the_papers(
     assert table["advice"] in printed
     better = "excluded" if table["rows"][0]["exclude_seen"] else "included"
     assert f"({table['repeats']:,} of {table['users']})" in table["advice"]
-    assert table["advice"].endswith(f"so that seen items {better} fits as default")
+    assert table["advice"].endswith(f"The default that fits: seen items {better}")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -47,21 +48,21 @@ def without_digits(text: str) -> str:
 
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
-    assert {name for name, _ in BLOCKS} == {"bash", "python", "text"}
-    assert len(of("bash")) == 3
-    assert len(of("text")) == 2
+    assert {name for name, _ in BLOCKS} == {"bash", "python", "text", "csv"}
+    assert [len(of(name)) for name in ("bash", "python", "text", "csv")] == [2, 1, 1, 1]
 
 
-def test_no_block_is_overlooked() -> None:
-    assert README.read_text(encoding="utf-8").count("```") == 2 * len(BLOCKS)
+def test_no_block_is_overlooked_and_the_page_is_short() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text.count("```") == 2 * len(BLOCKS)
+    assert text.count("\n") <= 150
 
 
 @pytest.mark.slow
 def test_make_demo_prints_what_the_readme_shows() -> None:
     assert of("bash")[0].split("\n")[0] == "make demo"
     printed = run("make demo", ROOT)
-    shown = of("text")[0]
-    assert without_digits(shown) in without_digits(printed)
+    assert without_digits(of("text")[0]) in without_digits(printed)
 
 
 def test_make_test_runs_this_test() -> None:
@@ -69,23 +70,34 @@ def test_make_test_runs_this_test() -> None:
     assert "-m pytest" in run("make --dry-run test", ROOT)
 
 
-@pytest.mark.parametrize("code", of("python"))
-def test_python_block_runs(code: str, tmp_path: Path) -> None:
+def test_the_python_block_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "models", tmp_path / "models")
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", of("python")[0]], cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow
-def test_shell_blocks_lead_from_an_event_log_to_ranked_items(tmp_path: Path) -> None:
-    printed = run("\n".join(of("bash")[1:]), tmp_path)
-    assert "leave-one-out, test, full ranking" in printed
+def test_five_commands_lead_from_a_csv_to_a_ranking(tmp_path: Path) -> None:
+    header, *sample = of("csv")[0].splitlines()
+    random = Random(0)
+    items = ["lamp", "desk", "chair", "rug", "sofa", "shelf", "clock", "vase", "mirror", "stool"]
+    rows = [
+        f"user{user},{items[(user + step) % 10]},2026-03-{step + 2:02} 1{random.randrange(9)}:00:00"
+        for user in range(60)
+        for step in range(4 + user % 4)
+    ]
+    (tmp_path / "events.csv").write_text("\n".join([header, *sample, *rows]))
+    commands = of("bash")[1]
+    assert commands.count("ranklet ") == 5
+    printed = run(commands, tmp_path)
+    assert "as served" in printed
     assert "is intact and gives the golden answers" in printed
-    assert len((tmp_path / "ranked.jsonl").read_text().splitlines()) == 1
+    assert "after lamp, desk" in printed
 
 
-def test_the_tree_shows_what_is_there() -> None:
+def test_the_map_of_the_repository_shows_what_is_there() -> None:
     room = ROOT
-    for line in of("text")[1].splitlines():
+    ((_, tree),) = blocks_of(ROOT / "CONTRIBUTING.md")[-1:]
+    for line in tree.splitlines():
         first, *others = re.split(" {2,}", line.strip())[0].split()
         if line[0] == " ":
             assert all((room / name).exists() for name in (first, *others)), line

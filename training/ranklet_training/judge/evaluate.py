@@ -276,7 +276,7 @@ def _advice(cases: Cases, row: dict[str, Any]) -> str:
     return (
         f"{cases.repeats:.1%} of the answers are repeats ({cases.is_repeat.sum():,} of "
         f"{len(cases):,}): NDCG@10 of {row['model']} is {figures[0]:.4f} with seen items {better} "
-        f"and {figures[1]:.4f} with them {worse}, so that seen items {better} fits as default"
+        f"and {figures[1]:.4f} with them {worse}. The default that fits: seen items {better}"
     )
 
 
