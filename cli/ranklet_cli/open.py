@@ -86,11 +86,16 @@ def split_log(log: "Events", config: "RunConfig") -> "Split":
 
 
 def prepare(
-    events: Path, items: Path | None, chosen: dict[str, Any], reading: dict[str, str]
+    events: Path,
+    items: Path | None,
+    chosen: dict[str, Any],
+    reading: dict[str, str],
+    earlier: "Run | None" = None,
 ) -> "tuple[Events, Split, RunConfig, pl.DataFrame | None, str]":
     """Return the log, its split, all settings, the items and the origin of the data.
 
-    Items have ids of the log's type. Notes go to stderr.
+    Items have ids of the log's type; without a file they are those of an ``earlier`` run. Notes go
+    to stderr.
     """
     from ranklet_training.data.features import describe_feature
     from ranklet_training.data.items import describe_items, match_ids, note_unmatched, read_items
@@ -106,16 +111,19 @@ def prepare(
         note(f"{reason}: {_list_settings(from_data)}")
     if chosen:
         note(f"chosen: {_list_settings({name: config.flat()[name] for name in chosen})}")
-    catalogue = None
+    catalogue, of_items = None, str(items)
     if items is not None:
-        table = read_items(
+        catalogue = read_items(
             items, item_column=reading["item_column"], title_column=reading["title_column"]
         )
-        catalogue = match_ids(table, log.frame["item_id"])
+    elif earlier is not None and {*earlier.catalogue.columns} - {"item_id", "training_events"}:
+        catalogue, of_items = earlier.catalogue.drop("training_events"), str(earlier.path)
+    if catalogue is not None:
+        catalogue = match_ids(catalogue, log.frame["item_id"])
         features = [name for name in config.train.feature_names if name in catalogue.columns]
         for line in (
             describe_items(catalogue, features),
-            note_unmatched(log, catalogue, str(items)),
+            note_unmatched(log, catalogue, of_items),
             *(describe_feature(catalogue, name) for name in features),
         ):
             if line:

@@ -115,13 +115,11 @@ def train(
             earlier = read_run(final)
             chosen = final_settings(earlier).flat()
             reading |= earlier.data.get("reading", {})
-            if items is None and {*earlier.catalogue.columns} - {"item_id", "training_events"}:
-                items = final / "catalogue.parquet"
             if not (final / "evaluation.json").exists():
                 note(
                     f"{final} has no figures for the model card: ranklet evaluate {final} {events}"
                 )
-        log, split, config, catalogue, source = prepare(events, items, chosen, reading)
+        log, split, config, catalogue, source = prepare(events, items, chosen, reading, earlier)
     words = ["ranklet", "train", events, "--out", out, "--resume"]
     lock = locked(out / "run.lock", f"another process trains {out}")
     with lock, hint_to_resume(out / "config.json", words):
@@ -129,8 +127,6 @@ def train(
             run = reopen_run(out, log, configure(chosen, run.config))
             split = split_log(log, run.config)
         else:
-            if catalogue is not None and final is not None:
-                catalogue = catalogue.drop("training_events", strict=False)
             facts: dict[str, Any] = {"reading": reading, "source": source, "earlier": earlier}
             run = start_run(out, config, log, split, catalogue, **facts)
         result = train_run(run, split, log=_tensorboard_writer(out) if tensorboard else None)
