@@ -39,6 +39,7 @@ class Ranker:
     vocabulary: Vocabulary
     uses_times: bool
     exclude_seen: bool
+    time_unit: str
     engine: Engine
 
     def __init__(
@@ -254,8 +255,8 @@ class Ranker:
     def eligible(self, ids: Ids, *, unknown: Unknown = "skip") -> Eligible:
         """Return a reusable filter: only these items are ranked, such as those in stock.
 
-        Unlike ``candidates``, which are scored alone, it costs nothing, however many items it has.
-        It belongs to this ranker.
+        Its cost in a request does not grow with its items, unlike that of ``candidates``, which are
+        scored alone. It belongs to this ranker.
 
         Args:
             ids: Item ids.

@@ -94,7 +94,7 @@ class User:
             now: As in ``Ranker.rank``, and so are the others.
             candidates: Rank only these items.
             exclude: Never return these items.
-            exclude_seen: Never return an item of this user's events.
+            exclude_seen: Never return an item of this user's events; None is the bundle's default.
             eligible: Rank only the items of this filter.
 
         Raises:
