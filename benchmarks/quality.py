@@ -173,6 +173,7 @@ Held-out ranking quality beside published figures and baselines. All rows come f
   epoch.
 * "0 blocks" is a model without attention, the preset `zero-block`. "L" is the number of events that
   count. "window" is the number of events that blocks before the last see.
+* The seconds at 49510b0, 514465b and 972e623 include waiting for other programs.
 * "measured at" names the commit and the processor. "+" means that files differed from the commit.
 * Where no window is named, these blocks saw the whole history. Before 2d876c3 the last block had
   rotary positions, too.

@@ -106,10 +106,12 @@ def prepare(
     recommended, reason = recommend(split)
     config = configure({**recommended, **chosen})
     from_data = {name: value for name, value in recommended.items() if name not in chosen}
-    note(split.notes)
+    note(f"split {split.notes}")
     if from_data:
         note(f"{reason}: {_list_settings(from_data)}")
-    if chosen:
+    if earlier is not None:
+        note(f"settings of {earlier.path}, {config.train.last_epoch} epochs")
+    elif chosen:
         note(f"chosen: {_list_settings({name: config.flat()[name] for name in chosen})}")
     catalogue, of_items = None, str(items)
     if items is not None:

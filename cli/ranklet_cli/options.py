@@ -71,7 +71,7 @@ json_flag = click.option(
 provider = choice(
     "--provider",
     "auto|cpu|cuda",
-    help="Where to run; cuda fails if CUDA is unavailable, auto then takes the CPU.",
+    help="Where to run. auto uses CUDA if it works, else the CPU; cuda fails without CUDA.",
 )
 session = combine(provider, click.option("--threads", default=1, help="Threads of one ranking."))
 items = click.option(

@@ -109,7 +109,7 @@ def rank(
     for place, (item, title, score) in enumerate(rows, 1):
         click.echo(f"{place:3}  {score:8.4f}  {title}" + (f"  ({item})" if title != item else ""))
     exact = "" if ranking.exact else ", not proven equal to fp32"
-    cold = ", no known event: these are popular" if ranking.cold else ""
+    cold = ", no known item, so these are the most popular" if ranking.cold else ""
     click.echo(
         f"{milliseconds:.3f} ms on {ranker.provider}, {threads} thread(s), {len(ranker):,} items; "
         f"{ranking.unknown} unknown ids{cold}{exact}"

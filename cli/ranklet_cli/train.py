@@ -152,7 +152,8 @@ def train(
         f"best epoch {result.best_epoch + 1} of {result.epochs}: validation NDCG@10 "
         f"{metrics['NDCG@10']:.4f}, HR@10 {metrics['HR@10']:.4f}, {run.data['seen']['validation']} "
         f"({result.seconds:.0f} s)\n"
-        f"next: ranklet evaluate {out} {events}; ranklet export {out} BUNDLE"
+        f"next: ranklet evaluate {out} {events}; ranklet train {events} --out FINAL --final {out}; "
+        "ranklet export FINAL BUNDLE"
     )
 
 

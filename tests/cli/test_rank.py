@@ -32,7 +32,7 @@ def test_rank_prints_titles_scores_and_latency(tiny_bundle: Path) -> None:
     result = call("rank", tiny_bundle, "--history", "", "-k", 3)
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 4
-    assert "no known event: these are popular" in result.stdout
+    assert "no known item, so these are the most popular" in result.stdout
     assert " ms on cpu" in result.stdout
 
 

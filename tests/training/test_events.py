@@ -364,7 +364,10 @@ def test_a_bad_csv_file_is_named(tmp_path: Path, text: str | bytes, words: str) 
         (frame_of(item_id=[None, None]), "2 rows without item_id, first row 1: None"),
         (frame_of(item_id=["nan", ""]), "2 rows without item_id, first row 1: 'nan'"),
         (frame_of(user_id=pl.Series([1, 2**63], dtype=pl.UInt64)), "exceeds int64 in row 2: 92233"),
-        (frame_of(timestamp=["2024-01-01", "1"]), "'timestamp' is no date in row 2: '1'; give num"),
+        (
+            frame_of(timestamp=["2024-01-01", "1"]),
+            "'timestamp' is not an ISO date in row 2: '1'; give num",
+        ),
         (frame_of(timestamp=[1.0, float("inf")]), "'timestamp' is not finite in row 2: inf"),
     ],
 )

@@ -93,13 +93,21 @@ def test_datetimes_of_any_unit_and_zone_are_equal(dates: pl.Series) -> None:
 @pytest.mark.parametrize(
     ("values", "dtype", "message"),
     [
-        (["2024-05-01", "2024-02-30"], None, "is no date in row 2: '2024-02-30'; give numbers"),
-        (["2024-05-01", "2024-05-01 24:00"], None, "is no date in row 2: '2024-05-01 24:00'"),
-        (["2024-05-01", "2024-05-01 12:60"], None, "is no date in row 2"),
-        (["2024-05-01", "2024-05-01 12:00:00.1,2.3"], None, "is no date in row 2"),
-        (["2024-05-01", "2024-05-01T12:00:00é"], None, "is no date in row 2"),
-        (["2024-05-01", "2024-05-01T12:00:00.1234567891"], None, "is no date in row 2"),
-        (["2024-05-01", "17"], None, "is no date in row 2: '17'"),
+        (
+            ["2024-05-01", "2024-02-30"],
+            None,
+            "is not an ISO date in row 2: '2024-02-30'; give numbers",
+        ),
+        (
+            ["2024-05-01", "2024-05-01 24:00"],
+            None,
+            "is not an ISO date in row 2: '2024-05-01 24:00'",
+        ),
+        (["2024-05-01", "2024-05-01 12:60"], None, "is not an ISO date in row 2"),
+        (["2024-05-01", "2024-05-01 12:00:00.1,2.3"], None, "is not an ISO date in row 2"),
+        (["2024-05-01", "2024-05-01T12:00:00é"], None, "is not an ISO date in row 2"),
+        (["2024-05-01", "2024-05-01T12:00:00.1234567891"], None, "is not an ISO date in row 2"),
+        (["2024-05-01", "17"], None, "is not an ISO date in row 2: '17'"),
         (["17", "2024-05-01"], None, "is neither a number nor an ISO date in row 2: '2024-05-01'"),
         (["05/01/2024"], None, "is neither a number nor an ISO date in row 1: .* like 2024-05-01"),
         (["May 1, 2024"], None, "is neither a number"),

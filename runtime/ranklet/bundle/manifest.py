@@ -220,7 +220,8 @@ class Manifest:
         path = folder / MANIFEST
         try:
             if not path.is_file():  # a pipe would be waited for
-                raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}")
+                reason = f"it has no {MANIFEST}" if folder.is_dir() else "there is no such folder"
+                raise BundleError(f"{folder} is not a bundle: {reason}")
             if path.stat().st_size > MAX_MANIFEST_BYTES:
                 raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes")
             document = json.loads(path.read_bytes().decode(), object_pairs_hook=_no_duplicates)

@@ -236,7 +236,10 @@ def _describe_columns(table: Table, used: list[str], columns: Columns) -> str:
     if columns.event in (None, "", *table.names):
         return line
     if likely := likely_column("event", unread):
-        line += f"; {show(likely)} may hold event types: read them with --event-column {likely!r}"
+        line += (
+            f"; {show(likely)} may hold event types: read them with --event-column {likely!r} "
+            "(all types count the same)"
+        )
     return line
 
 

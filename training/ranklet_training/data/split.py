@@ -180,7 +180,8 @@ def split_events(
             }[kind]
             raise DataError(f"the {kind} split leaves no {name} user: {needs}")
     if for_training and not (lengths > 1).any():
-        raise DataError(f"the {kind} split leaves no user with two training events")
+        held_out = ": it holds the last two events of a user out" if kind == "leave-one-out" else ""
+        raise DataError(f"the {kind} split leaves no user with two training events{held_out}")
     instants = instants if kind == "time" else None
     return Split(kind, vocabulary, training, cases["validation"], cases["test"], instants)
 

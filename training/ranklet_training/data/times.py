@@ -139,7 +139,7 @@ def _parse_dates(values: pl.Series, label: str) -> Times:
         )
     )
     bad = parsed["minute"].is_null() | ~parsed["is_iso"]
-    refuse(bad & values.is_not_null(), values, label, "is no date", ADVICE)
+    refuse(bad & values.is_not_null(), values, label, "is not an ISO date", ADVICE)
     east = {zone: _minutes_east(zone) for zone in parsed["zone"].unique().drop_nulls()}
     if "" in east and len(east) > 1:
         other = parsed["zone"] != ""

@@ -252,7 +252,8 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
     defaults = {subject.exclude_seen for subject in judged.values()}
     served = SERVED[default] if len(defaults) == 1 else "as served by the default of each"
     return {
-        "protocol": f"{split.kind}, {on}, full ranking of {common.items} items, pessimistic ties",
+        "protocol": f"{split.kind}, {on}, full ranking of {common.items} items, "
+        "pessimistic ties (as shown, where served)",
         "protocols": {"served": served, "masked": MASKED, "unmasked": UNMASKED},
         "items": common.items,
         "users": len(cases),

@@ -163,7 +163,7 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
     # bfloat16 products take a third of the time on a CPU that has them (docs/development/log.md).
     has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     settings["head_dtype"] = "bfloat16" if has_bfloat16 else "float32"
-    processor = f"this CPU {'multiplies' if has_bfloat16 else 'does not multiply'} bfloat16"
+    processor = f"this CPU {'supports' if has_bfloat16 else 'does not support'} bfloat16"
     return settings, f"{reason}; {items:,} items; {processor}"
 
 
