@@ -27,10 +27,8 @@ from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, ses
 @click.option(
     "--allow-drop",
     default=0.005,
-    
     help="Fail if NDCG@10 drops by more than this share. Without held-out events, the ten best "
     "items are compared.",
-,
 )
 @click.option("--compact", is_flag=True, help="Make the bundle smaller and its encoder slower.")
 @click.option(
