@@ -100,7 +100,7 @@ def test_one_file_answers_alone(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_what_can_not_be_one_file_is_refused(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json"):
+    with pytest.raises(BundleError, match=r"is not a bundle: there is no such folder"):
         write_single_file(tmp_path / "nothing", tmp_path / "single.onnx")
     monkeypatch.setattr(single, "LARGEST_PROTOBUF", 4 * 61 * 16 - 1)
     with pytest.raises(
