@@ -15,7 +15,13 @@ import polars as pl
 
 from ranklet.errors import DataError
 from ranklet.values import show
-from ranklet_training.data.columns import TEXT, likely_column, whole_numbers, without_missing
+from ranklet_training.data.columns import (
+    TEXT,
+    likely_column,
+    show_type,
+    whole_numbers,
+    without_missing,
+)
 from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
 from ranklet_training.data.tables import ArrowStream, Table, listed, open_table, refuse
 from ranklet_training.data.times import NAMES, in_unit, read_times, show_time
@@ -259,7 +265,9 @@ def _event_types(values: pl.Series, label: str) -> pl.Series:
     if values.dtype.is_float() and not (whole := whole_numbers(values))[1].any():
         values = whole[0]
     if not (values.dtype in TEXT or values.dtype.is_integer() or values.dtype == pl.Null):
-        raise DataError(f"{label} holds {values.dtype}; event types are text or integers")
+        raise DataError(
+            f"{label} holds {show_type(values.dtype)}; event types are text or integers"
+        )
     return values.cast(pl.String)
 
 
@@ -272,7 +280,9 @@ def _ratings(values: pl.Series, label: str) -> pl.Series:
         numbers = values.cast(pl.Float64)
     else:
         example = show(values.drop_nulls().head(1).to_list())
-        raise DataError(f"{label} holds {values.dtype}, such as {example}; ratings are numbers")
+        raise DataError(
+            f"{label} holds {show_type(values.dtype)}, such as {example}; ratings are numbers"
+        )
     is_other = numbers.is_null() & values.is_not_null()
     refuse(is_other, values, label, "is not a number", "write ratings as numbers, like 4 or 4.5")
     numbers = numbers + 0.0  # turns -0.0, which would change the digest, into 0.0

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import DataError
 from ranklet.values import show
+from ranklet_training.data.columns import show_type
 from ranklet_training.data.tables import listed
 
 FEW_VALUES, FEW_SHARE = 100, 0.1  # numbers of up to 100 values, or a tenth of the items, are kinds
@@ -69,8 +70,9 @@ def _categories(column: pl.Series) -> pl.Series:
     if is_vector or dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
         example = show(column.drop_nulls().head(1).to_list())
         raise DataError(
-            f"feature column {show(column.name)} holds {column.dtype}, such as {example}; features "
-            "are categories: text, integers, truth values, dates, or lists of text or integers"
+            f"feature column {show(column.name)} holds {show_type(column.dtype)}, such as "
+            f"{example}; features are categories: text, integers, truth values, dates, or lists of "
+            "text or integers"
         )
     if dtype.is_float():
         values = values.fill_nan(None)

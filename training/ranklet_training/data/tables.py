@@ -20,7 +20,7 @@ from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
 from ranklet.files.json_lines import read_json_lines
 from ranklet.values import show
-from ranklet_training.data.columns import EXACT, MISSING, TEXT, whole_numbers
+from ranklet_training.data.columns import EXACT, MISSING, TEXT, show_type, whole_numbers
 from ranklet_training.data.delimited import Delimited
 
 _TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -229,9 +229,10 @@ def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
             if part.dtype.is_integer()
         )
         if would_round or len({_type_group(part.dtype) for part in parts} - {""}) > 1:
+            shown = " and ".join(map(show_type, types[:3]))
             raise DataError(
-                f"{name}: column {show(parts[0].name)} is {' and '.join(map(str, types))} in "
-                "different parts; write one type"
+                f"{name}: column {show(parts[0].name)} is {shown} in different parts; "
+                "write one type"
             )
         column = pl.concat([part.to_frame() for part in parts], how="vertical_relaxed")
         columns.append(column.to_series())
