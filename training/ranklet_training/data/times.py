@@ -5,22 +5,19 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from ranklet.errors import DataError
+from ranklet.time_gaps import EARLIEST, LATEST, SCALES
 from ranklet.values import show
-from ranklet_training.data.columns import whole_numbers, without_missing
+from ranklet_training.data.columns import show_type, whole_numbers, without_missing
 from ranklet_training.data.tables import refuse
 
-# Units of times since 1970, and how many make a second. "" stands for numbers of an unknown unit.
-SCALES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 NAMES = {
     **{"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"},
     "": "numbers of an unknown unit",
 }
-# Numbers between 1980 and 2100 in a unit are taken for that unit; the ranges do not overlap.
-_EARLIEST, _LATEST = 315_532_800, 4_102_444_800
 
 _ISO = (
     r"^\d{4}-\d{2}-\d{2}(?:[T ]([01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9}0*)?)?"
-    r"(?:Z| ?UTC|[+-]\d{2}(?::?[0-5]\d)?)?)?$"
+    r"(?:Z| ?UTC|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)?)?$"
 )
 ADVICE = "give numbers, such as unix seconds, or dates like 2024-05-01 or 2024-05-01T12:00:00Z"
 
@@ -57,7 +54,7 @@ def read_times(values: pl.Series, label: str) -> Times:
         numbers = _numbers(values, label)
     else:
         example = show(values.drop_nulls().head(1).to_list())
-        raise DataError(f"{label} holds {values.dtype}, such as {example}; {ADVICE}")
+        raise DataError(f"{label} holds {show_type(values.dtype)}, such as {example}; {ADVICE}")
     return Times(numbers, _unit_by_size(numbers), is_dates=False)
 
 
@@ -106,7 +103,7 @@ def show_time(time: float, unit: str) -> str:
 def _unit_by_size(times: pl.Series) -> str:
     known = times.drop_nulls()
     for unit, scale in SCALES.items():
-        if len(known) and known.is_between(_EARLIEST * scale, _LATEST * scale).all():
+        if len(known) and known.is_between(EARLIEST * scale, LATEST * scale).all():
             return unit
     return ""
 
