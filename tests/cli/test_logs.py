@@ -173,8 +173,9 @@ def test_every_command_says_what_it_read_and_dropped(timed: Path, tmp_path: Path
 def test_items_of_another_type_are_unknown(timed: Path, tmp_path: Path) -> None:
     rows = ["1,1,1700000000", "1,NEW-7,1700000001", "1,007,1700000002", "2,5,1700000000"]
     (tmp_path / "today.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
-    ranked, _ = rank(timed / "bundle", tmp_path / "today.csv")
+    ranked, said = rank(timed / "bundle", tmp_path / "today.csv")
     assert [(row["user_id"], row["unknown"]) for row in ranked] == [(1, 2), (2, 0)]
+    assert "2 events of items that the catalogue lacks" in said
     result = call("rank", timed / "bundle", "--input", tmp_path / "today.csv", "--unknown", "error")
     assert result.exit_code == 4
     assert "is 'NEW-7', which the catalogue does not have" in result.stderr

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import DataError
 from ranklet.values import show
-from ranklet_training.data.columns import show_type
+from ranklet_training.data.columns import show_type, without_missing
 from ranklet_training.data.tables import listed
 
 FEW_VALUES, FEW_SHARE = 100, 0.1  # numbers of up to 100 values, or a tenth of the items, are kinds
@@ -50,7 +50,11 @@ def build_feature(items: pl.DataFrame, name: str) -> Feature:
 def describe_feature(items: pl.DataFrame, name: str) -> str:
     """Return a note on a feature that looks like a measure, not like categories; else ""."""
     column = items[name]
-    values = column.explode() if column.dtype.is_nested() else column
+    values = without_missing(column.explode() if column.dtype.is_nested() else column)
+    if values.dtype == pl.String:  # as of a csv with NULL for a missing price, or decimal commas
+        numbers = values.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
+        is_price = numbers.null_count() == values.null_count() and (numbers % 1 != 0).any()
+        values = numbers if is_price else values
     count = values.drop_nulls().n_unique()
     is_measure = values.dtype.is_numeric() or values.dtype.is_temporal()
     if not is_measure or count <= max(FEW_VALUES, FEW_SHARE * len(items)):
@@ -74,8 +78,7 @@ def _categories(column: pl.Series) -> pl.Series:
             f"{example}; features are categories: text, integers, truth values, dates, or lists of "
             "text or integers"
         )
-    if dtype.is_float():
-        values = values.fill_nan(None)
+    values = without_missing(values)
     if isinstance(values.dtype, pl.List):
         return values.cast(pl.List(pl.String))
     return values.cast(pl.String).to_frame().select(pl.concat_list(pl.all())).to_series()
