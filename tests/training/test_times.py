@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ranklet.errors import DataError
 from ranklet_training.data.events import check_time_unit, read_events
-from ranklet_training.data.times import Times, in_unit, read_times, show_time
+from ranklet_training.data.times import Times, describe_rounding, in_unit, read_times, show_time
 
 NOON = 1_714_564_800  # 2024-05-01 12:00:00 UTC
 BEFORE = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -149,6 +149,24 @@ def test_wide_numbers_keep_their_order(values: list[Any], dtype: Any) -> None:
     events = read_events(log_of(pl.Series(values, dtype=dtype)))
     assert events.frame["timestamp"].to_list() == [LARGE, LARGE + 1]
     assert events.time_unit == "ns"
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "step"),
+    [
+        ([NOON, 5], pl.Float32, "128"),
+        ([NOON * 10**9, 5, None], pl.Float64, "256"),
+        ([2**24, 5], pl.Float32, "2"),
+        ([2**24 - 1, 5], pl.Float32, ""),
+        ([NOON * 1000, 0.5], pl.Float64, ""),
+        ([None, float("nan")], pl.Float64, ""),
+        ([NOON * 10**9], pl.Int64, ""),
+    ],
+)
+def test_floats_that_round_times_are_told(values: list[Any], dtype: Any, step: str) -> None:
+    note = describe_rounding(pl.Series(values, dtype=dtype))
+    assert bool(note) == bool(step)
+    assert f"multiples of {step}" in note or not step
 
 
 def test_fractions_stay_as_long_as_they_differ() -> None:

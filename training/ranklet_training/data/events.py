@@ -24,7 +24,7 @@ from ranklet_training.data.columns import (
 )
 from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
 from ranklet_training.data.tables import ArrowStream, Table, listed, open_table, refuse
-from ranklet_training.data.times import NAMES, in_unit, read_times, show_time
+from ranklet_training.data.times import NAMES, describe_rounding, in_unit, read_times, show_time
 
 DuplicatePolicy = Literal["none", "exact", "consecutive"]
 
@@ -146,6 +146,7 @@ def read_events(
     dropped = {"blank lines": table.blank_lines, **lacking, **repeats}
     used = [theirs for ours, theirs in names.items() if ours in kept.columns]
     notes = [_describe_columns(table, used, columns), *left_out, *id_notes, unit_note]
+    notes.append(describe_rounding(raw["timestamp"]))
     if times.unit == original.unit:  # else rounding makes ties that were none
         notes.append(_describe_ties(kept))
     return Events(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+import numpy as np
 import polars as pl
 
 from ranklet.errors import DataError
@@ -101,6 +102,19 @@ def show_time(time: float, unit: str) -> str:
         return str(time)
     seconds = pl.Series([int(time // SCALES[unit])])
     return str(pl.from_epoch(seconds, "s").dt.to_string("%Y-%m-%d %H:%M:%S")[0])
+
+
+def describe_rounding(values: pl.Series) -> str:
+    """Return a note on floats so large that neighbouring whole numbers are rounded to one."""
+    if not values.dtype.is_float() or (largest := values.abs().max()) is None:
+        return ""
+    step = np.spacing(values.head(0).to_numpy().dtype.type(largest))
+    if not step > 1:
+        return ""
+    return (
+        f"times are {values.dtype}, which rounds such large numbers to multiples of {step:.0f}: "
+        "the file's order decides among times that became equal"
+    )
 
 
 def _unit_by_size(times: pl.Series, label: str) -> str:
