@@ -539,6 +539,11 @@ def test_a_bad_request_is_named_with_its_row(
         ("1,a,5||7,", r"'shown' holds a missing id in row 2: \['5', '', '7'\]"),
         ("1,a,5|NULL,5", r"'shown' holds a missing id in row 2: \['5', 'NULL'\]"),
         ("1,a,NULL,NULL", "'shown' has no value in row 2"),
+        (
+            '1,a,"[5, 7]","[5, 7]"',
+            r"'shown' is in brackets in row 2: '\[5, 7\]'; write the ids with",
+        ),
+        ('1,a,5|7,"[]"', r"'clicked' is in brackets in row 2: '\[\]'"),
         ("1,a,,", "'shown' has no value in row 2"),
         ("\n1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),  # blank lines do not count
         ("1,a,5|7,5,7", "has 5 fields in row 2, and the header names 4"),

@@ -121,7 +121,12 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
     frame = table.collect({column: column for column in OUTCOME_COLUMNS}, lambda _: advice)
     if table.is_text:
         nothing = pl.lit([], dtype=pl.List(pl.String))
-        frame = frame.with_columns(without_missing(frame[name]).str.split("|") for name in LISTS)
+        texts = [without_missing(frame[name]) for name in LISTS]
+        for text in texts:  # as pandas writes lists
+            is_list = text.str.contains(r"^\s*\[.*\]\s*$")
+            label = table.label(text.name)
+            refuse(is_list, text, label, "is in brackets", "write the ids with | between them")
+        frame = frame.with_columns(text.str.split("|") for text in texts)
         frame = frame.with_columns(pl.col("clicked").fill_null(nothing))
     users, variants = (read_ids(frame[n], table.label(n)) for n in ("user_id", "variant"))
     for name, advice in zip(LISTS, ("leave such requests out", NO_CLICK), strict=True):
