@@ -160,9 +160,21 @@ def open_models(
                 f"{first} was trained on the {split_of_first} split and {name} on the "
                 f"{split_of_other} split: one may have been trained on the targets"
             )
-    settings = [_config(model) for model in opened.values()]
-    uses_times = any(own.model.time_gaps or own.train.split == "time" for own in settings)
-    log = read_log(events, _facts(model).get("reading", {}), uses_times=uses_times)
+    reading = dict(_facts(model).get("reading", {}))
+    units = {
+        name: _facts(model).get("reading", {}).get("time_unit")
+        for name, model in opened.items()
+        if _config(model).model.time_gaps or _config(model).train.split == "time"
+    }
+    if len({*units.values()} - {None}) > 1:
+        of_each = ", ".join(f"{name} {unit or 'plain numbers'}" for name, unit in units.items())
+        raise InputError(
+            f"the models use times of different units ({of_each}), and a log has one: train them "
+            "on one log"
+        )
+    if unit := next(iter(units.values()), None):
+        reading["time_unit"] = unit
+    log = read_log(events, reading, uses_times=bool(units))
     split = _held_out(log, opened)
     return opened, split, log
 

@@ -194,7 +194,8 @@ def _rank_file(
     """Rank a file of histories; an output file appears whole or not at all."""
     if output is not None and source != STDIN and output.exists() and output.samefile(source):
         raise click.UsageError("--output is the file of --input: choose another")
-    start = shown = time.perf_counter()
+    start, unknown = time.perf_counter(), 0
+    shown = start
     is_terminal = sys.stderr.isatty()
 
     def show_progress(rows: int) -> None:
@@ -206,10 +207,17 @@ def _rank_file(
             click.echo(f"\r{text}" if is_terminal else text, err=True, nl=not is_terminal)
 
     with open_rankings(output, ranker.vocabulary.id_type) as write:
-        rows = rank_file(ranker, source, write, on_progress=show_progress, **request)
+
+        def write_and_count(block: list[dict[str, Any]]) -> None:
+            nonlocal unknown
+            unknown += sum(row["unknown"] for row in block)
+            write(block)
+
+        rows = rank_file(ranker, source, write_and_count, on_progress=show_progress, **request)
     seconds = time.perf_counter() - start
     if as_json:
         print_json({"histories": rows, "seconds": round(seconds, 3), "output": str(output)})
     else:
         begin = "\r" if is_terminal else ""
-        note(f"{begin}{rows:,} histories in {seconds:.2f} s on {ranker.provider}")
+        lacking = f"; {unknown:,} events of items that the catalogue lacks" if unknown else ""
+        note(f"{begin}{rows:,} histories in {seconds:.2f} s on {ranker.provider}{lacking}")

@@ -9,7 +9,7 @@ from ranklet.bundle.manifest import NEVER
 from ranklet.bundle.vocabulary import Unknown, Vocabulary
 from ranklet.engine.engine import NONE, History
 from ranklet.errors import InputError
-from ranklet.time_gaps import UNKNOWN, bucket_until, buckets_before
+from ranklet.time_gaps import UNKNOWN, bucket_until, buckets_before, unit_by_size
 from ranklet.values import Ids, Times, check_flag, listed, whole_number, whole_numbers
 
 ORDER_ALONE = "this bundle does not use times: its model was trained on order alone"
@@ -67,14 +67,21 @@ class Reader:
     """Validator of requests for a catalogue."""
 
     def __init__(
-        self, vocabulary: Vocabulary, max_length: int, *, uses_times: bool, exclude_seen: bool
+        self,
+        vocabulary: Vocabulary,
+        max_length: int,
+        *,
+        uses_times: bool,
+        time_unit: str,
+        exclude_seen: bool,
     ) -> None:
         """Check ids against a vocabulary, and times if the model uses them.
 
-        ``exclude_seen`` is the default of requests.
+        ``time_unit`` is that of the model, "" if it is not known; ``exclude_seen`` is the default
+        of requests.
         """
         self.vocabulary, self.max_length, self.uses_times = vocabulary, max_length, uses_times
-        self.exclude_seen = exclude_seen
+        self.time_unit, self.exclude_seen = time_unit, exclude_seen
 
     def excludes_seen(self, exclude_seen: bool | None) -> bool:
         """Return whether a request excludes seen items; None is the default."""
@@ -158,6 +165,8 @@ class Reader:
                 f"{name}[0] is {instants[0]}, before the last event, {last}: "
                 "pass events oldest first"
             )
+        for place in (0, -1) if len(instants) else ():  # the extremes
+            self._check_unit(int(instants[place]), name)
         return instants
 
     def until(self, now: int, last: int, name: str = "now", history: str = "") -> int:
@@ -165,10 +174,20 @@ class Reader:
         if not self.uses_times:
             raise InputError(ORDER_ALONE)
         instant = whole_number(now, name)
+        self._check_unit(instant, name)
         if instant < last:
             of = f" of {history}" if history else ""
             raise InputError(f"{name} is {instant}, before the last event{of}, {last}")
         return bucket_until(instant, last)
+
+    def _check_unit(self, time: int, name: str) -> None:
+        """Refuse a time that is a date of our age in another unit than the model's."""
+        unit = unit_by_size(time)
+        if unit and self.time_unit not in ("", unit):
+            raise InputError(
+                f"{name} holds {time}, which is in {unit} by its size; the times of this bundle "
+                f"are in {self.time_unit} since 1970: convert them"
+            )
 
     def _gaps(
         self, indices: Indices, times: Times | None, now: int | None, name: str

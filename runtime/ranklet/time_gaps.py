@@ -7,8 +7,17 @@ have buckets of their own, whatever the unit of the timestamps.
 import numpy as np
 from numpy.typing import NDArray
 
+# Units of times since 1970, and how many make a second.
+SCALES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+# Numbers between 1980 and 2100 in a unit are taken for that unit; the ranges do not overlap.
+EARLIEST, LATEST = 315_532_800, 4_102_444_800
 BUCKETS = 48  # enough for gaps of 4,000 years in milliseconds
 UNKNOWN = 0  # no earlier event, or unknown times
+
+
+def unit_by_size(time: int) -> str:
+    """Return the unit in which a time is between 1980 and 2100, "" if there is none."""
+    return next((u for u, n in SCALES.items() if EARLIEST * n <= time <= LATEST * n), "")
 
 
 def gap_buckets(gaps: NDArray[np.int64]) -> NDArray[np.int64]:

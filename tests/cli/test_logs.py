@@ -113,6 +113,41 @@ def test_plain_numbers_are_refused_by_a_model_that_uses_times(
         assert "the times of the log are numbers of an unknown unit" in result.stderr
 
 
+def test_times_of_a_request_in_another_unit_are_refused(timed: Path, tmp_path: Path) -> None:
+    first, last = 1_700_000_000, 1_700_000_100
+    right = done("rank", timed / "bundle", "--history", "1,2", "--times", f"{first},{last}")
+    assert "1 unknown" not in right.stdout
+    milliseconds = [first * 1000, last * 1000]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"history": [1, 2], "times": milliseconds}))
+    for options, time in (
+        (["--history", "1,2", "--times", ",".join(map(str, milliseconds))], first * 1000),
+        (["--history", "1,2", "--times", f"{first},{last}", "--now", last * 10**9], last * 10**9),
+        (["--history", "1,2", "--times", f"{first},{last * 1000}"], last * 1000),
+        (["--input", tmp_path / "rows.jsonl"], first * 1000),
+    ):
+        result = call("rank", timed / "bundle", *options)
+        assert result.exit_code == 4
+        unit = "ns" if "--now" in options else "ms"
+        assert f"holds {time}, which is in {unit} by its size" in result.stderr
+        assert "the times of this bundle are in s since 1970" in result.stderr
+
+
+def test_models_whose_times_differ_in_unit_are_not_compared(
+    timed: Path, log: pl.DataFrame, tmp_path: Path
+) -> None:
+    log.with_columns(pl.col("timestamp") * 1000).write_csv(tmp_path / "ms.csv")
+    done(
+        *("train", tmp_path / "ms.csv", "--out", tmp_path / "run-ms", *TINY),
+        *("--set", "time_gaps=true"),
+    )
+    done("train", tmp_path / "ms.csv", "--out", tmp_path / "order", *TINY)
+    result = call("compare", timed / "run", tmp_path / "run-ms", timed / "log.csv")
+    assert "different units (run s, run-ms ms)" in result.stderr
+    assert result.exit_code == 4
+    # A model of the order alone takes the unit of the other one.
+    done("compare", tmp_path / "order", timed / "run", timed / "log.csv", "--resamples", 1000)
+
+
 def test_fractions_of_a_unit_are_left_out(timed: Path, log: pl.DataFrame, tmp_path: Path) -> None:
     log.with_columns(pl.col("timestamp") + 0.25).write_csv(tmp_path / "log.csv")
     ranked, _ = rank(timed / "bundle", tmp_path / "log.csv")
@@ -138,8 +173,9 @@ def test_every_command_says_what_it_read_and_dropped(timed: Path, tmp_path: Path
 def test_items_of_another_type_are_unknown(timed: Path, tmp_path: Path) -> None:
     rows = ["1,1,1700000000", "1,NEW-7,1700000001", "1,007,1700000002", "2,5,1700000000"]
     (tmp_path / "today.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
-    ranked, _ = rank(timed / "bundle", tmp_path / "today.csv")
+    ranked, said = rank(timed / "bundle", tmp_path / "today.csv")
     assert [(row["user_id"], row["unknown"]) for row in ranked] == [(1, 2), (2, 0)]
+    assert "2 events of items that the catalogue lacks" in said
     result = call("rank", timed / "bundle", "--input", tmp_path / "today.csv", "--unknown", "error")
     assert result.exit_code == 4
     assert "is 'NEW-7', which the catalogue does not have" in result.stderr

@@ -488,6 +488,27 @@ def test_other_types_that_mean_the_same_are_read() -> None:
     assert compare_outcomes(arrays, resamples=1000).rows[0].control == 0.5
 
 
+def test_a_word_for_missing_in_a_csv_file_is_no_click(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,variant,shown,clicked\n1,a,5|7,NULL\n2,b,5|7,5\n")
+    assert read_outcomes(path)["clicked"].to_list() == [[], ["5"]]
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("shown", "clicked"),
+    [([LONG], [[1]]), ([["a"]], [[LONG]]), ([{f"field {k}": k for k in range(2000)}], [[1]])],
+    ids=["text", "click", "struct"],
+)
+def test_an_error_is_short_whatever_the_log_holds(shown: list[Any], clicked: list[Any]) -> None:
+    log = pl.DataFrame({"user_id": [1], "variant": ["a"], "shown": shown, "clicked": clicked})
+    with pytest.raises(DataError, match="shown") as caught:
+        read_outcomes(log)
+    assert len(str(caught.value)) < 500
+
+
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"clicked": [9, 5, 8]}, r"clicked items were not shown in row 2: \[8, 9\]"),
     ({"clicked": [7, 7]}, r"'clicked' holds an id twice in row 2: \[7, 7\]"),
@@ -515,7 +536,14 @@ def test_a_bad_request_is_named_with_its_row(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1,a,5||7,", r"'shown' holds an empty id in row 2: \['5', '', '7'\]"),
+        ("1,a,5||7,", r"'shown' holds a missing id in row 2: \['5', '', '7'\]"),
+        ("1,a,5|NULL,5", r"'shown' holds a missing id in row 2: \['5', 'NULL'\]"),
+        ("1,a,NULL,NULL", "'shown' has no value in row 2"),
+        (
+            '1,a,"[5, 7]","[5, 7]"',
+            r"'shown' is in brackets in row 2: '\[5, 7\]'; write the ids with",
+        ),
+        ('1,a,5|7,"[]"', r"'clicked' is in brackets in row 2: '\[\]'"),
         ("1,a,,", "'shown' has no value in row 2"),
         ("\n1,a,5|7,5;7", r"not shown in row 2: \['5;7'\]"),  # blank lines do not count
         ("1,a,5|7,5,7", "has 5 fields in row 2, and the header names 4"),

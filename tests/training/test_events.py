@@ -197,7 +197,7 @@ def test_whole_floats_of_a_csv_are_integers(tmp_path: Path, id_type: Any) -> Non
     assert "user_id: 2 ids such as '25.0' are read as integers" in events.notes
     kept = read_csv(tmp_path, text, id_type="string")
     assert kept.frame["user_id"].to_list() == ["25.0", "7", "7.0"]
-    assert "user_id: 2 ids differ from others only in case, spaces or '.0'" in kept.notes[1]
+    assert "user_id: 2 ids differ from others only in case, spaces, leading zeros" in kept.notes[1]
 
 
 @pytest.mark.parametrize(
@@ -533,7 +533,15 @@ def test_ids_are_found_in_a_catalogue_of_either_type(
 
 @pytest.mark.parametrize(
     ("ids", "count"),
-    [(["A1", "a1", "b"], 2), (["a", " a", "a "], 3), (["1.0", "1", "x"], 2), (["a", "b", "c"], 0)],
+    [
+        *[(["A1", "a1", "b"], 2), (["a", " a", "a "], 3), (["1.0", "1", "x"], 2)],
+        *[
+            (["caf\u00e9", "cafe\u0301", "b"], 2),
+            (["a", "a\u200b", "b"], 2),
+            (["012", "12", "0"], 2),
+        ],
+        (["a", "b", "c"], 0),
+    ],
 )
 def test_ids_that_are_nearly_equal_stay_apart_and_are_told(ids: list[str], count: int) -> None:
     log = pl.DataFrame({"user_id": [1, 1, 1], "item_id": ids, "timestamp": [1, 2, 3]})
@@ -612,6 +620,20 @@ def test_a_likely_column_of_event_types_is_suggested(name: str) -> None:
         f"columns: user_id, item_id, timestamp; not read: {name}; '{name}' may hold event types: "
         f"read them with --event-column '{name}' (all types count the same)"
     )
+
+
+@pytest.mark.parametrize("name", ["user_id", "item_id", "timestamp", "event", "rating"])
+def test_a_wide_struct_is_named_in_short(name: str) -> None:
+    wide = pl.Series(name, [{f"field {place}": place for place in range(2000)}])
+    log = pl.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [3]}).with_columns(wide)
+    if name in ("event", "rating"):
+        text = read_events(log).notes[1]
+    else:
+        with pytest.raises(DataError, match=name) as caught:
+            read_events(log)
+        text = str(caught.value)
+    assert "Struct(" in text
+    assert len(text) < 500
 
 
 def test_a_flood_of_columns_is_cut() -> None:

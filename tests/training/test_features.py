@@ -19,6 +19,7 @@ def items(values: Any, dtype: Any = None) -> pl.DataFrame:
     [
         (["b", None, "a"], None, ["a", "b"]),
         (["b", "a"], pl.Categorical, ["a", "b"]),
+        (["b", "NULL", "nan"], None, ["b"]),
         ([True, False], None, ["false", "true"]),
         ([1.5, float("nan"), None], None, ["1.5"]),
         ([datetime.date(2024, 5, 1)], None, ["2024-05-01"]),
@@ -67,6 +68,8 @@ def test_a_missing_feature_is_named_in_bounded_length() -> None:
         (list(range(101)), True),
         ([[tag] for tag in range(101)], True),
         ([datetime.date(2024, 1, 1) + datetime.timedelta(day) for day in range(101)], True),
+        (["NULL", *(f"{price}.5" for price in range(101))], True),
+        ([f"{price},5" for price in range(101)], True),
         ([str(name) for name in range(101)], False),  # names are categories
         (list(range(100)), False),
         (list(range(101)) * 10, False),  # each is of ten items

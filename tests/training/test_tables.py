@@ -74,6 +74,48 @@ def test_parts_of_pandas_may_differ_in_type(
 
 
 @pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["7", "12"], [7, 12]),
+        (["7", "007"], ["007", "7"]),
+        (["2", "x"], ["2", "x"]),
+        (["7", "__HIVE_DEFAULT_PARTITION__"], [7]),
+    ],
+)
+def test_ids_in_the_names_of_folders_lose_nothing(
+    tmp_path: Path, names: list[str], expected: list[Any]
+) -> None:
+    for name in names:
+        folder = tmp_path / "day=2024-05-01" / f"item_id={name}"
+        folder.mkdir(parents=True)
+        LOG.drop("item_id").write_parquet(folder / "0.parquet")
+    events = read_events(tmp_path)
+    assert events.frame["item_id"].unique().sort().to_list() == expected
+    assert events.frame["item_id"].len() + sum(events.dropped.values()) == len(names) * len(LOG)
+
+
+def test_parts_may_have_times_of_different_zones(tmp_path: Path) -> None:
+    for part, zone in enumerate(("Asia/Tokyo", "UTC", "America/Lima")):
+        times = pl.Series("timestamp", [part, part + 10]).cast(pl.Datetime("ms", zone))
+        log = pl.DataFrame({"user_id": 1, "item_id": [part, part + 10]}).with_columns(times)
+        log.write_parquet(tmp_path / f"{part}.parquet")
+    assert read_events(tmp_path).frame["item_id"].to_list() == [0, 1, 2, 10, 11, 12]
+    plain = times.dt.replace_time_zone(None)
+    log.with_columns(plain).write_parquet(tmp_path / "plain.parquet")
+    with pytest.raises(DataError, match=r"'timestamp' is Datetime.*zone='UTC'.* and .*zone=None"):
+        read_events(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".snappy.parquet"])
+def test_a_part_without_any_of_the_columns_is_named(tmp_path: Path, suffix: str) -> None:
+    WRITERS[suffix](LOG, tmp_path / f"0{suffix}")
+    other = LOG.rename({"user_id": "u", "item_id": "i", "timestamp": "t"})
+    WRITERS[suffix](other.select("u", "i", "t"), tmp_path / f"1{suffix}")
+    with pytest.raises(DataError, match=r"has none of the columns user_id, .* the same head"):
+        read_events(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("first", "second", "message"),
     [
         ([1, 2], ["1", "x"], "'item_id' is Int64 and String in different parts; write one type"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ranklet.errors import DataError
 from ranklet_training.data.events import check_time_unit, read_events
-from ranklet_training.data.times import Times, in_unit, read_times, show_time
+from ranklet_training.data.times import Times, describe_rounding, in_unit, read_times, show_time
 
 NOON = 1_714_564_800  # 2024-05-01 12:00:00 UTC
 BEFORE = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -116,6 +116,14 @@ def test_datetimes_of_any_unit_and_zone_are_equal(dates: pl.Series) -> None:
         (["1", "inf"], None, "is not finite in row 2: 'inf'"),
         (["1", "9223372036854775808"], None, r"exceeds int64 in row 2: Decimal\('9223"),
         (["1.5", "1700000000.123456788", "1700000000.123456789"], None, "more digits .* row 2"),
+        (["1.0000000002", "2", "1.0000000001"], None, "more digits than float64 keeps in row 1"),
+        (["1" * 30, "1" * 29 + "0"], None, "more digits than float64 keeps in row 1"),
+        (
+            [NOON, NOON * 1000],
+            None,
+            "is in milliseconds by its size, and others in seconds, in row",
+        ),
+        (["2024-05-01T12:00+25:00"], None, "is neither a number nor an ISO date"),
         ([1, 2**63], pl.UInt64, "exceeds int64 in row 2: 9223372036854775808"),
         ([1, 2**100], pl.Int128, "exceeds int64 in row 2: 1267650600228229401496703205376"),
         ([Decimal(2**63)], pl.Decimal(38, 0), "exceeds int64 in row 1"),
@@ -151,10 +159,29 @@ def test_wide_numbers_keep_their_order(values: list[Any], dtype: Any) -> None:
     assert events.time_unit == "ns"
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "step"),
+    [
+        ([NOON, 5], pl.Float32, "128"),
+        ([NOON * 10**9, 5, None], pl.Float64, "256"),
+        ([2**24, 5], pl.Float32, "2"),
+        ([2**24 - 1, 5], pl.Float32, ""),
+        ([NOON * 1000, 0.5], pl.Float64, ""),
+        ([None, float("nan")], pl.Float64, ""),
+        ([NOON * 10**9], pl.Int64, ""),
+    ],
+)
+def test_floats_that_round_times_are_told(values: list[Any], dtype: Any, step: str) -> None:
+    note = describe_rounding(pl.Series(values, dtype=dtype))
+    assert bool(note) == bool(step)
+    assert f"multiples of {step}" in note or not step
+
+
 def test_fractions_stay_as_long_as_they_differ() -> None:
     for values in (["1.5", "1e3"], [Decimal("1.5"), Decimal(1000)], [1.5, 1000.0]):
         assert read(values).values.to_list() == [1.5, 1000.0]
     assert read(["1.70E+09", "-0.0"]).values.to_list() == [1_700_000_000, 0]
+    assert read(["1.50", "1.5", "01.5", "15e-1"]).values.to_list() == [1.5] * 4
     assert read(["1e300", "2"]).values.to_list() == [1e300, 2.0]
 
 
@@ -164,7 +191,7 @@ def test_numbers_have_the_unit_of_their_calendar(unit: str) -> None:
     assert read([first * scale, last * scale]).unit == unit
     assert read([first * scale - 1, last * scale]).unit == ""
     assert read([first * scale, last * scale + 1]).unit == ""
-    assert read([0, NOON]).unit == read([NOON, NOON * 1000]).unit == read([None]).unit == ""
+    assert read([0, NOON]).unit == read([0, NOON, NOON * 1000]).unit == read([None]).unit == ""
 
 
 @pytest.mark.parametrize(

@@ -25,16 +25,24 @@ _LIKELY = {
 }
 
 # What writers put where there is no value: SQL and JSON, Objective-C and Oracle, DBeaver, Python,
-# pandas, R, spreadsheets, MySQL and Hive, JavaScript. None of them is likely as an id, and rows
-# without an id are counted and shown.
+# pandas (its whole list), R, spreadsheets, MySQL and Hive, JavaScript, Ruby, C. None of them is
+# likely as an id, and rows without an id are counted and shown.
 MISSING = frozenset(
     (
-        *("", "NULL", "Null", "null", "(null)", "(NULL)", "[NULL]", "None", "undefined", "\\N"),
-        *("nan", "NaN", "NAN", "-nan", "NA", "<NA>", "NaT", "N/A", "n/a", "#N/A", "#NA"),
+        *("", "NULL", "Null", "null", "(null)", "(NULL)", "[NULL]", "<null>", "<NULL>", "\\N"),
+        *("None", "none", "NONE", "nil", "NIL", "undefined", "Undefined", "UNDEFINED"),
+        *("nan", "NaN", "NAN", "-nan", "-NaN", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+        *("NA", "<NA>", "<na>", "NaT", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "#VALUE!", "#REF!"),
     )
 )
 TEXT = (pl.String, pl.Categorical, pl.Enum)
 EXACT = 2**53 - 1  # beyond it, a float64 may be a rounded integer
+
+
+def show_type(dtype: pl.DataType) -> str:
+    """Return a type as a message names it, cut if it is long: a struct names all its fields."""
+    text = str(dtype)
+    return text if len(text) <= 100 else f"{text[:80]}..."
 
 
 def likely_column(ours: str, names: Sequence[str]) -> str | None:

@@ -15,10 +15,16 @@ import polars as pl
 
 from ranklet.errors import DataError
 from ranklet.values import show
-from ranklet_training.data.columns import TEXT, likely_column, whole_numbers, without_missing
+from ranklet_training.data.columns import (
+    TEXT,
+    likely_column,
+    show_type,
+    whole_numbers,
+    without_missing,
+)
 from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
 from ranklet_training.data.tables import ArrowStream, Table, listed, open_table, refuse
-from ranklet_training.data.times import NAMES, in_unit, read_times, show_time
+from ranklet_training.data.times import NAMES, describe_rounding, in_unit, read_times, show_time
 
 DuplicatePolicy = Literal["none", "exact", "consecutive"]
 
@@ -140,6 +146,7 @@ def read_events(
     dropped = {"blank lines": table.blank_lines, **lacking, **repeats}
     used = [theirs for ours, theirs in names.items() if ours in kept.columns]
     notes = [_describe_columns(table, used, columns), *left_out, *id_notes, unit_note]
+    notes.append(describe_rounding(raw["timestamp"]))
     if times.unit == original.unit:  # else rounding makes ties that were none
         notes.append(_describe_ties(kept))
     return Events(
@@ -262,7 +269,9 @@ def _event_types(values: pl.Series, label: str) -> pl.Series:
     if values.dtype.is_float() and not (whole := whole_numbers(values))[1].any():
         values = whole[0]
     if not (values.dtype in TEXT or values.dtype.is_integer() or values.dtype == pl.Null):
-        raise DataError(f"{label} holds {values.dtype}; event types are text or integers")
+        raise DataError(
+            f"{label} holds {show_type(values.dtype)}; event types are text or integers"
+        )
     return values.cast(pl.String)
 
 
@@ -275,7 +284,9 @@ def _ratings(values: pl.Series, label: str) -> pl.Series:
         numbers = values.cast(pl.Float64)
     else:
         example = show(values.drop_nulls().head(1).to_list())
-        raise DataError(f"{label} holds {values.dtype}, such as {example}; ratings are numbers")
+        raise DataError(
+            f"{label} holds {show_type(values.dtype)}, such as {example}; ratings are numbers"
+        )
     is_other = numbers.is_null() & values.is_not_null()
     refuse(is_other, values, label, "is not a number", "write ratings as numbers, like 4 or 4.5")
     numbers = numbers + 0.0  # turns -0.0, which would change the digest, into 0.0

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import DataError
 from ranklet.values import show
+from ranklet_training.data.columns import show_type, without_missing
 from ranklet_training.data.tables import listed
 
 FEW_VALUES, FEW_SHARE = 100, 0.1  # numbers of up to 100 values, or a tenth of the items, are kinds
@@ -49,7 +50,11 @@ def build_feature(items: pl.DataFrame, name: str) -> Feature:
 def describe_feature(items: pl.DataFrame, name: str) -> str:
     """Return a note on a feature that looks like a measure, not like categories; else ""."""
     column = items[name]
-    values = column.explode() if column.dtype.is_nested() else column
+    values = without_missing(column.explode() if column.dtype.is_nested() else column)
+    if values.dtype == pl.String:  # as of a csv with NULL for a missing price, or decimal commas
+        numbers = values.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
+        is_price = numbers.null_count() == values.null_count() and (numbers % 1 != 0).any()
+        values = numbers if is_price else values
     count = values.drop_nulls().n_unique()
     is_measure = values.dtype.is_numeric() or values.dtype.is_temporal()
     if not is_measure or count <= max(FEW_VALUES, FEW_SHARE * len(items)):
@@ -69,11 +74,11 @@ def _categories(column: pl.Series) -> pl.Series:
     if is_vector or dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
         example = show(column.drop_nulls().head(1).to_list())
         raise DataError(
-            f"feature column {show(column.name)} holds {column.dtype}, such as {example}; features "
-            "are categories: text, integers, truth values, dates, or lists of text or integers"
+            f"feature column {show(column.name)} holds {show_type(column.dtype)}, such as "
+            f"{example}; features are categories: text, integers, truth values, dates, or lists of "
+            "text or integers"
         )
-    if dtype.is_float():
-        values = values.fill_nan(None)
+    values = without_missing(values)
     if isinstance(values.dtype, pl.List):
         return values.cast(pl.List(pl.String))
     return values.cast(pl.String).to_frame().select(pl.concat_list(pl.all())).to_series()

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import DataError
 from ranklet.values import show
-from ranklet_training.data.columns import TEXT, whole_numbers, without_missing
+from ranklet_training.data.columns import TEXT, show_type, whole_numbers, without_missing
 from ranklet_training.data.tables import refuse
 
 IdType = Literal["auto", "int64", "string"]
 
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]*)$"
+_INVISIBLE = r"\p{Cf}"  # such as a zero-width space or a byte order mark
+_LEADING_ZEROS = r"^0+([0-9]+)$"
 _WHOLE_FLOAT = r"^(-?[0-9]+)\.0+$"  # how pandas writes integers of a column with a missing value
 
 
@@ -56,7 +58,7 @@ def parse_ids(values: pl.Series, label: str, id_type: IdType, is_text: bool) -> 
     if values.dtype != pl.String:
         example = show(values.drop_nulls().head(1).to_list())
         raise DataError(
-            f"{label} holds {values.dtype}, such as {example}; ids are integers or "
+            f"{label} holds {show_type(values.dtype)}, such as {example}; ids are integers or "
             "text: convert the column"
         )
     if id_type == "string" or (id_type == "auto" and not is_text):
@@ -85,14 +87,17 @@ def describe_ids(raw: pl.Series, ids: pl.Series, name: str) -> list[str]:
     """
     if ids.dtype == pl.String:
         unique = ids.drop_nulls().unique().sort()
-        plain = unique.str.strip_chars().str.to_lowercase().str.replace(_WHOLE_FLOAT, "$1")
+        plain = unique.str.normalize("NFKC").str.replace_all(_INVISIBLE, "").str.strip_chars()
+        plain = plain.str.to_lowercase().str.replace(_WHOLE_FLOAT, "$1")
+        plain = plain.str.replace(_LEADING_ZEROS, "$1")
         alike = plain.is_duplicated()
         if not alike.any():
             return []
         first = unique.filter(plain == plain.filter(alike)[0])
         return [
-            f"{name}: {alike.sum():,} ids differ from others only in case, spaces or '.0', such as "
-            f"{show(first[0])} and {show(first[1])}; they stay different ids"
+            f"{name}: {alike.sum():,} ids differ from others only in case, spaces, leading zeros, "
+            f"'.0' or Unicode form, such as {show(first[0])} and {show(first[1])}; they stay "
+            "different ids"
         ]
     if raw.dtype.is_float():
         return [f"{name}: ids are floats, read as integers (12.0 as 12)"]

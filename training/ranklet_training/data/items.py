@@ -7,7 +7,7 @@ import polars as pl
 
 from ranklet.errors import DataError
 from ranklet.values import show
-from ranklet_training.data.columns import likely_column
+from ranklet_training.data.columns import likely_column, show_type
 from ranklet_training.data.events import Events
 from ranklet_training.data.ids import IdType, read_ids
 from ranklet_training.data.tables import ArrowStream, listed, open_table, refuse
@@ -48,7 +48,9 @@ def read_items(
     if "title" in names:
         titles = raw["title"]
         if titles.dtype.is_nested() or titles.dtype in (pl.Binary, pl.Object):
-            holds = f"{titles.dtype}, such as {show(titles.drop_nulls().head(1).to_list())}"
+            holds = (
+                f"{show_type(titles.dtype)}, such as {show(titles.drop_nulls().head(1).to_list())}"
+            )
             raise DataError(f"{table.label(title_column)} holds {holds}; titles are text")
         raw = raw.with_columns(titles.cast(pl.String))
     return raw.with_columns(item_ids)

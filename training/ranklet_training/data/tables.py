@@ -20,7 +20,7 @@ from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
 from ranklet.files.json_lines import read_json_lines
 from ranklet.values import show
-from ranklet_training.data.columns import EXACT, MISSING, TEXT, whole_numbers
+from ranklet_training.data.columns import EXACT, MISSING, TEXT, show_type, whole_numbers
 from ranklet_training.data.delimited import Delimited
 
 _TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -123,7 +123,9 @@ def open_table(
         _open_file(part, ids, lists, texts, infer_types, is_part=True) for part in _parts(path)
     ]
     names = list(dict.fromkeys(name for part in parts for name in part.names))
-    read = partial(_read_parts, str(path), parts)
+    folders = {name.partition("=")[0] for part in parts for name in Path(part.name).parts}
+    of_folders = folders & {column for group in ids for column in group}
+    read = partial(_read_parts, str(path), parts, of_folders)
     breaks = sum(part.quoted_breaks for part in parts)
     return Table(str(path), names, read, is_text=parts[0].is_text, quoted_breaks=breaks)
 
@@ -151,12 +153,25 @@ def _open_file(
         names = list(dict.fromkeys(column for row in rows for column in row))
         return Table(name, names, partial(_read_objects, name, rows))
     with _named(name):
-        if kind == ".parquet":
-            return _lazy_table(name, pl.scan_parquet(path, glob=False, hive_partitioning=is_part))
         as_text = {column for group in [*ids, texts] for column in group}
+        if kind == ".parquet":
+            return _lazy_table(name, _scan_parquet(path, as_text if is_part else None))
         text = Delimited(path, as_text)
         read = partial(text.read, types=dict.fromkeys(as_text, pl.String), infer_types=infer_types)
         return Table(name, text.header, read, is_text=True, quoted_breaks=text.quoted_breaks)
+
+
+def _scan_parquet(path: Path, as_text: Collection[str] | None) -> pl.LazyFrame:
+    """Open parquet; a part, for which ``as_text`` is not None, has the columns of its folders, too.
+
+    polars would read 7 from ``item_id=007``: the columns ``as_text`` are kept as written.
+    """
+    scan = partial(pl.scan_parquet, path, glob=False)
+    if as_text is None:
+        return scan(hive_partitioning=False)
+    names, own = scan(hive_partitioning=True).collect_schema(), pl.read_parquet_schema(path)
+    types = {n: pl.String() if n in as_text else t for n, t in names.items() if n not in own}
+    return scan(hive_partitioning=True, hive_schema=types or None)
 
 
 def _read_objects(name: str, rows: list[dict[str, Any]], columns: list[str]) -> pl.DataFrame:
@@ -205,20 +220,41 @@ def _parts(folder: Path) -> list[Path]:
     return parts
 
 
-def _read_parts(name: str, parts: list[Table], columns: list[str]) -> pl.DataFrame:
-    """Return columns of all parts; those that a part lacks are null in it, as in JSON lines."""
+def _read_parts(
+    name: str, parts: list[Table], of_folders: Collection[str], columns: list[str]
+) -> pl.DataFrame:
+    """Return columns of all parts; those that a part lacks are null in it, as in JSON lines.
+
+    Ids ``of_folders`` like ``user_id=7`` are integers if each is one in its shortest form.
+    """
     frames = []
     for part in parts:
-        frame = part.read([column for column in columns if column in part.names])
+        own = [column for column in columns if column in part.names]
+        if not own:
+            raise DataError(
+                f"{part.name} has none of the columns {listed(columns)} (columns: "
+                f"{listed(part.names)}); every part needs the same header"
+            )
+        frame = part.read(own)
         lacking = [pl.lit(None).alias(column) for column in columns if column not in part.names]
         frames.append(frame.with_columns(lacking).select(columns))
-    return _concat(frames, name)
+    table = _concat(frames, name)
+    return table.with_columns(
+        _shortest_integers(table[column]) for column in columns if column in of_folders
+    )
+
+
+def _shortest_integers(values: pl.Series) -> pl.Series:
+    """Return text as integers if that changes none of it."""
+    numbers = values.cast(pl.Int64, strict=False)
+    return numbers if numbers.cast(pl.String).eq_missing(values.cast(pl.String)).all() else values
 
 
 def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
     """Return the rows of all parts; no number becomes text or loses digits."""
     columns = []
-    for parts in zip(*frames, strict=True):
+    for raw in zip(*frames, strict=True):
+        parts = tuple(map(_in_utc, raw))
         types = list(dict.fromkeys(part.dtype for part in parts))
         if len(types) > 1:
             parts = tuple(map(_integers_again, parts))
@@ -229,13 +265,20 @@ def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
             if part.dtype.is_integer()
         )
         if would_round or len({_type_group(part.dtype) for part in parts} - {""}) > 1:
+            shown = " and ".join(map(show_type, types[:3]))
             raise DataError(
-                f"{name}: column {show(parts[0].name)} is {' and '.join(map(str, types))} in "
-                "different parts; write one type"
+                f"{name}: column {show(parts[0].name)} is {shown} in different parts; "
+                "write one type"
             )
         column = pl.concat([part.to_frame() for part in parts], how="vertical_relaxed")
         columns.append(column.to_series())
     return pl.DataFrame(columns)
+
+
+def _in_utc(part: pl.Series) -> pl.Series:
+    """Return times of any zone in UTC, so that they can follow each other."""
+    has_zone = isinstance(part.dtype, pl.Datetime) and part.dtype.time_zone
+    return part.dt.convert_time_zone("UTC") if has_zone else part
 
 
 def _integers_again(part: pl.Series) -> pl.Series:
@@ -252,7 +295,9 @@ def _type_group(dtype: pl.DataType) -> str:
         return ""
     if dtype in TEXT:
         return "text"
-    return "number" if dtype.is_numeric() else "time" if dtype.is_temporal() else str(dtype)
+    if dtype.is_temporal():
+        return f"time {getattr(dtype, 'time_zone', None)}"
+    return "number" if dtype.is_numeric() else str(dtype)
 
 
 def listed(names: Iterable[str]) -> str:

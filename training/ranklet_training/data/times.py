@@ -1,27 +1,28 @@
 """Times of events: numbers, dates and ISO text as exact numbers of a known unit, if it is known."""
 
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
+import numpy as np
 import polars as pl
 
 from ranklet.errors import DataError
+from ranklet.time_gaps import EARLIEST, LATEST, SCALES
 from ranklet.values import show
-from ranklet_training.data.columns import whole_numbers, without_missing
+from ranklet_training.data.columns import show_type, whole_numbers, without_missing
 from ranklet_training.data.tables import refuse
 
-# Units of times since 1970, and how many make a second. "" stands for numbers of an unknown unit.
-SCALES = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 NAMES = {
     **{"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"},
     "": "numbers of an unknown unit",
 }
-# Numbers between 1980 and 2100 in a unit are taken for that unit; the ranges do not overlap.
-_EARLIEST, _LATEST = 315_532_800, 4_102_444_800
 
 _ISO = (
     r"^\d{4}-\d{2}-\d{2}(?:[T ]([01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9}0*)?)?"
-    r"(?:Z| ?UTC|[+-]\d{2}(?::?[0-5]\d)?)?)?$"
+    r"(?:Z| ?UTC|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)?)?$"
 )
+_TOO_FINE = "has more digits than float64 keeps"
+_FINER = "write whole numbers of a smaller unit, such as nanoseconds"
 ADVICE = "give numbers, such as unix seconds, or dates like 2024-05-01 or 2024-05-01T12:00:00Z"
 
 
@@ -57,8 +58,8 @@ def read_times(values: pl.Series, label: str) -> Times:
         numbers = _numbers(values, label)
     else:
         example = show(values.drop_nulls().head(1).to_list())
-        raise DataError(f"{label} holds {values.dtype}, such as {example}; {ADVICE}")
-    return Times(numbers, _unit_by_size(numbers), is_dates=False)
+        raise DataError(f"{label} holds {show_type(values.dtype)}, such as {example}; {ADVICE}")
+    return Times(numbers, _unit_by_size(numbers, label), is_dates=False)
 
 
 def in_unit(times: Times, unit: str | None, label: str) -> tuple[Times, str]:
@@ -103,12 +104,29 @@ def show_time(time: float, unit: str) -> str:
     return str(pl.from_epoch(seconds, "s").dt.to_string("%Y-%m-%d %H:%M:%S")[0])
 
 
-def _unit_by_size(times: pl.Series) -> str:
-    known = times.drop_nulls()
-    for unit, scale in SCALES.items():
-        if len(known) and known.is_between(_EARLIEST * scale, _LATEST * scale).all():
-            return unit
-    return ""
+def describe_rounding(values: pl.Series) -> str:
+    """Return a note on floats so large that neighbouring whole numbers are rounded to one."""
+    if not values.dtype.is_float() or (largest := values.abs().max()) is None:
+        return ""
+    step = np.spacing(values.head(0).to_numpy().dtype.type(largest))
+    if not step > 1:
+        return ""
+    return (
+        f"times are {values.dtype}, which rounds such large numbers to multiples of {step:.0f}: "
+        "the file's order decides among times that became equal"
+    )
+
+
+def _unit_by_size(times: pl.Series, label: str) -> str:
+    """Return the unit of which all times are dates of our age; refuse dates of several units."""
+    dates = {u: times.is_between(EARLIEST * n, LATEST * n) for u, n in SCALES.items()}
+    units = [unit for unit, is_date in dates.items() if is_date.any()]
+    if not units or sum(is_date.sum() for is_date in dates.values()) < times.count():
+        return ""
+    for other in units[1:]:
+        problem = f"is in {NAMES[other]} by its size, and others in {NAMES[units[0]]},"
+        refuse(dates[other], times, label, problem, "write one unit")
+    return units[0]
 
 
 def _dates(instants: pl.Series, unit: str, label: str) -> Times:
@@ -188,10 +206,21 @@ def _parse_numbers(values: pl.Series, label: str) -> pl.Series:
     is_other = floats.is_null() & values.is_not_null()
     refuse(is_other, values, label, "is neither a number nor an ISO date", ADVICE)
     refuse(~floats.is_finite(), values, label, "is not finite", ADVICE)
-    decimals = values.cast(pl.Decimal(38, 9), strict=False)
-    if decimals.null_count() > values.null_count():  # beyond 29 digits
-        return _numbers(floats, label)
-    return _exact(decimals, floats, label)
+    decimals = values.cast(pl.Decimal(38, 9), strict=False)  # rounded to 9 places
+    is_wide = decimals.null_count() > values.null_count()  # beyond 29 digits
+    numbers = _numbers(floats, label) if is_wide else _exact(decimals, floats, label)
+    refuse(_merged(values, numbers), values, label, _TOO_FINE, _FINER)
+    return numbers
+
+
+def _merged(texts: pl.Series, numbers: pl.Series) -> pl.Series:
+    """Return whether a number also stands for a text of another value."""
+    pairs = pl.DataFrame({"text": texts, "number": numbers}).unique()
+    exact: dict[float, set[Decimal]] = {}
+    for text, number in pairs.filter(pl.col("number").is_duplicated()).drop_nulls().iter_rows():
+        exact.setdefault(number, set()).add(Decimal(text))
+    several = [number for number, values in exact.items() if len(values) > 1]
+    return numbers.is_in(pl.Series(several, dtype=numbers.dtype))
 
 
 def _exact(decimals: pl.Series, floats: pl.Series, label: str) -> pl.Series:
@@ -203,6 +232,5 @@ def _exact(decimals: pl.Series, floats: pl.Series, label: str) -> pl.Series:
     refuse(lost & is_whole, decimals, label, "exceeds int64", "use a coarser unit of time")
     pairs = pl.DataFrame({"decimal": decimals, "float": floats})
     merged = pairs.select(pl.col("decimal").n_unique().over("float") > 1).to_series()
-    advice = "write whole numbers of a smaller unit, such as nanoseconds"
-    refuse(merged, decimals, label, "has more digits than float64 keeps", advice)
+    refuse(merged, decimals, label, _TOO_FINE, _FINER)
     return floats + 0.0

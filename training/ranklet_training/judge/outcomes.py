@@ -7,6 +7,8 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from ranklet.errors import DataError, InputError
+from ranklet.values import show
+from ranklet_training.data.columns import MISSING, show_type, without_missing
 from ranklet_training.data.ids import read_ids
 from ranklet_training.data.tables import open_table, refuse
 from ranklet_training.judge import statistics
@@ -82,7 +84,7 @@ def compare_outcomes(
     for name, group in zip(names, groups, strict=True):
         if len(group) < MIN_USERS:
             raise DataError(
-                f"variant {name!r} has {len(group)} users ({in_both} saw both variants and are "
+                f"variant {show(name)} has {len(group)} users ({in_both} saw both variants and are "
                 f"left out); a comparison needs at least {MIN_USERS}"
             )
     checked = statistics.sample_ratio(len(groups[0]), len(groups[1]), ratio)
@@ -119,7 +121,12 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
     frame = table.collect({column: column for column in OUTCOME_COLUMNS}, lambda _: advice)
     if table.is_text:
         nothing = pl.lit([], dtype=pl.List(pl.String))
-        frame = frame.with_columns(pl.col(LISTS).str.split("|"))
+        texts = [without_missing(frame[name]) for name in LISTS]
+        for text in texts:  # as pandas writes lists
+            is_list = text.str.contains(r"^\s*\[.*\]\s*$")
+            label = table.label(text.name)
+            refuse(is_list, text, label, "is in brackets", "write the ids with | between them")
+        frame = frame.with_columns(text.str.split("|") for text in texts)
         frame = frame.with_columns(pl.col("clicked").fill_null(nothing))
     users, variants = (read_ids(frame[n], table.label(n)) for n in ("user_id", "variant"))
     for name, advice in zip(LISTS, ("leave such requests out", NO_CLICK), strict=True):
@@ -129,7 +136,8 @@ def read_outcomes(source: str | Path | pl.DataFrame) -> pl.DataFrame:
     refuse(empty, shown, table.label("shown"), "is empty", "leave such requests out")
     if clicked.list.len().sum() and shown.dtype != clicked.dtype:
         raise DataError(
-            f"{table.name}: shown is {shown.dtype} and clicked {clicked.dtype}: use one type"
+            f"{table.name}: shown is {show_type(shown.dtype)} and clicked "
+            f"{show_type(clicked.dtype)}: use one type"
         )
     frame = pl.DataFrame([users, variants.cast(pl.String), shown, clicked.cast(shown.dtype)])
     _refuse_unshown(frame, table.name)
@@ -156,14 +164,14 @@ def user_outcomes(requests: pl.DataFrame) -> pl.DataFrame:
 def _variants(requests: pl.DataFrame, control: str | None) -> tuple[str, str]:
     """Return the names of control and treatment."""
     counts = sorted(requests["variant"].value_counts().iter_rows())
-    listed = ", ".join(f"{name!r} {count:,} rows" for name, count in counts[:10])
+    listed = ", ".join(f"{show(name)} {count:,} rows" for name, count in counts[:10])
     if len(counts) != 2:
         more = f" and {len(counts) - 10:,} more" if len(counts) > 10 else ""
         raise DataError(f"a comparison needs two variants, got {len(counts)}: {listed}{more}")
     names = [str(name) for name, _ in counts]
     first = names[0] if control is None else control
     if first not in names:
-        raise InputError(f"control {control!r} is not among the variants: {listed}")
+        raise InputError(f"control {show(control)} is not among the variants: {listed}")
     return first, names[1 - names.index(first)]
 
 
@@ -173,7 +181,7 @@ def _id_lists(values: pl.Series, label: str) -> pl.Series:
         values = values.arr.to_list()
     if not isinstance(values.dtype, pl.List):
         raise DataError(
-            f"{label} holds {values.dtype}, such as {values[0]!r} in row 1; use "
+            f"{label} holds {show_type(values.dtype)}, such as {show(values[0])} in row 1; use "
             "lists of item ids (in csv, ids with | between them)"
         )
     inner = pl.Series(dtype=values.dtype.inner).dtype  # an instance, even if inner is a class
@@ -182,13 +190,14 @@ def _id_lists(values: pl.Series, label: str) -> pl.Series:
     if inner == pl.Null:  # every list is empty
         return values
     if not inner.is_integer() and inner not in (pl.String, pl.Categorical, pl.Enum):
-        raise DataError(f"{label} holds lists of {inner}; ids are integers or text")
+        raise DataError(f"{label} holds lists of {show_type(inner)}; ids are integers or text")
     try:
         lists = values.cast(pl.List(pl.Int64 if inner.is_integer() else pl.String))
     except PolarsError as error:
         raise DataError(f"{label} holds an id that exceeds int64; write the ids as text") from error
     if not inner.is_integer():
-        refuse(lists.list.contains(""), lists, label, "holds an empty id")
+        word = pl.element().str.strip_chars().is_in(list(MISSING))
+        refuse(lists.list.eval(word).list.any(), lists, label, "holds a missing id")
     refuse(lists.list.n_unique() < lists.list.len(), lists, label, "holds an id twice")
     return lists
 
@@ -213,6 +222,6 @@ def _refuse_unshown(frame: pl.DataFrame, name: str) -> None:
     others = unshown["row"].n_unique() - 1
     more = f" (and {others:,} more rows)" if others else ""
     raise DataError(
-        f"{name}: clicked items were not shown in row {row + 1}: {sorted(items)[:10]}{more}; "
+        f"{name}: clicked items were not shown in row {row + 1}: {show(sorted(items)[:10])}{more}; "
         "clicks belong to the request that showed the item"
     )
