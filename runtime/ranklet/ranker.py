@@ -56,7 +56,7 @@ class Ranker:
             vocabulary,
             manifest.max_length,
             uses_times=self.uses_times,
-            time_unit=self.time_unit,
+            time_unit=manifest.checked_unit,
             exclude_seen=self.exclude_seen,
         )
 

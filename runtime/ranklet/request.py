@@ -77,8 +77,8 @@ class Reader:
     ) -> None:
         """Check ids against a vocabulary, and times if the model uses them.
 
-        ``time_unit`` is that of the model, "" if it is not known; ``exclude_seen`` is the default
-        of requests.
+        ``time_unit`` is that of the model, "" if times are not checked; ``exclude_seen`` is the
+        default of requests.
         """
         self.vocabulary, self.max_length, self.uses_times = vocabulary, max_length, uses_times
         self.time_unit, self.exclude_seen = time_unit, exclude_seen

@@ -132,6 +132,17 @@ def test_times_of_a_request_in_another_unit_are_refused(timed: Path, tmp_path: P
         assert "the times of this bundle are in s since 1970" in result.stderr
 
 
+def test_dates_near_1970_are_not_checked_by_their_size(log: pl.DataFrame, tmp_path: Path) -> None:
+    days = (pl.col("timestamp") - 1_699_000_000).cast(pl.Int64) * 10**6
+    simulated = log.with_columns(days.cast(pl.Datetime("us")))
+    simulated.write_parquet(tmp_path / "log.parquet")
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    done("train", tmp_path / "log.parquet", "--out", run, *TINY, "--set", "time_gaps=true")
+    done("export", run, bundle, "--allow-drop", 1)
+    ranked = done("rank", bundle, "--input", tmp_path / "log.parquet", "-k", 1).stdout
+    assert len(ranked.splitlines()) == log["user_id"].n_unique()
+
+
 def test_models_whose_times_differ_in_unit_are_not_compared(
     timed: Path, log: pl.DataFrame, tmp_path: Path
 ) -> None:

@@ -172,6 +172,11 @@ class Manifest:
         return str(self.data.get("reading", {}).get("time_unit", ""))
 
     @property
+    def checked_unit(self) -> str:
+        """Return ``time_unit`` if times of requests can be checked by their size, else ""."""
+        return str(self.data.get("reading", {}).get("checked_unit", ""))
+
+    @property
     def gate_text(self) -> str:
         """Return the cost of the precision as text, empty without a gate."""
         gate = self.gate

@@ -14,6 +14,7 @@ from typing import Literal
 import polars as pl
 
 from ranklet.errors import DataError
+from ranklet.time_gaps import unit_by_size
 from ranklet.values import show
 from ranklet_training.data.columns import (
     TEXT,
@@ -77,7 +78,14 @@ class Events:
             f"{name}_type": "string" if self.frame[name].dtype == pl.String else "int64"
             for name in ("user_id", "item_id")
         }
-        return {"time_unit": self.time_unit, **types}
+        times = self.frame["timestamp"].sort()
+        is_recent = {unit_by_size(times[place]) for place in (0, -1)} == {self.time_unit}
+        return {
+            "time_unit": self.time_unit,
+            # The unit to refuse others by; dates of simulators, near 1970, can't be told apart.
+            "checked_unit": self.time_unit if is_recent else "",
+            **types,
+        }
 
     def summary(self) -> str:
         """Return one line on the events and the dropped rows."""
