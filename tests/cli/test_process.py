@@ -168,6 +168,8 @@ def test_a_training_needs_no_stream(streams: str, folder: Path) -> None:
         ("inspect b --json >&-", "Error: stdout is closed, and --json writes to it"),
         ("rank b --input h.jsonl >/dev/full", "No space left on device"),
         ("rank b --history i01 >/dev/full", "No space left on device"),
+        ("--help >/dev/full", "No space left on device"),
+        ("--version >/dev/full", "No space left on device"),
         ("rank b --input - --output o.csv <&-", "Error: stdin is closed"),
     ],
 )
