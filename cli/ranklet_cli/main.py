@@ -48,10 +48,10 @@ def main() -> None:
         status = 128 + stopped[0]
     if isinstance(status, int) and status > 128:
         sys.stderr.write("interrupted\n")
-    for number in STOPS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    sys.exit(_flush_stdout() or status)
+    status = _flush_stdout() or status
+    for number in STOPS:  # the work is done, and Python takes a while to end
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def _run() -> str | int | None:

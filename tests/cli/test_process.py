@@ -116,6 +116,36 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(folder: Path) -> N
 
 
 @posix
+def test_a_signal_after_the_work_leaves_its_status() -> None:
+    code = (
+        "import atexit, os, signal\n"
+        "from ranklet_cli import main\n"
+        "main._run = lambda: atexit.register(os.kill, os.getpid(), signal.SIGTERM) and 0\n"
+        "main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@posix
+def test_a_data_set_that_is_stopped_leaves_no_new_folder(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "def stop(event, values):\n"
+        "    if event == 'open' and 'items.parquet' in str(values[0]):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.addaudithook(stop)\n"
+        "from ranklet_cli import main\n"
+        "sys.argv[1:] = ['data', 'synthetic', 'new']\n"
+        "main.main()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (143, b"interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+@posix
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "made"),
