@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from types import FrameType
 
 STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 UNWINDING = 1.0  # seconds after a signal in which others are ignored, so that cleanups end
@@ -91,10 +92,13 @@ def _stop_on_signals() -> list[int]:
     stopped: list[int] = []
     latest = -UNWINDING
 
-    def stop(number: int, _: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal latest
         stopped.append(number)
-        if time.monotonic() - latest > UNWINDING:
+        if hasattr(signal, "setitimer") and _imports_torch(frame):  # try again soon
+            signal.signal(signal.SIGALRM, lambda _, now: stop(number, now))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        elif time.monotonic() - latest > UNWINDING:
             latest = time.monotonic()
             raise SystemExit(128 + number)
 
@@ -102,6 +106,15 @@ def _stop_on_signals() -> list[int]:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     return stopped
+
+
+def _imports_torch(frame: FrameType | None) -> bool:
+    """Return whether an import runs torch's C++, where an exception may abort the process."""
+    while frame is not None and "torch" in sys.modules:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _flush_stdout() -> int:

@@ -86,6 +86,26 @@ def test_a_signal_during_the_imports_ends_with_one_line(folder: Path) -> None:
 
 
 @posix
+def test_a_signal_while_torch_is_imported_waits_for_the_end_of_the_import() -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from ranklet_cli import main\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch.nn': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "def work():\n"
+        "    import torch\n"
+        "    print('imported')\n"
+        "    time.sleep(60)\n"
+        "main._run = work\n"
+        "main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (130, b"interrupted\n", b"imported\n")
+
+
+@posix
 def test_a_second_signal_does_not_stop_the_cleanup(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, pathlib\n"
