@@ -50,6 +50,8 @@ def main() -> None:
     if isinstance(status, int) and status > 128:
         sys.stderr.write("interrupted\n")
     status = _flush_stdout() or status
+    if hasattr(signal, "setitimer"):  # of a signal that still waits for an import
+        signal.setitimer(signal.ITIMER_REAL, 0)
     for number in STOPS:  # the work is done, and Python takes a while to end
         signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
@@ -97,7 +99,7 @@ def _stop_on_signals() -> list[int]:
         stopped.append(number)
         if hasattr(signal, "setitimer") and _imports_torch(frame):  # try again soon
             signal.signal(signal.SIGALRM, lambda _, now: stop(number, now))
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
         elif time.monotonic() - latest > UNWINDING:
             latest = time.monotonic()
             raise SystemExit(128 + number)
