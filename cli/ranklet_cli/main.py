@@ -97,7 +97,7 @@ def _stop_on_signals() -> list[int]:
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal latest
         stopped.append(number)
-        if hasattr(signal, "setitimer") and _imports_torch(frame):  # try again soon
+        if hasattr(signal, "setitimer") and _imports_native(frame):  # try again soon
             signal.signal(signal.SIGALRM, lambda _, now: stop(number, now))
             signal.setitimer(signal.ITIMER_REAL, 0.001)
         elif time.monotonic() - latest > UNWINDING:
@@ -110,9 +110,9 @@ def _stop_on_signals() -> list[int]:
     return stopped
 
 
-def _imports_torch(frame: FrameType | None) -> bool:
-    """Return whether an import runs torch's C++, where an exception may abort the process."""
-    while frame is not None and "torch" in sys.modules:
+def _imports_native(frame: FrameType | None) -> bool:
+    """Return whether C++ of torch or onnx is imported, where an exception aborts the process."""
+    while frame is not None and ("torch" in sys.modules or "onnx" in sys.modules):
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
         frame = frame.f_back
