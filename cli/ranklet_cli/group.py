@@ -26,6 +26,15 @@ NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 class Commands(click.Group):
     """Commands whose errors end in one line and an exit status."""
 
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        """Read the options; --help and --version of the group print here."""
+        try:
+            return super().make_context(*args, **settings)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _stop(_describe(error), 1)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from types import FrameType
 
 STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 UNWINDING = 1.0  # seconds after a signal in which others are ignored, so that cleanups end
@@ -48,10 +49,12 @@ def main() -> None:
         status = 128 + stopped[0]
     if isinstance(status, int) and status > 128:
         sys.stderr.write("interrupted\n")
-    for number in STOPS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    sys.exit(_flush_stdout() or status)
+    status = _flush_stdout() or status
+    if hasattr(signal, "setitimer"):  # of a signal that still waits for an import
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in STOPS:  # the work is done, and Python takes a while to end
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def _run() -> str | int | None:
@@ -91,10 +94,13 @@ def _stop_on_signals() -> list[int]:
     stopped: list[int] = []
     latest = -UNWINDING
 
-    def stop(number: int, _: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal latest
         stopped.append(number)
-        if time.monotonic() - latest > UNWINDING:
+        if hasattr(signal, "setitimer") and _imports_native(frame):  # try again soon
+            signal.signal(signal.SIGALRM, lambda _, now: stop(number, now))
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+        elif time.monotonic() - latest > UNWINDING:
             latest = time.monotonic()
             raise SystemExit(128 + number)
 
@@ -102,6 +108,15 @@ def _stop_on_signals() -> list[int]:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     return stopped
+
+
+def _imports_native(frame: FrameType | None) -> bool:
+    """Return whether C++ of torch or onnx is imported, where an exception aborts the process."""
+    while frame is not None and ("torch" in sys.modules or "onnx" in sys.modules):
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _flush_stdout() -> int:

@@ -84,6 +84,8 @@ def rank(
       ranklet rank models/ml-latest-small --input histories.jsonl --output ranked.jsonl
     """
     of_rows = (candidates, exclude, times, now)
+    if output == STDIN:  # '-' is stdout there
+        output = None
     _check_options(history, source, output, of_rows, as_json=as_json)
     ranker = Ranker.load(bundle, provider=provider, threads=threads)
     if source is not None:
@@ -107,7 +109,9 @@ def rank(
         click.echo("after " + ", ".join(ranker.titles(ids)))
     rows = zip(ranking.items, titles, row["scores"], strict=True)
     for place, (item, title, score) in enumerate(rows, 1):
-        click.echo(f"{place:3}  {score:8.4f}  {title}" + (f"  ({item})" if title != item else ""))
+        click.echo(
+            f"{place:3}  {score:8.4f}  {title}" + (f"  ({item})" if title != str(item) else "")
+        )
     exact = "" if ranking.exact else ", not proven equal to fp32"
     cold = ", no known item, so these are the most popular" if ranking.cold else ""
     click.echo(

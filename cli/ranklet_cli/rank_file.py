@@ -95,7 +95,7 @@ def read_histories(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     if source == STDIN:
         if sys.stdin is None:
             raise DataError("stdin is closed; pass a file")
-        yield from _check_rows(read_json_lines(sys.stdin.buffer, "stdin"), "stdin")
+        yield from _check_rows(ranker, read_json_lines(sys.stdin.buffer, "stdin"), "stdin")
         return
     if not source.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         yield from _read_event_log(ranker, source)
@@ -104,18 +104,26 @@ def read_histories(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     first = next(rows, None)
     if first is None:
         return
-    reading = ranker.manifest.data.get("reading", {})
-    columns = {reading.get(f"{name}_column", f"{name}_id") for name in ("user", "item")}
-    if "history" not in first[1] and columns <= first[1].keys():
+    if _is_event(ranker, first[1]):
         yield from _read_event_log(ranker, source)
     else:
-        yield from _check_rows(chain([first], rows), str(source))
+        yield from _check_rows(ranker, chain([first], rows), str(source))
 
 
-def _check_rows(rows: Iterable[tuple[int, dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
+def _is_event(ranker: Ranker, row: dict[str, Any]) -> bool:
+    """Return whether a row is an event of a log, not a history."""
+    reading = ranker.manifest.data.get("reading", {})
+    columns = {reading.get(f"{name}_column", f"{name}_id") for name in ("user", "item")}
+    return "history" not in row and columns <= row.keys()
+
+
+def _check_rows(
+    ranker: Ranker, rows: Iterable[tuple[int, dict[str, Any]]], name: str
+) -> Iterator[dict[str, Any]]:
     for number, row in rows:
         if not isinstance(row.get("history"), list):
-            raise DataError(f'{name}, line {number}: expected {{"history": [...]}}')
+            hint = "; pass an event log as a file of its own" if _is_event(ranker, row) else ""
+            raise DataError(f'{name}, line {number}: expected {{"history": [...]}}{hint}')
         if unknown := set(row) - KEYS:
             raise DataError(
                 f"{name}, line {number}: unknown keys {show(sorted(unknown))}; "

@@ -49,6 +49,8 @@ def unpack(data: bytes, kept: KeptHistory) -> None:
         raise InputError(f"the saved user is damaged (SHA-256 of {len(data)} bytes)")
     try:
         counts, items, since, rows = _read(body, kept)
+    except InputError:  # of another bundle
+        raise
     except MALFORMED as error:
         raise InputError(f"the saved user does not follow the format: {error}") from error
     kept.counts = Counts()  # until all parts are there

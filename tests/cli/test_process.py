@@ -86,6 +86,26 @@ def test_a_signal_during_the_imports_ends_with_one_line(folder: Path) -> None:
 
 
 @posix
+def test_a_signal_while_torch_is_imported_waits_for_the_end_of_the_import() -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from ranklet_cli import main\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch.nn': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "def work():\n"
+        "    import torch\n"
+        "    print('imported')\n"
+        "    time.sleep(60)\n"
+        "main._run = work\n"
+        "main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (130, b"interrupted\n", b"imported\n")
+
+
+@posix
 def test_a_second_signal_does_not_stop_the_cleanup(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, pathlib\n"
@@ -113,6 +133,36 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(folder: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@posix
+def test_a_signal_after_the_work_leaves_its_status() -> None:
+    code = (
+        "import atexit, os, signal\n"
+        "from ranklet_cli import main\n"
+        "main._run = lambda: atexit.register(os.kill, os.getpid(), signal.SIGTERM) and 0\n"
+        "main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@posix
+def test_a_data_set_that_is_stopped_leaves_no_new_folder(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "def stop(event, values):\n"
+        "    if event == 'open' and 'items.parquet' in str(values[0]):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.addaudithook(stop)\n"
+        "from ranklet_cli import main\n"
+        "sys.argv[1:] = ['data', 'synthetic', 'new']\n"
+        "main.main()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (143, b"interrupted\n")
+    assert not list(tmp_path.iterdir())
 
 
 @posix
@@ -168,6 +218,8 @@ def test_a_training_needs_no_stream(streams: str, folder: Path) -> None:
         ("inspect b --json >&-", "Error: stdout is closed, and --json writes to it"),
         ("rank b --input h.jsonl >/dev/full", "No space left on device"),
         ("rank b --history i01 >/dev/full", "No space left on device"),
+        ("--help >/dev/full", "No space left on device"),
+        ("--version >/dev/full", "No space left on device"),
         ("rank b --input - --output o.csv <&-", "Error: stdin is closed"),
     ],
 )

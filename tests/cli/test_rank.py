@@ -101,6 +101,25 @@ def test_a_file_that_can_not_be_ranked_is_one_line_and_no_output(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_an_event_log_on_stdin_is_named(tiny_bundle: Path) -> None:
+    line = '{"user_id": "u1", "item_id": "i01", "timestamp": 1}\n'
+    command = ["rank", str(tiny_bundle), "--input", "-"]
+    result = CliRunner().invoke(cli, command, input=line)
+    assert result.exit_code == 4
+    words = 'expected {"history": [...]}; pass an event log as a file of its own\n'
+    assert result.stderr == f"Error: stdin, line 1: {words}"
+
+
+def test_a_dash_as_output_is_stdout(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "h.jsonl").write_bytes(GOOD)
+    result = call("rank", tiny_bundle, "--input", "h.jsonl", "--output", "-")
+    assert json.loads(result.stdout)["cold"]
+    assert [path.name for path in tmp_path.iterdir()] == ["h.jsonl"]
+
+
 def test_histories_may_begin_with_a_byte_order_mark(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "H.JSONL").write_bytes(b"\xef\xbb\xbf" + GOOD)
     report = ask("rank", tiny_bundle, "--input", tmp_path / "H.JSONL", "--output", tmp_path / "out")

@@ -63,8 +63,9 @@ def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
         (b'{"\\uD800": 1}', r"holds '\\ud800', half of a character"),
         (b'{"a": ' + b"[" * 99_999, "is nested too deeply; write flat objects"),
         (b'{"a": ' + b"1" * 9999 + b"}", "has a number of thousands of digits; write a text"),
+        (b'{"a": {"b": 1, "c": 1, "c": 1}}', "has the key 'c' twice; keep one of them"),
     ],
-    ids=["JSON", "two", "list", "Latin-1", "surrogate", "key", "nesting", "digits"],
+    ids=["JSON", "two", "list", "Latin-1", "surrogate", "key", "nesting", "digits", "twice"],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
     with pytest.raises(DataError, match=rf"log\.jsonl, line 3 {words}"):

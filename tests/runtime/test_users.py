@@ -446,7 +446,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any], Indices], object], str]] = 
     "late": (lambda header, _: header.update(last_time=2**63), r"counts \(7, 0, 92233720368547758"),
     "no count": (lambda header, _: header.pop("encoded"), "does not follow the format"),
     "another key": (lambda header, _: header.update(extra=1), "does not follow the format"),
-    "another bundle": (lambda header, _: header.update(bundle="0"), "belongs to another bundle"),
+    "another bundle": (lambda header, _: header.update(bundle="0"), "^the saved user belongs to"),
     "no bundle": (lambda header, _: header.pop("bundle"), "does not follow the format"),
 }
 

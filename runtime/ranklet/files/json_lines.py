@@ -9,6 +9,7 @@ import json
 import re
 import zlib
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -58,10 +59,18 @@ def _refuse(constant: str) -> None:
     raise json.JSONDecodeError(f"{constant} is no number of JSON", constant, 0)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        (repeated, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise DataError(f"has the key {show(repeated)} twice; keep one of them")
+    return value
+
+
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         text = line.decode()
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -75,6 +84,8 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where} is not JSON: {reason}; write one object a line") from error
     except RecursionError as error:
         raise DataError(f"{where} is nested too deeply; write flat objects") from error
+    except DataError as error:
+        raise DataError(f"{where} {error}") from None
     except ValueError as error:  # Python refuses such integers
         raise DataError(f"{where} has a number of thousands of digits; write a text") from error
     if not isinstance(value, dict):

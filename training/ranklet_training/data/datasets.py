@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ import pooch
 from polars.exceptions import PolarsError
 
 from ranklet.errors import DataError
-from ranklet.files.atomic import atomic_write
+from ranklet.files.atomic import atomic_folder, atomic_write
 from ranklet_training.data.events import frame_digest
 from ranklet_training.data.simulator import simulate
 from ranklet_training.data.tables import write_frame
@@ -319,9 +320,6 @@ def _write(
         notes=notes,
         best_hit_rate=best,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_frame(fetched.events, events)
-    write_frame(fetched.items, items)
     sizes = (fetched.user_count, fetched.item_count, fetched.event_count)
     lines = {
         "address": source.address,
@@ -335,5 +333,9 @@ def _write(
         "note": "; ".join(notes) or None,
     }
     text = [f"- {key}: {value}" for key, value in lines.items() if value is not None]
-    atomic_write(folder / "SOURCE.md", "\n".join([f"# {source.name}", "", *text, ""]).encode())
+    # A new folder appears with all files, in an existing one each file appears whole.
+    with nullcontext(folder) if folder.exists() else atomic_folder(folder) as place:
+        write_frame(place / fetched.events.name, events)
+        write_frame(place / fetched.items.name, items)
+        atomic_write(place / "SOURCE.md", "\n".join([f"# {source.name}", "", *text, ""]).encode())
     return fetched
