@@ -10,24 +10,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+from commands import run
 
 from ranklet import Manifest, Ranker
-from ranklet_cli.group import cli
 
 FOUR_DIGITS = 5e-5
 TINY = ["--preset", "zero-block", "--set=width=16", "--set=max_length=20", "--set=epochs=3"]
 Row = tuple[str, str, int]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def run(*arguments: object) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def simulate(repeats: float, users: int = 150, items: int = 80) -> list[Row]:

@@ -13,11 +13,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+from commands import run
 from raw_logs import Event, write_music, write_shop
 
 from ranklet import Ranker
-from ranklet_cli.group import cli
 from ranklet_training.data.events import Columns, read_events
 
 TINY = [f"--set={pair}" for pair in ("width=16", "max_length=32", "epochs=3")]
@@ -27,12 +26,6 @@ LOGS = {
     "shop": (write_shop, "events.csv", "items.csv", [*SHOP, "--title-column=name"]),
     "music": (write_music, "plays.parquet", "songs.parquet", MUSIC),
 }
-
-
-def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def histories(events: list[Event]) -> dict[str, list[str]]:

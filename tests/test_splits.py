@@ -5,25 +5,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+from commands import run
 
 from ranklet import Manifest
-from ranklet_cli.group import cli
 from ranklet_training.data.simulator import simulate
 from ranklet_training.runs.presets import PRESETS
 
 PRECISIONS = ["int8", "fp32", "fp16", "int4"]
 SHAPE = [f"--set={pair}" for pair in ("width=8", "max_length=8", "epochs=1")]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def run(*arguments: object) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ranklet_training.data.events import Events
     from ranklet_training.runs.checkpoint import Run
 
-OLD_PROTOCOLS = {"masked": "seen items masked", "unmasked": "seen items not masked"}
-
 
 @click.command()
 @click.argument("model", type=FOLDER)
@@ -111,12 +109,12 @@ def format_evaluation(table: dict[str, Any]) -> str:
     parts = [
         [
             f"{table['protocol']}; {users:,} answers, {table['cold_targets']:,} of them cold",
-            *describe_unknown(table.get("left_out", 0), table.get("unknown", {})),
-            *([table["advice"]] if "advice" in table else []),
+            *describe_unknown(table["left_out"], table["unknown"]),
+            table["advice"],
         ]
     ]
     metrics = list(rows[0]["masked"])
-    for kind, title in table.get("protocols", OLD_PROTOCOLS).items():
+    for kind, title in table["protocols"].items():
         figures = [[row["model"], *(f"{row[kind][name]:.4f}" for name in metrics)] for row in rows]
         parts.append([f"{title} ({users:,} answers)", *align([["", *metrics], *figures])])
     first_ten = [
@@ -128,7 +126,7 @@ def format_evaluation(table: dict[str, Any]) -> str:
         ]
         for row in rows
     ]
-    how = table.get("slices_protocol", "seen items masked")
+    how = table["slices_protocol"]
     head = [f"NDCG@10 and the first 10, {how}"]
     head += ["ties by mean rank", "coverage@10", "popularity@10"]
     targets = ["targets", "", "", f"{table['target_popularity']:.1f}"]

@@ -3,6 +3,7 @@
 Its own imports are those that Python has made at its start.
 
 * SIGINT, SIGTERM and SIGHUP raise SystemExit, so that all cleanups run; the status is 128 + number.
+  A signal during an import waits for its end.
 * What can't be written to stderr is dropped. Writing to a closed stdout fails.
 """
 
@@ -42,7 +43,7 @@ def main() -> None:
     try:
         _open_streams()
         status = _run()
-    except BaseException:  # also what an import makes of an interrupt
+    except BaseException:  # also what a library makes of the signal
         if not stopped:
             raise
     if stopped:
@@ -97,7 +98,7 @@ def _stop_on_signals() -> list[int]:
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal latest
         stopped.append(number)
-        if hasattr(signal, "setitimer") and _imports_native(frame):  # try again soon
+        if hasattr(signal, "setitimer") and _is_importing(frame):  # try again soon
             signal.signal(signal.SIGALRM, lambda _, now: stop(number, now))
             signal.setitimer(signal.ITIMER_REAL, 0.001)
         elif time.monotonic() - latest > UNWINDING:
@@ -110,9 +111,9 @@ def _stop_on_signals() -> list[int]:
     return stopped
 
 
-def _imports_native(frame: FrameType | None) -> bool:
-    """Return whether C++ of torch or onnx is imported, where an exception aborts the process."""
-    while frame is not None and ("torch" in sys.modules or "onnx" in sys.modules):
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether a module is imported; an exception there may abort the C++ of a library."""
+    while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
         frame = frame.f_back

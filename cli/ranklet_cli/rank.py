@@ -104,7 +104,7 @@ def rank(
     titles, row = ranker.titles(ranking.items), ranking_row(ranking)
     if as_json:
         timing = {"provider": ranker.provider, "milliseconds": round(milliseconds, 4)}
-        return print_json({"items": ranking.items, "titles": titles, **row, **timing})
+        return print_json({**row, "titles": titles, **timing})
     if ids:
         click.echo("after " + ", ".join(ranker.titles(ids)))
     rows = zip(ranking.items, titles, row["scores"], strict=True)

@@ -40,7 +40,7 @@ def rank_file(
     """Rank every history of a file, in its order, and return their number.
 
     ``source`` holds JSON lines or an event log; ``STDIN`` holds JSON lines. ``write`` receives
-    user_id, items and ``ranking_row`` of each history, ``on_progress`` the number of finished
+    user_id and ``ranking_row`` of each history, ``on_progress`` the number of finished
     histories. ``options`` are k, exclude_seen and unknown of ``Ranker.rank``.
 
     Raises:
@@ -67,7 +67,7 @@ def rank_file(
             raise
         write(
             [
-                {"user_id": row.get("user_id"), "items": ranking.items, **ranking_row(ranking)}
+                {"user_id": row.get("user_id"), **ranking_row(ranking)}
                 for row, ranking in zip(block, rankings, strict=True)
             ]
         )
@@ -81,13 +81,9 @@ def _name(source: Path) -> str:
 
 
 def ranking_row(ranking: Ranking) -> dict[str, Any]:
-    """Return the JSON values of a ranking, without its items."""
-    return {
-        "scores": [round(float(score), 6) for score in ranking.scores],
-        "unknown": ranking.unknown,
-        "cold": ranking.cold,
-        "exact": ranking.exact,
-    }
+    """Return the JSON values of a ranking, scores with six digits."""
+    row = ranking.to_dict()
+    return row | {"scores": [round(score, 6) for score in row["scores"]]}
 
 
 def read_histories(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:

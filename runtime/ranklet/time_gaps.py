@@ -15,7 +15,7 @@ BUCKETS = 48  # enough for gaps of 4,000 years in milliseconds
 UNKNOWN = 0  # no earlier event, or unknown times
 
 
-def unit_by_size(time: int) -> str:
+def unit_by_size(time: float) -> str:
     """Return the unit in which a time is between 1980 and 2100, "" if there is none."""
     return next((u for u, n in SCALES.items() if EARLIEST * n <= time <= LATEST * n), "")
 

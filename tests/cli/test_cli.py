@@ -5,11 +5,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
-from click.testing import CliRunner, Result
+from commands import ask, call
 
 from ranklet.bundle.folder import describe_files
 from ranklet.bundle.manifest import Manifest
@@ -21,17 +20,6 @@ COMMANDS = [
     *("export", "onnx", "verify", "inspect", "rank", "bench"),
 ]
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def ask(*arguments: object) -> Any:
-    """Call with --json and read the one document on stdout."""
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

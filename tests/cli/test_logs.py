@@ -8,25 +8,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+from commands import call, run
 
 from ranklet import Ranker
 from ranklet.bundle.manifest import Manifest
-from ranklet_cli.group import cli
 from ranklet_training.events import Columns, Events, read_events, read_items
 from ranklet_training.runs.checkpoint import read_run
 
 TINY = ["--set", "width=16", "--set", "max_length=16", "--set", "epochs=1"]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def done(*arguments: object) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +36,15 @@ def timed(log: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a log of seconds, a run that uses times, and its bundle."""
     folder = tmp_path_factory.mktemp("timed")
     log.write_csv(folder / "log.csv")
-    done(
+    run(
         *("train", folder / "log.csv", "--out", folder / "run", *TINY, "--set", "time_gaps=true"),
     )
-    done("export", folder / "run", folder / "bundle", "--allow-drop", 1)
+    run("export", folder / "run", folder / "bundle", "--allow-drop", 1)
     return folder
 
 
 def rank(bundle: Path, source: Path, *options: object) -> tuple[list[Any], str]:
-    result = done("rank", bundle, "--input", source, "-k", 3, *options)
+    result = run("rank", bundle, "--input", source, "-k", 3, *options)
     return [json.loads(line) for line in result.stdout.splitlines()], result.stderr
 
 
@@ -65,7 +54,7 @@ def test_the_unit_of_times_is_kept_in_run_and_bundle_and_shown(timed: Path) -> N
         *("s", "int64", "int64"),
     )
     assert Ranker.load(timed / "bundle", provider="cpu").time_unit == "s"
-    shown = done("inspect", timed / "bundle").stdout
+    shown = run("inspect", timed / "bundle").stdout
     assert "times    in s since 1970; the model uses them\n" in shown
     assert "* Times: in s since 1970.\n" in (timed / "bundle" / "README.md").read_text()
 
@@ -79,7 +68,7 @@ def test_a_bundle_of_an_older_version_tells_no_unit_and_takes_any(
     reading = {k: v for k, v in manifest.data["reading"].items() if k != "time_unit"}
     Manifest(**{**vars(manifest), "data": {**manifest.data, "reading": reading}}).write(old)
     assert Ranker.load(old, provider="cpu").time_unit == ""
-    assert "times    in an unknown unit; the model uses them\n" in done("inspect", old).stdout
+    assert "times    in an unknown unit; the model uses them\n" in run("inspect", old).stdout
     log.with_columns(pl.col("timestamp") % 1000).write_csv(tmp_path / "log.csv")
     assert len(rank(old, tmp_path / "log.csv")[0]) == 40
 
@@ -99,7 +88,7 @@ def test_a_log_in_another_unit_gives_the_same_answers(
     dates.write_csv(source) if form == "csv" else frames[form].write_parquet(source)
     assert rank(timed / "bundle", source)[0] == rank(timed / "bundle", timed / "log.csv")[0]
     for model in ("run", "bundle"):
-        result = done("evaluate", timed / model, source)
+        result = run("evaluate", timed / model, source)
         assert "these are not the events" not in result.stderr
 
 
@@ -115,7 +104,7 @@ def test_plain_numbers_are_refused_by_a_model_that_uses_times(
 
 def test_times_of_a_request_in_another_unit_are_refused(timed: Path, tmp_path: Path) -> None:
     first, last = 1_700_000_000, 1_700_000_100
-    right = done("rank", timed / "bundle", "--history", "1,2", "--times", f"{first},{last}")
+    right = run("rank", timed / "bundle", "--history", "1,2", "--times", f"{first},{last}")
     assert "1 unknown" not in right.stdout
     milliseconds = [first * 1000, last * 1000]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"history": [1, 2], "times": milliseconds}))
@@ -136,10 +125,10 @@ def test_dates_near_1970_are_not_checked_by_their_size(log: pl.DataFrame, tmp_pa
     days = (pl.col("timestamp") - 1_699_000_000).cast(pl.Int64) * 10**6
     simulated = log.with_columns(days.cast(pl.Datetime("us")))
     simulated.write_parquet(tmp_path / "log.parquet")
-    run, bundle = tmp_path / "run", tmp_path / "bundle"
-    done("train", tmp_path / "log.parquet", "--out", run, *TINY, "--set", "time_gaps=true")
-    done("export", run, bundle, "--allow-drop", 1)
-    ranked = done("rank", bundle, "--input", tmp_path / "log.parquet", "-k", 1).stdout
+    trained, bundle = tmp_path / "run", tmp_path / "bundle"
+    run("train", tmp_path / "log.parquet", "--out", trained, *TINY, "--set", "time_gaps=true")
+    run("export", trained, bundle, "--allow-drop", 1)
+    ranked = run("rank", bundle, "--input", tmp_path / "log.parquet", "-k", 1).stdout
     assert len(ranked.splitlines()) == log["user_id"].n_unique()
 
 
@@ -147,16 +136,16 @@ def test_models_whose_times_differ_in_unit_are_not_compared(
     timed: Path, log: pl.DataFrame, tmp_path: Path
 ) -> None:
     log.with_columns(pl.col("timestamp") * 1000).write_csv(tmp_path / "ms.csv")
-    done(
+    run(
         *("train", tmp_path / "ms.csv", "--out", tmp_path / "run-ms", *TINY),
         *("--set", "time_gaps=true"),
     )
-    done("train", tmp_path / "ms.csv", "--out", tmp_path / "order", *TINY)
+    run("train", tmp_path / "ms.csv", "--out", tmp_path / "order", *TINY)
     result = call("compare", timed / "run", tmp_path / "run-ms", timed / "log.csv")
     assert "different units (run s, run-ms ms)" in result.stderr
     assert result.exit_code == 4
     # A model of the order alone takes the unit of the other one.
-    done("compare", tmp_path / "order", timed / "run", timed / "log.csv", "--resamples", 1000)
+    run("compare", tmp_path / "order", timed / "run", timed / "log.csv", "--resamples", 1000)
 
 
 def test_fractions_of_a_unit_are_left_out(timed: Path, log: pl.DataFrame, tmp_path: Path) -> None:
@@ -178,7 +167,7 @@ def test_every_command_says_what_it_read_and_dropped(timed: Path, tmp_path: Path
         ("train", tmp_path / "log.csv", "--out", tmp_path / "run", *TINY),
         ("train", tmp_path / "log.csv", "--out", tmp_path / "run", "--resume"),
     ):
-        assert said in done(*arguments).stderr
+        assert said in run(*arguments).stderr
 
 
 def test_items_of_another_type_are_unknown(timed: Path, tmp_path: Path) -> None:
@@ -193,7 +182,7 @@ def test_items_of_another_type_are_unknown(timed: Path, tmp_path: Path) -> None:
 
 
 def test_a_typed_history_may_hold_unknown_text(timed: Path) -> None:
-    result = done("rank", timed / "bundle", "--history", "1,NEW-7,007")
+    result = run("rank", timed / "bundle", "--history", "1,NEW-7,007")
     assert "2 unknown ids" in result.stdout
     assert "after 1, NEW-7, 007" in result.stdout
     result = call("rank", timed / "bundle", "--history", "1,NEW-7", "--unknown", "error")
@@ -204,9 +193,9 @@ def test_a_typed_history_may_hold_unknown_text(timed: Path) -> None:
 def test_a_run_of_text_ids_reads_digits_as_text(log: pl.DataFrame, tmp_path: Path) -> None:
     log.cast({"user_id": str, "item_id": str}).write_parquet(tmp_path / "text.parquet")
     log.write_csv(tmp_path / "log.csv")
-    done("train", tmp_path / "text.parquet", "--out", tmp_path / "run", *TINY)
+    run("train", tmp_path / "text.parquet", "--out", tmp_path / "run", *TINY)
     assert read_run(tmp_path / "run").data["reading"]["item_id_type"] == "string"
-    result = done("evaluate", tmp_path / "run", tmp_path / "log.csv")
+    result = run("evaluate", tmp_path / "run", tmp_path / "log.csv")
     assert "these are not the events" not in result.stderr
 
 
@@ -215,10 +204,10 @@ def test_columns_that_are_not_needed_do_not_block_a_training(
 ) -> None:
     path = tmp_path / "log.csv"
     log.with_columns(rating=pl.lit("5 stars"), event_type=pl.lit("view")).write_csv(path)
-    result = done("train", path, "--out", tmp_path / "run", *TINY)
+    result = run("train", path, "--out", tmp_path / "run", *TINY)
     assert "rating is left out: " in result.stderr
     assert "not read: rating, event_type; 'event_type' may hold event types" in result.stderr
-    result = done("train", path, "--out", tmp_path / "none", *TINY, "--rating-column", "")
+    result = run("train", path, "--out", tmp_path / "none", *TINY, "--rating-column", "")
     assert "left out" not in result.stderr
     result = call("train", path, "--out", tmp_path / "seed", "--preset", "seed")
     assert result.exit_code == 6
@@ -230,7 +219,7 @@ def test_ratings_that_are_partly_missing_train_all_but_the_seed_model(
 ) -> None:
     path = tmp_path / "log.parquet"
     log.with_columns(rating=pl.Series([float("nan"), 4.0] * 240)).write_parquet(path)
-    done("train", path, "--out", tmp_path / "run", *TINY)
+    run("train", path, "--out", tmp_path / "run", *TINY)
     assert read_run(tmp_path / "run").data["rating_mean"] is None
     result = call("train", path, "--out", tmp_path / "seed", "--preset", "seed")
     assert result.exit_code == 6
@@ -242,11 +231,11 @@ def test_the_columns_of_an_item_file_are_told(log: pl.DataFrame, tmp_path: Path)
     names = pl.DataFrame({"item_id": range(1, 201), "name": "A", "price": range(200)})
     names.write_csv(tmp_path / "items.csv", separator=";")
     arguments = ["train", tmp_path / "log.csv", "--items", tmp_path / "items.csv", *TINY]
-    result = done(*arguments, "--out", tmp_path / "run", "--set", "features=price")
+    result = run(*arguments, "--out", tmp_path / "run", "--set", "features=price")
     assert "not used: name" in result.stderr
     assert "'name' may hold titles: read them with --title-column 'name'" in result.stderr
     assert "feature 'price' holds 200 distinct values of type Int64" in result.stderr
-    done(*arguments, "--out", tmp_path / "named", "--title-column", "name")
+    run(*arguments, "--out", tmp_path / "named", "--title-column", "name")
     assert read_run(tmp_path / "named").catalogue["title"][0] == "A"
 
 

@@ -7,28 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+from commands import ask, call, run
 
 from ranklet import Ranker
-from ranklet_cli.group import cli
 from ranklet_training.data.simulator import simulate
 
 TINY = ["--preset", "zero-block", "--set=width=16", "--set=max_length=20", "--set=epochs=1"]
 FOUR_DIGITS = 5e-5
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def run(*arguments: object) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def ask(*arguments: object) -> Any:
-    return json.loads(run(*arguments, "--json").stdout)
 
 
 @pytest.fixture(scope="module")

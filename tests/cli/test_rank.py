@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from commands import ask, call
 
 from ranklet.bundle.manifest import Manifest
 from ranklet_cli.group import cli
@@ -15,17 +16,6 @@ from ranklet_training.data.simulator import Simulation
 
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]
 GOOD = b'{"history": []}\n'
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def ask(*arguments: object) -> Any:
-    """Call with --json and read the one document on stdout."""
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def test_rank_prints_titles_scores_and_latency(tiny_bundle: Path) -> None:

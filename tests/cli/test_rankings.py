@@ -12,18 +12,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+from commands import call
 
 from ranklet import Ranker
 from ranklet.bundle.folder import describe_files
 from ranklet.bundle.manifest import Manifest
-from ranklet_cli.group import cli
 
 USERS = [("a", ["i01", "i02"]), ("b,c", []), ('d"\n', ["no"])]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from click.testing import CliRunner, Result
+from commands import ask, call
 
-from ranklet_cli.group import cli
 from ranklet_cli.options import PRESET_NAMES
 from ranklet_training.data.simulator import Simulation, simulate
 from ranklet_training.runs.checkpoint import Run, locked, read_tensors, write_tensors
@@ -21,17 +20,6 @@ from ranklet_training.runs.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def ask(*arguments: object) -> Any:
-    """Call with --json and read the one document on stdout."""
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def test_help_names_every_preset() -> None:

@@ -4,18 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from commands import call
 
-from ranklet_cli.group import cli
 from ranklet_training.data.simulator import Simulation
 
 SMALL = {"width": 8, "blocks": 1, "max_length": 20, "dropout": 0.2, "epochs": 2}
 TINY = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
 SEARCH = ["--search", "dropout=0.1..0.5", "--search", "width=4,8"]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from ranklet_training.data.events import (
     frame_digest,
     read_events,
 )
-from ranklet_training.data.ids import index_ids
 
 SMALL = pl.DataFrame(
     {
@@ -512,23 +511,7 @@ def test_an_id_that_is_no_integer_makes_all_ids_text(tmp_path: Path) -> None:
     events = read_csv(tmp_path, f"{HEADER}\n1,7,1\n1,NEW-7,2\n1,007,3\n", like=trained.reading)
     assert events.frame["item_id"].to_list() == ["7", "NEW-7", "007"]
     catalogue = Vocabulary(np.array([7, 8, 9]))
-    assert index_ids(events.frame["item_id"], catalogue).tolist() == [1, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("ids", "catalogue", "expected"),
-    [
-        ([9, 7, 5, 7], [7, 8, 9], [3, 1, 0, 1]),
-        (["9", "07", "x", "9"], [7, 8, 9], [3, 0, 0, 3]),
-        ([9, 7, 5], ["7", "9"], [2, 1, 0]),
-        (["b", "c", "a"], ["a", "b"], [2, 0, 1]),
-    ],
-)
-def test_ids_are_found_in_a_catalogue_of_either_type(
-    ids: list[Any], catalogue: list[Any], expected: list[int]
-) -> None:
-    known = Vocabulary(catalogue if isinstance(catalogue[0], str) else np.array(catalogue))
-    assert index_ids(pl.Series("item_id", ids), known).tolist() == expected
+    assert catalogue.index(catalogue.parse(events.frame["item_id"])).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(

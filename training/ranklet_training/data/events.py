@@ -72,14 +72,20 @@ class Events:
     notes: list[str]  # on columns, ids, times and ties
 
     @property
+    def span(self) -> tuple[float, float]:
+        """Return the first and the last time."""
+        time = pl.col("timestamp")
+        first, last = self.frame.select(first=time.min(), last=time.max()).row(0)
+        return first, last
+
+    @property
     def reading(self) -> dict[str, str]:
         """Return the time unit and id types, to read another log like this one."""
         types = {
             f"{name}_type": "string" if self.frame[name].dtype == pl.String else "int64"
             for name in ("user_id", "item_id")
         }
-        times = self.frame["timestamp"].sort()
-        is_recent = {unit_by_size(times[place]) for place in (0, -1)} == {self.time_unit}
+        is_recent = {unit_by_size(time) for time in self.span} == {self.time_unit}
         return {
             "time_unit": self.time_unit,
             # The unit to refuse others by; dates of simulators, near 1970, can't be told apart.
@@ -89,8 +95,7 @@ class Events:
 
     def summary(self) -> str:
         """Return one line on the events and the dropped rows."""
-        times = self.frame["timestamp"].sort()
-        first, last = (show_time(times[place], self.time_unit) for place in (0, -1))
+        first, last = (show_time(time, self.time_unit) for time in self.span)
         unit = NAMES[self.time_unit]
         if self.time_unit:
             unit = f"dates, in {unit}" if self.is_dates else f"{unit}, by their size"

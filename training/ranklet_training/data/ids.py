@@ -2,11 +2,8 @@
 
 from typing import Literal, get_args
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import DataError
 from ranklet.values import show
 from ranklet_training.data.columns import TEXT, show_type, whole_numbers, without_missing
@@ -105,15 +102,3 @@ def describe_ids(raw: pl.Series, ids: pl.Series, name: str) -> list[str]:
         example = raw.filter(whole)[0]
         return [f"{name}: {whole.sum():,} ids such as {show(example)} are read as integers"]
     return []
-
-
-def index_ids(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """Return the catalogue index of each id, int64 or text; 0 if the catalogue lacks it.
-
-    Ids of the other type are compared as written: text "7" is 7 of integers, "007" and "x" are not.
-    """
-    unique = ids.unique()
-    known = vocabulary.index(vocabulary.parse(unique.cast(pl.String).to_list()))
-    table = pl.DataFrame({"id": unique, "index": known})
-    frame = ids.alias("id").to_frame()
-    return frame.join(table, on="id", how="left", maintain_order="left")["index"].to_numpy()

@@ -12,6 +12,7 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ class Cases:
         times = None if self.target_times is None else self.target_times[rows]
         return Cases(self.histories.take(places, offsets), self.targets[rows], times)
 
-    @property
+    @cached_property
     def is_repeat(self) -> Mask:
         """Return for each case whether the target is in the history."""
         case = np.repeat(np.arange(len(self)), self.histories.lengths)

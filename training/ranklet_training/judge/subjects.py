@@ -127,12 +127,9 @@ def find_items(items: Vocabulary, catalogue: Vocabulary) -> Ints:
     The result is (items + 1,), where place 0 is padding.
     """
     ids = items.all_ids
-    if items.is_text == catalogue.is_text:
-        found = catalogue.index(list(ids) if items.is_text else ids)
-    else:
-        index_of = {str(item): index for index, item in enumerate(catalogue.all_ids, 1)}
-        found = np.array([index_of.get(str(item), 0) for item in ids], dtype=np.int64)
-    return np.concatenate([[0], found])
+    is_number = not items.is_text and not catalogue.is_text
+    known = ids if is_number else catalogue.parse(map(str, ids))
+    return np.concatenate([[0], catalogue.index(known)])
 
 
 def _same(one: Vocabulary, other: Vocabulary) -> bool:

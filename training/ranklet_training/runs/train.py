@@ -95,7 +95,7 @@ def train(
                 log(line)
     best, metrics = run.load_model(), run.best_metrics()
     if len(split.validation):
-        run.data["seen"] = _measure_seen(best, split)
+        run.data["seen"] = _measure_seen(best, split, metrics["NDCG@10"])
         write_config(run)
     seconds = time.perf_counter() - begin
     return TrainResult(best, metrics, progress.best_epoch, progress.epoch, seconds)
@@ -258,11 +258,16 @@ def _ranks(model: Model, split: Split, *, mask_seen: bool) -> Ranks:
     return rank_targets(scorer, split.validation, mask_seen=mask_seen, items=items).ranks
 
 
-def _measure_seen(model: Model, split: Split) -> dict[str, Any]:
-    """Return whether a bundle leaves seen items out by default, and the figures that decide it."""
-    masked, unmasked = (ndcg(_ranks(model, split, mask_seen=seen), 10) for seen in (True, False))
+def _measure_seen(model: Model, split: Split, validated: float) -> dict[str, Any]:
+    """Return whether a bundle leaves seen items out by default, and the figures that decide it.
+
+    ``validated`` is the validation NDCG@10 of the model.
+    """
+    masks = _masks_seen(split)
+    other = ndcg(_ranks(model, split, mask_seen=not masks), 10)
+    masked, unmasked = (validated, other) if masks else (other, validated)
     return {
-        "validation": MASKED if _masks_seen(split) else UNMASKED,
+        "validation": MASKED if masks else UNMASKED,
         "answers": len(split.validation),
         "repeats": split.validation.repeats,
         "masked_NDCG@10": masked,
