@@ -6,6 +6,7 @@ program that the manifest names for them.
 
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class History(NamedTuple):
     items: Indices  # (T,), T from 1 to the maximum, oldest first
     since: Indices = NONE  # bucket of the gap before each event, (T,); empty: unknown
     until: int = UNKNOWN  # bucket of the gap from the last event to now
+    rows: Floats | None = None  # of the item table, (T, D), in place of those of ``items``
 
 
 class Event(NamedTuple):
@@ -194,7 +196,10 @@ class Engine:
         pool: int,
         *,
         bias: Floats | None = None,
+        has_boosts: bool = False,
         excluded: Sequence[Indices] = (),
+        demoted: Sequence[Indices] = (),
+        penalty: float = 0.0,
     ) -> Best:
         """Return the best items of users.
 
@@ -203,39 +208,50 @@ class Engine:
             k: From 1 to ``pool``.
             pool: The number of re-scored items, from k to the number that may be ranked.
             bias: Added to the scores of every user, (1, rows); None: ``self.bias``.
+            has_boosts: Whether the bias has other values than 0 and ``NEVER``.
             excluded: Items of each user that may not be ranked; empty: no items of any.
+            demoted: Items of each user that lose ``penalty``; empty: no items of any.
+            penalty: Points.
         """
-        batch, own = len(users), bool(excluded)
-        idle = self._runs.idle(("score", batch, k, pool, own))
+        batch, own = len(users), bool(excluded or demoted)
+        base = self.bias if bias is None else bias
+        # The graphs of codes add the bias while they choose the pool, and not when they re-score.
+        adds_bias = self.has_codes and (has_boosts or bool(demoted))
+        best_of = pool if adds_bias else k
+        idle = self._runs.idle(("score", batch, best_of, pool, own))
         try:
             run = idle.pop()
         except IndexError:
-            run = self._score_run(batch, k, pool, own=own)
+            run = self._score_run(batch, best_of, pool, own=own)
         run.inputs["user"][:] = users
-        own_bias = run.large["bias"].array if own else self.bias
+        shared = run.large["bias"].array
         if own:
-            if bias is not None:
-                own_bias[:] = bias
+            if run.base is None or run.base() is not base:
+                shared[:] = base
+                run.base = ref(base)
+            for row, items in enumerate(demoted):
+                shared[row, items] -= np.float32(penalty)
             for row, items in enumerate(excluded):
-                own_bias[row, items] = NEVER
-            run.read("bias", own_bias)
-        elif bias is not None:
-            run.read("bias", bias)
+                shared[row, items] = NEVER
+            run.read("bias", shared)
+        elif base is not shared:
+            run.read("bias", base)
         if self.programs.mapped:
             self.programs.count_lookups(batch * pool)
         run.go()
         outputs = run.outputs
-        best = Best(
-            outputs["items"].copy(),
-            outputs["scores"].copy(),
-            outputs["pool_scores"].copy() if self.has_codes else None,
-        )
-        if bias is None:
-            for row, items in enumerate(excluded):
-                own_bias[row, items] = 0
-        elif own:
-            own_bias[:] = self.bias
-        else:
+        items, scores = outputs["items"].copy(), outputs["scores"].copy()
+        if adds_bias:
+            rows = np.arange(batch)[:, None]
+            scores += (shared if own else base.repeat(batch, axis=0))[rows, items]
+            order = np.lexsort((items, -scores))[:, :k]
+            items, scores = items[rows, order], scores[rows, order]
+        best = Best(items, scores, outputs["pool_scores"].copy() if self.has_codes else None)
+        if own:
+            for changed in (demoted, excluded):
+                for row, places in enumerate(changed):
+                    shared[row, places] = base[0, places]
+        elif base is not self.bias:
             run.read("bias", self.bias)  # an idle run must not keep the bias of a request alive
         idle.append(run)
         return best
@@ -258,6 +274,7 @@ class Engine:
         bias = np.repeat(self.bias, batch, axis=0) if own else self.bias
         run.read("bias", bias)
         if own:
+            run.base = ref(self.bias)
             run.bytes += bias.nbytes
         return self._runs.made(run)
 
