@@ -10,6 +10,7 @@ keeps what new items need of them, in more arrays of the same attributes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Arrays = dict[str, NDArray[Any]]
 ALIGNED = 8  # bytes; where an array starts in its file
+FEW = 8  # codes, for which comparisons are faster than a look-up
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,29 @@ class Categories:
         asked = [read.category(value, name) for value in read.parts(condition)]
         if None in asked:
             raise InputError(f"{name} is {show(condition)}; pass a value, or a list of values")
-        wanted = np.zeros(len(self.sorted) + len(self.added), dtype=np.bool_)
-        wanted[[c for value in asked if value and (c := self.code(value)) is not None]] = True
-        if not wanted.any():
-            return np.zeros(len(self.ends), dtype=np.bool_)
-        hits = np.zeros(len(self.codes) + 1, dtype=np.int32)
-        np.cumsum(wanted[self.codes], out=hits[1:])
+        wanted = [c for value in asked if value and (c := self.code(value)) is not None]
+        if len(wanted) <= FEW:
+            hit = np.zeros(len(self.codes), dtype=np.bool_)
+            for code in wanted:
+                hit |= self.codes == code
+        else:
+            is_wanted = np.zeros(len(self.sorted) + len(self.added), dtype=np.bool_)
+            is_wanted[wanted] = True
+            hit = is_wanted[self.codes]
+        if self._is_single:
+            return hit
+        hits = np.zeros(len(self.codes) + 1, dtype=self.ends.dtype)
+        np.cumsum(hit, out=hits[1:])
         until = hits[self.ends]
         found: Mask = until != np.concatenate([hits[:1], until[:-1]])
         return found
+
+    @cached_property
+    def _is_single(self) -> bool:
+        """Return whether each item has one value."""
+        return len(self.codes) == len(self.ends) and bool(
+            (np.diff(self.ends, prepend=0) == 1).all()
+        )
 
     def with_rows(self, values: list[Any], places: Indices, size: int, name: str) -> "Categories":
         """Return a column of ``size`` items in which some have other values."""

@@ -227,4 +227,4 @@ def test_a_million_items_are_matched_in_milliseconds() -> None:
         mask = large.matches("brand", ["7", "4999"])
         times.append(time.perf_counter() - begin)
     assert mask.sum() == 2 * items / brands
-    assert min(times) < 0.02  # 6 ms on one thread of an idle machine
+    assert min(times) < 0.02  # 1 ms on one thread of an idle machine
