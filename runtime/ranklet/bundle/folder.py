@@ -5,6 +5,7 @@
     items.utf8 + items.ends.i64     text ids: one blob, and where each id ends in it
     titles.utf8 + titles.ends.i64   names for people, optional
     popularity.f32                  share of the training events of each item
+    attributes.bin                  categories and numbers of each item, optional
 
 Arrays are raw and little-endian: their names say the type, the manifest the number of items.
 """

@@ -6,7 +6,7 @@ that is missing, of another size or of another digest: all are errors.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,10 +19,10 @@ from ranklet.files.atomic import atomic_write, sha256
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
-POPULARITY = "popularity.f32"
+POPULARITY, ATTRIBUTES = "popularity.f32", "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
-SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
-PROGRAMS = (ENCODE, ENCODE_LONG, APPEND, SCORE, SCORE_MANY, MODEL)
+SCORE, SCORE_MANY, MODEL, ITEM = "score", "score_many", "model", "item"
+PROGRAMS = (ENCODE, ENCODE_LONG, APPEND, SCORE, SCORE_MANY, MODEL, ITEM)
 NEEDED = {ENCODE, APPEND, SCORE, MODEL}
 ID_FILES = {"int64": ("items.i64",), "string": ("items.utf8", "items.ends.i64")}
 TITLE_FILES = ("titles.utf8", "titles.ends.i64")
@@ -31,10 +31,10 @@ FILE_NAMES = frozenset(
         *(f"{name}.onnx" for name in PROGRAMS),
         *(name for names in ID_FILES.values() for name in names),
         *TITLE_FILES,
-        *(WEIGHTS, POPULARITY, GOLDEN, CARD),
+        *(WEIGHTS, POPULARITY, ATTRIBUTES, GOLDEN, CARD),
     }
 )
-OPTIONAL = {"exclude_seen"}  # keys that older bundles lack
+OPTIONAL = {"exclude_seen", "attributes", "new_items"}  # keys that older bundles lack
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -44,6 +44,16 @@ HASHED_UP_TO = 1 << 28
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 # Bits of the codes that choose from the catalogue, for the precisions that have codes.
 CODE_BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
+
+# Kinds of an attribute of items. A title is text, too.
+Kind = Literal["category", "categories", "number", "text", "vector"]
+# Those that every item keeps, and the arrays of their column (``attributes``).
+_TEXTS = ("codes", "ends", "values", "value_ends")
+FILTERABLE: dict[str, tuple[str, ...]] = {
+    "category": _TEXTS,
+    "categories": _TEXTS,
+    "number": ("numbers",),
+}
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,38 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class Array:
+    """The place of an array in attributes.bin."""
+
+    offset: int  # bytes
+    count: int
+    type: Literal["|u1", "<i4", "<i8", "<f4", "<f8"]  # as numpy writes it
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the array."""
+        return self.count * np.dtype(self.type).itemsize
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A column of the item file: its column for each item, and what new items need of it."""
+
+    name: str
+    kind: Kind
+    arrays: dict[str, Array]  # see ``ranklet.attributes`` and ``ranklet.item_features``
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """How items that training never saw are ranked, as measured at export on held-out items."""
+
+    bias: float  # added to their scores; -1000.0 puts them behind all others
+    in_histories: bool  # whether they count as events of a history
+    figures: dict[str, Any]  # what decided that
+
+
+@dataclass(frozen=True)
 class File:
     """Size and digest of a file of the bundle."""
 
@@ -145,6 +187,8 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, File]
     exclude_seen: bool = False  # default of rankings
+    attributes: list[Attribute] = field(default_factory=list)
+    new_items: NewItems | None = None  # None: item.onnx is not there
 
     @property
     def uses_times(self) -> bool:
@@ -263,6 +307,7 @@ class Manifest:
         self._check_programs()
         self._check_files()
         self._check_table()
+        self._check_attributes()
         _ = self.state_rows
 
     def _check_programs(self) -> None:
@@ -305,6 +350,20 @@ class Manifest:
             raise ValueError(f"the item table has {self.table.rows} rows for {self.items} items")
         if self.table.columns != self.width:
             raise ValueError(f"the item table is {self.table.columns} wide, users {self.width}")
+
+    def _check_attributes(self) -> None:
+        names = [attribute.name for attribute in self.attributes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"attributes {names}")
+        size = self.files[ATTRIBUTES].size if ATTRIBUTES in self.files else 0
+        for attribute in self.attributes:
+            if missing := {*FILTERABLE.get(attribute.kind, ())} - {*attribute.arrays}:
+                raise ValueError(f"attribute {attribute.name!r} without {sorted(missing)}")
+            for name, array in attribute.arrays.items():
+                if min(array.offset, array.count) < 0 or array.offset + array.bytes > size:
+                    raise ValueError(f"{name} of {attribute.name!r} lies outside {ATTRIBUTES}")
+        if (self.new_items is None) != (ITEM not in self.programs):
+            raise ValueError(f"new items {self.new_items}, programs {sorted(self.programs)}")
 
 
 def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)
