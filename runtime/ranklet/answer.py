@@ -14,10 +14,19 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.folder import Opened, read_popularity, read_trending
+from ranklet.bundle.folder import Opened, read_popularity
 from ranklet.bundle.manifest import NEVER, POPULARITY, TRENDING, Manifest, Rounding
 from ranklet.catalogue import Catalogue
-from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, NONE, SUMS, Best, Engine, History, Indices
+from ranklet.engine.engine import (
+    MOST_EVENTS,
+    MOST_USERS,
+    NONE,
+    SUMS,
+    Best,
+    Engine,
+    History,
+    Indices,
+)
 from ranklet.question import Question, Top
 from ranklet.request import Request
 from ranklet.titles import Titles
@@ -292,16 +301,16 @@ class Answers:
         if not left:
             best = Best(np.zeros((len(users), 0), np.int64), np.zeros((len(users), 0), np.float32))
         else:
-          best = self.engine.score(
-            users,
-            min(depth, left),
-            left,
-            bias=bias.table,
-            has_boosts=bias.has_boosts,
-            excluded=excluded,
-            demoted=demoted,
-            penalty=question.penalty,
-        )
+            best = self.engine.score(
+                users,
+                min(depth, left),
+                left,
+                bias=bias.table,
+                has_boosts=bias.has_boosts,
+                excluded=excluded,
+                demoted=demoted,
+                penalty=question.penalty,
+            )
         # A pool of all items that are left needs no proof.
         has_outside = left == self._pool.size(depth) and best.pool_scores is not None
         tops = []
@@ -388,12 +397,10 @@ class Answers:
     def _trending(self) -> tuple[Indices, Floats]:
         """The same by the share of the latest events; equal ones by popularity."""
         with self._opened.unchanged(TRENDING) as folder:
-            recent = read_trending(folder, self._manifest)
+            recent = read_popularity(folder, self._manifest, TRENDING)
         return self._by_share(recent, self._popularity[1])
 
-    def _by_share(
-        self, of_bundle: Floats, then: Floats | None = None
-    ) -> tuple[Indices, Floats]:
+    def _by_share(self, of_bundle: Floats, then: Floats | None = None) -> tuple[Indices, Floats]:
         shares = np.zeros(len(self.catalogue.vocabulary) + 1, dtype=np.float32)
         shares[1 : len(of_bundle) + 1] = of_bundle
         if then is None:

@@ -14,19 +14,13 @@ from numpy.typing import NDArray
 
 from ranklet.attributes import Attributes
 from ranklet.bundle.manifest import NEVER
-from ranklet.bundle.vocabulary import ItemId, Vocabulary
-from ranklet.engine.engine import Engine, Floats, Indices
+from ranklet.bundle.vocabulary import ItemId, Unknown, Vocabulary
+from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
 from ranklet.titles import Titles
 from ranklet.values import Ids, bounded, listed, show
 
 Mask: TypeAlias = NDArray[np.bool_]
-# The name of a filter of ``Ranker.define``, or "!name"; attributes with their values, which must
-# all hold; a filter of ``Ranker.eligible``; a list of these, which must all hold.
-Condition: TypeAlias = "str | Mapping[str, object] | Eligible"
-Where: TypeAlias = "Condition | Sequence[Condition]"
-# Points for the items of named filters, or of any; or a float for each item, as ``Ranker.ids``.
-Boost: TypeAlias = "Mapping[str, float] | Sequence[tuple[Where, float]] | NDArray[np.floating]"
 MOST_KEPT = 1 << 26  # bytes of compiled filters
 LARGEST_BOOST = 1e6  # beside it a float32 still tells scores apart that differ by 0.06
 
@@ -43,9 +37,9 @@ class Bias(NamedTuple):
     @classmethod
     def of(cls, table: Floats, added: Floats) -> "Bias":
         """Count the items of these arrays."""
-        is_open = table > NEVER / 2, added > NEVER / 2
-        has_boosts = any(part[mask].any() for part, mask in zip((table, added), is_open, strict=True))
-        return cls(table, added, *(int(np.count_nonzero(mask)) for mask in is_open), has_boosts)
+        opened = [part[part > NEVER / 2] for part in (table, added)]
+        has_boosts = any(bool(part.any()) for part in opened)
+        return cls(table, added, len(opened[0]), len(opened[1]), has_boosts)
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class ItemSet:
     strangers: list[ItemId]
 
     @classmethod
-    def read(cls, ids: Ids, vocabulary: Vocabulary, unknown: Any = "skip") -> "ItemSet":
+    def read(cls, ids: Ids, vocabulary: Vocabulary, unknown: Unknown = "skip") -> "ItemSet":
         """Look up ids; InputError as ``Vocabulary.index``."""
         every = listed(ids)
         indices = vocabulary.index(every, "ids", unknown=unknown)
@@ -100,6 +94,14 @@ class Eligible:
         raise TypeError(
             "an Eligible can't be pickled: pickle its ids, and make it anew with Ranker.eligible"
         )
+
+
+# The name of a filter of ``Ranker.define``, or "!name"; attributes with their values, which must
+# all hold; a filter of ``Ranker.eligible``; a list of these, which must all hold.
+Condition: TypeAlias = str | Mapping[str, object] | Eligible
+Where: TypeAlias = Condition | Sequence[Condition]
+# Points for the items of named filters, or of any; or a float for each item, as ``Ranker.ids``.
+Boost: TypeAlias = Mapping[str, float] | Sequence[tuple[Where, float]] | NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,24 +189,19 @@ class Catalogue:
             if where.compiled is None or where.compiled[0] is not self:
                 where.compiled = self, self._compile(self.mask(where), None)
             return where.compiled[1]
-        if hasattr(boost, "__array__"):
-            return self._compile(None if where is None else self.mask(where), self._points(boost))
-        key = _frozen(where), _frozen(boost)
-        bias = self._kept.get(key)
+        is_array = hasattr(boost, "__array__")
+        key = None if is_array else (_frozen(where), _frozen(boost))
+        bias = None if key is None else self._kept.get(key)
         if bias is None:
             mask = None if where is None else self.mask(where)
-            points = None if boost is None else self._points(boost)
-            bias = self._kept.put(key, self._compile(mask, points))
+            bias = self._compile(mask, None if boost is None else self._points(boost))
+            if key is not None:
+                self._kept.put(key, bias)
         return bias
 
     def mask(self, where: Where) -> Mask:
         """Return for each index from 0 whether a filter allows it, (items + 1,)."""
-        if isinstance(where, str | Mapping | Eligible):
-            return self._mask(where)
-        try:
-            conditions = list(where)
-        except TypeError as error:
-            raise InputError(f"where is {show(where)}; {WHERE}") from error
+        conditions = listed_conditions(where)
         allowed = np.ones(len(self.vocabulary) + 1, dtype=bool)
         for condition in conditions:
             allowed &= self._mask(condition)
@@ -287,6 +284,11 @@ class Catalogue:
         """Return the catalogue with a named filter."""
         return replace(self, sets={**self.sets, name: items}, _kept=Kept())
 
+    def following(self, old: "Catalogue") -> "Catalogue":
+        """Return this catalogue with the named filters and the removed items of another."""
+        sets = {n: items.moved(old.vocabulary, self.vocabulary) for n, items in old.sets.items()}
+        return replace(self, sets=sets, _kept=Kept())
+
 
 class Kept:
     """Compiled filters, the latest ones up to ``MOST_KEPT`` bytes; threads share them."""
@@ -300,20 +302,29 @@ class Kept:
         """Return a kept bias."""
         return self._values.get(key)
 
-    def put(self, key: Hashable, bias: Bias) -> Bias:
-        """Keep a bias, and drop the oldest ones that are too many; return it."""
+    def put(self, key: Hashable, bias: Bias) -> None:
+        """Keep a bias, and drop the oldest ones that are too many."""
         most = max(2, MOST_KEPT // (bias.table.nbytes + bias.added.nbytes))
         with self._lock:
             self._values[key] = bias
             while len(self._values) > most:
                 del self._values[next(iter(self._values))]
-        return bias
 
 
 WHERE = (
     "pass the name of a defined filter or '!name', {attribute: value, ...}, a filter of "
     "Ranker.eligible, or a list of these"
 )
+
+
+def listed_conditions(where: Where) -> list[Condition]:
+    """Return the conditions of a filter, which must all hold."""
+    if isinstance(where, str | Mapping | Eligible):
+        return [where]
+    try:
+        return list(where)
+    except TypeError as error:
+        raise InputError(f"where is {show(where)}; {WHERE}") from error
 
 
 def _names(names: Iterable[str]) -> str:

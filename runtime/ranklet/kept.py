@@ -38,7 +38,7 @@ class Aside(NamedTuple):
     place: int  # number of events before it that count
     item: ItemId
     time: int | None
-    index: int  # of a new item; 0: unknown
+    known: int  # index of a new item; 0: unknown
 
 
 class Log(NamedTuple):
@@ -118,12 +118,13 @@ class KeptHistory:
         is_event = [0 < index <= serving.catalogue.last_of_histories for index in found]
         if serving.engine is log.serving.engine and not any(is_event):
             pairs = zip(log.aside, found, strict=False)
-            aside = [event._replace(index=index) for event, index in pairs]
+            aside = [event._replace(known=index) for event, index in pairs]
             moved = log._replace(serving=serving, aside=aside)
             self.counts = counts._replace(log=moved, unknown=found.count(0))
             return
         ids = log.serving.catalogue.vocabulary.ids(np.array(log.items[: counts.events], np.int64))
-        events = list(zip(ids, log.times[: counts.events], strict=True))
+        events: list[tuple[ItemId, int | None]] = []
+        events.extend(zip(ids, log.times[: counts.events], strict=True))
         for event in reversed(log.aside[: counts.aside]):
             events.insert(event.place, (event.item, event.time))
         new = Counts(Log.empty(serving, state))
@@ -177,7 +178,7 @@ class KeptHistory:
         if exclude_seen:
             seen = counts.log.items[: counts.events]
             if counts.aside > counts.unknown:
-                seen = [*seen, *(e.index for e in counts.log.aside[: counts.aside] if e.index)]
+                seen = [*seen, *(e.known for e in counts.log.aside[: counts.aside] if e.known)]
             excluded = np.array(seen, dtype=np.int64)
         chosen = None
         if exclude is not None or candidates is not None:
@@ -292,7 +293,7 @@ def _sorted_out(
             times.append(time)
         else:
             aside.append(Aside(counts.events + len(items), item, time, index))
-    unknown = sum(event.index == 0 for event in aside)
+    unknown = sum(event.known == 0 for event in aside)
     after = counts._replace(
         events=counts.events + len(items),
         aside=counts.aside + len(aside),

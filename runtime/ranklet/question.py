@@ -5,19 +5,30 @@ relevance, and the page from ``skip`` on.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.attributes import Attributes
-from ranklet.catalogue import Bias, Catalogue, Floats, Indices
+from ranklet.catalogue import (
+    LARGEST_BOOST,
+    Bias,
+    Boost,
+    Catalogue,
+    Eligible,
+    Where,
+    listed_conditions,
+)
+from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
-from ranklet.values import bounded, check_k, show, whole
+from ranklet.values import Ids, bounded, check_k, show, whole
 
-LARGEST_K = 2**31 - 1
+Cold = Literal["popular", "trending"]
+COLD = ("popular", "trending")
 # Items that maximal marginal relevance chooses from: of k, and at least.
 POOL_FACTOR, SMALLEST_POOL = 4, 100
+EXAMINED = 8  # events of a history, those with the most attention
 # Items to look at for ``at_most``, of k, and at least; if they are too few, ever more.
 LIMIT_FACTOR, FEWEST = 4, 64
 
@@ -73,9 +84,7 @@ class Question(NamedTuple):
         """Return whether an answer is another part of the best items than the first k."""
         return bool(self.skip or self.at_most or self.diversity or self.min_score is not None)
 
-    def choose(
-        self, catalogue: Catalogue, top: Top, *, is_cold: bool
-    ) -> NDArray[np.int64] | None:
+    def choose(self, catalogue: Catalogue, top: Top, *, is_cold: bool) -> NDArray[np.int64] | None:
         """Return the places of the answer among the best items, in its order.
 
         None: more items must be looked at. ``is_cold``: scores are popularities, to which
@@ -161,38 +170,57 @@ def marginal_relevance(
 
 def read_question(
     catalogue: Catalogue,
-    k: object,
-    *,
-    where: Any = None,
-    boost: Any = None,
-    penalty: Any = 0.0,
-    skip: Any = 0,
-    min_score: Any = None,
-    at_most: Any = None,
-    diversity: Any = 0.0,
-    cold: Any = "popular",
-    explain: Any = False,
+    k: int,
+    eligible: Eligible | None = None,
+    where: Where | None = None,
+    boost: Boost | None = None,
+    seen_recently: Ids | None = None,
+    penalty: float = 0.0,
+    min_score: float | None = None,
+    at_most: Mapping[str, int] | None = None,
+    skip: int = 0,
+    diversity: float = 0.0,
+    cold: Cold = "popular",
+    explain: bool | int = False,
 ) -> Question:
-    """Return a checked question, see ``Ranker.rank``; InputError names what can't be used."""
-    if cold not in ("popular", "trending"):
+    """Return a checked question, see ``Ranker.rank``.
+
+    Raises:
+        InputError: A value can't be used; the message names it.
+    """
+    bias = None
+    if type(k) is not int or k < 1:
+        k = check_k(k)
+    if eligible is not None:
+        if not isinstance(eligible, Eligible):
+            kind = type(eligible).__name__
+            raise InputError(f"eligible is a {kind}; pass what Ranker.eligible(ids) returns")
+        where = eligible if where is None else [eligible, *listed_conditions(where)]
+    if where is not None or boost is not None:
+        bias = catalogue.bias(where, boost)
+    limits = () if at_most is None else _limits(catalogue, at_most)
+    if cold not in COLD:
         raise InputError(f"cold must be 'popular' or 'trending', got {show(cold)}")
-    if at_most is not None and not isinstance(at_most, Mapping):
-        raise InputError(f"at_most is {show(at_most)}; pass {{attribute: number}}")
-    limits = []
-    for name, most in (at_most or {}).items():
-        catalogue.attributes.codes(name, np.zeros(0, dtype=np.int64))  # raises its errors
-        limits.append((name, whole(most, f"at_most of {show(name)}", 1)))
     return Question(
-        k=check_k(k),
-        bias=None if where is None and boost is None else catalogue.bias(where, boost),
-        skip=whole(skip, "skip", 0),
-        min_score=None if min_score is None else bounded(min_score, "min_score", 3e38),
-        at_most=tuple(limits),
-        diversity=bounded(diversity, "diversity", 1.0, 0.0),
-        penalty=bounded(penalty, "penalty", 1e6, 0.0),
-        by_trend=cold == "trending",
-        explain=_examined(explain),
+        k,
+        bias,
+        0 if skip == 0 and type(skip) is int else whole(skip, "skip", 0),
+        None if min_score is None else bounded(min_score, "min_score", 3e38),
+        limits,
+        bounded(diversity, "diversity", 1.0, 0.0),
+        0.0 if seen_recently is None else bounded(penalty, "penalty", LARGEST_BOOST, 0.0),
+        cold != "popular",
+        _examined(explain),
     )
+
+
+def _limits(catalogue: Catalogue, at_most: object) -> tuple[tuple[str, int], ...]:
+    """Return attributes and their limits."""
+    if not isinstance(at_most, Mapping):
+        raise InputError(f"at_most is {show(at_most)}; pass {{attribute: number}}")
+    for name in at_most:
+        catalogue.attributes.values(name)  # raises its errors
+    return tuple((n, whole(most, f"at_most of {show(n)}", 1)) for n, most in at_most.items())
 
 
 def _examined(explain: object) -> int:
@@ -200,6 +228,3 @@ def _examined(explain: object) -> int:
     if isinstance(explain, bool | np.bool_):
         return EXAMINED if explain else 0
     return whole(explain, "explain", 1)
-
-
-EXAMINED = 8  # events of a history, those with the most attention

@@ -25,10 +25,11 @@ MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, R
 
 def pack(kept: KeptHistory) -> bytes:
     """Return a kept history as bytes."""
-    (log, *numbers), counts = kept.counts, kept.counts
+    counts = kept.counts
+    log = counts.log
     header = {
         "bundle": _fingerprint(kept.serving),
-        "counts": numbers,
+        "counts": counts[1:],
         "times": log.times[: counts.events] if kept.serving.manifest.uses_times else [],
         "aside": [event[:3] for event in log.aside[: counts.aside]],
         "added": _added(counts),
@@ -82,7 +83,7 @@ def _read(body: bytes, kept: KeptHistory) -> tuple[Counts, list[Floats]]:
     log.since.extend(since)
     log.times.extend(header["times"] or [None] * counts.events)
     _read_aside(log, header["aside"])
-    counts = counts._replace(unknown=sum(event.index == 0 for event in log.aside))
+    counts = counts._replace(unknown=sum(event.known == 0 for event in log.aside))
     _check(counts)
     if _added(counts) != header["added"]:
         raise InputError("the saved user has events of added items: add the same items first")

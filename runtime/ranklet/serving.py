@@ -1,6 +1,6 @@
 """Serving: a bundle and its catalogue, everything that answers a request, replaced as one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from ranklet.answer import Answers
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, read_vocabulary
 from ranklet.bundle.manifest import FILE_NAMES, Manifest
+from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.catalogue import Added, Bias, Catalogue
 from ranklet.engine.engine import Engine
 from ranklet.engine.sessions import Provider
@@ -29,9 +30,9 @@ class Serving:
 
     @classmethod
     def open(
-        cls, owner: object, path: Path, provider: Provider, threads: int, *, check_digests: bool
+        cls, path: Path, provider: Provider, threads: int, *, owner: object, check_digests: bool
     ) -> "Serving":
-        """Open a bundle, see ``Ranker.load``; ``owner`` is the ranker."""
+        """Open a bundle, see ``Ranker.load``; ``owner`` is what its filters belong to."""
         opened = Opened(path)
         with opened.unchanged(*FILE_NAMES) as folder:
             manifest = Manifest.read(folder, check_digests=check_digests)
@@ -39,21 +40,24 @@ class Serving:
             engine = Engine(opened, manifest, provider, threads)
             vocabulary = read_vocabulary(folder, manifest)
             attributes = Attributes.read(folder, manifest)
-        return cls.of(owner, opened, manifest, engine, vocabulary, attributes)
+        return cls.start(opened, manifest, engine, vocabulary, attributes, owner)
 
     @classmethod
-    def of(cls, owner, opened, manifest, engine, vocabulary, attributes) -> "Serving":
+    def start(
+        cls,
+        opened: Opened,
+        manifest: Manifest,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        attributes: Attributes,
+        owner: object,
+    ) -> "Serving":
+        """Serve a bundle as it is, without added items."""
         nothing = np.zeros(0, dtype=np.float32)
         added = Added(nothing.reshape(0, manifest.width), nothing, np.zeros(0), in_histories=False)
-        catalogue = Catalogue(
-            owner=owner,
-            vocabulary=vocabulary,
-            table=engine.table,
-            titles=Titles(opened, manifest, vocabulary),
-            attributes=attributes,
-            added=added,
-            own=Bias.of(engine.bias, nothing),
-        )
+        titles = Titles(opened, manifest, vocabulary)
+        own = Bias.of(engine.bias, nothing)
+        catalogue = Catalogue(owner, vocabulary, engine.table, titles, attributes, added, own)
         return cls._with(opened, manifest, engine, catalogue)
 
     @classmethod

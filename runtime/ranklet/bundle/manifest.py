@@ -7,6 +7,7 @@ that is missing, of another size or of another digest: all are errors.
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,7 +20,7 @@ from ranklet.files.atomic import atomic_write, sha256
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
-POPULARITY, ATTRIBUTES = "popularity.f32", "attributes.bin"
+POPULARITY, TRENDING, ATTRIBUTES = "popularity.f32", "trending.f32", "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
 SCORE, SCORE_MANY, MODEL, ITEM = "score", "score_many", "model", "item"
 PROGRAMS = (ENCODE, ENCODE_LONG, APPEND, SCORE, SCORE_MANY, MODEL, ITEM)
@@ -31,7 +32,7 @@ FILE_NAMES = frozenset(
         *(f"{name}.onnx" for name in PROGRAMS),
         *(name for names in ID_FILES.values() for name in names),
         *TITLE_FILES,
-        *(WEIGHTS, POPULARITY, ATTRIBUTES, GOLDEN, CARD),
+        *(WEIGHTS, POPULARITY, TRENDING, ATTRIBUTES, GOLDEN, CARD),
     }
 )
 OPTIONAL = {"exclude_seen", "attributes", "new_items"}  # keys that older bundles lack
@@ -190,6 +191,11 @@ class Manifest:
     attributes: list[Attribute] = field(default_factory=list)
     new_items: NewItems | None = None  # None: item.onnx is not there
 
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the manifest, which names every file by its own."""
+        return _digest(asdict(self))
+
     @property
     def uses_times(self) -> bool:
         """Return whether the model was trained with the times of events."""
@@ -236,7 +242,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, including its own digest."""
-        document = {**asdict(self), "digest": _digest(asdict(self))}
+        document = {**asdict(self), "digest": self.digest}
         atomic_write(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
     @classmethod

@@ -178,7 +178,9 @@ class Vocabulary:
         if self._added and (indices > self.sorted).any():
             last, added = self.sorted, self._added
             return [
-                added[i - last - 1] if i > last else (self._texts[i - 1] if self.is_text else int(self._numbers[i - 1]))
+                added[i - last - 1]
+                if i > last
+                else (self._texts[i - 1] if self.is_text else int(self._numbers[i - 1]))
                 for i in indices.tolist()
             ]
         if self.is_text:

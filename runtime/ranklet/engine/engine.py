@@ -72,7 +72,7 @@ class Engine:
     ) -> None:
         """Load the programs that every request needs, see ``Ranker.load``."""
         self.programs = Programs(opened, manifest, provider, threads)
-        self.manifest, self.provider = manifest, self.programs.provider
+        self.manifest, self.provider, self.threads = manifest, self.programs.provider, threads
         self.table = self.programs.table
         self._uses_times = manifest.uses_times
         self._width = manifest.width
@@ -123,7 +123,7 @@ class Engine:
                 events[row, count:] = 0
         if self._uses_times:
             run.inputs["since"][:] = UNKNOWN
-            for row, (_, since, until) in enumerate(histories):
+            for row, (_, since, until, _) in enumerate(histories):
                 run.inputs["since"][row, : len(since)] = since
                 run.inputs["until"][row] = until
         if self.programs.mapped:
@@ -224,37 +224,46 @@ class Engine:
         except IndexError:
             run = self._score_run(batch, best_of, pool, own=own)
         run.inputs["user"][:] = users
-        shared = run.large["bias"].array
-        if own:
-            if run.base is None or run.base() is not base:
-                shared[:] = base
-                run.base = ref(base)
-            for row, items in enumerate(demoted):
-                shared[row, items] -= np.float32(penalty)
-            for row, items in enumerate(excluded):
-                shared[row, items] = NEVER
-            run.read("bias", shared)
-        elif base is not shared:
-            run.read("bias", base)
+        added = self._change_bias(run, base, excluded, demoted, penalty) if own else base
+        if run.large["bias"].array is not added or own:
+            run.read("bias", added)
         if self.programs.mapped:
             self.programs.count_lookups(batch * pool)
         run.go()
         outputs = run.outputs
         items, scores = outputs["items"].copy(), outputs["scores"].copy()
         if adds_bias:
-            rows = np.arange(batch)[:, None]
-            scores += (shared if own else base.repeat(batch, axis=0))[rows, items]
+            scores += np.take_along_axis(np.broadcast_to(added, (batch, added.shape[1])), items, 1)
             order = np.lexsort((items, -scores))[:, :k]
-            items, scores = items[rows, order], scores[rows, order]
+            items, scores = (np.take_along_axis(part, order, 1) for part in (items, scores))
         best = Best(items, scores, outputs["pool_scores"].copy() if self.has_codes else None)
         if own:
             for changed in (demoted, excluded):
                 for row, places in enumerate(changed):
-                    shared[row, places] = base[0, places]
+                    added[row, places] = base[0, places]
         elif base is not self.bias:
             run.read("bias", self.bias)  # an idle run must not keep the bias of a request alive
         idle.append(run)
         return best
+
+    @staticmethod
+    def _change_bias(
+        run: Run,
+        base: Floats,
+        excluded: Sequence[Indices],
+        demoted: Sequence[Indices],
+        penalty: float,
+    ) -> Floats:
+        """Return the bias of a run's own, (B, rows), with what the users may not be shown."""
+        own: Floats = run.large["bias"].array
+        if run.base is None or run.base() is not base:
+            own[:] = base
+            run.base = ref(base)
+        for row, items in enumerate(demoted):
+            own[row, items] -= np.float32(penalty)
+        for row, items in enumerate(excluded):
+            own[row, items] = NEVER
+        return own
 
     def _score_run(self, batch: int, k: int, pool: int, *, own: bool) -> Run:
         many = self._many_from and batch >= self._many_from
