@@ -2,6 +2,7 @@
 
     encode.onnx        whole histories -> user, state
     encode_long.onnx   the same for long ones: chunks of events skip all that their window hides
+    encode_rows.onnx   whole histories with the rows of their items -> user, state, attention
     append.onnx        one more event of each user, and their states, changed in place -> user
 
 Positions, masks and the place of the last event are made inside from constants, so a runtime passes
@@ -64,6 +65,7 @@ class Encoder:
     """The layers of all encoders, as nodes."""
 
     model: Any  # with the layers that its configuration says
+    looks_up = True  # rows of the item table, and those of the first block
 
     def __init__(self, writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> None:
         """Prepare to write; item tables are stored as ``dtype``."""
@@ -92,7 +94,7 @@ class Encoder:
 
     def embed(self, items: str, since: str | None) -> str:
         """Return the events that enter the first block, (B, T, D)."""
-        x = self.node("Gather", add_table(self.writer, self.served.table, self.dtype), items)
+        x = self.item_rows(items)
         if self.served.offset is not None:
             x = self.node("Add", x, self.constant(self.served.offset))
         if since is not None:
@@ -100,10 +102,14 @@ class Encoder:
             x = self.node("Add", x, gaps)
         return x
 
+    def item_rows(self, items: str) -> str:
+        """Return the rows of the item table, (B, T, D)."""
+        return self.node("Gather", add_table(self.writer, self.served.table, self.dtype), items)
+
     def query_key_value(self, place: int, items: str, x: str) -> tuple[list[str], str | None]:
         """Return query, key and value of events, (B, T, D) each, and perhaps their gate."""
         block, rows = self.served.blocks[place], self.served.rows
-        if place == 0 and rows:
+        if place == 0 and rows and self.looks_up:
             parts = [
                 self.node("Gather", self.writer.weight(name, part.astype(self.dtype)), items)
                 for name, part in rows.items()
@@ -161,18 +167,22 @@ class Encoder:
             gaps = self.node("Gather", self.constant(self.model.until.weight), until)
             x = self.node("Add", x, self.node("Unsqueeze", gaps, self.constant([1])))
             asking = self.enter_last(x)
-        attended = self.node(
-            "Attention",
-            *(self.linear(asking, served.query), events, events, mask),
-            q_num_heads=served.heads,
-            kv_num_heads=1,
-            scale=(served.width // served.heads) ** -0.5,
-        )
+        attended = self.attend_once(self.linear(asking, served.query), events, mask)
         if isinstance(last, Block):
             x = self.merge(last, x, attended, served.output, self.gate(x, last.attention_gate))
         else:
             x = self.linear(attended, served.output)
         self.user(x)
+
+    def attend_once(self, query: str, events: str, mask: str) -> str:
+        """Return the attention output of one query a head, (B, 1, H D); see ``finish``."""
+        heads, scale = self.served.heads, (self.served.width // self.served.heads) ** -0.5
+        return self.node(
+            *("Attention", query, events, events, mask),
+            q_num_heads=heads,
+            kv_num_heads=1,
+            scale=scale,
+        )
 
     def enter_last(self, x: str) -> str:
         """Return events normalised for the last block."""
@@ -305,6 +315,58 @@ class LongHistoryEncoder(HistoryEncoder):
     """encode_long.onnx."""
 
     in_chunks = True
+
+
+class RowsEncoder(HistoryEncoder):
+    """encode_rows.onnx: it looks nothing up, so items that no table has may be among the events.
+
+    Its output ``attention`` has the weights of the last query, 0 for padding, (B, H, T); a model
+    without blocks has none.
+    """
+
+    looks_up = False
+
+    def write(self) -> None:
+        """Write the graph, for every length: in chunks if the model has long histories."""
+        self.in_chunks = long_from(self.served) is not None
+        super().write()
+
+    def item_rows(self, items: str) -> str:
+        """Return the input ``rows``, padded to whole chunks as ``items`` are, (B, T, D)."""
+        node, constant = self.node, self.constant
+        rows = self.writer.input("rows", FLOAT, ["batch", "length", self.served.width])
+        if not self.in_chunks:
+            return rows
+        missing = node("Sub", node("Shape", items, start=1), node("Shape", rows, start=1, end=2))
+        pads = node("Concat", constant([0, 0, 0, 0]), missing, constant([0]), axis=0)
+        return node("Pad", rows, pads)
+
+    def _attend(self, hidden: float, ages: str, query: str, key: str, value: str) -> str:
+        """Hide events for sure: ``hidden`` is from the scores of the catalogue alone."""
+        return super()._attend(NEVER, ages, query, key, value)
+
+    def attend_once(self, query: str, events: str, mask: str) -> str:
+        """Write softmax(QK^T / sqrt(d)) as an output, too.
+
+        The operator Attention has an output for it, which CUDA does not implement
+        (onnxruntime#28351).
+        """
+        node, constant, heads, width = (
+            self.node,
+            self.constant,
+            self.served.heads,
+            self.served.width,
+        )
+        query = node("Reshape", query, constant([0, heads, width]))  # (B, H, D)
+        query = node("Mul", query, constant(np.float32((width // heads) ** -0.5)))
+        scores = node("MatMul", query, node("Transpose", events, perm=[0, 2, 1]))
+        scores = node("Add", scores, node("Squeeze", mask, constant([2])))
+        weights = node("Softmax", scores, axis=-1)  # (B, H, T)
+        length = node("Shape", "rows", start=1, end=2)
+        node("Slice", weights, constant([0]), length, constant([2]), to="attention")
+        self.writer.output("attention", FLOAT, ["batch", heads, "length"])
+        attended = node("MatMul", weights, events)
+        return node("Reshape", attended, constant([0, 1, heads * width]))
 
 
 class AppendEncoder(Encoder):
