@@ -186,13 +186,6 @@ def test_attention_is_that_of_the_last_query(encoders: Encoders) -> None:
             assert_close(user, encoders.expected(history))
 
 
-def test_attention_is_kept_while_others_are_asked_for(encoders: Encoders) -> None:
-    weights = encoders.engine.attention(encoders.draw(9))[1]
-    before = weights.copy()
-    encoders.engine.attention(encoders.draw(9, seed=1))
-    np.testing.assert_array_equal(weights, before)
-
-
 # The state
 
 
