@@ -30,7 +30,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         f"items, digest `{data['digest'][:16]}`.",
         *([f"* Times: in {unit} since 1970."] if (unit := ranker.time_unit) else []),
         f"* Split: {data['split']}.",
-        f"* Rankings leave seen items {'out' if manifest.exclude_seen else 'in'} by default.",
+        f"* Defaults: {manifest.seen_text}.",
         f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",
         "",
         "## Quality",
@@ -77,7 +77,7 @@ def _quality(manifest: Manifest) -> list[str]:
 
 
 def _figures(manifest: Manifest) -> list[str]:
-    """Return the table of an evaluation, empty without one, and the repeats of validation."""
+    """Return the table of an evaluation, empty without one."""
     quality = manifest.quality
     if not quality:
         return []
@@ -95,15 +95,7 @@ def _figures(manifest: Manifest) -> list[str]:
         figures = [row["served"][name] for name in names]
         figures += [row["masked"]["NDCG@10"], row["unmasked"]["NDCG@10"]]
         lines.append(f"| {row['model']} | {' | '.join(f'{value:.4f}' for value in figures)} |")
-    lines += ["", f"{quality['advice']}."]
-    if seen := manifest.data.get("seen"):
-        lines += [
-            "",
-            f"Of {seen['answers']:,} validation answers {seen['repeats']:.1%} were repeats: "
-            f"NDCG@10 {seen['masked_NDCG@10']:.4f} with seen items excluded and "
-            f"{seen['unmasked_NDCG@10']:.4f} with them included.",
-        ]
-    return lines
+    return [*lines, "", f"{quality['advice']}."]
 
 
 def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:

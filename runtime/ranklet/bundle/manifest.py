@@ -178,6 +178,20 @@ class Manifest:
         return str(self.data.get("reading", {}).get("checked_unit", ""))
 
     @property
+    def seen_text(self) -> str:
+        """Return the default of rankings for seen items, and the validation that speaks for it."""
+        default = f"seen items are {'excluded' if self.exclude_seen else 'included'} by default"
+        seen = self.data.get("seen")
+        if not seen:
+            return f"{default}: nothing was held out that could tell what serves better"
+        told = "" if seen["exclude_seen"] == self.exclude_seen else ", as the export was told"
+        return (
+            f"{default}{told}: of {seen['answers']:,} validation answers {seen['repeats']:.1%} "
+            f"were repeats, and NDCG@10 was {seen['masked_NDCG@10']:.4f} with seen items excluded, "
+            f"{seen['unmasked_NDCG@10']:.4f} with them included"
+        )
+
+    @property
     def gate_text(self) -> str:
         """Return the cost of the precision as text, empty without a gate."""
         gate = self.gate
