@@ -2,7 +2,6 @@
 
     encode.onnx        whole histories -> user, state
     encode_long.onnx   the same for long ones: chunks of events skip all that their window hides
-    encode_rows.onnx   whole histories with the rows of their items -> user, state, attention
     append.onnx        one more event of each user, and their states, changed in place -> user
 
 Positions, masks and the place of the last event are made inside from constants, so a runtime passes
@@ -23,6 +22,7 @@ from torch import nn
 
 from ranklet.bundle.manifest import CHUNK, NEVER
 from ranklet_export.layers import ServedModel
+from ranklet_export.masks import by_age, causal_mask
 from ranklet_export.writer import GraphWriter
 from ranklet_training.model.attention import rotary_tables
 from ranklet_training.model.model import Block, SwiGLU
@@ -317,58 +317,6 @@ class LongHistoryEncoder(HistoryEncoder):
     in_chunks = True
 
 
-class RowsEncoder(HistoryEncoder):
-    """encode_rows.onnx: it looks nothing up, so items that no table has may be among the events.
-
-    Its output ``attention`` has the weights of the last query, 0 for padding, (B, H, T); a model
-    without blocks has none.
-    """
-
-    looks_up = False
-
-    def write(self) -> None:
-        """Write the graph, for every length: in chunks if the model has long histories."""
-        self.in_chunks = long_from(self.served) is not None
-        super().write()
-
-    def item_rows(self, items: str) -> str:
-        """Return the input ``rows``, padded to whole chunks as ``items`` are, (B, T, D)."""
-        node, constant = self.node, self.constant
-        rows = self.writer.input("rows", FLOAT, ["batch", "length", self.served.width])
-        if not self.in_chunks:
-            return rows
-        missing = node("Sub", node("Shape", items, start=1), node("Shape", rows, start=1, end=2))
-        pads = node("Concat", constant([0, 0, 0, 0]), missing, constant([0]), axis=0)
-        return node("Pad", rows, pads)
-
-    def _attend(self, hidden: float, ages: str, query: str, key: str, value: str) -> str:
-        """Hide events for sure: ``hidden`` is from the scores of the catalogue alone."""
-        return super()._attend(NEVER, ages, query, key, value)
-
-    def attend_once(self, query: str, events: str, mask: str) -> str:
-        """Write softmax(QK^T / sqrt(d)) as an output, too.
-
-        The operator Attention has an output for it, which CUDA does not implement
-        (onnxruntime#28351).
-        """
-        node, constant, heads, width = (
-            self.node,
-            self.constant,
-            self.served.heads,
-            self.served.width,
-        )
-        query = node("Reshape", query, constant([0, heads, width]))  # (B, H, D)
-        query = node("Mul", query, constant(np.float32((width // heads) ** -0.5)))
-        scores = node("MatMul", query, node("Transpose", events, perm=[0, 2, 1]))
-        scores = node("Add", scores, node("Squeeze", mask, constant([2])))
-        weights = node("Softmax", scores, axis=-1)  # (B, H, T)
-        length = node("Shape", "rows", start=1, end=2)
-        node("Slice", weights, constant([0]), length, constant([2]), to="attention")
-        self.writer.output("attention", FLOAT, ["batch", heads, "length"])
-        attended = node("MatMul", weights, events)
-        return node("Reshape", attended, constant([0, 1, heads * width]))
-
-
 class AppendEncoder(Encoder):
     """append.onnx."""
 
@@ -429,28 +377,3 @@ class AppendEncoder(Encoder):
             count, self.served.width // self.served.heads, self.served.config.rotary_base
         )
         return self.constant(by_age(cos.numpy(), 1)), self.constant(by_age(-sin.numpy(), 0))
-
-
-def by_age(values: NDArray[np.float32], hidden: float) -> NDArray[np.float32]:
-    """Return the lookup table of values by age for ``AppendEncoder._place``.
-
-    A row that holds no event yet is younger than the newest one. After that every age stands twice,
-    for rows before and behind the newest event, where the array has gone round.
-    """
-    missing = np.full_like(values[1:], hidden)
-    return np.concatenate([missing, values, values])
-
-
-def causal_mask(
-    hidden: float, window: int, queries: int, keys: int, begin: int = 0
-) -> NDArray[np.float32]:
-    """Return the mask of queries from place ``begin`` on, (1, 1, queries, keys).
-
-    The last query stands beside the last key; keys whose place is below 0 do not exist. A query
-    sees ``window`` keys, its own included; ``hidden`` is added where it may not look, 0 elsewhere.
-    """
-    places = begin + np.arange(queries)
-    of_keys = begin + queries - keys + np.arange(keys)
-    age = places[:, None] - of_keys
-    is_seen = (age >= 0) & (age < window) & (of_keys >= 0)
-    return np.where(is_seen, 0, hidden).astype(np.float32)[None, None]

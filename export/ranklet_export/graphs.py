@@ -1,7 +1,7 @@
 """Export of a model's graphs and their shared weights file.
 
-encode, encode_long             events -> user vectors (``encoders``)
-encode_rows, append             the same of given rows, and of one more event
+encode, encode_long, append     events -> user vectors (``encoders``)
+encode_rows                     the same of given rows (``rows``)
 score, score_many               user vectors -> items (``scorer``)
 model                           histories -> items, for any onnxruntime (``single``)
 """
@@ -30,14 +30,9 @@ from ranklet.bundle.manifest import (
     Table,
     Tensor,
 )
-from ranklet_export.encoders import (
-    AppendEncoder,
-    HistoryEncoder,
-    LongHistoryEncoder,
-    RowsEncoder,
-    long_from,
-)
+from ranklet_export.encoders import AppendEncoder, HistoryEncoder, LongHistoryEncoder, long_from
 from ranklet_export.layers import ServedModel
+from ranklet_export.rows import RowsEncoder
 from ranklet_export.scorer import Scorer, can_score_many, quantize
 from ranklet_export.single import OPSET as PLAIN_OPSET
 from ranklet_export.single import write_model

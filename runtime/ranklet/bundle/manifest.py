@@ -6,7 +6,7 @@ that is missing, of another size or of another digest: all are errors.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -35,7 +35,7 @@ FILE_NAMES = frozenset(
         *(WEIGHTS, POPULARITY, GOLDEN, CARD),
     }
 )
-OPTIONAL = {"exclude_seen"}  # keys that older bundles lack
+OPTIONAL = {"exclude_seen", "explanation"}  # keys that older bundles lack
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -146,6 +146,7 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, File]
     exclude_seen: bool = False  # default of rankings
+    explanation: dict[str, Any] = field(default_factory=dict)  # how far attention explains
 
     @property
     def uses_times(self) -> bool:
