@@ -25,6 +25,7 @@ from ranklet.files.atomic import atomic_folder, atomic_write
 from ranklet.ranker import Ranker
 from ranklet.serving import Serving
 from ranklet_export.card import model_card
+from ranklet_export.explanations import measure_explanations
 from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.parity import ParityReport, check_parity
@@ -276,7 +277,8 @@ def _export_as(
         gate = {}
         if precision != "fp32":
             gate = check_ranking(ranker, model, table, source.questions, settings.allow_drop)
-        manifest = replace(manifest, parity=asdict(parity), gate=gate)
+        explanation = measure_explanations(ranker, source.questions)
+        manifest = replace(manifest, parity=asdict(parity), gate=gate, explanation=explanation)
         atomic_write(folder / CARD, model_card(manifest, ranker).encode())
         replace(manifest, files=describe_files(folder)).write(folder)
     size = sum(path.stat().st_size for path in bundle.iterdir())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.folder import Opened, read_popularity
+from ranklet.bundle.folder import Opened, read_popularity, read_trending
 from ranklet.bundle.manifest import NEVER, POPULARITY, TRENDING, Manifest, Rounding
 from ranklet.catalogue import Catalogue
 from ranklet.engine.engine import (
@@ -27,6 +27,7 @@ from ranklet.engine.engine import (
     History,
     Indices,
 )
+from ranklet.errors import InputError
 from ranklet.question import Question, Top
 from ranklet.request import Request
 from ranklet.titles import Titles
@@ -397,7 +398,11 @@ class Answers:
     def _trending(self) -> tuple[Indices, Floats]:
         """The same by the share of the latest events; equal ones by popularity."""
         with self._opened.unchanged(TRENDING) as folder:
-            recent = read_popularity(folder, self._manifest, TRENDING)
+            recent = read_trending(folder, self._manifest)
+        if recent is None:
+            raise InputError(
+                "this bundle does not know what was popular lately: train and export it again"
+            )
         return self._by_share(recent, self._popularity[1])
 
     def _by_share(self, of_bundle: Floats, then: Floats | None = None) -> tuple[Indices, Floats]:

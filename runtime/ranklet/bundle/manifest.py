@@ -22,8 +22,9 @@ FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
 POPULARITY, TRENDING, ATTRIBUTES = "popularity.f32", "trending.f32", "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
-SCORE, SCORE_MANY, MODEL, ITEM = "score", "score_many", "model", "item"
-PROGRAMS = (ENCODE, ENCODE_LONG, APPEND, SCORE, SCORE_MANY, MODEL, ITEM)
+SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
+ENCODE_ROWS, ITEM = "encode_rows", "item"
+PROGRAMS = (ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, SCORE, SCORE_MANY, ITEM, MODEL)
 NEEDED = {ENCODE, APPEND, SCORE, MODEL}
 ID_FILES = {"int64": ("items.i64",), "string": ("items.utf8", "items.ends.i64")}
 TITLE_FILES = ("titles.utf8", "titles.ends.i64")
@@ -35,7 +36,8 @@ FILE_NAMES = frozenset(
         *(WEIGHTS, POPULARITY, TRENDING, ATTRIBUTES, GOLDEN, CARD),
     }
 )
-OPTIONAL = {"exclude_seen", "attributes", "new_items"}  # keys that older bundles lack
+# Keys that older bundles lack.
+OPTIONAL = {"exclude_seen", "attributes", "new_items", "explanation"}
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -191,6 +193,8 @@ class Manifest:
     attributes: list[Attribute] = field(default_factory=list)
     new_items: NewItems | None = None  # None: item.onnx is not there
 
+    explanation: dict[str, Any] = field(default_factory=dict)  # how far attention explains
+
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 of the manifest, which names every file by its own."""
@@ -225,6 +229,20 @@ class Manifest:
     def checked_unit(self) -> str:
         """Return ``time_unit`` if times of requests can be checked by their size, else ""."""
         return str(self.data.get("reading", {}).get("checked_unit", ""))
+
+    @property
+    def seen_text(self) -> str:
+        """Return the default of rankings for seen items, and the validation that speaks for it."""
+        default = f"seen items are {'excluded' if self.exclude_seen else 'included'} by default"
+        seen = self.data.get("seen")
+        if not seen:
+            return f"{default}: nothing was held out that could tell what serves better"
+        told = "" if seen["exclude_seen"] == self.exclude_seen else ", as the export was told"
+        return (
+            f"{default}{told}: of {seen['answers']:,} validation answers {seen['repeats']:.1%} "
+            f"were repeats, and NDCG@10 was {seen['masked_NDCG@10']:.4f} with seen items excluded, "
+            f"{seen['unmasked_NDCG@10']:.4f} with them included"
+        )
 
     @property
     def gate_text(self) -> str:

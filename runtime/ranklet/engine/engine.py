@@ -16,6 +16,7 @@ from ranklet.bundle.manifest import (
     APPEND,
     ENCODE,
     ENCODE_LONG,
+    ENCODE_ROWS,
     NEVER,
     SCORE,
     SCORE_MANY,
@@ -25,6 +26,7 @@ from ranklet.engine.programs import Programs
 from ranklet.engine.runs import MOST_KEPT, Arrays, Run, Runs
 from ranklet.engine.sessions import Provider
 from ranklet.engine.state import State
+from ranklet.errors import BundleError
 from ranklet.time_gaps import UNKNOWN
 
 Indices = NDArray[np.int64]
@@ -44,7 +46,7 @@ class History(NamedTuple):
     items: Indices  # (T,), T from 1 to the maximum, oldest first
     since: Indices = NONE  # bucket of the gap before each event, (T,); empty: unknown
     until: int = UNKNOWN  # bucket of the gap from the last event to now
-    rows: Floats | None = None  # of the item table, (T, D), in place of those of ``items``
+    rows: Floats | None = None  # of the events in the item table, (T, D); None: looked up
 
 
 class Event(NamedTuple):
@@ -82,6 +84,9 @@ class Engine:
         if self.provider != "cpu":
             self._many_from = 0  # its layout is for processors
         self.state_rows = manifest.state_rows
+        by_rows = programs[ENCODE_ROWS].outputs if ENCODE_ROWS in programs else []
+        heads = [tensor.shape[1] for tensor in by_rows if tensor.name == "attention"]
+        self._attention_heads = int(heads[0]) if heads else 0
         bias = programs[SCORE].input("bias")
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
@@ -102,19 +107,43 @@ class Engine:
 
     def encode_states(self, histories: Sequence[History]) -> tuple[Floats, list[list[Floats]]]:
         """Return user vectors (B, D), and for each history the arrays for ``State.fill``."""
-        return self._encode(histories, keep=True)
+        return self._encode(histories, keep=True)[:2]
+
+    def attention(self, history: History) -> tuple[Floats, Floats]:
+        """Return the user vector (1, D), and the weights of the events in the last block, (H, T).
+
+        The weights are those of the last query and add up to 1 for each head. Without blocks the
+        last event has them all.
+
+        Raises:
+            BundleError: The bundle has no graph that gives them.
+        """
+        given = history._replace(rows=self._rows(history))
+        users, _, weights = self._encode([given], keep=False)
+        if weights is None:
+            weights = np.zeros((1, 1, len(history.items)), dtype=np.float32)
+            weights[..., -1] = 1
+        return users, weights[0]
+
+    def _rows(self, history: History) -> Floats:
+        """Return the rows of the events in the item table, (T, D)."""
+        if history.rows is not None:
+            return history.rows
+        rows: Floats = self.table[history.items].astype(np.float32, copy=False)
+        return rows
 
     def _encode(
         self, histories: Sequence[History], *, keep: bool
-    ) -> tuple[Floats, list[list[Floats]]]:
-        batch, length = len(histories), len(histories[0].items)
+    ) -> tuple[Floats, list[list[Floats]], Floats | None]:
+        batch, length, with_rows = len(histories), len(histories[0].items), False
         for history in histories:
             length = max(length, len(history.items))
-        idle = self._runs.idle(("encode", batch, length, keep))
+            with_rows |= history.rows is not None
+        idle = self._runs.idle(("encode", batch, length, keep, with_rows))
         try:
             run = idle.pop()
         except IndexError:
-            run = self._encode_run(batch, length, keep=keep)
+            run = self._encode_run(batch, length, keep=keep, with_rows=with_rows)
         events = run.inputs["history"]
         for row, history in enumerate(histories):
             count = len(history.items)
@@ -123,9 +152,11 @@ class Engine:
                 events[row, count:] = 0
         if self._uses_times:
             run.inputs["since"][:] = UNKNOWN
-            for row, (_, since, until, _) in enumerate(histories):
-                run.inputs["since"][row, : len(since)] = since
-                run.inputs["until"][row] = until
+            for row, history in enumerate(histories):
+                run.inputs["since"][row, : len(history.since)] = history.since
+                run.inputs["until"][row] = history.until
+        if with_rows:
+            self._fill_rows(run.inputs["rows"], histories)
         if self.programs.mapped:
             self.programs.count_lookups(batch * length)
         run.go()
@@ -133,16 +164,29 @@ class Engine:
         if keep:
             arrays = run.grown()
             states = [[array[row] for array in arrays] for row in range(batch)]
+        attention = run.outputs["attention"].copy() if "attention" in run.outputs else None
         idle.append(run)
-        return users, states
+        return users, states, attention
 
-    def _encode_run(self, batch: int, length: int, *, keep: bool) -> Run:
+    def _fill_rows(self, rows: Floats, histories: Sequence[History]) -> None:
+        rows[:] = 0
+        for row, history in enumerate(histories):
+            rows[row, : len(history.items)] = self._rows(history)
+
+    def _encode_run(self, batch: int, length: int, *, keep: bool, with_rows: bool) -> Run:
         name = ENCODE if length < self._long_from else ENCODE_LONG
         inputs: Arrays = {"history": np.zeros((batch, length), dtype=np.int64)}
         if self._uses_times:
             inputs["since"] = np.zeros((batch, length), dtype=np.int64)
             inputs["until"] = np.zeros(batch, dtype=np.int64)
         outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
+        if with_rows:
+            if ENCODE_ROWS not in self.manifest.programs:
+                raise BundleError(f"the bundle has no {ENCODE_ROWS}.onnx: export its run again")
+            name = ENCODE_ROWS
+            inputs["rows"] = np.zeros((batch, length, self._width), dtype=np.float32)
+            if heads := self._attention_heads:
+                outputs["attention"] = np.zeros((batch, heads, length), dtype=np.float32)
         session, grown = self.programs.session(name), tuple(self.state_rows) if keep else ()
         return self._runs.made(Run(session, self.provider, inputs, outputs, grown))
 
