@@ -18,14 +18,16 @@ from ranklet_training.runs.checkpoint import Run
 
 Graph = onnx.GraphProto
 Change = Callable[[NDArray[Any]], None]
-OFF = "scores differ by|users differ by|codes miss scores by|an item that does not exist|" + (
-    r"\w+ of the state differs by"
+OFF = (
+    "scores differ by|users differ by|(querie|key|value)s differ by|codes miss scores by|an item that does not exist|"
+    + (r"\w+ of the state differs by")
 )
 # What the message must name, of each program.
 WHERE = {
     "encode": r"^batch \d, length \d+: ",
     "encode_long": r"^batch \d, length (6[4-9]|70): ",
     "append": r"^append: (batch 2, length \d+: )?",
+    "first_block": "^first_block: ",
     "score": r"^batch 1, length \d+: ",
     "score_many": r"^batch 8, length \d+: ",
     "model": r"^model: batch \d, length \d+: ",

@@ -99,7 +99,7 @@ def test_a_bundle_has_every_program_that_it_can_use(
     many = ["score_many"] if manifest.precision == "int8" else []
     assert list(manifest.programs) == ["encode", "append", "score", *many, "model"]
     for each in (two_block_graphs.manifest, manifest):
-        assert axes_of(each) <= {"batch", "length", "events", "biases", "k", "pool"}
+        assert axes_of(each) <= {"batch", "length", "events", "biases", "k", "pool", "items"}
 
 
 def slow_scan(graph: onnx.GraphProto) -> int:

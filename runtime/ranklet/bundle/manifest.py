@@ -19,11 +19,14 @@ from ranklet.files.atomic import atomic_write, sha256
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
-POPULARITY = "popularity.f32"
+POPULARITY, BIAS = "popularity.f32", "bias.f32"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
 SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
-PROGRAMS = (ENCODE, ENCODE_LONG, APPEND, SCORE, SCORE_MANY, MODEL)
+FIRST_BLOCK = "first_block"
+PROGRAMS = (ENCODE, ENCODE_LONG, APPEND, SCORE, SCORE_MANY, FIRST_BLOCK, MODEL)
 NEEDED = {ENCODE, APPEND, SCORE, MODEL}
+# What the first block makes of each item: outputs of first_block.onnx, and tables of encoders.
+FIRST_BLOCK_ROWS = ("queries", "keys", "values", "gates")
 ID_FILES = {"int64": ("items.i64",), "string": ("items.utf8", "items.ends.i64")}
 TITLE_FILES = ("titles.utf8", "titles.ends.i64")
 FILE_NAMES = frozenset(
@@ -31,7 +34,7 @@ FILE_NAMES = frozenset(
         *(f"{name}.onnx" for name in PROGRAMS),
         *(name for names in ID_FILES.values() for name in names),
         *TITLE_FILES,
-        *(WEIGHTS, POPULARITY, GOLDEN, CARD),
+        *(WEIGHTS, POPULARITY, BIAS, GOLDEN, CARD),
     }
 )
 OPTIONAL = {"exclude_seen"}  # keys that older bundles lack

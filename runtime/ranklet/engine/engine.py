@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.folder import Opened
+from ranklet.bundle.folder import Opened, read_bias
 from ranklet.bundle.manifest import (
     APPEND,
+    BIAS,
     ENCODE,
     ENCODE_LONG,
     NEVER,
@@ -84,6 +85,9 @@ class Engine:
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
         self.bias[0, 0] = self.bias[0, manifest.items + 1 :] = NEVER
+        with opened.unchanged(BIAS) as folder:
+            if (of_items := read_bias(folder, manifest)) is not None:
+                self.bias[0, 1 : manifest.items + 1] = of_items
         # A run that excludes items holds a bias of its own, which is large in a large catalogue.
         self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None
@@ -232,7 +236,7 @@ class Engine:
         )
         if bias is None:
             for row, items in enumerate(excluded):
-                own_bias[row, items] = 0
+                own_bias[row, items] = self.bias[0, items]
         elif own:
             own_bias[:] = self.bias
         else:
