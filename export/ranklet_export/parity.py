@@ -29,7 +29,7 @@ from ranklet.engine.state import State
 from ranklet.errors import ParityError
 from ranklet.time_gaps import BUCKETS
 from ranklet_training.model.attention import attention, local_attention, rotary, rotary_tables
-from ranklet_training.model.model import Block, SequenceModel
+from ranklet_training.model.model import SequenceModel
 from ranklet_training.runs.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
@@ -259,8 +259,8 @@ def _points(engine: Engine, longest: int) -> Iterator[tuple[int, int]]:
 
 def _check_first_block(check: _Check) -> None:
     """Compare what the first block makes of items, before attention, with the model."""
-    block = next(iter(check.model.each_block()))
-    assert isinstance(block, Block)
+    assert isinstance(check.model, SequenceModel)
+    block = next(check.model.each_block())
     with torch.no_grad():
         rows = check.table[:MOST_ROWS] * check.table.shape[1] ** 0.5
         normed = block.attention_norm(rows)
