@@ -20,6 +20,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     data = manifest.data
     settings = manifest.training["model"]
     size = sum(file.size for file in manifest.files.values()) / 1e6
+    known = "its items" if data.get("changes") else "the items that it was trained with"
     parts = [
         "# Model card",
         "",
@@ -31,6 +32,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         f"{size:.2f} MB.",
         f"* Data: {data['events']:,} events of {data['users']:,} users over {data['items']:,} "
         f"items, digest `{data['digest'][:16]}`.",
+        *_changes(data.get("changes", [])),
         *([f"* Times: in {unit} since 1970."] if (unit := ranker.time_unit) else []),
         f"* Split: {data['split']}.",
         f"* Defaults: {manifest.seen_text}.",
@@ -48,13 +50,25 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         "",
         "## Limits",
         "",
-        "* It knows only the items that it was trained with; other ids are skipped and counted.",
+        f"* It knows only {known}; other ids are skipped and counted.",
         "* A history without a known item is answered by popularity and flagged as cold.",
         "* It repeats the tastes and the gaps of its data; nothing else was measured.",
     ]
     if data.get("source"):
         parts += ["", "## Source and terms of the data", "", data["source"].strip()]
     return "\n".join(parts) + "\n"
+
+
+def _changes(changes: list[dict[str, Any]]) -> list[str]:
+    """Return a line on changes of the catalogue since the training."""
+    if not changes:
+        return []
+    kinds = ("added", "removed", "retitled")
+    counts = ", ".join(f"{sum(change[kind] for change in changes):,} {kind}" for kind in kinds)
+    return [
+        f"* Changed without training, last on {changes[-1]['when'][:10]}: {counts} items. The "
+        "figures of quality are those of the export, before these changes."
+    ]
 
 
 def _quality(manifest: Manifest) -> list[str]:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, describe_files, write_catalogue
-from ranklet.bundle.manifest import CARD, FILE_NAMES, FORMAT, GOLDEN, MANIFEST, Manifest, Precision
+from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Manifest, Precision
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine
-from ranklet.errors import BundleError, InputError, ParityError, PrecisionError, RunError
+from ranklet.errors import InputError, ParityError, PrecisionError, RunError
 from ranklet.files.atomic import atomic_folder, atomic_write
 from ranklet.ranker import Ranker
 from ranklet.serving import Serving
@@ -29,6 +29,7 @@ from ranklet_export.explanations import measure_explanations
 from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.parity import ParityReport, check_parity
+from ranklet_export.target import check_target
 from ranklet_training.judge.evaluate import SERVED
 from ranklet_training.model.model import ModelConfig, SequenceModel
 from ranklet_training.runs.checkpoint import Model, Questions, read_run
@@ -114,7 +115,7 @@ def export_bundle(run_path: Path, bundle: Path, settings: Settings = DEFAULT) ->
         BundleError: ``bundle`` exists and must not be replaced.
         ParityError: A graph differs from the model, or its precision costs too much.
     """
-    _check_target(bundle, settings)
+    check_target(bundle, replace=settings.replace)
     return _export(_read_source(run_path, settings.exclude_seen), bundle, settings)
 
 
@@ -131,7 +132,7 @@ def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> Exp
         InputError: The shape can't be used.
         BundleError, ParityError: As in ``export_bundle``.
     """
-    _check_target(bundle, settings)
+    check_target(bundle, replace=settings.replace)
     items, config = _read_shape(shape)
     torch.manual_seed(0)
     model = SequenceModel(config, items)
@@ -167,31 +168,6 @@ def _read_shape(shape: str) -> tuple[int, ModelConfig]:
     if not re.fullmatch(r"[0-9]{1,12}", items) or not 0 < int(items) <= MOST_ITEMS:
         raise InputError(f"a random bundle needs items=..., up to {MOST_ITEMS:,}; got {shape!r}")
     return int(items), configure({**values, "dropout": 0.0}).model
-
-
-def _check_target(bundle: Path, settings: Settings) -> None:
-    try:
-        str(bundle.resolve()).encode()
-    except UnicodeEncodeError as error:
-        raise BundleError(
-            f"{bundle.resolve()} is not UTF-8, which onnx needs: rename it"
-        ) from error
-    if not bundle.exists():
-        return
-    if not settings.replace:
-        raise BundleError(f"{bundle} exists: choose another folder, or replace it (--replace)")
-    try:
-        manifest = json.loads((bundle / MANIFEST).read_bytes())
-        is_bundle = {"format", "files", "items"} <= set(manifest)
-        parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        is_bundle = False
-    if not is_bundle:
-        raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
-    if strange := sorted({path.name for path in bundle.iterdir()} - parts):
-        raise BundleError(
-            f"{bundle} is not replaced: it holds {strange[0]!r}, which is no part of a bundle"
-        )
 
 
 def _read_source(path: Path, exclude_seen: bool | None) -> Source:

@@ -2,6 +2,7 @@
 
 encode, encode_long, append     events -> user vectors (``encoders``)
 encode_rows                     the same of given rows (``rows``)
+first_block                     rows of the item table -> rows of the first block (``encoders``)
 score, score_many               user vectors -> items (``scorer``)
 model                           histories -> items, for any onnxruntime (``single``)
 """
@@ -19,6 +20,7 @@ from ranklet.bundle.manifest import (
     ENCODE,
     ENCODE_LONG,
     ENCODE_ROWS,
+    FIRST_BLOCK,
     MODEL,
     SCORE,
     SCORE_MANY,
@@ -30,13 +32,19 @@ from ranklet.bundle.manifest import (
     Table,
     Tensor,
 )
-from ranklet_export.encoders import AppendEncoder, HistoryEncoder, LongHistoryEncoder, long_from
+from ranklet_export.encoders import (
+    AppendEncoder,
+    FirstBlock,
+    HistoryEncoder,
+    LongHistoryEncoder,
+    long_from,
+)
 from ranklet_export.layers import ServedModel
 from ranklet_export.rows import RowsEncoder
 from ranklet_export.scorer import Scorer, can_score_many, quantize
 from ranklet_export.single import OPSET as PLAIN_OPSET
 from ranklet_export.single import write_model
-from ranklet_export.writer import GraphWriter, WeightFile, offset_of
+from ranklet_export.writer import GraphWriter, WeightFile, offset_of, scanned_bytes
 from ranklet_training.runs.checkpoint import Model
 
 OPSET = 23  # from here on attention, rotary positions and the norm of a user are one node each
@@ -52,13 +60,15 @@ PURPOSES = {
     APPEND: "the user vector after one more event, which is put into the state in place",
     SCORE: "the best items for user vectors",
     SCORE_MANY: "the same for many users",
+    FIRST_BLOCK: "what the first block makes of rows of the item table",
     MODEL: "the best items for histories of any length, in standard operators alone",
 }
-ENCODERS: dict[str, type[HistoryEncoder | AppendEncoder]] = {
+ENCODERS: dict[str, type[HistoryEncoder | AppendEncoder | FirstBlock]] = {
     ENCODE: HistoryEncoder,
     ENCODE_LONG: LongHistoryEncoder,
     ENCODE_ROWS: RowsEncoder,
     APPEND: AppendEncoder,
+    FIRST_BLOCK: FirstBlock,
 }
 
 
@@ -96,7 +106,8 @@ def export_graphs(
         weights = WeightFile(file)
         for name in PURPOSES:
             writer = GraphWriter(weights)
-            if name in ENCODERS and (name != ENCODE_LONG or long_from(served)):
+            is_used = {ENCODE_LONG: long_from(served), FIRST_BLOCK: served.sees_items_alone}
+            if name in ENCODERS and is_used.get(name, True):
                 ENCODERS[name](writer, served, dtype).write()
             elif name == SCORE or (name == SCORE_MANY and codes and can_score_many(codes)):
                 Scorer(writer, served.table, precision, many=name == SCORE_MANY).write(codes)
@@ -137,7 +148,7 @@ def _program(name: str, writer: GraphWriter, served: ServedModel) -> Program:
         outputs=[_tensor(value) for value in writer.graph.output],
         lengths=lengths.get(name, []),
         least_users=MANY_USERS if name == SCORE_MANY else 1,
-        scanned_bytes=writer.scanned_bytes(),
+        scanned_bytes=scanned_bytes(writer.graph),
     )
 
 

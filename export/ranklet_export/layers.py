@@ -12,23 +12,18 @@
   over 200 events: 202 us, and 90 without). See ``hidden_score``.
 """
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ranklet.bundle.manifest import NEVER
+from ranklet.bundle.manifest import FIRST_BLOCK_ROWS, NEVER
+from ranklet_export.hidden import hidden_score
 from ranklet_training.model.model import Block, SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
 Floats = NDArray[np.float32]
-# All hidden events together weigh at most exp(-17) = 4e-8 of a visible one: below float32.
-HIDDEN_BELOW = 17
-# From exp(-87) on exponentials are denormal; scores of trained models spread over some 15.
-LOWEST_SCORE = -70
 ROWS_AT_ONCE = 1 << 16
 
 
@@ -78,14 +73,21 @@ class ServedModel:
         self.table: Floats = table.numpy()
         self.key_values = [served_key_value(block) for block in self.blocks]
         self.hidden: list[float] = [NEVER] * len(self.blocks)
-        if self.blocks and not model.config.time_gaps:  # the first one sees items alone
-            self.hidden[0] = hidden_score(self.blocks[0], table, self.max_length) or NEVER
+        if self.sees_items_alone:
+            parts = map(self._first_block, torch.split(table, ROWS_AT_ONCE))
+            queries_keys = ((rows["queries"], rows["keys"]) for rows in parts)
+            self.hidden[0] = hidden_score(queries_keys, self.heads, self.max_length)
             if with_rows:
                 self.rows = self._first_block(table)
         if self.last is not None:
             self.query, self.output = one_query_layers(self.last, self.heads)
         if isinstance(model, SequenceModel) and self.last is not None:
             self.bias = model.bias(self.max_length).numpy()
+
+    @property
+    def sees_items_alone(self) -> bool:
+        """Return whether the first block sees items alone, and the last block is another one."""
+        return bool(self.blocks) and not self.config.time_gaps
 
     @property
     def window(self) -> int:
@@ -96,11 +98,11 @@ class ServedModel:
     def _first_block(self, table: Tensor) -> dict[str, Floats]:
         block, key_value = self.blocks[0], self.key_values[0]
         normed = block.attention_norm(table)
-        key, value = key_value(normed).chunk(2, dim=-1)
-        rows = {"queries": block.query(normed), "keys": key, "values": value}
+        parts = [block.query(normed), *key_value(normed).chunk(2, dim=-1)]
         if block.attention_gate is not None:
-            rows["gates"] = block.attention_gate(table).sigmoid()
-        return {name: part.contiguous().numpy() for name, part in rows.items()}
+            parts.append(block.attention_gate(table).sigmoid())
+        pairs = zip(FIRST_BLOCK_ROWS, parts, strict=False)
+        return {name: part.contiguous().numpy() for name, part in pairs}
 
 
 def served_key_value(block: Block) -> nn.Linear:
@@ -138,34 +140,3 @@ def one_query_layers(source: Block | SeedModel, heads: int) -> tuple[nn.Linear, 
         after.weight.copy_(torch.cat(gives, dim=1))
         after.bias.copy_(output[0] @ key_value[1].chunk(2)[1] + output[1])
     return before.requires_grad_(requires_grad=False), after.requires_grad_(requires_grad=False)
-
-
-def hidden_score(block: Block, table: Tensor, events: int) -> float | None:
-    """Return the score that hides an event from the first block, None if none is high enough.
-
-    An event always sees itself, so a hidden one weighs at most exp(``hidden_score`` + gap) of what
-    it sees, where the gap is between the two scores, and fewer than ``events`` are hidden. Rotation
-    keeps lengths, and turns an event and itself alike:
-    score(i, j) - score(i, i) <= (|q_i| max |k| - <q_i, k_i>) / sqrt(d). What hidden events add is
-    their weight times their values, which are taken to be as large as those of the others.
-
-    Args:
-        block: The first block.
-        table: Its inputs of all items, (items + 1, D).
-        events: The most events of a history, padding included.
-    """
-
-    def parts(rows: Tensor) -> tuple[Tensor, Tensor]:
-        normed = block.attention_norm(rows)
-        key = block.key_value(normed).chunk(2, dim=-1)[0]
-        shape = (len(rows), block.heads, -1)
-        return block.query(normed).view(shape), key.reshape(shape)  # (N, H, d)
-
-    chunks = torch.split(table, ROWS_AT_ONCE)
-    longest = torch.stack([parts(rows)[1].norm(dim=-1).amax(dim=0) for rows in chunks]).amax(dim=0)
-    gap = 0.0
-    for query, key in map(parts, chunks):
-        gaps = query.norm(dim=-1) * longest - (query * key).sum(dim=-1)
-        gap = max(gap, float(gaps.max()) / query.shape[-1] ** 0.5)
-    score = -math.ceil(gap + HIDDEN_BELOW + math.log(events))
-    return float(score) if score >= LOWEST_SCORE else None

@@ -18,6 +18,8 @@ from ranklet.bundle.manifest import (
     APPEND,
     ENCODE_LONG,
     ENCODE_ROWS,
+    FIRST_BLOCK,
+    FIRST_BLOCK_ROWS,
     MODEL,
     SCORE_MANY,
     Precision,
@@ -38,6 +40,7 @@ SCORE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "int8": 1e-4, "int4": 1
 TOP = 10
 LARGEST_POOL = 1 << 16  # of scores by codes: with it the best items are never left out
 APPENDED = 10  # events past the end of the window
+MOST_ROWS = 1024  # of the item table, for which the first block is compared
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,8 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
     whole = random.integers(1, items + 1, (2, longest + APPENDED))
     since = random.integers(0, BUCKETS, whole.shape)
     check.appended(_Point(whole, since, random.integers(0, BUCKETS, 2)))
+    if FIRST_BLOCK in engine.manifest.programs:
+        _check_first_block(check)
     _check_model(check, random)
     return ParityReport(check.points, check.difference)
 
@@ -273,6 +278,26 @@ def _points(engine: Engine, longest: int) -> Iterator[tuple[int, int]]:
         lengths |= {begin - 1, begin, begin + 1, begin + 16}
     for length in sorted(lengths & {*range(1, longest + 1)}):
         yield from ((1, length), (many, length))
+
+
+def _check_first_block(check: _Check) -> None:
+    """Compare what the first block makes of items, before attention, with the model."""
+    assert isinstance(check.model, SequenceModel)
+    block = next(check.model.each_block())
+    with torch.no_grad():
+        rows = check.table[:MOST_ROWS] * check.table.shape[1] ** 0.5
+        normed = block.attention_norm(rows)
+        key, value = block.key_value(normed).chunk(2, dim=-1)
+        # Weights add up to 1: with one head, values go through the output layer first.
+        expected = [block.query(normed), key, block.output(value) if block.heads == 1 else value]
+        if block.attention_gate is not None:
+            expected.append(block.attention_gate(rows).sigmoid())
+    found = check.engine.programs.session(FIRST_BLOCK).run(None, {"rows": rows.numpy()})
+    for name, part, right in zip(FIRST_BLOCK_ROWS, found, expected, strict=False):
+        off = float(np.abs(part - right.numpy()).max())
+        if not off <= check.tolerance * max(1.0, float(right.abs().max())):
+            raise ParityError(f"{FIRST_BLOCK}: {name} differ by {off:.2e} from the torch model")
+    check.points.append(f"{FIRST_BLOCK}: {len(rows)} items")
 
 
 def _check_model(check: _Check, random: np.random.Generator) -> None:

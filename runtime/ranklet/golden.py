@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.answer import Ranking
-from ranklet.bundle.manifest import GOLDEN, MODEL, SCORE_MANY, Manifest
+from ranklet.bundle.manifest import GOLDEN, MODEL, NEVER, SCORE_MANY, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine, History
 from ranklet.engine.programs import Programs
@@ -78,7 +78,8 @@ def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:
     if not engine.has_codes:
         return
     manifest = engine.manifest
-    pool, many = min(manifest.pool.minimum, manifest.items), manifest.programs.get(SCORE_MANY)
+    ranked = int(np.count_nonzero(engine.bias > NEVER / 2))
+    pool, many = min(manifest.pool.minimum, ranked), manifest.programs.get(SCORE_MANY)
     for history in histories:
         user = engine.encode([History(history)])
         for batch in {1, many.least_users if many else 1}:

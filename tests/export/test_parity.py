@@ -18,8 +18,11 @@ from ranklet_training.runs.checkpoint import Run
 
 Graph = onnx.GraphProto
 Change = Callable[[NDArray[Any]], None]
-OFF = "scores differ by|users differ by|codes miss scores by|an item that does not exist|" + (
-    r"\w+ of the state differs by"
+OFF = "|".join(
+    (
+        *("scores differ by", "users differ by", "(queries|keys|values) differ by"),
+        *("codes miss scores by", "an item that does not exist", r"\w+ of the state differs by"),
+    )
 )
 # What the message must name, of each program.
 WHERE = {
@@ -27,6 +30,7 @@ WHERE = {
     "encode_long": r"^batch \d, length (6[4-9]|70): ",
     "encode_rows": r"^encode_rows: batch \d, length \d+: ",
     "append": r"^append: (batch 2, length \d+: )?",
+    "first_block": "^first_block: ",
     "score": r"^batch 1, length \d+: ",
     "score_many": r"^batch 8, length \d+: ",
     "model": r"^model: batch \d, length \d+: ",

@@ -20,7 +20,7 @@ from ranklet.bundle.manifest import (
 )
 from ranklet.engine import programs
 
-FILES = sorted(FILE_NAMES - {"encode_long.onnx", "items.i64"})
+FILES = sorted(FILE_NAMES - {"encode_long.onnx", "items.i64", "bias.f32"})
 GONE = object()
 NEEDED = ["encode", "append", "score", "model"]
 LISTED = sorted({*FILES} - {"README.md", "titles.utf8"})

@@ -6,6 +6,7 @@
     titles.utf8 + titles.ends.i64   names for people, optional
     popularity.f32                  share of the training events of each item
     attributes.bin                  categories and numbers of each item, optional
+    bias.f32                        added to the score of each item, optional; -3e38: never ranked
 
 Arrays are raw and little-endian: their names say the type, the manifest the number of items.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.manifest import FILE_NAMES, POPULARITY, File, Manifest
+from ranklet.bundle.manifest import BIAS, FILE_NAMES, NEVER, POPULARITY, File, Manifest
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.errors import BundleError
 from ranklet.files.atomic import sha256
@@ -130,6 +131,16 @@ def read_popularity(
     if not np.isfinite(shares).all():
         raise BundleError(f"{folder / name} holds NaN or infinity")
     return shares
+
+
+def read_bias(folder: Path, manifest: Manifest) -> NDArray[np.float32] | None:
+    """Read what is added to the score of each item, (items,), None where nothing is."""
+    if BIAS not in manifest.files:
+        return None
+    bias = _read_array(folder / BIAS, "<f4", manifest.items).astype(np.float32)
+    if not (np.abs(bias) <= -np.float32(NEVER)).all():
+        raise BundleError(f"{folder / BIAS} holds NaN, infinity or numbers beyond {NEVER}")
+    return bias
 
 
 def map_table(folder: Path, manifest: Manifest) -> NDArray[np.floating]:

@@ -20,12 +20,18 @@ from ranklet.files.atomic import atomic_write, sha256
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
-POPULARITY, TRENDING, ATTRIBUTES = "popularity.f32", "trending.f32", "attributes.bin"
+POPULARITY, TRENDING, BIAS = "popularity.f32", "trending.f32", "bias.f32"
+ATTRIBUTES = "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
 SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
-ENCODE_ROWS, ITEM = "encode_rows", "item"
-PROGRAMS = (ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, SCORE, SCORE_MANY, ITEM, MODEL)
+ENCODE_ROWS, FIRST_BLOCK, ITEM = "encode_rows", "first_block", "item"
+PROGRAMS = (
+    *(ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, SCORE, SCORE_MANY),
+    *(FIRST_BLOCK, ITEM, MODEL),
+)
 NEEDED = {ENCODE, APPEND, SCORE, MODEL}
+# What the first block makes of each item: outputs of first_block.onnx, and tables of encoders.
+FIRST_BLOCK_ROWS = ("queries", "keys", "values", "gates")
 ID_FILES = {"int64": ("items.i64",), "string": ("items.utf8", "items.ends.i64")}
 TITLE_FILES = ("titles.utf8", "titles.ends.i64")
 FILE_NAMES = frozenset(
@@ -33,7 +39,7 @@ FILE_NAMES = frozenset(
         *(f"{name}.onnx" for name in PROGRAMS),
         *(name for names in ID_FILES.values() for name in names),
         *TITLE_FILES,
-        *(WEIGHTS, POPULARITY, TRENDING, ATTRIBUTES, GOLDEN, CARD),
+        *(WEIGHTS, POPULARITY, TRENDING, BIAS, ATTRIBUTES, GOLDEN, CARD),
     }
 )
 # Keys that older bundles lack.

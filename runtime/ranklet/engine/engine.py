@@ -11,9 +11,10 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.folder import Opened
+from ranklet.bundle.folder import Opened, read_bias
 from ranklet.bundle.manifest import (
     APPEND,
+    BIAS,
     ENCODE,
     ENCODE_LONG,
     ENCODE_ROWS,
@@ -91,6 +92,11 @@ class Engine:
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
         self.bias[0, 0] = self.bias[0, manifest.items + 1 :] = NEVER
+        with opened.unchanged(BIAS) as folder:
+            if (of_items := read_bias(folder, manifest)) is not None:
+                self.bias[0, 1 : manifest.items + 1] = of_items
+        opened_bias = self.bias[self.bias > NEVER / 2]
+        self._has_boosts = bool(opened_bias.any())
         # A run that excludes items holds a bias of its own, which is large in a large catalogue.
         self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None
@@ -260,7 +266,8 @@ class Engine:
         batch, own = len(users), bool(excluded or demoted)
         base = self.bias if bias is None else bias
         # The graphs of codes add the bias while they choose the pool, and not when they re-score.
-        adds_bias = self.has_codes and (has_boosts or bool(demoted))
+        has_boosts |= bool(demoted) or (base is self.bias and self._has_boosts)
+        adds_bias = self.has_codes and has_boosts
         best_of = pool if adds_bias else k
         idle = self._runs.idle(("score", batch, best_of, pool, own))
         try:
