@@ -12,11 +12,10 @@ A field is an attribute; the weights of a field have length 1, and a field witho
 Code 0 is no feature. What a field learned from its catalogue lies in attributes.bin.
 """
 
-import math
 import re
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from ranklet import attribute_values as read
 from ranklet.attributes import Arrays, Attributes, Categories, Numbers
-from ranklet.bundle.manifest import ITEM
+from ranklet.bundle.manifest import ITEM, LEARNED
 from ranklet.engine.engine import Engine, Floats
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import BundleError, InputError
@@ -36,7 +35,10 @@ FEWEST = 2  # items that have a category, for it to be a feature
 QUANTILES = 20
 AT_ONCE = 64  # items of a run of item.onnx: its arrays stay in the caches
 
-Pairs = tuple[Sequence[int], Sequence[float]]  # codes from 0 and weights of a field
+SMALLEST = 1e-12  # length of a vector that is not zero
+
+# Items from 0, codes of an attribute from 0, and their weights.
+Triples = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 Cells = Mapping[str, Sequence[object]]  # columns of a table
 
 
@@ -48,14 +50,13 @@ class Ragged(NamedTuple):
     ends: NDArray[np.int64]
 
 
-def words(text: str, *, is_title: bool) -> Iterable[str]:
-    """Yield the words of a text, and of a title their parts."""
-    for word in WORD.findall(text.lower())[:MOST_WORDS]:
-        yield word
-        if is_title:
-            whole = f"<{word}>"
-            for size in GRAMS:
-                yield from (whole[at : at + size] for at in range(len(whole) - size + 1))
+@lru_cache(maxsize=1 << 16)
+def _buckets_of(word: str, *, is_title: bool) -> tuple[int, ...]:
+    """Return the buckets of a word, and in a title those of its parts."""
+    whole, parts = f"<{word}>", [word]
+    for size in GRAMS if is_title else ():
+        parts += [whole[at : at + size] for at in range(len(whole) - size + 1)]
+    return tuple(zlib.crc32(part.encode()) % BUCKETS for part in parts)
 
 
 class ItemFeatures:
@@ -63,12 +64,13 @@ class ItemFeatures:
 
     def __init__(self, attributes: Attributes) -> None:
         """Use attributes whose features were learned, see ``learn``."""
-        self._fields = list[tuple[str, Callable[[object, str], Pairs], int]]()
+        self._attributes = attributes
+        self._first = dict[str, int]()  # code of each attribute
         self.count = 1  # of codes
-        for name in attributes.kinds:
-            read_cell, size = _FIELDS[attributes.kinds[name]](attributes, name)
-            self._fields.append((name, read_cell, self.count))
-            self.count += size
+        for name, kind in attributes.kinds.items():
+            array = attributes.features[name][LEARNED[kind][0]]
+            self._first[name] = self.count
+            self.count += len(array) + (kind == "number")  # edges lie between the buckets
 
     def encode(self, columns: Cells, count: int) -> Ragged:
         """Return the codes and weights of ``count`` items; columns that are absent have no value.
@@ -76,21 +78,18 @@ class ItemFeatures:
         Raises:
             InputError: A value is not of the kind of its attribute.
         """
-        codes, weights = [list[int]() for _ in range(count)], [list[float]() for _ in range(count)]
-        for name, read_cell, first in self._fields:
-            if name not in columns:
-                continue
-            for row, cell in enumerate(read.column(columns[name], name, count)):
-                own, values = read_cell(cell, f"{name}[{row}]")
-                length = sum(value * value for value in values) ** 0.5
-                if length:
-                    codes[row] += [first + code for code in own]
-                    weights[row] += [value / length for value in values]
-        return Ragged(
-            np.array([code for row in codes for code in row], dtype=np.int64),
-            np.array([value for row in weights for value in row], dtype=np.float32),
-            np.cumsum([len(row) for row in codes], dtype=np.int64),
-        )
+        triples = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+        for name, kind in self._attributes.kinds.items():
+            if name in columns:
+                cells = read.column(columns[name], name, count)
+                items, codes, weights = _ENCODERS[kind](self._attributes, name, cells)
+                lengths = np.bincount(items, weights**2, minlength=count)
+                lengths = np.sqrt(np.maximum(lengths, SMALLEST))
+                triples.append((items, codes + self._first[name], weights / lengths[items]))
+        items, codes, weights = (np.concatenate(parts) for parts in zip(*triples, strict=True))
+        order = np.argsort(items, kind="stable")
+        ends = np.cumsum(np.bincount(items, minlength=count), dtype=np.int64)
+        return Ragged(codes[order], weights[order].astype(np.float32), ends)
 
 
 def learn(attributes: Attributes, columns: Cells) -> Attributes:
@@ -98,7 +97,7 @@ def learn(attributes: Attributes, columns: Cells) -> Attributes:
 
     Args:
         attributes: Of all items.
-        columns: Texts and vectors of the items, which attributes do not keep.
+        columns: Texts and vectors of the items or of some, which attributes do not keep.
 
     Raises:
         InputError: A value is not of the kind of its attribute.
@@ -121,101 +120,95 @@ def _learn_column(column: Categories | Numbers) -> Arrays:
         return {"seen": seen.astype(np.int32)}
     numbers = column.numbers[~np.isnan(column.numbers)]
     shares = np.arange(1, QUANTILES) / QUANTILES
-    edges = np.quantile(numbers, shares) if len(numbers) else np.zeros(0)
-    return {"edges": np.unique(edges)}
+    return {"edges": np.unique(np.quantile(numbers, shares)) if len(numbers) else np.zeros(0)}
 
 
 def _learn_text(name: str, cells: Sequence[object]) -> Arrays:
-    items = Counter[int]()  # that have a bucket
-    count = 0
-    for row, cell in enumerate(cells):
-        found = _buckets(read.text(cell, f"{name}[{row}]"), is_title=name == TITLE)
-        items.update(found.keys())
-        count += bool(found)
-    buckets = np.array(sorted(items), dtype=np.int32)
-    having = np.array([items[bucket] for bucket in buckets.tolist()])
-    return {"buckets": buckets, "idf": np.log((1 + count) / having).astype(np.float32)}
+    items, buckets, _ = _count_words(name, cells)
+    having = np.bincount(buckets, minlength=BUCKETS)  # items that have a bucket
+    used = np.flatnonzero(having)
+    idf = np.log((1 + len(np.unique(items))) / having[used])
+    return {"buckets": used.astype(np.int32), "idf": idf.astype(np.float32)}
 
 
 def _learn_vector(name: str, cells: Sequence[object]) -> Arrays:
     first = next((cell for cell in cells if not read.is_missing(cell)), ())
-    width = len(np.atleast_1d(np.asarray(first)))
-    total = np.zeros(width)
+    _, units = _units(name, cells, len(np.atleast_1d(np.asarray(first))))
+    return {"mean": units.sum(axis=0) / max(1, len(units))}
+
+
+def _count_words(name: str, cells: Sequence[object]) -> Triples:
+    """Return the items, the buckets of their words, and how often each occurs."""
+    found, lengths, is_title = list[int](), list[int](), name == TITLE
     for row, cell in enumerate(cells):
-        total += _unit(read.vector(cell, f"{name}[{row}]", width))
-    return {"mean": (total / max(1, len(cells))).astype(np.float32)}
+        before = len(found)
+        for word in WORD.findall(read.text(cell, f"{name}[{row}]").lower())[:MOST_WORDS]:
+            found += _buckets_of(word, is_title=is_title)
+        lengths.append(len(found) - before)
+    keys = np.repeat(np.arange(len(cells)), lengths) * BUCKETS + np.array(found, dtype=np.int64)
+    keys, counts = np.unique(keys, return_counts=True)
+    return keys // BUCKETS, keys % BUCKETS, counts.astype(np.float64)
 
 
-def _buckets(text: str, *, is_title: bool) -> Counter[int]:
-    """Return how often the words of each bucket occur."""
-    return Counter(zlib.crc32(word.encode()) % BUCKETS for word in words(text, is_title=is_title))
+def _units(name: str, cells: Sequence[object], width: int) -> tuple[NDArray[np.int64], Floats]:
+    """Return the items that have a vector, and the vectors at length 1."""
+    items = [row for row, cell in enumerate(cells) if not read.is_missing(cell)]
+    vectors = [read.vector(cells[row], f"{name}[{row}]", width) for row in items]
+    array = np.array(vectors, dtype=np.float32).reshape(-1, width)
+    lengths = np.maximum(np.linalg.norm(array, axis=1, keepdims=True), SMALLEST)
+    return np.array(items, dtype=np.int64), array / lengths
 
 
-def _unit(vector: Floats) -> Floats:
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
-
-
-# For each kind, the function that makes pairs of a cell, and the number of its codes.
-_Field = tuple[Callable[[object, str], Pairs], int]
-
-
-def _category_field(attributes: Attributes, name: str) -> _Field:
+def _encode_categories(attributes: Attributes, name: str, cells: Sequence[object]) -> Triples:
     column = attributes.column(name)
     assert isinstance(column, Categories)
     seen = attributes.features[name]["seen"].tolist()
     place_of = {code: place for place, code in enumerate(seen)}
-    of_cell = read.categories if column.kind == "categories" else read.single_category
+    pairs = [
+        (row, place)
+        for row, cell in enumerate(cells)
+        for value in column.read(cell, f"{name}[{row}]")
+        if (code := column.code(value)) is not None and (place := place_of.get(code)) is not None
+    ]
+    items, places = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return items, places, np.ones(len(items))
 
-    def pairs(cell: object, where: str) -> Pairs:
-        codes = [column.code(value) for value in of_cell(cell, where)]
-        places = [place_of[code] for code in codes if code in place_of]
-        return places, [1.0] * len(places)
 
-    return pairs, len(seen)
-
-
-def _number_field(attributes: Attributes, name: str) -> _Field:
+def _encode_numbers(attributes: Attributes, name: str, cells: Sequence[object]) -> Triples:
+    numbers = np.array([read.number(cell, f"{name}[{row}]") for row, cell in enumerate(cells)])
+    items = np.flatnonzero(~np.isnan(numbers))
     edges = attributes.features[name]["edges"]
-
-    def pairs(cell: object, where: str) -> Pairs:
-        value = read.number(cell, where)
-        if np.isnan(value):
-            return (), ()
-        return [int(np.searchsorted(edges, value, side="right"))], [1.0]
-
-    return pairs, len(edges) + 1
+    return items, np.searchsorted(edges, numbers[items], side="right"), np.ones(len(items))
 
 
-def _text_field(attributes: Attributes, name: str) -> _Field:
-    arrays = attributes.features[name]
-    place_of = {bucket: place for place, bucket in enumerate(arrays["buckets"].tolist())}
-    idf = arrays["idf"].tolist()
-
-    def pairs(cell: object, where: str) -> Pairs:
-        found = _buckets(read.text(cell, where), is_title=name == TITLE)
-        counts = {place_of[bucket]: n for bucket, n in found.items() if bucket in place_of}
-        return list(counts), [(1 + math.log(n)) * idf[place] for place, n in counts.items()]
-
-    return pairs, len(idf)
+def _encode_text(attributes: Attributes, name: str, cells: Sequence[object]) -> Triples:
+    items, buckets, counts = _count_words(name, cells)
+    used, idf = (attributes.features[name][key] for key in LEARNED["text"])
+    place_of = np.full(BUCKETS, -1)
+    place_of[used] = np.arange(len(used))
+    places = place_of[buckets]
+    known = places >= 0
+    places = places[known]
+    return items[known], places, (1 + np.log(counts[known])) * idf[places]
 
 
-def _vector_field(attributes: Attributes, name: str) -> _Field:
+def _encode_vectors(attributes: Attributes, name: str, cells: Sequence[object]) -> Triples:
     mean = attributes.features[name]["mean"]
+    items, units = _units(name, cells, len(mean))
+    centred = units - mean
+    return (
+        np.repeat(items, len(mean)),
+        np.tile(np.arange(len(mean)), len(items)),
+        centred.astype(np.float64).ravel(),
+    )
 
-    def pairs(cell: object, where: str) -> Pairs:
-        if read.is_missing(cell):
-            return (), ()
-        return range(len(mean)), (_unit(read.vector(cell, where, len(mean))) - mean).tolist()
 
-    return pairs, len(mean)
-
-
-_FIELDS: dict[str, Callable[[Attributes, str], _Field]] = {
-    "category": _category_field,
-    "categories": _category_field,
-    "number": _number_field,
-    "text": _text_field,
-    "vector": _vector_field,
+_ENCODERS: dict[str, Callable[[Attributes, str, Sequence[object]], Triples]] = {
+    "category": _encode_categories,
+    "categories": _encode_categories,
+    "number": _encode_numbers,
+    "text": _encode_text,
+    "vector": _encode_vectors,
 }
 
 

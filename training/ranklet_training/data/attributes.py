@@ -15,7 +15,7 @@ import polars as pl
 
 from ranklet.attribute_values import BETWEEN
 from ranklet.attributes import Attributes
-from ranklet.bundle.manifest import Kind
+from ranklet.bundle.manifest import FILTERABLE, Kind
 from ranklet.errors import DataError, InputError
 from ranklet.item_features import TITLE, learn
 from ranklet.values import show
@@ -26,6 +26,7 @@ Kinds = dict[str, Kind]
 COUNTED = ("item_id", "training_events")  # columns of a run that are no attributes
 FEW_VALUES, FEW_SHARE = 100, 0.1  # whole numbers of up to 100 values, or a tenth of the items
 FEW_WORDS = 4  # on average; from here on a column holds text
+MOST_LEARNED = 50_000  # items of which words are counted: some seconds
 NONE = "none"  # the kind of a column that is not used
 
 
@@ -79,17 +80,21 @@ def describe_attributes(items: pl.DataFrame, kinds: Mapping[str, str]) -> str:
 
 
 def read_attributes(items: pl.DataFrame, kinds: Kinds) -> Attributes:
-    """Return the attributes of an item frame, whose rows are in index order, and their features.
+    """Return the attributes of the catalogue of a run, and what new items need of them.
+
+    Words are learned from the ``MOST_LEARNED`` items with the most training events.
 
     Raises:
         DataError: A value is not of the kind of its column.
     """
-    columns = {name: cells(items[name]) for name in kinds}
+    some = items
+    if len(items) > MOST_LEARNED:
+        some = items.top_k(MOST_LEARNED, by="training_events")
     try:
-        attributes = Attributes.empty(kinds)
-        return learn(
-            attributes.with_items(columns, np.arange(1, len(items) + 1), len(items)), columns
-        )
+        columns = {name: cells(items[name]) for name in kinds if kinds[name] in FILTERABLE}
+        places = np.arange(1, len(items) + 1)
+        attributes = Attributes.empty(kinds).with_items(columns, places, len(items))
+        return learn(attributes, {name: cells(some[name]) for name in kinds})
     except InputError as error:
         raise DataError(f"attribute {error}: choose another kind (--attributes)") from error
 

@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ranklet.attributes import Attributes
 from ranklet.errors import DataError
-from ranklet.item_features import ItemFeatures
+from ranklet.item_features import ItemFeatures, Ragged
 from ranklet.values import show
 from ranklet_training.data.attributes import Kinds, cells, read_attributes
 from ranklet_training.data.tables import listed
@@ -42,11 +43,16 @@ def build_features(items: pl.DataFrame, kinds: Kinds, names: Sequence[str]) -> F
                 f"feature column {show(name)} is no attribute of the items; choose its kind, as in "
                 f"--attributes {name}:category"
             )
-    attributes = read_attributes(items, {name: kinds[name] for name in names})
+    attributes, (codes, weights, ends) = read_features(items, {name: kinds[name] for name in names})
     features = ItemFeatures(attributes)
     for name in names:
-        column = cells(items[name])
-        if not len(features.encode({name: column}, len(items)).codes):
+        if not len(features.encode({name: cells(items[name])}, len(items)).codes):
             raise DataError(f"feature column {show(name)} holds no value that two items share")
-    codes, weights, ends = features.encode({n: cells(items[n]) for n in names}, len(items))
     return Features(features.count, codes, weights, np.concatenate([[0, 0], ends[:-1]]))
+
+
+def read_features(items: pl.DataFrame, kinds: Kinds) -> tuple[Attributes, Ragged]:
+    """Return the attributes of an item frame, and its codes and weights by all of them."""
+    attributes = read_attributes(items, kinds)
+    columns = {name: cells(items[name]) for name in kinds}
+    return attributes, ItemFeatures(attributes).encode(columns, len(items))

@@ -163,6 +163,7 @@ def _facts_of(earlier: Run | None) -> dict[str, Any]:
     return {
         "earlier": {**facts, "epochs": _epochs(earlier)},
         "seen": earlier.data.get("seen", {}),
+        "new_items": earlier.data.get("new_items", {}),
     }
 
 
