@@ -227,16 +227,10 @@ class Answers:
     ) -> list[Ranking]:
         """Rank the catalogue for users; ``left`` is as of ``_left``, the same for all."""
         tops = self._best(users, requests, question, question.depth, left)
-        rankings = []
-        for row, (request, top) in enumerate(zip(requests, tops, strict=True)):
-            user = users[row : row + 1]
-
-            def deeper(depth: int, user: Floats = user, request: Request = request) -> Top:
-                left = self._left(request, question, depth)
-                return self._best(user, (request,), question, depth, left)[0]
-
-            rankings.append(self._answer(request, question, top, deeper, user))
-        return rankings
+        return [
+            self._answer(request, question, top, users[row])
+            for row, (request, top) in enumerate(zip(requests, tops, strict=True))
+        ]
 
     def _rank_candidates(self, user: Floats, request: Request, question: Question) -> Ranking:
         """Rank candidates by their rows for a user, (1, D)."""
@@ -250,45 +244,51 @@ class Answers:
             scores[np.isin(items, request.demoted)] -= question.penalty
         order = np.lexsort((catalogue.ties(items), -scores))
         top = Top(items[order], scores[order], None, is_all=True)
-        return self._answer(request, question, top, None, user)
+        return self._answer(request, question, top, user[0])
 
     def _rank_popular(self, request: Request, question: Question) -> Ranking:
         """Rank by popularity: for a cold user, or where no item is left."""
         top = self._most_popular(request, question, question.depth)
-        return self._answer(
-            request, question, top, lambda depth: self._most_popular(request, question, depth)
-        )
+        return self._answer(request, question, top, None)
 
     def _answer(
-        self,
-        request: Request,
-        question: Question,
-        top: Top,
-        deeper: Callable[[int], Top] | None,
-        user: Floats | None = None,
+        self, request: Request, question: Question, top: Top, user: Floats | None
     ) -> Ranking:
-        """Return what a question cuts from the best items, of which ``deeper`` returns more."""
-        items, scores = top.items, top.scores
-        is_cold, last = request.history is None and user is None, -1
+        """Return what a question cuts from the best items for a user, (D,); None: by popularity."""
+        catalogue, items, scores, last = self.catalogue, top.items, top.scores, -1
+        is_cold = request.history is None and user is None
         if question.is_cut:
             depth = question.depth
-            while (places := question.choose(self.catalogue, top, is_cold=is_cold)) is None:
-                assert deeper is not None
+            while (places := question.choose(catalogue, top, is_cold=is_cold)) is None:
                 depth *= DEEPER
-                top = deeper(depth)
+                top = self._deeper(request, question, depth, user)
             items, scores = top.items[places], top.scores[places]
-            last = int(places.max(initial=0)) if not question.diversity else -1
+            last = -1 if question.diversity else int(places.max(initial=0))
         elif len(items) > question.k:
             items, scores = items[: question.k], scores[: question.k]
-        margin = None
+        margin = explanation = None
         if top.floor is not None and self._rounding is not None and user is not None:
-            margin = Margin(user[0].copy(), top.scores.item(last), top.floor, self._rounding)
-        ids = self.catalogue.vocabulary.ids(items)
-        explanation = None
+            margin = Margin(user.copy(), top.scores.item(last), top.floor, self._rounding)
+        ids = catalogue.vocabulary.ids(items)
         if question.explain and user is not None and request.history is not None:
             explanation = self._explain(request.history, items, ids, question.explain)
-        titles, unknown = self.catalogue.titles, request.unknown
-        return Ranking(ids, scores, unknown, is_cold, self._digest, explanation, margin, titles)
+        return Ranking(
+            ids,
+            scores,
+            request.unknown,
+            is_cold,
+            self._digest,
+            explanation,
+            margin,
+            catalogue.titles,
+        )
+
+    def _deeper(self, request: Request, question: Question, depth: int, user: Floats | None) -> Top:
+        """Return more of the best items."""
+        if user is None:
+            return self._most_popular(request, question, depth)
+        left = self._left(request, question, depth)
+        return self._best(user[None], (request,), question, depth, left)[0]
 
     def _explain(
         self, history: History, items: Indices, ids: list[str] | list[int], examined: int

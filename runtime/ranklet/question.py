@@ -55,6 +55,8 @@ class Question(NamedTuple):
         penalty: Points that recently seen items lose.
         by_trend: Whether cold users are shown what is popular lately.
         explain: The number of events to examine for each ranking; 0: none.
+        depth: The number of best items to look at.
+        is_cut: Whether the answer is another part of the best items than the first k.
     """
 
     k: int
@@ -66,23 +68,8 @@ class Question(NamedTuple):
     penalty: float = 0.0
     by_trend: bool = False
     explain: int = 0
-
-    @property
-    def wanted(self) -> int:
-        """Return the number of items up to the end of the page."""
-        return self.skip + self.k
-
-    @property
-    def depth(self) -> int:
-        """Return the number of best items to look at."""
-        if self.diversity:
-            return max(POOL_FACTOR * self.wanted, SMALLEST_POOL)
-        return max(LIMIT_FACTOR * self.wanted, FEWEST) if self.at_most else self.wanted
-
-    @property
-    def is_cut(self) -> bool:
-        """Return whether an answer is another part of the best items than the first k."""
-        return bool(self.skip or self.at_most or self.diversity or self.min_score is not None)
+    depth: int = 0
+    is_cut: bool = False
 
     def choose(self, catalogue: Catalogue, top: Top, *, is_cold: bool) -> NDArray[np.int64] | None:
         """Return the places of the answer among the best items, in its order.
@@ -90,7 +77,7 @@ class Question(NamedTuple):
         None: more items must be looked at. ``is_cold``: scores are popularities, to which
         ``min_score`` does not apply.
         """
-        wanted, items, scores = self.wanted, top.items, top.scores
+        wanted, items, scores = self.skip + self.k, top.items, top.scores
         limits = Limits(catalogue.attributes, self.at_most, items)
         if self.diversity and len(items):
             pool = slice(None if self.at_most else max(POOL_FACTOR * wanted, SMALLEST_POOL))
@@ -199,18 +186,24 @@ def read_question(
     if where is not None or boost is not None:
         bias = catalogue.bias(where, boost)
     limits = () if at_most is None else _limits(catalogue, at_most)
+    if min_score is not None:
+        min_score = bounded(min_score, "min_score", 3e38)
+    if skip != 0 or type(skip) is not int:
+        skip = whole(skip, "skip", 0)
+    if type(diversity) is not float or diversity != 0:
+        diversity = bounded(diversity, "diversity", 1.0, 0.0)
+    penalty = 0.0 if seen_recently is None else bounded(penalty, "penalty", LARGEST_BOOST, 0.0)
     if cold not in COLD:
         raise InputError(f"cold must be 'popular' or 'trending', got {show(cold)}")
+    examined = 0 if explain is False else _examined(explain)
+    depth, is_cut = skip + k, bool(skip or limits or diversity or min_score is not None)
+    if diversity:
+        depth = max(POOL_FACTOR * depth, SMALLEST_POOL)
+    elif limits:
+        depth = max(LIMIT_FACTOR * depth, FEWEST)
+    by_trend = cold != "popular"
     return Question(
-        k,
-        bias,
-        0 if skip == 0 and type(skip) is int else whole(skip, "skip", 0),
-        None if min_score is None else bounded(min_score, "min_score", 3e38),
-        limits,
-        bounded(diversity, "diversity", 1.0, 0.0),
-        0.0 if seen_recently is None else bounded(penalty, "penalty", LARGEST_BOOST, 0.0),
-        cold != "popular",
-        _examined(explain),
+        k, bias, skip, min_score, limits, diversity, penalty, by_trend, examined, depth, is_cut
     )
 
 
