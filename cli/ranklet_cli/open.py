@@ -99,6 +99,7 @@ def prepare(
     """
     from ranklet_training.data.features import describe_feature
     from ranklet_training.data.items import describe_items, match_ids, note_unmatched, read_items
+    from ranklet_training.runs.checkpoint import COUNTED
     from ranklet_training.runs.presets import configure, recommend
 
     log = read_log(events, reading)
@@ -118,8 +119,9 @@ def prepare(
         catalogue = read_items(
             items, item_column=reading["item_column"], title_column=reading["title_column"]
         )
-    elif earlier is not None and {*earlier.catalogue.columns} - {"item_id", "training_events"}:
-        catalogue, of_items = earlier.catalogue.drop("training_events"), str(earlier.path)
+    elif earlier is not None and {*earlier.catalogue.columns} - {"item_id", *COUNTED}:
+        catalogue = earlier.catalogue.drop(COUNTED, strict=False)
+        of_items = str(earlier.path)
     if catalogue is not None:
         catalogue = match_ids(catalogue, log.frame["item_id"])
         features = [name for name in config.train.feature_names if name in catalogue.columns]

@@ -19,7 +19,7 @@ from ranklet.files.atomic import atomic_write, sha256
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
-POPULARITY = "popularity.f32"
+POPULARITY, TRENDING = "popularity.f32", "trending.f32"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
 ENCODE_ROWS = "encode_rows"
 SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
@@ -32,7 +32,7 @@ FILE_NAMES = frozenset(
         *(f"{name}.onnx" for name in PROGRAMS),
         *(name for names in ID_FILES.values() for name in names),
         *TITLE_FILES,
-        *(WEIGHTS, POPULARITY, GOLDEN, CARD),
+        *(WEIGHTS, POPULARITY, TRENDING, GOLDEN, CARD),
     }
 )
 OPTIONAL = {"exclude_seen", "explanation"}  # keys that older bundles lack

@@ -1,7 +1,7 @@
 """Checkpoints and run folders, from which training resumes and export reads.
 
     config.json         settings, digests of data and settings, versions
-    catalogue.parquet   items in index order: id, training events, title, features
+    catalogue.parquet   items in index order: id, training and recent events, title, features
     metrics.jsonl       one line an epoch
     last.safetensors    weights, optimizer state and progress, for --resume
     best.safetensors    weights of the best validation NDCG@10, or the last if nothing is held out
@@ -42,6 +42,7 @@ from ranklet_training.runs.presets import RunConfig
 
 RUN_FORMAT = 3
 FACTS = ("digest", "users", "items", "events", "training_users", "split")  # required of data
+COUNTED = ("training_events", "recent_events")  # columns of a catalogue
 Model = SequenceModel | SeedModel
 
 
