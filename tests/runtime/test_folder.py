@@ -182,7 +182,7 @@ def test_a_bundle_of_an_earlier_version_ranks_and_says_what_it_lacks(
     sign(bundle, manifest, programs=programs)
     ranker = Ranker.load(bundle, provider="cpu")
     assert len(ranker.rank(ids[:2]).items) == 10
-    with pytest.raises(BundleError, match="has no encode_rows.onnx: export its run again"):
+    with pytest.raises(BundleError, match=r"has no encode_rows\.onnx: export its run again"):
         ranker.engine.attention(History(np.array([1, 2])))
 
 
