@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.answer import Ranking
-from ranklet.bundle.manifest import GOLDEN, MODEL, SCORE_MANY, Manifest
+from ranklet.bundle.manifest import ENCODE_ROWS, GOLDEN, MODEL, SCORE_MANY, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine, History
 from ranklet.engine.programs import Programs
@@ -62,6 +62,10 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
             )
             name = f"golden answer {number} of {MODEL}"
             differences.append(_difference(ranking, answer, name, _tolerance(manifest)))
+            if ENCODE_ROWS in manifest.programs:
+                ranking = ask_rows(engine, vocabulary, answer["history"], answer["items"])
+                name = f"golden answer {number} of {ENCODE_ROWS}"
+                differences.append(_difference(ranking, answer, name, _tolerance(manifest)))
         check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise BundleError(f"{path / GOLDEN} is damaged: {error!r}") from error
@@ -90,6 +94,13 @@ def ask_model(programs: Programs, vocabulary: Vocabulary, history: Ids, k: int) 
     except ORT_ERRORS as error:
         raise BundleError(f"{MODEL}.onnx can't be run: {error}") from error
     return Ranking(vocabulary.ids(items[0]), scores[0], 0, cold=False)
+
+
+def ask_rows(engine: Engine, vocabulary: Vocabulary, history: Ids, items: Ids) -> Ranking:
+    """Score items with encode_rows.onnx, which takes the rows of the events."""
+    user, _ = engine.attention(History(vocabulary.index(history)))
+    scores = engine.score_rows(user[0], vocabulary.index(items))
+    return Ranking(list(items), scores, 0, cold=False)
 
 
 def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:

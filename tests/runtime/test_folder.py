@@ -228,6 +228,7 @@ def test_golden_answers_that_can_not_be_are_refused(
     ("name", "message"),
     [
         ("model", "golden answer 0 of model differs on this machine"),
+        ("encode_rows", "golden answer 0 of encode_rows differs on this machine"),
         ("append", r"golden answer \d of a kept user differs on this machine"),
         ("encode", "golden answer 0 differs on this machine"),
         ("score_many", r"codes are off by .* for 8 user\(s\)"),
