@@ -306,6 +306,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("programs.score.inputs", [{**BIAS, "shape": ["b", "rows"]}], "score has rows rows for 60"),
     ("programs.score.inputs", [{**BIAS, "shape": ["b", 60]}], "score has 60 rows for 60 items"),
     ("programs.append.inputs.2.shape", ["b", "rows", 16], r"append keeps key_0 as \['b', 'rows'"),
+    ("programs.encode_rows.outputs.3.shape", ["b", "h", "t"], r"encode_rows gives attention as"),
+    ("programs.encode_rows.outputs.3.shape", ["b", 0, "t"], r"encode_rows gives attention as"),
     ("programs.append.inputs.2.shape", [12], r"append keeps key_0 as \[12\]"),
     ("programs.append.inputs.2.shape", ["b", 12, 8], r"append keeps key_0 as \['b', 12, 8\]"),
     ("table", None, "Table is None"),
