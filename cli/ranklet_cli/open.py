@@ -97,7 +97,7 @@ def prepare(
     Items have ids of the log's type; without a file they are those of an ``earlier`` run. Notes go
     to stderr.
     """
-    from ranklet_training.data.attributes import describe_attributes
+    from ranklet_training.data.attributes import COUNTED, describe_attributes
     from ranklet_training.data.items import match_ids, note_unmatched, read_items
     from ranklet_training.runs.presets import configure, recommend, recommend_features
     from ranklet_training.runs.start import kinds_of
@@ -110,8 +110,9 @@ def prepare(
         catalogue = read_items(
             items, item_column=reading["item_column"], title_column=reading["title_column"]
         )
-    elif earlier is not None and {*earlier.catalogue.columns} - {"item_id", "training_events"}:
-        catalogue, of_items = earlier.catalogue.drop("training_events"), str(earlier.path)
+    elif earlier is not None and {*earlier.catalogue.columns} - {"item_id", *COUNTED}:
+        catalogue = earlier.catalogue.drop(COUNTED, strict=False)
+        of_items = str(earlier.path)
     if catalogue is not None:
         catalogue = match_ids(catalogue, log.frame["item_id"])
         kinds = kinds_of(catalogue, reading, earlier)

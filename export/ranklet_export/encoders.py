@@ -180,13 +180,10 @@ class Encoder:
 
     def attend_once(self, query: str, events: str, mask: str) -> str:
         """Return the attention output of one query a head, (B, 1, H D); see ``finish``."""
-        heads, scale = self.served.heads, (self.served.width // self.served.heads) ** -0.5
-        return self.node(
-            *("Attention", query, events, events, mask),
-            q_num_heads=heads,
-            kv_num_heads=1,
-            scale=scale,
-        )
+        heads = self.served.heads
+        scale = (self.served.width // heads) ** -0.5
+        inputs = query, events, events, mask
+        return self.node("Attention", *inputs, q_num_heads=heads, kv_num_heads=1, scale=scale)
 
     def enter_last(self, x: str) -> str:
         """Return events normalised for the last block."""

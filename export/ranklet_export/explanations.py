@@ -24,9 +24,9 @@ def measure_explanations(ranker: Ranker, questions: Questions) -> dict[str, Any]
 
     Returns:
         ``questions``, whether they are ``held_out``, their ``fewest_events``, ``median_events``
-        and ``most_events``; Spearman's rank correlation of attention with the drop, ``rank_correlation``, and with its
-        size, ``size_correlation``, means of the questions; and ``found``: the share of the
-        ``LARGEST`` drops that are by the ``EXAMINED`` events of most attention, ``by_chance``
+        and ``most_events``; means of Spearman's rank correlation of attention with the drop,
+        ``rank_correlation``, and with its size, ``size_correlation``; and ``found``: the share of
+        the ``LARGEST`` drops that are by the ``EXAMINED`` events of most attention, ``by_chance``
         that of as many events drawn. Empty if all histories are short.
     """
     histories = [h[-LONGEST:] for h in questions.histories if len(h) > EXAMINED][:QUESTIONS]

@@ -64,6 +64,7 @@ class Source:
     vocabulary: Vocabulary
     titles: list[str] | None
     counts: NDArray[np.int64]  # training events of each item
+    recent: NDArray[np.int64] | None  # the last ones of them; None: a run that did not count them
     questions: Questions
     training: dict[str, Any]
     data: dict[str, Any]
@@ -148,6 +149,7 @@ def export_random(
         vocabulary=Vocabulary(sorted(map(str, range(1, items + 1)))),
         titles=None,
         counts=counts,
+        recent=None,
         questions=popular_histories(counts, config.max_length),
         training=RunConfig(model=config).to_dict(),
         data={"events": 0, "users": 0, "items": items, **NO_DATA},
@@ -185,6 +187,9 @@ def _read_source(path: Path, exclude_seen: bool | None) -> Source:
         vocabulary=run.vocabulary,
         titles=titles,
         counts=counts,
+        recent=run.catalogue["recent_events"].to_numpy()
+        if "recent_events" in run.catalogue
+        else None,
         questions=run.read_questions() or popular_histories(counts, run.config.model.max_length),
         training=run.config.to_dict(),
         data=run.data,
@@ -235,14 +240,15 @@ def _export_as(
     precision: Precision, source: Source, bundle: Path, settings: Settings
 ) -> ExportReport:
     begin = time.perf_counter()
-    model, popularity = source.model, source.counts / max(1, source.counts.sum())
+    model = source.model
     table = model.table()
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
     with atomic_folder(bundle) as folder:
         graphs = export_graphs(model, folder, precision, compact=settings.compact)
-        write_catalogue(folder, source.vocabulary, source.titles, popularity.astype(np.float32))
+        trending = None if source.recent is None else shares(source.recent)
+        write_catalogue(folder, source.vocabulary, source.titles, shares(source.counts), trending)
         golden = golden_answers(model, table, source.vocabulary, source.counts)
         atomic_write(folder / GOLDEN, (json.dumps(golden, indent=1) + "\n").encode())
         manifest = _manifest(source, folder, graphs, precision)
@@ -263,6 +269,12 @@ def _export_as(
     size = sum(path.stat().st_size for path in bundle.iterdir())
     seconds = time.perf_counter() - begin
     return ExportReport(bundle, size, precision, graphs.nodes, parity, gate, seconds)
+
+
+def shares(counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return counts as shares of their sum."""
+    found: NDArray[np.float32] = (counts / max(1, counts.sum())).astype(np.float32)
+    return found
 
 
 def golden_answers(

@@ -43,12 +43,8 @@ class RowsEncoder(HistoryEncoder):
         The operator Attention has an output for it, which CUDA does not implement
         (onnxruntime#28351).
         """
-        node, constant, heads, width = (
-            self.node,
-            self.constant,
-            self.served.heads,
-            self.served.width,
-        )
+        node, constant = self.node, self.constant
+        heads, width = self.served.heads, self.served.width
         query = node("Reshape", query, constant([0, heads, width]))  # (B, H, D)
         query = node("Mul", query, constant(np.float32((width // heads) ** -0.5)))
         scores = node("MatMul", query, node("Transpose", events, perm=[0, 2, 1]))

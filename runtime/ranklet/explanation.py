@@ -141,17 +141,16 @@ def without(history: History, place: int) -> History:
     A history has buckets of gaps and no times: where the event was, the longer of the two gaps
     around it is taken, which is right or one bucket too low.
     """
-    items, since = np.delete(history.items, place), history.since
-    rows = None if history.rows is None else np.delete(history.rows, place, axis=0)
-    until = history.until
+    kept = np.arange(len(history.items)) != place  # several times as fast as np.delete
+    rows = None if history.rows is None else history.rows[kept]
+    since, until = history.since, history.until
     if len(since):
-        before = int(since[place])
-        since = np.delete(since, place)
-        if place == len(items):
+        before, since = int(since[place]), since[kept]
+        if place == len(since):
             until = _longer(before, until)
         else:
             since[place] = _longer(before, int(since[place]))
-    return history._replace(items=items, since=since, until=until, rows=rows)
+    return history._replace(items=history.items[kept], since=since, until=until, rows=rows)
 
 
 def _longer(one: int, other: int) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.answer import Ranking
-from ranklet.bundle.manifest import GOLDEN, MODEL, NEVER, SCORE_MANY, Manifest
+from ranklet.bundle.manifest import ENCODE_ROWS, GOLDEN, MODEL, NEVER, SCORE_MANY, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine, History
 from ranklet.engine.programs import Programs
@@ -29,7 +29,8 @@ def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
 
     Args:
         ranker: The ranker, as it was loaded.
-        with_model: Whether model.onnx is asked, too, which the ranker itself does not use.
+        with_model: Whether the programs are asked, too, that few requests use: model.onnx and
+            encode_rows.onnx.
 
     Returns:
         The largest difference of a score of each answer.
@@ -38,6 +39,7 @@ def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
         BundleError: An answer differs, or there is none.
     """
     engine, vocabulary, path = ranker.engine, ranker.vocabulary, ranker.path / GOLDEN
+    tolerance = _tolerance(ranker.manifest)
     try:
         golden = json.loads(path.read_bytes())
         differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
@@ -46,7 +48,11 @@ def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
                 engine.programs, vocabulary, answer["history"], len(answer["items"])
             )
             name = f"golden answer {number} of {MODEL}"
-            differences.append(_difference(ranking, answer, name, _tolerance(ranker.manifest)))
+            differences.append(_difference(ranking, answer, name, tolerance))
+            if ENCODE_ROWS in ranker.manifest.programs:
+                ranking = ask_rows(engine, vocabulary, answer["history"], answer["items"])
+                name = f"golden answer {number} of {ENCODE_ROWS}"
+                differences.append(_difference(ranking, answer, name, tolerance))
         check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error!r}") from error
@@ -67,6 +73,14 @@ def ask_model(programs: Programs, vocabulary: Vocabulary, history: Ids, k: int) 
     except ORT_ERRORS as error:
         raise BundleError(f"{MODEL}.onnx can't be run: {error}") from error
     return Ranking(vocabulary.ids(items[0]), scores[0], 0, cold=False)
+
+
+def ask_rows(engine: Engine, vocabulary: Vocabulary, history: Ids, items: Ids) -> Ranking:
+    """Score items with encode_rows.onnx, which takes the rows of the events."""
+    user, _ = engine.attention(History(vocabulary.index(history)))
+    indices = vocabulary.index(items)
+    scores = engine.score_rows(user[0], indices) + engine.bias[0, indices]
+    return Ranking(list(items), scores, 0, cold=False)
 
 
 def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:

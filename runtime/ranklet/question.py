@@ -178,13 +178,8 @@ def read_question(
     bias = None
     if type(k) is not int or k < 1:
         k = check_k(k)
-    if eligible is not None:
-        if not isinstance(eligible, Eligible):
-            kind = type(eligible).__name__
-            raise InputError(f"eligible is a {kind}; pass what Ranker.eligible(ids) returns")
-        where = eligible if where is None else [eligible, *listed_conditions(where)]
-    if where is not None or boost is not None:
-        bias = catalogue.bias(where, boost)
+    if where is not None or boost is not None or eligible is not None:
+        bias = _bias(catalogue, eligible, where, boost)
     limits = () if at_most is None else _limits(catalogue, at_most)
     if min_score is not None:
         min_score = bounded(min_score, "min_score", 3e38)
@@ -205,6 +200,17 @@ def read_question(
     return Question(
         k, bias, skip, min_score, limits, diversity, penalty, by_trend, examined, depth, is_cut
     )
+
+
+def _bias(
+    catalogue: Catalogue, eligible: Eligible | None, where: Where | None, boost: Boost | None
+) -> Bias:
+    if eligible is not None:
+        if not isinstance(eligible, Eligible):
+            kind = type(eligible).__name__
+            raise InputError(f"eligible is a {kind}; pass what Ranker.eligible(ids) returns")
+        where = eligible if where is None else [eligible, *listed_conditions(where)]
+    return catalogue.bias(where, boost)
 
 
 def _limits(catalogue: Catalogue, at_most: object) -> tuple[tuple[str, int], ...]:

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from ranklet import Manifest, Ranker
-from ranklet.bundle.folder import map_table
+from ranklet.bundle.folder import map_table, read_trending
 from ranklet.bundle.manifest import CODE_BITS, FILE_NAMES, MANIFEST, WEIGHTS
 from ranklet.errors import BundleError, InputError, ParityError, RunError
 from ranklet.verify import verify
@@ -88,6 +88,18 @@ def test_manifest_and_card_say_what_was_exported(any_ranker: Ranker, tiny_run: R
     counts = tiny_run.catalogue["training_events"].to_numpy()
     shares = np.fromfile(folder / "popularity.f32", "<f4")
     np.testing.assert_allclose(shares, counts / counts.sum(), rtol=1e-6)
+    recent, trending = (
+        tiny_run.catalogue["recent_events"].to_numpy(),
+        read_trending(folder, manifest),
+    )
+    assert trending is not None
+    np.testing.assert_allclose(trending, recent / recent.sum(), rtol=1e-6)
+
+
+def test_a_run_that_did_not_count_recent_events_has_none(exported: Any) -> None:
+    ranker = exported().ranker
+    assert "recent_events" not in exported().run.catalogue
+    assert read_trending(ranker._opened.folder, ranker.manifest) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -13,6 +13,7 @@ from ranklet.bundle.manifest import (
     FILE_NAMES,
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    OPTIONAL,
     File,
     Program,
     Table,
@@ -23,7 +24,7 @@ from ranklet.engine import programs
 FILES = sorted(FILE_NAMES - {"encode_long.onnx", "items.i64", "bias.f32"})
 GONE = object()
 NEEDED = ["encode", "append", "score", "model"]
-LISTED = sorted({*FILES} - {"README.md", "titles.utf8"})
+LISTED = sorted({*FILES} - {"README.md", "titles.utf8", "trending.f32"})
 FILE = {"size": 1, "sha256": ""}
 
 
@@ -237,7 +238,7 @@ def part(bundle: Path, kind: str) -> Any:
 @pytest.mark.parametrize("kind", PARTS)
 def test_an_unknown_or_missing_key_is_named(bundle: Path, kind: str) -> None:
     written = (bundle / MANIFEST).read_bytes()
-    for key in {*part(bundle, kind)} - {"format", "digest", "exclude_seen"}:
+    for key in {*part(bundle, kind)} - {"format", "digest", *OPTIONAL}:
         edit(bundle, PARTS[kind] + key, GONE)
         with pytest.raises(BundleError, match=rf"missing keys \['{key}'\] in {kind}"):
             Ranker.load(bundle)
@@ -305,6 +306,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("programs.score.inputs", [{**BIAS, "shape": ["b", "rows"]}], "score has rows rows for 60"),
     ("programs.score.inputs", [{**BIAS, "shape": ["b", 60]}], "score has 60 rows for 60 items"),
     ("programs.append.inputs.2.shape", ["b", "rows", 16], r"append keeps key_0 as \['b', 'rows'"),
+    ("programs.encode_rows.outputs.3.shape", ["b", "h", "t"], r"encode_rows gives attention as"),
+    ("programs.encode_rows.outputs.3.shape", ["b", 0, "t"], r"encode_rows gives attention as"),
     ("programs.append.inputs.2.shape", [12], r"append keeps key_0 as \[12\]"),
     ("programs.append.inputs.2.shape", ["b", 12, 8], r"append keeps key_0 as \['b', 12, 8\]"),
     ("table", None, "Table is None"),

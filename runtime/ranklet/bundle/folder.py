@@ -7,6 +7,7 @@
     popularity.f32                  share of the training events of each item
     attributes.bin                  categories and numbers of each item, optional
     bias.f32                        added to the score of each item, optional; -3e38: never ranked
+    trending.f32                    share of the last training events of each item, optional
 
 Arrays are raw and little-endian: their names say the type, the manifest the number of items.
 """
@@ -95,8 +96,9 @@ def write_catalogue(
     vocabulary: Vocabulary,
     titles: Sequence[str] | None,
     popularity: NDArray[np.float32],
+    trending: NDArray[np.float32] | None = None,
 ) -> None:
-    """Write ids, titles and popularity, all in index order."""
+    """Write ids, titles, popularity and trending, all in index order."""
     if vocabulary.is_text:
         _write_texts(folder, "items", [str(text) for text in vocabulary.all_ids])
     else:
@@ -104,6 +106,8 @@ def write_catalogue(
     if titles is not None:
         _write_texts(folder, "titles", titles)
     popularity.astype("<f4").tofile(folder / POPULARITY)
+    if trending is not None:
+        trending.astype("<f4").tofile(folder / TRENDING)
 
 
 def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:

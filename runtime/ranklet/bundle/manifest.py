@@ -235,6 +235,18 @@ class Manifest:
         return rows
 
     @property
+    def attention_heads(self) -> int:
+        """Return the heads whose weights encode_rows.onnx gives, 0 if it gives none."""
+        program = self.programs.get(ENCODE_ROWS)
+        for tensor in program.outputs if program else []:
+            match tensor.name, tensor.shape:
+                case "attention", [str(), int(heads), str()] if heads > 0:
+                    return heads
+                case "attention", _:
+                    raise ValueError(f"{ENCODE_ROWS} gives {tensor.name} as {tensor.shape}")
+        return 0
+
+    @property
     def time_unit(self) -> str:
         """Return the unit of the training times, s, ms, us or ns since 1970; "" if unknown."""
         return str(self.data.get("reading", {}).get("time_unit", ""))
@@ -346,7 +358,7 @@ class Manifest:
         self._check_files()
         self._check_table()
         self._check_attributes()
-        _ = self.state_rows
+        _ = self.state_rows, self.attention_heads
 
     def _check_programs(self) -> None:
         if unknown := set(self.programs) - set(PROGRAMS):

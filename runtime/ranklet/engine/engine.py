@@ -85,9 +85,6 @@ class Engine:
         if self.provider != "cpu":
             self._many_from = 0  # its layout is for processors
         self.state_rows = manifest.state_rows
-        by_rows = programs[ENCODE_ROWS].outputs if ENCODE_ROWS in programs else []
-        heads = [tensor.shape[1] for tensor in by_rows if tensor.name == "attention"]
-        self._attention_heads = int(heads[0]) if heads else 0
         bias = programs[SCORE].input("bias")
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
@@ -191,7 +188,7 @@ class Engine:
                 raise BundleError(f"the bundle has no {ENCODE_ROWS}.onnx: export its run again")
             name = ENCODE_ROWS
             inputs["rows"] = np.zeros((batch, length, self._width), dtype=np.float32)
-            if heads := self._attention_heads:
+            if heads := self.manifest.attention_heads:
                 outputs["attention"] = np.zeros((batch, heads, length), dtype=np.float32)
         session, grown = self.programs.session(name), tuple(self.state_rows) if keep else ()
         return self._runs.made(Run(session, self.provider, inputs, outputs, grown))

@@ -23,7 +23,7 @@ from ranklet_training.data.columns import TEXT, likely_column, show_type, withou
 from ranklet_training.data.tables import listed
 
 Kinds = dict[str, Kind]
-COUNTED = ("item_id", "training_events")  # columns of a run that are no attributes
+COUNTED = ("training_events", "recent_events")  # columns that a run counts
 FEW_VALUES, FEW_SHARE = 100, 0.1  # whole numbers of up to 100 values, or a tenth of the items
 FEW_WORDS = 4  # on average; from here on a column holds text
 MOST_LEARNED = 50_000  # items of which words are counted: some seconds
@@ -52,7 +52,7 @@ def attribute_kinds(items: pl.DataFrame, chosen: Mapping[str, str]) -> Kinds:
     Raises:
         DataError: A chosen column is not there, or its values are not of its kind.
     """
-    columns = {name: items[name] for name in items.columns if name not in COUNTED}
+    columns = {name: items[name] for name in items.columns if name not in ("item_id", *COUNTED)}
     if missing := [name for name in chosen if name not in columns]:
         raise DataError(
             f"no attribute column {show(missing[0])} among the items; there are {listed(columns)}"
@@ -66,7 +66,7 @@ def attribute_kinds(items: pl.DataFrame, chosen: Mapping[str, str]) -> Kinds:
 
 def describe_attributes(items: pl.DataFrame, kinds: Mapping[str, str]) -> str:
     """Return a line on the attributes of an item file, and on its columns that are not used."""
-    columns = [name for name in items.columns if name not in COUNTED]
+    columns = [name for name in items.columns if name not in ("item_id", *COUNTED)]
     used = listed(f"{name} {kinds[name]}" for name in columns if name in kinds)
     unused = [name for name in columns if name not in kinds]
     line = f"attributes: {used or 'none'}"

@@ -1,7 +1,7 @@
 """Checkpoints and run folders, from which training resumes and export reads.
 
     config.json         settings, digests of data and settings, versions
-    catalogue.parquet   items in index order: id, training events, title, features
+    catalogue.parquet   items in index order: id, training and recent events, title, features
     metrics.jsonl       one line an epoch
     last.safetensors    weights, optimizer state and progress, for --resume
     best.safetensors    weights of the best validation NDCG@10, or the last if nothing is held out
