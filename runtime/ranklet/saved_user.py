@@ -115,7 +115,7 @@ def _check(counts: Counts) -> None:
         ("place", [event.place for event in log.aside], 0, counts.events),
     ):
         if not all(type(value) is int and least <= value <= most for value in values):
-            raise ValueError(f"a {name} outside {least} to {most}")
+            raise ValueError(f"{name} outside {least} to {most}")
     if (len(log.times), len(log.aside)) != (counts.events, counts.aside):
         raise ValueError(f"{len(log.times)} times, {len(log.aside)} events aside")
 
