@@ -34,7 +34,8 @@ from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, ses
 @click.option(
     "--exclude-seen/--include-seen",
     default=None,
-    help="Rank without or with the items of the history by default.  [default: as the run chose]",
+    help="Rank without or with the items of the history by default.  [default: what served the "
+    "validation answers of the run better]",
 )
 @click.option("--replace", is_flag=True, help="Replace BUNDLE if it exists.")
 @json_flag
@@ -66,8 +67,9 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
         f"parity at {len(parity.points)} points: scores differ by at most "
         f"{parity.max_score_difference:.1e}"
     )
-    if cost := Manifest.read(bundle, check_digests=False).gate_text:
-        click.echo(cost)
+    manifest = Manifest.read(bundle, check_digests=False)
+    for fact in filter(None, (manifest.gate_text, manifest.seen_text)):
+        click.echo(fact)
     click.echo(f"next: ranklet verify {bundle}; ranklet rank {bundle} --history ...")
 
 
@@ -128,7 +130,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         f"model    {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
         f"{settings['heads']} head(s), histories of up to {manifest.max_length} events",
         f"items    {manifest.items:,}, {manifest.id_type} ids",
-        f"serves   seen items {'excluded' if manifest.exclude_seen else 'included'} by default",
+        f"serves   {manifest.seen_text}",
         f"data     {facts['events']:,} events of {facts['users']:,} users, {facts['digest'][:16]}",
         f"times    {_describe_times(manifest)}",
         f"made by  {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}",

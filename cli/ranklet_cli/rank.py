@@ -57,7 +57,8 @@ LINE_SECONDS = 60.0  # between lines of progress where stderr is no terminal
 @click.option(
     "--exclude-seen/--include-seen",
     default=None,
-    help="Never return items of the history, or let them in.  [default: as the bundle says]",
+    help="Never return items of the history, or let them in.  [default: as the bundle says, see "
+    "ranklet inspect]",
 )
 @choice("--unknown", "skip|error", help="How to treat ids that are not in the catalogue.")
 @session

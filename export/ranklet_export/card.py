@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ranklet.bundle.manifest import Manifest
+from ranklet.explanation import EXAMINED
 from ranklet.machine import describe_machine
 from ranklet.ranker import Ranker
+from ranklet_export.explanations import LARGEST, TOP
 
 TIMED_RUNS = 200
 
@@ -33,7 +35,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         *_changes(data.get("changes", [])),
         *([f"* Times: in {unit} since 1970."] if (unit := ranker.time_unit) else []),
         f"* Split: {data['split']}.",
-        f"* Rankings leave seen items {'out' if manifest.exclude_seen else 'in'} by default.",
+        f"* Defaults: {manifest.seen_text}.",
         f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",
         "",
         "## Quality",
@@ -41,6 +43,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         *_quality(manifest),
         "",
         *([manifest.gate_text + ".", ""] if manifest.gate else []),
+        *([*_explanation(manifest.explanation), ""] if manifest.explanation else []),
         "## Latency",
         "",
         *_latency(manifest, ranker),
@@ -92,7 +95,7 @@ def _quality(manifest: Manifest) -> list[str]:
 
 
 def _figures(manifest: Manifest) -> list[str]:
-    """Return the table of an evaluation, empty without one, and the repeats of validation."""
+    """Return the table of an evaluation, empty without one."""
     quality = manifest.quality
     if not quality:
         return []
@@ -110,15 +113,24 @@ def _figures(manifest: Manifest) -> list[str]:
         figures = [row["served"][name] for name in names]
         figures += [row["masked"]["NDCG@10"], row["unmasked"]["NDCG@10"]]
         lines.append(f"| {row['model']} | {' | '.join(f'{value:.4f}' for value in figures)} |")
-    lines += ["", f"{quality['advice']}."]
-    if seen := manifest.data.get("seen"):
-        lines += [
-            "",
-            f"Of {seen['answers']:,} validation answers {seen['repeats']:.1%} were repeats: "
-            f"NDCG@10 {seen['masked_NDCG@10']:.4f} with seen items excluded and "
-            f"{seen['unmasked_NDCG@10']:.4f} with them included.",
-        ]
-    return lines
+    return [*lines, "", f"{quality['advice']}."]
+
+
+def _explanation(figures: dict[str, Any]) -> list[str]:
+    """Return how far the events of most attention are those that move the scores."""
+    fewest, median, most = (figures[f"{name}_events"] for name in ("fewest", "median", "most"))
+    kind = "held-out" if figures["held_out"] else "drawn"
+    return [
+        "## Explanations",
+        "",
+        f"An explanation leaves out the {EXAMINED} events of most attention, each in turn, and "
+        f"gives the drop of each score. On {figures['questions']} {kind} histories of {fewest} to "
+        f"{most} events (median {median:g}) {figures['found']:.0%} of the {LARGEST} largest drops, "
+        f"means of the {TOP} best items, are by these {EXAMINED} events "
+        f"({figures['by_chance']:.0%} by chance). The rank correlation of attention is "
+        f"{figures['rank_correlation']:.2f} with the drop and {figures['size_correlation']:.2f} "
+        "with its size: attention does not say whether an event speaks for an item or against it.",
+    ]
 
 
 def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from ranklet.bundle.manifest import FIRST_BLOCK_ROWS, NEVER
 from ranklet_export.layers import ServedModel
+from ranklet_export.masks import by_age, causal_mask
 from ranklet_export.writer import MASK, GraphWriter
 from ranklet_training.model.attention import rotary_tables
 from ranklet_training.model.model import Block, SwiGLU
@@ -59,6 +60,7 @@ class Encoder:
     """The layers of all encoders, as nodes."""
 
     model: Any  # with the layers that its configuration says
+    looks_up = True  # rows of the item table, and those of the first block
 
     def __init__(self, writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> None:
         """Prepare to write; item tables are stored as ``dtype``."""
@@ -87,7 +89,7 @@ class Encoder:
 
     def embed(self, items: str, since: str | None) -> str:
         """Return the events that enter the first block, (B, T, D)."""
-        x = self.node("Gather", self.writer.table(self.served.table, self.dtype), items)
+        x = self.item_rows(items)
         if self.served.offset is not None:
             x = self.node("Add", x, self.constant(self.served.offset))
         if since is not None:
@@ -95,10 +97,14 @@ class Encoder:
             x = self.node("Add", x, gaps)
         return x
 
+    def item_rows(self, items: str) -> str:
+        """Return the rows of the item table, (B, T, D)."""
+        return self.node("Gather", self.writer.table(self.served.table, self.dtype), items)
+
     def query_key_value(self, place: int, items: str, x: str) -> tuple[list[str], str | None]:
         """Return query, key and value of events, (B, T, D) each, and perhaps their gate."""
         rows = self.served.rows
-        if place == 0 and rows:
+        if place == 0 and rows and self.looks_up:
             parts = [
                 self.node("Gather", self.writer.weight(name, part.astype(self.dtype)), items)
                 for name, part in rows.items()
@@ -165,18 +171,22 @@ class Encoder:
             gaps = self.node("Gather", self.constant(self.model.until.weight), until)
             x = self.node("Add", x, self.node("Unsqueeze", gaps, self.constant([1])))
             asking = self.enter_last(x)
-        attended = self.node(
-            "Attention",
-            *(self.linear(asking, served.query), events, events, mask),
-            q_num_heads=served.heads,
-            kv_num_heads=1,
-            scale=(served.width // served.heads) ** -0.5,
-        )
+        attended = self.attend_once(self.linear(asking, served.query), events, mask)
         if isinstance(last, Block):
             x = self.merge(last, x, attended, served.output, self.gate(x, last.attention_gate))
         else:
             x = self.linear(attended, served.output)
         self.user(x)
+
+    def attend_once(self, query: str, events: str, mask: str) -> str:
+        """Return the attention output of one query a head, (B, 1, H D); see ``finish``."""
+        heads, scale = self.served.heads, (self.served.width // self.served.heads) ** -0.5
+        return self.node(
+            *("Attention", query, events, events, mask),
+            q_num_heads=heads,
+            kv_num_heads=1,
+            scale=scale,
+        )
 
     def enter_last(self, x: str) -> str:
         """Return events normalised for the last block."""
@@ -386,28 +396,3 @@ class AppendEncoder(Encoder):
             count, self.served.width // self.served.heads, self.served.config.rotary_base
         )
         return self.constant(by_age(cos.numpy(), 1)), self.constant(by_age(-sin.numpy(), 0))
-
-
-def by_age(values: NDArray[np.float32], hidden: float) -> NDArray[np.float32]:
-    """Return the lookup table of values by age for ``AppendEncoder._place``.
-
-    A row that holds no event yet is younger than the newest one. After that every age stands twice,
-    for rows before and behind the newest event, where the array has gone round.
-    """
-    missing = np.full_like(values[1:], hidden)
-    return np.concatenate([missing, values, values])
-
-
-def causal_mask(
-    hidden: float, window: int, queries: int, keys: int, begin: int = 0
-) -> NDArray[np.float32]:
-    """Return the mask of queries from place ``begin`` on, (1, 1, queries, keys).
-
-    The last query stands beside the last key; keys whose place is below 0 do not exist. A query
-    sees ``window`` keys, its own included; ``hidden`` is added where it may not look, 0 elsewhere.
-    """
-    places = begin + np.arange(queries)
-    of_keys = begin + queries - keys + np.arange(keys)
-    age = places[:, None] - of_keys
-    is_seen = (age >= 0) & (age < window) & (of_keys >= 0)
-    return np.where(is_seen, 0, hidden).astype(np.float32)[None, None]

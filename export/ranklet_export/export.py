@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, describe_files, write_catalogue
 from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Manifest, Precision
 from ranklet.bundle.vocabulary import Vocabulary
@@ -22,7 +23,9 @@ from ranklet.engine.engine import Engine
 from ranklet.errors import InputError, ParityError, PrecisionError, RunError
 from ranklet.files.atomic import atomic_folder, atomic_write
 from ranklet.ranker import Ranker
+from ranklet.serving import Serving
 from ranklet_export.card import model_card
+from ranklet_export.explanations import measure_explanations
 from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.parity import ParityReport, check_parity
@@ -243,11 +246,15 @@ def _export_as(
         opened = Opened(folder)
         engine = Engine(opened, manifest, "cpu", 1)
         parity = check_parity(engine, model, table)
-        ranker = Ranker(engine, manifest, source.vocabulary, opened)
+        serving = Serving.start(
+            opened, manifest, engine, source.vocabulary, Attributes.read(folder, manifest), object()
+        )
+        ranker = Ranker(serving)
         gate = {}
         if precision != "fp32":
             gate = check_ranking(ranker, model, table, source.questions, settings.allow_drop)
-        manifest = replace(manifest, parity=asdict(parity), gate=gate)
+        explanation = measure_explanations(ranker, source.questions)
+        manifest = replace(manifest, parity=asdict(parity), gate=gate, explanation=explanation)
         atomic_write(folder / CARD, model_card(manifest, ranker).encode())
         replace(manifest, files=describe_files(folder)).write(folder)
     size = sum(path.stat().st_size for path in bundle.iterdir())

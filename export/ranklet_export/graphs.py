@@ -1,6 +1,7 @@
 """Export of a model's graphs and their shared weights file.
 
 encode, encode_long, append     events -> user vectors (``encoders``)
+encode_rows                     the same of given rows (``rows``)
 first_block                     rows of the item table -> rows of the first block (``encoders``)
 score, score_many               user vectors -> items (``scorer``)
 model                           histories -> items, for any onnxruntime (``single``)
@@ -18,6 +19,7 @@ from ranklet.bundle.manifest import (
     CODE_BITS,
     ENCODE,
     ENCODE_LONG,
+    ENCODE_ROWS,
     FIRST_BLOCK,
     MODEL,
     SCORE,
@@ -38,6 +40,7 @@ from ranklet_export.encoders import (
     long_from,
 )
 from ranklet_export.layers import ServedModel
+from ranklet_export.rows import RowsEncoder
 from ranklet_export.scorer import Scorer, can_score_many, quantize
 from ranklet_export.single import OPSET as PLAIN_OPSET
 from ranklet_export.single import write_model
@@ -53,6 +56,7 @@ MANY_USERS = 8  # the batch from which score_many.onnx is faster (docs/developme
 PURPOSES = {
     ENCODE: "the user vector after a history, and the state of its events",
     ENCODE_LONG: "the same for long histories",
+    ENCODE_ROWS: "the same for given rows of the items, and the attention to each event",
     APPEND: "the user vector after one more event, which is put into the state in place",
     SCORE: "the best items for user vectors",
     SCORE_MANY: "the same for many users",
@@ -62,6 +66,7 @@ PURPOSES = {
 ENCODERS: dict[str, type[HistoryEncoder | AppendEncoder | FirstBlock]] = {
     ENCODE: HistoryEncoder,
     ENCODE_LONG: LongHistoryEncoder,
+    ENCODE_ROWS: RowsEncoder,
     APPEND: AppendEncoder,
     FIRST_BLOCK: FirstBlock,
 }
@@ -131,7 +136,11 @@ def export_graphs(
 def _program(name: str, writer: GraphWriter, served: ServedModel) -> Program:
     """Return the contract of a graph for the manifest."""
     longest, begin = served.max_length, long_from(served)
-    lengths = {ENCODE: [1, begin - 1 if begin else longest], ENCODE_LONG: [begin or 1, longest]}
+    lengths = {
+        ENCODE: [1, begin - 1 if begin else longest],
+        ENCODE_LONG: [begin or 1, longest],
+        ENCODE_ROWS: [1, longest],
+    }
     return Program(
         file=f"{name}.onnx",
         purpose=PURPOSES[name],

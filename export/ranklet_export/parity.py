@@ -2,12 +2,12 @@
 
 Items, scores and their order are compared, with and without padding: for histories of one user and
 of many, around every length where another program takes over; for events that are appended one by
-one, past the end of the window; for the whole catalogue; and for model.onnx on histories longer
-than the model's maximum.
+one, past the end of the window; for the whole catalogue; for rows of items that have no index; and
+for model.onnx on histories longer than the model's maximum.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from ranklet.bundle.manifest import (
     APPEND,
     ENCODE_LONG,
+    ENCODE_ROWS,
     FIRST_BLOCK,
     FIRST_BLOCK_ROWS,
     MODEL,
@@ -143,6 +144,24 @@ class _Check:
         self.difference = max(self.difference, difference)
         self.points.append(str(point))
 
+    def by_rows(self, histories: list[History]) -> list[History]:
+        """Return histories whose items are known by their rows alone."""
+        new, table = self.items + 1, self.engine.table  # an index that no table has
+        return [
+            history._replace(items=np.full_like(history.items, new), rows=table[history.items])
+            for history in histories
+        ]
+
+    def rows(self, point: _Point) -> None:
+        """Compare ``by_rows`` with the model; attention sums up the events in the graph itself."""
+        histories = self.by_rows(point.histories(uses_times=self.uses_times))
+        point = replace(point, name=f"{ENCODE_ROWS}: ")
+        self.users(point, self.engine.encode(histories), TOP)
+        for history in histories:
+            weights = self.engine.attention(history)[1]
+            if weights.min() < 0 or not np.abs(weights.sum(axis=1) - 1).max() <= self.tolerance:
+                raise ParityError(f"{point}: attention that does not add up to 1: {weights}")
+
     def rolled(self, point: _Point) -> Floats:
         """Return the torch user vectors after more events than the model's maximum, (B, D).
 
@@ -176,9 +195,8 @@ class _Check:
             mask = model.bias(longest).flip(-1)[None, :, None]
             return model.user(last.merge(x, attention(query, key, value, mask=mask)))[:, 0].numpy()
 
-    def state(self, point: _Point, appended: State) -> None:
+    def state(self, point: _Point, appended: State, histories: list[History]) -> None:
         """Compare the state from an encoder with the state after appending the same events."""
-        histories = point.histories(uses_times=self.uses_times)
         encoded = self.engine.empty_state(len(histories))
         for row, events in enumerate(self.engine.encode_states(histories)[1]):
             encoded.fill(row, events, len(histories[row].items))
@@ -205,7 +223,10 @@ class _Check:
                 now = slice(0, place + 1)
                 part = _Point(point.items[:, now], point.since[:, now], point.until, f"{APPEND}: ")
                 self.users(part, users, TOP)
-                self.state(part, state)
+                histories = part.histories(uses_times=self.uses_times)
+                self.state(part, state, histories)
+                part = replace(part, name=f"{ENCODE_ROWS}: ")
+                self.state(part, state, self.by_rows(histories))
         again = engine.append(state, events)
         if not np.array_equal(users, again):
             raise ParityError(f"{APPEND}: an event that is put again changes the user")
@@ -230,12 +251,14 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
     """
     check, random = _Check(engine, model, table), np.random.default_rng(seed)
     longest, items = model.config.max_length, len(table) - 1
-    for batch, length in _points(engine, longest):
-        point = _Point.draw(random, items, batch, length)
+    points = [_Point.draw(random, items, *sizes) for sizes in _points(engine, longest)]
+    for point in points:
         # The first point ranks all items of most catalogues: a fault in one row of the table may
         # never reach a top. Codes need a pool of twice as many, and more.
         k = TOP if check.points else LARGEST_POOL // (2 * engine.manifest.pool.factor)
         check.users(point, engine.encode(point.histories(uses_times=check.uses_times)), k)
+    for point in points:
+        check.rows(point)
     whole = random.integers(1, items + 1, (2, longest + APPENDED))
     since = random.integers(0, BUCKETS, whole.shape)
     check.appended(_Point(whole, since, random.integers(0, BUCKETS, 2)))

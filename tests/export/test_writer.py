@@ -65,7 +65,7 @@ def test_small_arrays_stay_in_the_graph_and_equal_constants_are_one() -> None:
 
 
 def test_graphs_share_the_bytes_of_equal_weights(any_ranker: Ranker) -> None:
-    folder, manifest = any_ranker._opened.folder, any_ranker.manifest
+    folder, manifest = any_ranker.path, any_ranker.manifest
     stored: dict[tuple[int, int], set[str]] = {}
     for program in manifest.programs:
         for tensor in graph_of(folder, program).initializer:
@@ -120,7 +120,7 @@ def slow_scan(graph: onnx.GraphProto) -> int:
 
 def test_scanned_bytes_are_those_of_a_slow_count(any_ranker: Ranker) -> None:
     for name, program in any_ranker.manifest.programs.items():
-        assert program.scanned_bytes == slow_scan(graph_of(any_ranker._opened.folder, name)), name
+        assert program.scanned_bytes == slow_scan(graph_of(any_ranker.path, name)), name
 
 
 def test_exporting_twice_gives_the_same_bytes_and_compact_leaves_rows_out(

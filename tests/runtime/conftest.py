@@ -51,7 +51,7 @@ def tiny_bundle(exported: Callable[..., Any], build_once: Callable[..., Path]) -
     """Two blocks, two heads, int8, titles; at most 12 events. Tests must not write into it."""
 
     def make(path: Path) -> None:
-        shutil.copytree(exported(INT8).ranker._opened.folder, path)
+        shutil.copytree(exported(INT8).ranker.path, path)
         manifest = Manifest.read(path)
         titles = [f"Title {number}" for number in range(ITEMS)]
         popularity = np.random.default_rng(0).permutation(ITEMS).astype(np.float32) // 2 / ITEMS

@@ -49,6 +49,7 @@ def test_an_answer_stays_when_the_next_request_is_like_it(ranker: Ranker, ids: l
         lambda place: (user.append(ids[place]), user.rank(5).scores)[1],
         lambda place: engine.encode([History(np.array([place, 5]))]),
         lambda place: engine.encode_states([History(np.array([place, 5]))])[1][0][0],
+        lambda place: engine.attention(History(np.array([place, 5]))),
         lambda place: engine.append(state, [Event(place, 0)]),
         *(lambda place, part=part: engine.score(vectors[place], 5, 32)[part] for part in range(3)),
     ]

@@ -5,6 +5,7 @@
     items.utf8 + items.ends.i64     text ids: one blob, and where each id ends in it
     titles.utf8 + titles.ends.i64   names for people, optional
     popularity.f32                  share of the training events of each item
+    attributes.bin                  categories and numbers of each item, optional
     bias.f32                        added to the score of each item, optional; -3e38: never ranked
 
 Arrays are raw and little-endian: their names say the type, the manifest the number of items.
@@ -122,11 +123,13 @@ def read_titles(folder: Path, manifest: Manifest) -> Sequence[str] | None:
     return _read_texts(folder, "titles", manifest.items)
 
 
-def read_popularity(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
-    """Read the share of training events of each item, (items,)."""
-    shares = _read_array(folder / POPULARITY, "<f4", manifest.items).astype(np.float32)
+def read_popularity(
+    folder: Path, manifest: Manifest, name: str = POPULARITY
+) -> NDArray[np.float32]:
+    """Read the share of training events of each item, (items,); ``TRENDING``: of the latest."""
+    shares = _read_array(folder / name, "<f4", manifest.items).astype(np.float32)
     if not np.isfinite(shares).all():
-        raise BundleError(f"{folder / POPULARITY} holds NaN or infinity")
+        raise BundleError(f"{folder / name} holds NaN or infinity")
     return shares
 
 

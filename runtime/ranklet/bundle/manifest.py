@@ -6,7 +6,8 @@ that is missing, of another size or of another digest: all are errors.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,11 +20,15 @@ from ranklet.files.atomic import atomic_write, sha256
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
-POPULARITY, BIAS = "popularity.f32", "bias.f32"
+POPULARITY, TRENDING, BIAS = "popularity.f32", "trending.f32", "bias.f32"
+ATTRIBUTES = "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
 SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
-FIRST_BLOCK = "first_block"
-PROGRAMS = (ENCODE, ENCODE_LONG, APPEND, SCORE, SCORE_MANY, FIRST_BLOCK, MODEL)
+ENCODE_ROWS, FIRST_BLOCK, ITEM = "encode_rows", "first_block", "item"
+PROGRAMS = (
+    *(ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, SCORE, SCORE_MANY),
+    *(FIRST_BLOCK, ITEM, MODEL),
+)
 NEEDED = {ENCODE, APPEND, SCORE, MODEL}
 # What the first block makes of each item: outputs of first_block.onnx, and tables of encoders.
 FIRST_BLOCK_ROWS = ("queries", "keys", "values", "gates")
@@ -34,10 +39,11 @@ FILE_NAMES = frozenset(
         *(f"{name}.onnx" for name in PROGRAMS),
         *(name for names in ID_FILES.values() for name in names),
         *TITLE_FILES,
-        *(WEIGHTS, POPULARITY, BIAS, GOLDEN, CARD),
+        *(WEIGHTS, POPULARITY, TRENDING, BIAS, ATTRIBUTES, GOLDEN, CARD),
     }
 )
-OPTIONAL = {"exclude_seen"}  # keys that older bundles lack
+# Keys that older bundles lack.
+OPTIONAL = {"exclude_seen", "attributes", "new_items", "explanation"}
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -47,6 +53,16 @@ HASHED_UP_TO = 1 << 28
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 # Bits of the codes that choose from the catalogue, for the precisions that have codes.
 CODE_BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
+
+# Kinds of an attribute of items. A title is text, too.
+Kind = Literal["category", "categories", "number", "text", "vector"]
+# Those that every item keeps, and the arrays of their column (``attributes``).
+_TEXTS = ("codes", "ends", "values", "value_ends")
+FILTERABLE: dict[str, tuple[str, ...]] = {
+    "category": _TEXTS,
+    "categories": _TEXTS,
+    "number": ("numbers",),
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,38 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class Array:
+    """The place of an array in attributes.bin."""
+
+    offset: int  # bytes
+    count: int
+    type: Literal["|u1", "<i4", "<i8", "<f4", "<f8"]  # as numpy writes it
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the array."""
+        return self.count * np.dtype(self.type).itemsize
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A column of the item file: its column for each item, and what new items need of it."""
+
+    name: str
+    kind: Kind
+    arrays: dict[str, Array]  # see ``ranklet.attributes`` and ``ranklet.item_features``
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """How items that training never saw are ranked, as measured at export on held-out items."""
+
+    bias: float  # added to their scores; -1000.0 puts them behind all others
+    in_histories: bool  # whether they count as events of a history
+    figures: dict[str, Any]  # what decided that
+
+
+@dataclass(frozen=True)
 class File:
     """Size and digest of a file of the bundle."""
 
@@ -148,6 +196,15 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, File]
     exclude_seen: bool = False  # default of rankings
+    attributes: list[Attribute] = field(default_factory=list)
+    new_items: NewItems | None = None  # None: item.onnx is not there
+
+    explanation: dict[str, Any] = field(default_factory=dict)  # how far attention explains
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the manifest, which names every file by its own."""
+        return _digest(asdict(self))
 
     @property
     def uses_times(self) -> bool:
@@ -180,6 +237,20 @@ class Manifest:
         return str(self.data.get("reading", {}).get("checked_unit", ""))
 
     @property
+    def seen_text(self) -> str:
+        """Return the default of rankings for seen items, and the validation that speaks for it."""
+        default = f"seen items are {'excluded' if self.exclude_seen else 'included'} by default"
+        seen = self.data.get("seen")
+        if not seen:
+            return f"{default}: nothing was held out that could tell what serves better"
+        told = "" if seen["exclude_seen"] == self.exclude_seen else ", as the export was told"
+        return (
+            f"{default}{told}: of {seen['answers']:,} validation answers {seen['repeats']:.1%} "
+            f"were repeats, and NDCG@10 was {seen['masked_NDCG@10']:.4f} with seen items excluded, "
+            f"{seen['unmasked_NDCG@10']:.4f} with them included"
+        )
+
+    @property
     def gate_text(self) -> str:
         """Return the cost of the precision as text, empty without a gate."""
         gate = self.gate
@@ -195,7 +266,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, including its own digest."""
-        document = {**asdict(self), "digest": _digest(asdict(self))}
+        document = {**asdict(self), "digest": self.digest}
         atomic_write(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
     @classmethod
@@ -266,6 +337,7 @@ class Manifest:
         self._check_programs()
         self._check_files()
         self._check_table()
+        self._check_attributes()
         _ = self.state_rows
 
     def _check_programs(self) -> None:
@@ -308,6 +380,20 @@ class Manifest:
             raise ValueError(f"the item table has {self.table.rows} rows for {self.items} items")
         if self.table.columns != self.width:
             raise ValueError(f"the item table is {self.table.columns} wide, users {self.width}")
+
+    def _check_attributes(self) -> None:
+        names = [attribute.name for attribute in self.attributes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"attributes {names}")
+        size = self.files[ATTRIBUTES].size if ATTRIBUTES in self.files else 0
+        for attribute in self.attributes:
+            if missing := {*FILTERABLE.get(attribute.kind, ())} - {*attribute.arrays}:
+                raise ValueError(f"attribute {attribute.name!r} without {sorted(missing)}")
+            for name, array in attribute.arrays.items():
+                if min(array.offset, array.count) < 0 or array.offset + array.bytes > size:
+                    raise ValueError(f"{name} of {attribute.name!r} lies outside {ATTRIBUTES}")
+        if (self.new_items is None) != (ITEM not in self.programs):
+            raise ValueError(f"new items {self.new_items}, programs {sorted(self.programs)}")
 
 
 def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)
