@@ -75,7 +75,7 @@ provider = choice(
 )
 session = combine(provider, click.option("--threads", default=1, help="Threads of one ranking."))
 items = click.option(
-    "--items", type=EXISTING, help="Titles and features of items, by item_id or --item-column."
+    "--items", type=EXISTING, help="Titles and attributes of items, by item_id or --item-column."
 )
 settings = combine(
     click.option(
@@ -114,8 +114,15 @@ columns = combine(
         for name, default in COLUMNS.items()
     ),
     click.option("--title-column", default="title", help="Name of the title column of --items."),
+    click.option(
+        "--attributes",
+        default="",
+        metavar="NAME:KIND,...",
+        help="Kinds of columns of --items: category, categories, number, text, vector or none.",
+    ),
 )
 READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS), "title_column")
+READING += ("attributes",)
 
 
 def note(text: str) -> None:

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from ranklet.attributes import Attributes
 from ranklet.bundle.folder import (
     Opened,
     describe_files,
@@ -56,6 +57,7 @@ from ranklet.errors import BundleError, InputError
 from ranklet.files.atomic import atomic_folder, atomic_write
 from ranklet.item_table import check_ids
 from ranklet.ranker import Ranker
+from ranklet.serving import Serving
 from ranklet.values import show
 from ranklet.verify import verify
 from ranklet_export.card import model_card
@@ -273,7 +275,9 @@ def _write(old: _Old, new: _Catalogue, changes: Changes, folder: Path) -> Manife
     engine = Engine(opened, manifest, "cpu", 1)
     golden = json.dumps(_golden(old, new, engine), indent=1) + "\n"
     atomic_write(folder / GOLDEN, golden.encode())
-    ranker = Ranker(engine, manifest, new.vocabulary, opened)
+    attributes = Attributes.read(folder, manifest)
+    serving = Serving.start(opened, manifest, engine, new.vocabulary, attributes, object())
+    ranker = Ranker(serving)
     atomic_write(folder / CARD, model_card(manifest, ranker).encode())
     manifest = replace(manifest, files=describe_files(folder))
     manifest.write(folder)

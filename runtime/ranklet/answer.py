@@ -28,6 +28,7 @@ from ranklet.engine.engine import (
     Indices,
 )
 from ranklet.errors import InputError
+from ranklet.explanation import Explanation, explain
 from ranklet.question import Question, Top
 from ranklet.request import Request
 from ranklet.titles import Titles
@@ -50,6 +51,7 @@ class Ranking:
         unknown: The number of history ids that the catalogue lacks.
         cold: Whether no event of the history is known. The items are then the most popular ones.
         bundle: The digest of the manifest of the bundle that made the ranking.
+        explanation: The events of the history that led to each item, if that was asked for.
     """
 
     items: list[str] | list[int]
@@ -57,6 +59,7 @@ class Ranking:
     unknown: int
     cold: bool
     bundle: str = ""
+    explanation: Explanation | None = None
     _margin: "Margin | None" = None
     _titles: Titles | None = None
 
@@ -109,8 +112,8 @@ class Ranking:
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         """Pickle everything but the titles, which belong to the open bundle."""
-        values = (self.items, self.scores, self.unknown, self.cold, self.bundle, self._margin)
-        return Ranking, values
+        values = (self.items, self.scores, self.unknown, self.cold, self.bundle)
+        return Ranking, (*values, self.explanation, self._margin)
 
 
 class Margin(NamedTuple):
@@ -281,9 +284,19 @@ class Answers:
         if top.floor is not None and self._rounding is not None and user is not None:
             margin = Margin(user[0].copy(), top.scores.item(last), top.floor, self._rounding)
         ids = self.catalogue.vocabulary.ids(items)
-        return Ranking(
-            ids, scores, request.unknown, is_cold, self._digest, margin, self.catalogue.titles
-        )
+        explanation = None
+        if question.explain and user is not None and request.history is not None:
+            explanation = self._explain(request.history, items, ids, question.explain)
+        titles, unknown = self.catalogue.titles, request.unknown
+        return Ranking(ids, scores, unknown, is_cold, self._digest, explanation, margin, titles)
+
+    def _explain(
+        self, history: History, items: Indices, ids: list[str] | list[int], examined: int
+    ) -> Explanation:
+        """Return what the events of a history do to the scores of some items."""
+        effects = explain(self.engine, history, self.catalogue.rows(items), examined)
+        events = self.catalogue.vocabulary.ids(history.items)
+        return Explanation(ids, events, effects, self.catalogue.titles)
 
     def _best(
         self,

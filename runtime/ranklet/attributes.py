@@ -45,6 +45,11 @@ class Categories:
         """Return all values in the order of their codes."""
         return [*self.sorted, *self.added]
 
+    def read(self, cell: object, name: str) -> list[str]:
+        """Return the values of a cell of a table, see ``attribute_values``."""
+        of_cell = read.categories if self.kind == "categories" else read.single_category
+        return of_cell(cell, name)
+
     def code(self, value: str) -> int | None:
         """Return the code of a value, None if no item has it."""
         place = self.sorted.get(value)
@@ -81,8 +86,7 @@ class Categories:
 
     def with_rows(self, values: list[Any], places: Indices, size: int, name: str) -> "Categories":
         """Return a column of ``size`` items in which some have other values."""
-        of_cell = read.categories if self.kind == "categories" else read.single_category
-        rows = [of_cell(value, f"{name}[{row}]") for row, value in enumerate(values)]
+        rows = [self.read(value, f"{name}[{row}]") for row, value in enumerate(values)]
         added = dict(self.added)
         for value in dict.fromkeys(value for row in rows for value in row):
             if self.sorted.get(value) is None and value not in added:

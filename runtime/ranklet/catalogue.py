@@ -280,14 +280,24 @@ class Catalogue:
             added[~mask[last + 1 :]] = NEVER
         return Bias.of(table, added)
 
+    def fresh(self) -> "Catalogue":
+        """Return the catalogue without compiled filters, after a change."""
+        return replace(self, _kept=Kept())
+
     def defined(self, name: str, items: ItemSet) -> "Catalogue":
         """Return the catalogue with a named filter."""
-        return replace(self, sets={**self.sets, name: items}, _kept=Kept())
+        return replace(self, sets={**self.sets, name: items}).fresh()
 
     def following(self, old: "Catalogue") -> "Catalogue":
         """Return this catalogue with the named filters and the removed items of another."""
         sets = {n: items.moved(old.vocabulary, self.vocabulary) for n, items in old.sets.items()}
-        return replace(self, sets=sets, _kept=Kept())
+        every = np.arange(1, len(old.vocabulary) + 1)
+        removed = old.vocabulary.ids(every[old.at(old.own, every) < NEVER / 2])
+        places = self.vocabulary.index(removed)
+        table = self.own.table.copy()
+        table[0, places[places > 0]] = NEVER
+        own = Bias.of(table, self.own.added) if len(removed) else self.own
+        return replace(self, sets=sets, own=own).fresh()
 
 
 class Kept:

@@ -90,6 +90,10 @@ class Explanation:
             ],
         }
 
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """Pickle everything but the titles, which belong to the open bundle."""
+        return Explanation, (self.items, self.events, self.effects)
+
     def __repr__(self) -> str:
         """Show the first items, each with the events of the largest drops."""
         of_events, lines = self._names(self.events), []

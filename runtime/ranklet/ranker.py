@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import RLock
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from ranklet.engine.engine import Engine, Floats
 from ranklet.engine.sessions import Provider
 from ranklet.errors import InputError
 from ranklet.golden import check_golden
+from ranklet.new_items import Addition, add_items, remove_items, retitle
 from ranklet.question import Cold, read_question
 from ranklet.request import Request
 from ranklet.serving import Current, Serving
@@ -538,6 +539,63 @@ class Ranker:
             serving = self._serving
             items = ItemSet.read(ids, serving.catalogue.vocabulary)
             self._current.serving = serving.changed(serving.catalogue.defined(name, items))
+
+    def add_items(
+        self,
+        table: Any,  # noqa: ANN401 (any form of a table)
+        *,
+        vectors: Any = None,  # noqa: ANN401 (an array from outside)
+        like: Mapping[ItemId, Ids] | None = None,
+        bias: float | None = None,
+        in_histories: bool | None = None,
+    ) -> Addition:
+        """Add items that training never saw; they can be ranked at once.
+
+        Items of the table that are known keep their rows, and take its attributes and titles. Items
+        that were removed are ranked again. All or nothing is added. The items stay until the bundle
+        is reloaded; ``ranklet catalogue save`` makes a bundle with them.
+
+        Args:
+            table: ``item_id``, perhaps ``title``, and the attributes of the training: a dict of
+                columns, a list of dicts, or a table of pandas, polars or pyarrow.
+            vectors: Ready-made rows, (items of the table, D), whose directions count; by default
+                item.onnx makes rows from attributes.
+            like: Known items that a new one is like, by its id: its row is their mean.
+            bias: Points that are added to the scores of the new items. None: of attributes what
+                export measured on held-out items, else 0. -1000 ranks them behind all others.
+            in_histories: Whether all added items count as events of a history; None: as export
+                measured. Otherwise they are seen items, and nothing else.
+
+        Raises:
+            InputError: A value can't be used, or a new item can't be placed; nothing was added.
+        """
+        with self._changing:
+            serving = self._serving
+            catalogue, addition = add_items(serving, table, vectors, like, bias, in_histories)
+            self._current.serving = serving.changed(catalogue)
+        return addition
+
+    def remove_items(self, items: Ids) -> None:
+        """Never rank some items, until ``add_items`` has them again.
+
+        They still count as events of histories.
+
+        Raises:
+            InputError: The catalogue lacks one; nothing was removed.
+        """
+        with self._changing:
+            serving = self._serving
+            self._current.serving = serving.changed(remove_items(serving.catalogue, items))
+
+    def retitle(self, titles: Mapping[ItemId, str]) -> None:
+        """Give items other titles, by their ids; an empty one is none.
+
+        Raises:
+            InputError: The catalogue lacks one, or a title is no text; nothing was changed.
+        """
+        with self._changing:
+            serving = self._serving
+            self._current.serving = serving.changed(retitle(serving.catalogue, titles))
 
     def titles(self, items: Sequence[ItemId]) -> list[str]:
         """Return the title of each item, or its id if it has none.

@@ -135,6 +135,8 @@ class User:
         request = self._kept.request(
             now, candidates, exclude, exclude_seen=exclude_seen, demoted=seen_recently
         )
+        if question.explain and request.history:
+            request = request._replace(history=self._kept.latest(request.history.until))
         return serving.answers.rank_one(request, question, self._kept.encode)
 
     def save(self) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.manifest import BIAS, FILE_NAMES, NEVER, POPULARITY, File, Manifest
+from ranklet.bundle.manifest import BIAS, FILE_NAMES, NEVER, POPULARITY, TRENDING, File, Manifest
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.errors import BundleError
 from ranklet.files.atomic import sha256
@@ -123,13 +123,22 @@ def read_titles(folder: Path, manifest: Manifest) -> Sequence[str] | None:
     return _read_texts(folder, "titles", manifest.items)
 
 
-def read_popularity(
-    folder: Path, manifest: Manifest, name: str = POPULARITY
-) -> NDArray[np.float32]:
-    """Read the share of training events of each item, (items,); ``TRENDING``: of the latest."""
-    shares = _read_array(folder / name, "<f4", manifest.items).astype(np.float32)
+def read_popularity(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
+    """Read the share of training events of each item, (items,)."""
+    return _read_shares(folder / POPULARITY, manifest.items)
+
+
+def read_trending(folder: Path, manifest: Manifest) -> NDArray[np.float32] | None:
+    """Read the share of the last training events of each item, (items,); None: not known."""
+    if TRENDING not in manifest.files:
+        return None
+    return _read_shares(folder / TRENDING, manifest.items)
+
+
+def _read_shares(path: Path, count: int) -> NDArray[np.float32]:
+    shares = _read_array(path, "<f4", count).astype(np.float32)
     if not np.isfinite(shares).all():
-        raise BundleError(f"{folder / name} holds NaN or infinity")
+        raise BundleError(f"{path} holds NaN or infinity")
     return shares
 
 

@@ -63,6 +63,14 @@ FILTERABLE: dict[str, tuple[str, ...]] = {
     "categories": _TEXTS,
     "number": ("numbers",),
 }
+# The arrays of what new items need of each kind (``item_features``).
+LEARNED: dict[str, tuple[str, ...]] = {
+    "category": ("seen",),
+    "categories": ("seen",),
+    "number": ("edges",),
+    "text": ("buckets", "idf"),
+    "vector": ("mean",),
+}
 
 
 @dataclass(frozen=True)
@@ -387,7 +395,9 @@ class Manifest:
             raise ValueError(f"attributes {names}")
         size = self.files[ATTRIBUTES].size if ATTRIBUTES in self.files else 0
         for attribute in self.attributes:
-            if missing := {*FILTERABLE.get(attribute.kind, ())} - {*attribute.arrays}:
+            needed = {*FILTERABLE.get(attribute.kind, ())}
+            needed |= {*LEARNED[attribute.kind]} if self.new_items else set()
+            if missing := needed - {*attribute.arrays}:
                 raise ValueError(f"attribute {attribute.name!r} without {sorted(missing)}")
             for name, array in attribute.arrays.items():
                 if min(array.offset, array.count) < 0 or array.offset + array.bytes > size:

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
-from ranklet_training.data.features import build_feature
+from ranklet_training.data.attributes import Kinds
+from ranklet_training.data.features import build_features
 from ranklet_training.data.tables import write_frame
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.model.optimizer import Optimizer
@@ -88,12 +89,21 @@ class Run:
         """Return whether a bundle of this run leaves seen items out by default."""
         return bool(self.data.get("seen", {}).get("exclude_seen", False))
 
+    @property
+    def kinds(self) -> Kinds:
+        """Return the kinds of the attributes of the items."""
+        kinds: Kinds = self.data.get("attributes", {})
+        return kinds
+
     def build_model(self) -> Model:
         """Return a model of this run without weights."""
         items = self.catalogue.height
         if self.config.model.kind == "seed":
             return SeedModel(self.config.model, items, self.data["training_users"])
-        features = [build_feature(self.catalogue, n) for n in self.config.train.feature_names]
+        names = self.config.train.feature_names
+        if names and "attributes" not in self.data:
+            raise RunError(f"{self.path} has features of an older version: train it again")
+        features = build_features(self.catalogue, self.kinds, names) if names else None
         return SequenceModel(self.config.model, items, features)
 
     def load_model(self) -> Model:

@@ -167,6 +167,13 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
     return settings, f"{reason}; {items:,} items; {processor}"
 
 
+def recommend_features(kinds: Mapping[str, str], split: Split) -> dict[str, Any]:
+    """Return which attributes take part in training: texts, where histories are short."""
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    events, users = len(split.training.items), len(split.training)
+    return {"features": ",".join(texts)} if texts and events / users <= LONG_HISTORY else {}
+
+
 def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
     """Change settings by name; InputError: an unknown name, or a value of wrong type or range."""
     base = base or RunConfig()

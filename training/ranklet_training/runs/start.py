@@ -13,8 +13,14 @@ import polars as pl
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
 from ranklet.values import show
+from ranklet_training.data.attributes import (
+    Kinds,
+    attribute_kinds,
+    parse_kinds,
+    read_attributes,
+)
 from ranklet_training.data.events import Events
-from ranklet_training.data.features import build_feature
+from ranklet_training.data.features import build_features
 from ranklet_training.data.split import Split
 from ranklet_training.runs.checkpoint import Questions, Run, read_run, read_tensors, write_run
 from ranklet_training.runs.presets import RunConfig, setting_differences
@@ -61,7 +67,11 @@ def start_run(
         )
     if config.model.time_gaps and events.frame["timestamp"].dtype != pl.Int64:
         raise RunError("time_gaps needs whole timestamps, and these have fractions: round them")
-    catalogue = _catalogue(config, split, items)  # raises errors before any file is written
+    # Errors are raised before any file is written.
+    catalogue = _catalogue(config, split, items)
+    kinds = kinds_of(catalogue, reading or {}, earlier)
+    build_features(catalogue, kinds, config.train.feature_names)
+    read_attributes(catalogue, kinds)
     data = {
         "digest": events.digest,
         "users": events.users,
@@ -72,6 +82,7 @@ def start_run(
         "split": split.notes,
         "instants": split.instants,
         "reading": {**(reading or {}), **events.reading},
+        "attributes": kinds,
         "source": source,
         **_facts_of(earlier),
     }
@@ -86,6 +97,18 @@ def start_run(
         atomic_write(path / "evaluation.json", figures)
     write_run(run)  # last: a folder with config.json is complete
     return run
+
+
+def kinds_of(items: pl.DataFrame, reading: dict[str, str], earlier: Run | None = None) -> Kinds:
+    """Return the kinds of attributes: as chosen, else as in an earlier run, else inferred.
+
+    Raises:
+        InputError: The chosen kinds can't be read.
+        DataError: A chosen column is not there.
+    """
+    before = earlier.kinds if earlier else {}
+    known = {name: kind for name, kind in before.items() if name in items.columns}
+    return attribute_kinds(items, {**known, **parse_kinds(reading.get("attributes", ""))})
 
 
 def _catalogue(config: RunConfig, split: Split, items: pl.DataFrame | None) -> pl.DataFrame:
@@ -107,8 +130,6 @@ def _catalogue(config: RunConfig, split: Split, items: pl.DataFrame | None) -> p
             )
         others = items.drop("training_events", strict=False)
         catalogue = catalogue.join(others, on="item_id", how="left", maintain_order="left")
-    for name in config.train.feature_names:
-        build_feature(catalogue, name)  # raises its errors
     return catalogue
 
 
@@ -142,6 +163,7 @@ def _facts_of(earlier: Run | None) -> dict[str, Any]:
     return {
         "earlier": {**facts, "epochs": _epochs(earlier)},
         "seen": earlier.data.get("seen", {}),
+        "new_items": earlier.data.get("new_items", {}),
     }
 
 

@@ -21,11 +21,14 @@ from torch import Tensor
 
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
+from ranklet.item_features import ItemFeatures
 from ranklet.time_gaps import UNKNOWN
+from ranklet_training.data.features import read_features
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.data.split import Split
 from ranklet_training.judge.evaluate import MASKED, UNMASKED, rank_targets
 from ranklet_training.judge.metrics import Metrics, Ranks, all_metrics, ndcg
+from ranklet_training.judge.new_items import measure_new_items
 from ranklet_training.judge.subjects import model_scorer
 from ranklet_training.model.cooccurrence import cooccurrence_table
 from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
@@ -73,7 +76,8 @@ def train(
     ``metrics.jsonl``. ``show_progress`` draws a bar on stderr, or writes a line an epoch and a
     minute where stderr is no terminal. At the end the data facts of the run get ``seen``: the share
     of repeats among the validation answers, NDCG@10 of the best weights with and without seen
-    items, and the better of both as the default of a bundle.
+    items, and the better of both as the default of a bundle; and ``new_items``, see
+    ``measure_new_items``.
 
     Raises:
         RunError: The loss is not finite; the last checkpoint and the best weights are kept.
@@ -96,6 +100,7 @@ def train(
     best, metrics = run.load_model(), run.best_metrics()
     if len(split.validation):
         run.data["seen"] = _measure_seen(best, split, metrics["NDCG@10"])
+        run.data["new_items"] = _measure_new_items(run, best)
         write_config(run)
     seconds = time.perf_counter() - begin
     return TrainResult(best, metrics, progress.best_epoch, progress.epoch, seconds)
@@ -274,6 +279,18 @@ def _measure_seen(model: Model, split: Split, validated: float) -> dict[str, Any
         "unmasked_NDCG@10": unmasked,
         "exclude_seen": masked >= unmasked,
     }
+
+
+def _measure_new_items(run: Run, model: Model) -> dict[str, Any]:
+    """Return how a bundle ranks items without events, {} if that can't be measured."""
+    questions = run.read_questions()
+    if questions is None or not run.kinds:
+        return {}
+    attributes, features = read_features(run.catalogue, run.kinds)
+    events = run.catalogue["training_events"].to_numpy().astype(np.int64)
+    count = ItemFeatures(attributes).count
+    masked = run.exclude_seen
+    return measure_new_items(model, features, count, events, questions, masked=masked)
 
 
 def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> None:
