@@ -84,7 +84,8 @@ def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:
         user = engine.encode([History(history)])
         for batch in {1, many.least_users if many else 1}:
             users = user.repeat(batch, axis=0)
-            off = engine.off_by(users, engine.score(users, pool, pool))
+            best = engine.score(users, pool, pool, has_boosts=True)
+            off = engine.off_by(users, best)
             if off > 0:
                 raise BundleError(
                     f"scores by codes are off by {off:.2e} more than rounding explains, for "

@@ -25,7 +25,7 @@ from ranklet.bundle.folder import Opened, describe_files, read_bias, read_popula
 from ranklet.bundle.manifest import BIAS, NEVER, WEIGHTS
 from ranklet.files.atomic import sha256
 from ranklet.verify import ask_model, verify
-from ranklet_export import catalogue
+from ranklet_export import rewrite
 from ranklet_export.catalogue import Changes, save_catalogue
 from ranklet_export.export import Settings, export_bundle
 from ranklet_export.parity import SCORE_TOLERANCE
@@ -114,9 +114,7 @@ def saved(
         old = exported(how, **settings)
         folder = tmp_path_factory.mktemp("saved")
         rows = draw(old.model, len(NEW))
-        # Codes add the bias only while they choose.
         bias = -np.arange(len(NEW), dtype=np.float32) / 8
-        bias *= old.ranker.manifest.rounding is None
         ids = [*old.ranker.ids, *NEW]
         reference = Reference(old.model, ids, torch.cat([old.model.table(), rows]))
         reference.bias |= {
@@ -124,7 +122,7 @@ def saved(
             **dict.fromkeys(GONE, NEVER),
         }
         first = Changes(NEW[:4], served(old.model, rows[:4]), bias[:4], removed=GONE[:1])
-        save_catalogue(old.ranker._opened.folder, first, folder / "first")
+        save_catalogue(old.ranker.path, first, folder / "first")
         second = Changes(NEW[4:], served(old.model, rows[4:]), bias[4:], removed=GONE[1:])
         save_catalogue(folder / "first", second, folder / "second")
         made[name] = old, Ranker.load(folder / "second", provider="cpu"), reference
@@ -163,7 +161,7 @@ def test_a_saved_catalogue_answers_as_a_slow_sort_of_all_scores_does(
 @each_case
 def test_a_saved_catalogue_is_a_whole_bundle(name: str, saved: Callable[..., Any]) -> None:
     old, ranker, _ = saved(name)
-    folder, before, manifest = ranker._opened.folder, old.ranker.manifest, ranker.manifest
+    folder, before, manifest = ranker.path, old.ranker.manifest, ranker.manifest
     report = verify(folder, provider="cpu")
     assert report.items == len(old.ranker) + len(NEW)
     assert report.golden == 6  # five, and one of the latest items
@@ -173,7 +171,7 @@ def test_a_saved_catalogue_is_a_whole_bundle(name: str, saved: Callable[..., Any
         {key: change[key] for key in ("added", "removed", "retitled")}
         for change in manifest.data["changes"]
     ] == [{"added": 4, "removed": 1, "retitled": 0}, {"added": 2, "removed": 1, "retitled": 0}]
-    digest = json.loads((old.ranker._opened.folder / "manifest.json").read_bytes())["digest"]
+    digest = json.loads((old.ranker.path / "manifest.json").read_bytes())["digest"]
     assert manifest.data["changes"][0]["from"] == digest
     assert "6 added, 2 removed, 0 retitled items" in (folder / "README.md").read_text()
     popularity = dict(zip(ranker.ids, read_popularity(folder, manifest).tolist(), strict=True))
@@ -181,7 +179,7 @@ def test_a_saved_catalogue_is_a_whole_bundle(name: str, saved: Callable[..., Any
         **dict(
             zip(
                 old.ranker.ids,
-                read_popularity(old.ranker._opened.folder, before).tolist(),
+                read_popularity(old.ranker.path, before).tolist(),
                 strict=True,
             )
         ),
@@ -198,7 +196,7 @@ def test_weights_stand_once_and_known_items_keep_every_row(
     for program in ranker.manifest.programs.values():
         tensors = {}
         for each in (old.ranker, ranker):
-            folder = each._opened.folder
+            folder = each.path
             graph = onnx.load(folder / program.file).graph
             tensors[each] = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
         before, after = tensors[old.ranker], tensors[ranker]
@@ -211,7 +209,7 @@ def test_weights_stand_once_and_known_items_keep_every_row(
     np.testing.assert_array_equal(
         ranker.engine.table[of_known], old.ranker.engine.table[1 : len(of_known) + 1]
     )
-    sizes = [(each._opened.folder / WEIGHTS).stat().st_size for each in (old.ranker, ranker)]
+    sizes = [(each.path / WEIGHTS).stat().st_size for each in (old.ranker, ranker)]
     assert sizes[1] < 1.3 * sizes[0] + 8192
 
 
@@ -224,14 +222,14 @@ def test_a_new_item_that_asks_louder_lowers_the_score_that_hides_events(
     old = exported(FP32, blocks=3, attention_window=3)
     rows = draw(old.model, 4000, seed=5)
     loudest = save_and_hide(old, rows, tmp_path / "loud")
-    before = hidden_in(old.ranker._opened.folder, "append")
+    before = hidden_in(old.ranker.path, "append")
     assert loudest <= before
     assert all(hidden_in(tmp_path / "loud", name) == loudest for name in ("encode", "append"))
 
 
 def save_and_hide(old: Exported, rows: torch.Tensor, target: Path) -> float:
     ids = [f"n{number}" for number in range(len(rows))]
-    save_catalogue(old.ranker._opened.folder, Changes(ids, served(old.model, rows)), target)
+    save_catalogue(old.ranker.path, Changes(ids, served(old.model, rows)), target)
     return hidden_in(target, "append")
 
 
@@ -273,7 +271,7 @@ def test_equal_scores_are_sorted_by_id(exported: Callable[..., Exported], tmp_pa
     old = exported(INT8)
     twin = np.asarray(old.ranker.engine.table[old.ranker.vocabulary.index(["i00020"])])
     changes = Changes(["i00019b", "zz"], twin.repeat(2, axis=0))
-    save_catalogue(old.ranker._opened.folder, changes, tmp_path / "new")
+    save_catalogue(old.ranker.path, changes, tmp_path / "new")
     ranking = Ranker.load(tmp_path / "new").rank(["i00003"], k=62, exclude_seen=False)
     place = ranking.items.index("i00020")  # type: ignore[arg-type]
     assert ranking.items[place - 1 : place + 2] == ["i00019b", "i00020", "zz"]
@@ -301,7 +299,7 @@ def test_titles_are_given_to_new_and_known_items_and_stay_elsewhere(
 def test_a_bundle_without_titles_gets_them(
     exported: Callable[..., Exported], tmp_path: Path
 ) -> None:
-    folder = exported(FP32).ranker._opened.folder
+    folder = exported(FP32).ranker.path
     save_catalogue(folder, Changes(titles={"i00003": "Three"}), tmp_path / "new")
     ranker = Ranker.load(tmp_path / "new")
     assert ranker.titles(["i00003", "i00004"]) == ["Three", "i00004"]
@@ -338,7 +336,7 @@ def test_what_is_not_possible_is_refused_by_name_and_nothing_is_written(
     changes: Changes, message: str, exported: Callable[..., Exported], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        save_catalogue(exported(FP32).ranker._opened.folder, changes, tmp_path / "new")
+        save_catalogue(exported(FP32).ranker.path, changes, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -439,12 +437,12 @@ def test_a_kill_at_any_moment_leaves_a_whole_bundle(tiny_bundle: Path, tmp_path:
 def test_a_bundle_that_does_not_verify_is_not_left(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = catalogue._copy_weights
+    copy = rewrite._copy_weights
 
     def damage(old: Any, graph: Any, weights: Any, changed: Any, hidden: float) -> None:
         copy(old, graph, weights, {**changed, "table": changed["table"][::-1]}, hidden)
 
-    monkeypatch.setattr(catalogue, "_copy_weights", damage)
+    monkeypatch.setattr(rewrite, "_copy_weights", damage)
     with pytest.raises(BundleError, match=r"golden answer 0 .*differs"):
         save_catalogue(tiny_bundle, Changes(["new"], ROW), tmp_path / "new")
     assert not list(tmp_path.iterdir())
