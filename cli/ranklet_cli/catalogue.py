@@ -29,7 +29,7 @@ class CatalogueReport:
     """What a command did, by ids."""
 
     path: Path
-    items: int = 0
+    items: int = 0  # that can be ranked
     added: list[ItemId] = field(default_factory=list)
     updated: list[ItemId] = field(default_factory=list)  # known items of ITEMS
     removed: list[ItemId] = field(default_factory=list)
@@ -203,7 +203,8 @@ def _change(
             f"nothing changes: {len(report.unknown)} ids are not in the catalogue{first}"
         )
     changes = changes_of(serving.changed(changed))
-    report.items = save_catalogue(bundle, changes, target, replace_target=replace).items
+    save_catalogue(bundle, changes, target, replace_target=replace)
+    report.items = changed.own.items + changed.own.others
     if as_json:
         return print_json(report)
     click.echo(_describe(report))
@@ -212,7 +213,7 @@ def _change(
 def _describe(report: CatalogueReport) -> str:
     kinds = ("added", "updated", "removed", "retitled")
     counts = [f"{len(ids):,} {kind}" for kind in kinds if (ids := getattr(report, kind))]
-    lines = [f"{report.path}: {', '.join(counts)}; {report.items:,} items"]
+    lines = [f"{report.path}: {', '.join(counts)}; {report.items:,} items to rank"]
     if report.added:
         lines.append(f"{report.bias:g} is added to the scores of the new items")
     if report.unknown:

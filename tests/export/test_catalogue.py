@@ -132,7 +132,12 @@ def saved(
     return make
 
 
-each_case = pytest.mark.parametrize("name", CASES)
+# These have every part between them, and tests of export have the same models.
+USUAL = {"int8", "fp32, window", "compact, gated, one head", "times"}
+each_case = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in CASES],
+)
 
 
 @each_case
