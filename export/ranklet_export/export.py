@@ -119,7 +119,9 @@ def export_bundle(run_path: Path, bundle: Path, settings: Settings = DEFAULT) ->
     return _export(_read_source(run_path, settings.exclude_seen), bundle, settings)
 
 
-def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> ExportReport:
+def export_random(
+    shape: str, bundle: Path, settings: Settings = DEFAULT, seed: int = 0
+) -> ExportReport:
     """Export a model with random weights, to size hardware before there is data.
 
     Args:
@@ -127,6 +129,7 @@ def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> Exp
             settings of a model, like ``items=12000,width=64,blocks=2,heads=1``.
         bundle: Folder of the bundle.
         settings: How it is exported.
+        seed: Of the weights.
 
     Raises:
         InputError: The shape can't be used.
@@ -134,7 +137,7 @@ def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> Exp
     """
     check_target(bundle, replace=settings.replace)
     items, config = _read_shape(shape)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = SequenceModel(config, items)
     model.init_weights()
     with torch.no_grad():  # rows of length 1, and scores that differ

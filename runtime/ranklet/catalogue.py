@@ -59,6 +59,8 @@ class ItemSet:
 
     def moved(self, old: Vocabulary, new: Vocabulary) -> "ItemSet":
         """Return the same items in another vocabulary."""
+        if old is new:
+            return self
         return ItemSet.read([*old.ids(self.indices), *self.strangers], new)
 
     def grown(self, vocabulary: Vocabulary) -> "ItemSet":
@@ -76,9 +78,10 @@ class Eligible:
         count: The number of its items that the catalogue had when it was made.
     """
 
-    def __init__(self, items: ItemSet, owner: object) -> None:
-        """Allow only these items; ``owner`` is the ranker, and others refuse the filter."""
-        self.items, self.owner, self.count = items, owner, len(items.indices)
+    def __init__(self, items: ItemSet, vocabulary: Vocabulary, owner: object) -> None:
+        """Allow only these items of a vocabulary; rankers of another owner refuse the filter."""
+        self.items, self.vocabulary, self.owner = items, vocabulary, owner
+        self.count = len(items.indices)
         self.compiled: tuple[Catalogue, Bias] | None = None  # of the latest catalogue
 
     def __copy__(self) -> "Eligible":
@@ -211,7 +214,7 @@ class Catalogue:
         size = len(self.vocabulary) + 1
         if isinstance(condition, Eligible):
             self._check_owner(condition)
-            items = condition.items.grown(self.vocabulary)
+            items = condition.items.moved(condition.vocabulary, self.vocabulary)
         elif isinstance(condition, str):
             name = condition.removeprefix("!")
             if name not in self.sets:

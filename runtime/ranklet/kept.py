@@ -207,20 +207,20 @@ class KeptHistory:
     def is_encoded_whole(self) -> bool:
         """Return whether the history must be encoded, not its new events appended."""
         new, events = self.new, self.counts.events
-        if self._has_new_items:
-            return events > 0
+        if self.ends_with_new_item:
+            return True
         if new < 2 or not self.counts.encoded:
             return new > 0 and not self.counts.encoded
         is_short = events <= min(EVENTS_OF_AN_APPEND * new, self.serving.reader.max_length)
         return new > APPENDED or is_short
 
     @property
-    def _has_new_items(self) -> bool:
+    def ends_with_new_item(self) -> bool:
         """Return whether an event to append is of an added item, which append.onnx lacks."""
         counts, catalogue = self.counts, self.serving.catalogue
         if not catalogue.added.in_histories:
             return False
-        first = min(counts.encoded, counts.events - 1)
+        first = max(0, min(counts.encoded, counts.events - 1))
         return any(item > catalogue.last for item in counts.log.items[first : counts.events])
 
     def encode(self, history: History) -> Floats:

@@ -521,7 +521,8 @@ class Ranker:
             InputError: An id can't be used.
         """
         catalogue = self._current.serving.catalogue
-        return Eligible(ItemSet.read(ids, catalogue.vocabulary, unknown), catalogue.owner)
+        items = ItemSet.read(ids, catalogue.vocabulary, unknown)
+        return Eligible(items, catalogue.vocabulary, catalogue.owner)
 
     def define(self, name: str, ids: Ids) -> None:
         """Define, or define anew, a named filter for ``where`` and ``boost``.

@@ -284,26 +284,36 @@ class Users:
     def _encode(self, rows: list[int]) -> Floats:
         """Return the vectors of some users, and bring the states of all up to date."""
         engine, events = self._serving.engine, [user._kept for user in self._users]
-        whole = [one for one in events if one.is_encoded_whole]
-        histories = [one.latest(UNKNOWN) for one in whole]
+        whole = [row for row, one in enumerate(events) if one.is_encoded_whole]
+        histories = [events[row].latest(UNKNOWN) for row in whole]
+        encoded = dict[int, tuple[Floats, list[Floats]]]()  # of users whose last event is put again
         for places in by_length([len(history.items) for history in histories]):
-            _, states = engine.encode_states([histories[place] for place in places])
-            for place, state in zip(places, states, strict=True):
-                whole[place].restart(state)
+            users, states = engine.encode_states([histories[place] for place in places])
+            for place, user, state in zip(places, users, states, strict=True):
+                events[whole[place]].restart(state)
+                if events[whole[place]].ends_with_new_item:
+                    encoded[whole[place]] = user, state
         vectors, begin = [], 0
         for block in self._blocks:
-            rows_of_block = events[begin : begin + block.users]
+            block_rows = range(begin, begin + block.users)
             begin += block.users
-            for _ in range(max(1, *(one.new for one in rows_of_block))):
+            for _ in range(max(1, *(events[row].new for row in block_rows))):
                 new = [
-                    one.next_event(UNKNOWN) if one.counts.events else _NOTHING
-                    for one in rows_of_block
+                    events[row].next_event(UNKNOWN)
+                    if events[row].counts.events and row not in encoded
+                    else _NOTHING
+                    for row in block_rows
                 ]
                 vector = engine.append(block, new)
-                for one in rows_of_block:
-                    one.advance()
+                for row in block_rows:
+                    events[row].advance()
             vectors.append(vector)
-        return np.concatenate(vectors)[rows]
+        every = np.concatenate(vectors)
+        for row, (user, state) in encoded.items():  # append.onnx has put nothing into them
+            events[row].restart(state)
+            every[row] = user
+        return every[rows]
 
 
-_NOTHING = Event(0, 0)  # of a user without an event: its row is overwritten by the first one
+# Of a user without an event, or with one that append.onnx lacks: what it puts is overwritten.
+_NOTHING = Event(0, 0)
