@@ -1,6 +1,7 @@
 """A saved catalogue answers as a slow sort of all its scores does, and needs no torch."""
 
 import json
+import math
 import multiprocessing
 import resource
 import shutil
@@ -21,13 +22,14 @@ import torch
 from numpy.typing import NDArray
 
 from ranklet import BundleError, InputError, Manifest, Ranker
+from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, describe_files, read_bias, read_popularity, read_titles
 from ranklet.bundle.manifest import BIAS, NEVER, WEIGHTS
 from ranklet.files.atomic import sha256
 from ranklet.golden import ask_model
 from ranklet.verify import verify
 from ranklet_export import rewrite
-from ranklet_export.catalogue import Changes, save_catalogue
+from ranklet_export.catalogue import Changes, changes_of, save_catalogue
 from ranklet_export.export import Settings, export_bundle
 from ranklet_export.parity import SCORE_TOLERANCE
 from ranklet_training.runs.checkpoint import Model, Run, write_run
@@ -313,6 +315,80 @@ def test_a_bundle_without_titles_gets_them(
     assert not (tmp_path / "new" / BIAS).exists()
 
 
+# Attributes
+
+
+BRANDS = [f"b{number % 7}" for number in range(60)]
+PRICES = [None if number % 5 == 0 else number / 2 for number in range(60)]
+TAGS = [[f"t{part}" for part in range(number % 4)] for number in range(60)]
+
+
+@pytest.fixture
+def with_attributes(tiny_bundle: Path, tmp_path: Path) -> Path:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "attributes"))
+    columns = {"brand": BRANDS, "price": PRICES, "tags": TAGS}
+    kinds: Any = {"brand": "category", "price": "number", "tags": "categories"}
+    every = Attributes.empty(kinds).with_items(columns, np.arange(1, 61), 60)
+    manifest = replace(Manifest.read(bundle), attributes=every.write(bundle))
+    replace(manifest, files=describe_files(bundle)).write(bundle)
+    return bundle
+
+
+def values_of(bundle: Path) -> dict[str, dict[Any, Any]]:
+    """Return the values of every attribute by the ids of items."""
+    ranker = Ranker.load(bundle)
+    attributes, ids = Attributes.read(bundle, ranker.manifest), list(ranker.ids)
+    places = np.arange(1, len(ids) + 1)
+    found: dict[str, dict[Any, Any]] = {
+        "price": dict(zip(ids, attributes.column("price").numbers.tolist(), strict=True))
+    }  # type: ignore[union-attr]
+    for name in ("brand", "tags"):
+        values, codes = attributes.values(name), attributes.codes(name, places)
+        found[name] = {i: [values[c] for c in own] for i, own in zip(ids, codes, strict=True)}
+    return found
+
+
+def test_attributes_follow_their_items_to_new_places(with_attributes: Path, tmp_path: Path) -> None:
+    ranker = Ranker.load(with_attributes)
+    ids = list(ranker.ids)
+    table = {
+        "item_id": ["zz", "aa", ids[3]],
+        "brand": ["new brand", "b1", "b6"],
+        "price": [9.5, None, 4],
+        "tags": ["t1|x", [], ["y"]],
+    }
+    vectors = np.asarray(ranker.engine.table[[7, 8, 9]])
+    ranker.add_items(table, vectors=vectors)
+    save_catalogue(with_attributes, changes_of(ranker._serving), tmp_path / "new")
+    found = values_of(tmp_path / "new")
+    brands = {item: [brand] for item, brand in zip(ids, BRANDS, strict=True)}
+    assert found["brand"] == {**brands, "zz": ["new brand"], "aa": ["b1"], ids[3]: ["b6"]}
+    tags = dict(zip(ids, TAGS, strict=True))
+    assert found["tags"] == {**tags, "zz": ["t1", "x"], "aa": [], ids[3]: ["y"]}
+    prices = {
+        item: math.nan if price is None else price for item, price in zip(ids, PRICES, strict=True)
+    }
+    np.testing.assert_equal(found["price"], {**prices, "zz": 9.5, "aa": math.nan, ids[3]: 4})
+    # The answers are those of the ranker that had them added, filtered, too.
+    new = Ranker.load(tmp_path / "new")
+    for where in (None, {"brand": ["new brand", "b1"]}, {"price": (3, 10), "tags": "t1"}):
+        for history in ([ids[0]], ids[5:9]):
+            expected = ranker.rank(history, k=20, where=where)
+            answer = new.rank(history, k=20, where=where)
+            assert answer.items == expected.items
+            np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-4)
+
+
+def test_attributes_of_items_that_are_added_without_them_are_missing(
+    with_attributes: Path, tmp_path: Path
+) -> None:
+    ids = list(Ranker.load(with_attributes).ids)
+    save_catalogue(with_attributes, Changes(["aa"], ROW), tmp_path / "new")
+    found = values_of(tmp_path / "new")
+    assert found["brand"] == {"aa": [], **{i: [b] for i, b in zip(ids, BRANDS, strict=True)}}
+    assert math.isnan(found["price"]["aa"])
+
+
 # Refusals
 
 
@@ -381,7 +457,7 @@ def test_an_older_bundle_takes_no_items_but_loses_them(tiny_bundle: Path, tmp_pa
 def test_torch_is_not_loaded(tiny_bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, numpy\n"
-        "from ranklet_export.catalogue import Changes, save_catalogue\n"
+        "from ranklet_export.catalogue import Changes, changes_of, save_catalogue\n"
         "changes = Changes(['new'], numpy.ones((1, 16), dtype=numpy.float32))\n"
         f"save_catalogue(pathlib.Path({str(tiny_bundle)!r}), changes, "
         f"pathlib.Path({str(tmp_path / 'new')!r}))\n"
