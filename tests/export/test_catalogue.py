@@ -339,9 +339,10 @@ def values_of(bundle: Path) -> dict[str, dict[Any, Any]]:
     ranker = Ranker.load(bundle)
     attributes, ids = Attributes.read(bundle, ranker.manifest), list(ranker.ids)
     places = np.arange(1, len(ids) + 1)
+    prices: Any = attributes.column("price")
     found: dict[str, dict[Any, Any]] = {
-        "price": dict(zip(ids, attributes.column("price").numbers.tolist(), strict=True))
-    }  # type: ignore[union-attr]
+        "price": dict(zip(ids, prices.numbers.tolist(), strict=True))
+    }
     for name in ("brand", "tags"):
         values, codes = attributes.values(name), attributes.codes(name, places)
         found[name] = {i: [values[c] for c in own] for i, own in zip(ids, codes, strict=True)}
@@ -365,9 +366,7 @@ def test_attributes_follow_their_items_to_new_places(with_attributes: Path, tmp_
     assert found["brand"] == {**brands, "zz": ["new brand"], "aa": ["b1"], ids[3]: ["b6"]}
     tags = dict(zip(ids, TAGS, strict=True))
     assert found["tags"] == {**tags, "zz": ["t1", "x"], "aa": [], ids[3]: ["y"]}
-    prices = {
-        item: math.nan if price is None else price for item, price in zip(ids, PRICES, strict=True)
-    }
+    prices = dict(zip(ids, [math.nan if p is None else p for p in PRICES], strict=True))
     np.testing.assert_equal(found["price"], {**prices, "zz": 9.5, "aa": math.nan, ids[3]: 4})
     # The answers are those of the ranker that had them added, filtered, too.
     new = Ranker.load(tmp_path / "new")
