@@ -83,6 +83,8 @@ def catalogue() -> None:
 def add(bundle: Path, items: Path, out: Path | None, replace: bool, **options: Any) -> None:
     """Add the new ITEMS of a file, and take titles and attributes of known ones from it.
 
+    They can be ranked, and they count as events of histories.
+
     Example: ranklet catalogue add bundle new.csv --out newer
     """
     _change(bundle, _target(bundle, out, replace), replace, add=items, **options)
