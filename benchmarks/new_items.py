@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -86,11 +87,13 @@ def rank(bundle: Path, folder: Path) -> None:
             ranks[place, row] = (biased >= biased[target]).sum() if is_shown else np.inf
     is_cold = targets > last
     gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
-    print(f"{len(targets)} questions, {is_cold.sum()} of new items; {len(new.new)} new items, "
-          f"{(~new.known).sum()} without a known value; {json.dumps(chosen.figures)}")
+    click.echo(
+        f"{len(targets)} questions, {is_cold.sum()} of new items; {len(new.new)} new items, "
+        f"{(~new.known).sum()} without a known value; {json.dumps(chosen.figures)}"
+    )
     base = gains[1].mean()
     for place, bias in enumerate(biases):
-        print(
+        click.echo(
             f"bias {bias:7.1f}{' (default)' if not place else ''}: cold HR@10 "
             f"{(ranks[place, is_cold] <= 10).mean():.4f} HR@50 "
             f"{(ranks[place, is_cold] <= 50).mean():.4f}, warm NDCG@10 "
@@ -106,8 +109,10 @@ def prepare(events: Path, items: Path, folder: Path) -> None:
     log = pl.read_parquet(events).sort("user_id", "timestamp", maintain_order=True)
     ids = log["item_id"].unique().sort()
     held = np.random.default_rng(0).permutation(len(ids))[: int(HELD_OUT * len(ids))]
-    new = pl.read_parquet(items).filter(pl.col("item_id").is_in(ids.gather(held).to_list()))
     is_new = pl.col("item_id").is_in(ids.gather(held).to_list())
+    table = pl.read_parquet(items).unique("item_id", keep="first", maintain_order=True)
+    table.write_parquet(folder / "items.parquet")
+    new = table.filter(is_new)
     log.filter(~is_new).write_parquet(folder / "events.parquet")
     users = log.group_by("user_id", maintain_order=True).agg("item_id")
     histories = [row for row in users["item_id"].to_list() if len(row) > 1]
@@ -127,7 +132,8 @@ def main(events: Path, items: Path, *settings: str) -> None:
         prepare(events, items, folder)
         log, run, bundle = folder / "events.parquet", folder / "run", folder / "bundle"
         options = [f"--set={setting}" for setting in settings]
-        train = ["train", str(log), "--items", str(items), "--out", str(run), *options]
+        table = folder / "items.parquet"
+        train = ["train", str(log), "--items", str(table), "--out", str(run), *options]
         subprocess.run([*RANKLET, *train], check=True)
         subprocess.run([*RANKLET, "export", str(run), str(bundle)], check=True)
         subprocess.run([sys.executable, __file__, "rank", str(bundle), str(folder)], check=True)

@@ -38,13 +38,14 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         *_quality(manifest),
         "",
         *([manifest.gate_text + ".", ""] if manifest.gate else []),
+        *_new_items(manifest),
         "## Latency",
         "",
         *_latency(manifest, ranker),
         "",
         "## Limits",
         "",
-        "* It knows only the items that it was trained with; other ids are skipped and counted.",
+        *_limits(manifest),
         "* A history without a known item is answered by popularity and flagged as cold.",
         "* It repeats the tastes and the gaps of its data; nothing else was measured.",
     ]
@@ -104,6 +105,33 @@ def _figures(manifest: Manifest) -> list[str]:
             f"{seen['unmasked_NDCG@10']:.4f} with them included.",
         ]
     return lines
+
+
+def _new_items(manifest: Manifest) -> list[str]:
+    """Return the section on items that training never saw, empty if none can be placed."""
+    if manifest.new_items is None:
+        return []
+    kinds = ", ".join(f"{attribute.name} ({attribute.kind})" for attribute in manifest.attributes)
+    text = manifest.new_items_text
+    return [
+        "## New items",
+        "",
+        f"Items that training never saw can be placed by their attributes: {kinds}.",
+        f"By default {text}.",
+        "",
+    ]
+
+
+def _limits(manifest: Manifest) -> list[str]:
+    """Return what the bundle knows of items."""
+    if manifest.new_items is None:
+        return [
+            "* It knows only the items that it was trained with; other ids are skipped and counted."
+        ]
+    return [
+        "* It knows the items that it was trained with, and those that are added by their "
+        "attributes; other ids are skipped and counted."
+    ]
 
 
 def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:

@@ -16,11 +16,10 @@ from ranklet.bundle.manifest import ITEM, NewItems
 from ranklet.engine.engine import Engine
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import ParityError
-from ranklet.item_features import ItemFeatures, Ragged
+from ranklet.item_features import Ragged
 from ranklet_export.writer import GraphWriter
-from ranklet_training.data.features import read_features
-from ranklet_training.judge.new_items import scale_of
-from ranklet_training.model.ridge import ItemMap, fit_map
+from ranklet_training.judge.new_items import read_catalogue, scale_of
+from ranklet_training.model.ridge import ItemMap
 from ranklet_training.runs.checkpoint import Model, Run
 
 EPSILON = 1e-20  # keeps the length of a row of zeros from being 0
@@ -44,13 +43,13 @@ def read_item_source(run: Run, model: Model) -> ItemSource | None:
     """Return the attributes of a run and fit their map, None if its items have no attributes."""
     if not run.kinds:
         return None
-    attributes, features = read_features(run.catalogue, run.kinds)
-    events, table = run.catalogue["training_events"].to_numpy(), model.table().detach()
-    item_map = fit_map(features, ItemFeatures(attributes).count, table[1:], events)
+    catalogue, table = read_catalogue(run, model), model.table().detach()
+    events = run.catalogue["training_events"].to_numpy()
+    item_map = catalogue.fit(table, events)
     stored = ItemMap(item_map.mean, item_map.weights.half().float())
     measured: Any = run.data.get("new_items")
     new_items = NewItems(**measured) if measured else UNMEASURED
-    return ItemSource(attributes, stored, scale_of(table, events), new_items)
+    return ItemSource(catalogue.attributes, stored, scale_of(table, events), new_items)
 
 
 def write_items(writer: GraphWriter, source: ItemSource, scale: float) -> None:

@@ -1,7 +1,8 @@
 """Bundle manifest: contracts of the graphs, the numbers that a runtime needs, digests.
 
 ``Manifest`` both writes and reads it. An unknown key, another format, a changed manifest, a file
-that is missing, of another size or of another digest: all are errors.
+that is missing, of another size or of another digest: all are errors. Everything is in one file
+because it is one document.
 """
 
 import hashlib
@@ -240,6 +241,26 @@ class Manifest:
             f"{self.precision} on {gate['questions']:,} {'held-out' if has_targets else 'drawn'} "
             f"histories: {gate['overlap']:.2%} of the best 10 of fp32, "
             f"{gate['proven']:.2%} of answers proven{drop}"
+        )
+
+    @property
+    def new_items_text(self) -> str:
+        """Return how new items are ranked and why, empty for a bundle that can't place them."""
+        if self.new_items is None:
+            return ""
+        figures, bias = self.new_items.figures, self.new_items.bias
+        if not figures:
+            return "new items are ranked behind all others, as nothing was held out to measure them"
+        every, warm = figures["all_NDCG@10"], figures["warm_NDCG@10"]
+        chosen = f"with a bias of {bias:g}" if bias > -1000 else "behind all others"
+        inside = "count" if self.new_items.in_histories else "do not count"
+        return (
+            f"new items are ranked {chosen} and {inside} in histories: of "
+            f"{figures['questions']:,} answers {figures['cold_questions']:,} are among "
+            f"{figures['held_out_items']:,} held-out items, and with a bias of "
+            f"{figures['best_bias']:g} NDCG@10 of all goes from {every['not_shown']:.4f} to "
+            f"{every['shown']:.4f}, of the others from {warm['not_shown']:.4f} to "
+            f"{warm['shown']:.4f}; HR@50 of held-out items {figures['cold']['HR@50']:.4f}"
         )
 
     def write(self, folder: Path) -> None:
