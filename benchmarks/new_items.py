@@ -2,12 +2,13 @@
 
 A tenth of the items is held out of all events before the training. The bundle is exported, and in a
 process without torch the held-out items are placed by their attributes. Then the last event of each
-user, whose item may be one of them, is asked for among all items:
+user, whose item may be one of them, is asked for among all items but those that the user has seen:
 
 * cold: HR@10 and HR@50 of the events of new items;
 * warm and all: NDCG@10 of the other events, and of all, beside the same bundle without new items.
 
-The first line of figures is that of the bias and the setting that the bundle itself has.
+New items do not count in histories here. The first line of figures is that of the bias that the
+bundle itself has.
 """
 
 import json
@@ -79,8 +80,7 @@ def rank(bundle: Path, folder: Path) -> None:
         history = new.index(ids)
         scores = new.scores(history)
         scores[0] = -np.inf
-        if new.ranker.exclude_seen:
-            scores[history] = -np.inf
+        scores[history] = -np.inf
         for place, bias in enumerate(biases):
             biased = scores + np.where(np.arange(len(scores)) > last, bias, 0)
             is_shown = np.isfinite(biased[target]) and not (bias == BEHIND and target > last)

@@ -1,6 +1,6 @@
 """Ridge regression from the features of items to their trained vectors, for items without events.
 
-The map B and the mean m minimise sum_i w_i |y_i - m - x_i B|^2 + 7 |B|^2 over the items, where y_i
+The map B and the mean m minimise sum_i w_i |y_i - m - x_i B|^2 + 5 |B|^2 over the items, where y_i
 is the trained row at length 1, x_i its features and w_i = min(events, 50)^0.5; m is the mean of y.
 Feature embeddings that the model itself learned are added at half the length of a row.
 """
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ranklet.item_features import Ragged
 
-PENALTY, MOST_EVENTS = 7.0, 50
+PENALTY, MOST_EVENTS = 5.0, 50
 OWN_LENGTH = 0.5  # of what the model's own feature embeddings add to a row
 # Of conjugate gradients; the latter of the residual. Smaller ones place held-out items no better
 # (mean cosine .1451 at 0.03, .1450 at 0.001).
