@@ -166,7 +166,7 @@ def test_a_program_of_another_contract_than_the_manifest_says_is_refused(
 
 def test_a_bundle_is_verified(tiny_bundle: Path) -> None:
     report = verify(tiny_bundle, provider="cpu")
-    assert (report.items, report.files, report.provider) == (60, 13, "cpu")
+    assert (report.items, report.files, report.provider) == (60, 15, "cpu")
     assert report.golden > 0
     assert report.max_score_difference < 1e-4
 

@@ -365,6 +365,7 @@ class Manifest:
         files = {WEIGHTS, POPULARITY, GOLDEN, *ID_FILES[self.id_type]}
         files |= {program.file for program in self.programs.values()}
         files |= set(TITLE_FILES) if set(TITLE_FILES) & set(self.files) else set()
+        files |= {ATTRIBUTES} if any(attribute.arrays for attribute in self.attributes) else set()
         if missing := files - set(self.files):
             raise ValueError(f"no entry for {sorted(missing)}")
 

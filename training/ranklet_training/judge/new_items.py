@@ -5,7 +5,8 @@ and all items are ranked for held-out questions. What is chosen:
 
 * the largest bias of their scores with the best NDCG@10 of all questions, within its error;
   ``BEHIND`` where it is not clearly better than not to show them;
-* whether they count as events of a history: where answers among the other items do not suffer.
+* whether they count as events of a history: where they are shown, and answers among the other
+  items do not suffer.
 """
 
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def measure_new_items(
     moved = np.array([len(a) > len(b) for a, b in zip(whole, without, strict=True)]) & ~is_cold
     return {
         "bias": bias if is_clear else BEHIND,
-        "in_histories": bool(inside[moved].sum() >= gains[best][moved].sum()),
+        "in_histories": is_clear and bool(inside[moved].sum() >= gains[best][moved].sum()),
         "figures": {
             "questions": len(kept),
             "held_out_items": len(drawn),
