@@ -1,8 +1,8 @@
 """Bundle manifest: contracts of the graphs, the numbers that a runtime needs, digests.
 
 ``Manifest`` both writes and reads it. An unknown key, another format, a changed manifest, a file
-that is missing, of another size or of another digest: all are errors. Everything is in one file
-because it is one document.
+that is missing, of another size or of another digest: all are errors.
+The parts are in one file because they are one document.
 """
 
 import hashlib

@@ -69,7 +69,7 @@ def start_run(
         raise RunError("time_gaps needs whole timestamps, and these have fractions: round them")
     # Errors are raised before any file is written.
     catalogue = _catalogue(config, split, items)
-    kinds = kinds_of(catalogue, reading or {}, earlier)
+    kinds = kinds_of(catalogue if items is None else items, reading or {}, earlier)
     build_features(catalogue, kinds, config.train.feature_names)
     read_attributes(catalogue, kinds)
     data = {
