@@ -246,8 +246,9 @@ def test_a_feature_that_is_not_there_or_has_no_value_is_refused() -> None:
         DataError, match="no feature column 'colour' among the items; there are item_id"
     ):
         build_features(pl.DataFrame({"item_id": ["a"]}), {}, ["colour"])
-    with pytest.raises(DataError, match="'colour' holds no value that two items share"):
-        features(colour=["red", "blue"])
+    with pytest.raises(DataError, match="'colour' holds no value for any item"):
+        build_features(pl.DataFrame({"colour": [None, None]}), {"colour": "category"}, ["colour"])
+    assert features(colour=["red", "blue"]).count == 1  # no value of two items
 
 
 # Configuration.
