@@ -448,10 +448,8 @@ class Answers:
         shares = np.zeros(len(self.catalogue.vocabulary) + 1, dtype=np.float32)
         shares[1 : len(of_bundle) + 1] = of_bundle
         items = np.arange(1, len(shares))
-        keys = [self.catalogue.ties(items), -shares[1:]]
-        if then is not None:
-            keys.insert(1, -then[1:])
-        return np.lexsort(keys) + 1, shares
+        second = shares if then is None else then
+        return np.lexsort((self.catalogue.ties(items), -second[1:], -shares[1:])) + 1, shares
 
 
 def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
