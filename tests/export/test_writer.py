@@ -99,9 +99,9 @@ def test_a_bundle_has_every_program_that_it_can_use(
     assert [name for name in WITHOUT_ITEMS if programs[name].least_users > 1] == ["score_many"]
     manifest = degenerate_model.ranker.manifest
     many = ["score_many"] if manifest.precision == "int8" else []
-    assert list(manifest.programs) == ["encode", "append", "score", *many, "model"]
+    assert list(manifest.programs) == ["encode", "append", "score", *many, "model", "item"]
     for each in (two_block_graphs.manifest, manifest):
-        assert axes_of(each) <= {"batch", "length", "events", "biases", "k", "pool"}
+        assert axes_of(each) <= {"batch", "length", "events", "biases", "k", "pool", "features"}
 
 
 def slow_scan(graph: onnx.GraphProto) -> int:
