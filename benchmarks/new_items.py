@@ -30,7 +30,7 @@ from ranklet import Ranker
 
 RANKLET = [sys.executable, "-m", "ranklet_cli"]
 HELD_OUT = 0.1  # share of the items
-BIASES = (0.0, -0.5, -1.0, -2.0)
+BIASES = (0.5, 0.25, 0.0, -0.25, -0.5, -1.0, -2.0)
 DEPTH, AT_ONCE = 50, 256
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

@@ -257,7 +257,9 @@ def test_a_change_of_any_tensor_for_new_items_fails_the_gate(
     for place, name in enumerate(names):
         spoiled = spoil_last if last_row_only else spoil
         copy = written.change(
-            tmp_path / str(place), ITEM, lambda graph, name=name, by=spoiled: damage(graph, name, by)
+            tmp_path / str(place),
+            ITEM,
+            lambda graph, name=name, by=spoiled: damage(graph, name, by),
         )
         with pytest.raises(ParityError, match=r"^item: rows differ by \d"):
             check_items(copy.load(), source, scale)
