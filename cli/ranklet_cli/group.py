@@ -16,6 +16,7 @@ from ranklet_cli.bundle import export, inspect, onnx, verify
 from ranklet_cli.compare import compare
 from ranklet_cli.evaluate import evaluate
 from ranklet_cli.rank import rank
+from ranklet_cli.similar import popular, similar
 from ranklet_cli.train import data, train
 from ranklet_cli.tune import tune
 
@@ -93,5 +94,6 @@ def cli() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for command in (data, train, tune, evaluate, compare, export, onnx, verify, inspect, rank, bench):
+MAKING = (data, train, tune, evaluate, compare, export, onnx)
+for command in (*MAKING, verify, inspect, rank, similar, popular, bench):
     cli.add_command(command)

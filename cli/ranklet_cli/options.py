@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,35 @@ NEW_FOLDER = NewFolder(path_type=Path, file_okay=False)
 def combine(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator that adds options in this order."""
     return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
+
+
+class HeadedOption(click.Option):
+    """An option that stands under a heading of the help."""
+
+    def __init__(self, *args: Any, heading: str, **settings: Any) -> None:
+        """Make an option as click does."""
+        super().__init__(*args, **settings)
+        self.heading = heading
+
+
+class HeadedCommand(click.Command):
+    """A command whose help has a heading for each group of its many options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings, in the order of the first of each."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record and isinstance(option, click.Option):
+                groups.setdefault(getattr(option, "heading", "Options"), []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def under(heading: str) -> Callable[..., Callable[[F], F]]:
+    """Return ``click.option`` for options under a heading of a ``HeadedCommand``."""
+    return partial(click.option, cls=HeadedOption, heading=heading)
 
 
 def choice(name: str, values: str, *, help: str) -> Callable[[F], F]:
