@@ -24,7 +24,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     parts = [
         "# Model card",
         "",
-        f"A ranklet bundle: ranks {manifest.items:,} items for a history of up to "
+        f"A ranklet bundle: ranks {len(ranker):,} items for a history of up to "
         f"{manifest.max_length} events.",
         "",
         f"* Model: {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "

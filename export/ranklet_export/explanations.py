@@ -1,7 +1,7 @@
 """How far attention agrees with the drops of scores that explain a ranking."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 from ranklet.engine.engine import Engine, Floats, History
 from ranklet.explanation import EXAMINED, Effects, explain
 from ranklet.ranker import Ranker
-from ranklet_training.runs.checkpoint import Questions
+
+if TYPE_CHECKING:  # its module loads torch
+    from ranklet_training.runs.checkpoint import Questions
 
 QUESTIONS, LONGEST = 64, 100  # every event of each is left out once: seconds
 TOP, LARGEST = 10, 3
 
 
-def measure_explanations(ranker: Ranker, questions: Questions) -> dict[str, Any]:
+def measure_explanations(ranker: Ranker, questions: "Questions") -> dict[str, Any]:
     """Compare the attention to events with the mean drop of the items that are shown.
 
     Args:

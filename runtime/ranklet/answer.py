@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import Any, NamedTuple, TypeVar
@@ -73,14 +73,22 @@ class Ranking:
         return self._margin is None or self._margin.is_safe()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return items, scores, unknown, cold and exact as lists and Python values, for JSON."""
-        return {
+        """Return all of it as lists and Python values, for JSON.
+
+        The keys are items, scores, unknown, cold, exact, bundle and, if it was asked for,
+        explanation.
+        """
+        values = {
             "items": list(self.items),
             "scores": self.scores.tolist(),
             "unknown": self.unknown,
             "cold": self.cold,
             "exact": self.exact,
+            "bundle": self.bundle,
         }
+        if self.explanation is not None:
+            values["explanation"] = self.explanation.to_dict()
+        return values
 
     def __repr__(self) -> str:
         """Show the first items with their scores."""
@@ -158,13 +166,23 @@ class Answers:
         encode: Callable[[History], Floats] | None = None,
     ) -> Ranking:
         """Rank for one history, or for the user vector (1, D) that ``encode`` returns."""
-        left = self._left(request, question, question.depth)
-        if request.history is None or not (left or self._others(request, question)):
+        left, history = self._left(request, question, question.depth), request.history
+        if history is None or not (left or self._others(request, question)):
             return self._rank_popular(request, question)
-        user = encode(request.history) if encode else self.engine.encode((request.history,))
+        attention = None
+        if question.explain and encode is None:
+            attention = self.engine.attention(history)
+        if attention:
+            user = attention[0]
+        else:
+            user = encode(history) if encode else self.engine.encode((history,))
         if request.candidates is not None:
-            return self._rank_candidates(user, request, question)
-        return self._rank_catalogue(user, (request,), question, left)[0]
+            ranking = self._rank_candidates(user, request, question)
+        else:
+            ranking = self._rank_catalogue(user, (request,), question, left)[0]
+        if question.explain:
+            return self._explained(ranking, history, question, attention)
+        return ranking
 
     def rank_users(
         self,
@@ -200,6 +218,8 @@ class Answers:
         for row, request in enumerate(requests):
             if row not in answers:
                 answers[row] = self._rank_popular(request, question)
+            elif question.explain and request.history:
+                answers[row] = self._explained(answers[row], request.history, question)
         return [answers[row] for row in range(len(requests))]
 
     def similar(self, item: int, request: Request, question: Question) -> Ranking:
@@ -266,22 +286,27 @@ class Answers:
             last = -1 if question.diversity else int(places.max(initial=0))
         elif len(items) > question.k:
             items, scores = items[: question.k], scores[: question.k]
-        margin = explanation = None
+        margin = None
         if top.floor is not None and self._rounding is not None and user is not None:
             margin = Margin(user.copy(), top.scores.item(last), top.floor, self._rounding)
         ids = catalogue.vocabulary.ids(items)
-        if question.explain and user is not None and request.history is not None:
-            explanation = self._explain(request.history, items, ids, question.explain)
-        return Ranking(
-            ids,
-            scores,
-            request.unknown,
-            is_cold,
-            self._digest,
-            explanation,
-            margin,
-            catalogue.titles,
-        )
+        titles, unknown = catalogue.titles, request.unknown
+        return Ranking(ids, scores, unknown, is_cold, self._digest, None, margin, titles)
+
+    def _explained(
+        self,
+        ranking: Ranking,
+        history: History,
+        question: Question,
+        attention: tuple[Floats, Floats] | None = None,
+    ) -> Ranking:
+        """Return a ranking with what the events of the history do to its scores."""
+        vocabulary = self.catalogue.vocabulary
+        rows = self.catalogue.rows(vocabulary.index(ranking.items))
+        effects = explain(self.engine, history, rows, question.explain, attention)
+        events = vocabulary.ids(history.items)
+        explanation = Explanation(ranking.items, events, effects, self.catalogue.titles)
+        return replace(ranking, explanation=explanation)
 
     def _deeper(self, request: Request, question: Question, depth: int, user: Floats | None) -> Top:
         """Return more of the best items."""

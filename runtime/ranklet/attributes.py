@@ -104,6 +104,14 @@ class Categories:
         kind = np.int32 if len(codes) < 2**31 else np.int64
         return replace(column, codes=codes, ends=np.cumsum(lengths).astype(kind))
 
+    def take(self, items: Indices) -> "Categories":
+        """Return the column of these items, counted from 0, in this order."""
+        lengths = np.diff(self.ends, prepend=0)[items]
+        ends = np.cumsum(lengths)
+        shifts = np.repeat(self.ends[items] - ends, lengths)
+        codes = self.codes[np.arange(len(shifts)) + shifts]
+        return replace(self, codes=codes, ends=ends.astype(self.ends.dtype))
+
     def arrays(self, seen: Arrays) -> Arrays:
         """Return the arrays for the file; ``seen`` are codes of more arrays, renumbered alike."""
         texts = [value.encode() for value in self.values]
@@ -146,6 +154,10 @@ class Numbers:
         numbers[: len(self.numbers)] = self.numbers
         numbers[places - 1] = [read.number(v, f"{name}[{row}]") for row, v in enumerate(values)]
         return Numbers(numbers)
+
+    def take(self, items: Indices) -> "Numbers":
+        """Return the column of these items, counted from 0, in this order."""
+        return Numbers(self.numbers[items])
 
 
 def _no_rows(kind: Kind) -> Categories | Numbers:
@@ -267,6 +279,11 @@ class Attributes:
             given = read.column(columns.get(name, []), name, len(at))
             changed[name] = self.column(name).with_rows(given, at, size, name)
         return Attributes(size, self.kinds, changed, self.features)
+
+    def take(self, items: Indices) -> "Attributes":
+        """Return the attributes of these items, by index, in this order."""
+        columns = {name: self.column(name).take(items - 1) for name in self.names}
+        return Attributes(len(items), self.kinds, columns, self.features)
 
     def with_features(self, features: Mapping[str, Arrays]) -> "Attributes":
         """Return attributes with other ``features``."""

@@ -20,7 +20,7 @@ from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, Engine, Floats, Histo
 from ranklet.time_gaps import UNKNOWN
 from ranklet.titles import Titles
 
-EXAMINED = 8  # events of most attention; each costs about as much as a tenth of a ranking
+EXAMINED = 6  # events of most attention; each costs about as much as a tenth of a ranking
 SHOWN_ITEMS, SHOWN_REASONS = 10, 3
 
 
@@ -110,7 +110,11 @@ class Explanation:
 
 
 def explain(
-    engine: Engine, history: History, rows: Floats, most_examined: int = EXAMINED
+    engine: Engine,
+    history: History,
+    rows: Floats,
+    most_examined: int = EXAMINED,
+    attention: tuple[Floats, Floats] | None = None,
 ) -> Effects:
     """Return what the events of a history do to the scores of items.
 
@@ -119,20 +123,21 @@ def explain(
         history: All events that count; of a kept user, the latest ones.
         rows: Of the items in the item table, (k, D).
         most_examined: The number of events to leave out, those of most attention.
+        attention: ``engine.attention(history)``, if it is there already.
 
     Raises:
         BundleError: The bundle has no graph that gives attention.
     """
-    user, weights = engine.attention(history)
-    attention, count = weights.mean(axis=0), len(history.items)
-    examined = np.lexsort((-np.arange(count), -attention))[:most_examined]
+    user, weights = attention or engine.attention(history)
+    shares, count = weights.mean(axis=0), len(history.items)
+    examined = np.lexsort((-np.arange(count), -shares))[:most_examined]
     others = np.zeros_like(user)
     if count > 1:
         shorter = [without(history, place) for place in examined.tolist()]
         size = max(1, min(MOST_USERS, MOST_EVENTS // count))
         parts = [shorter[begin : begin + size] for begin in range(0, len(shorter), size)]
         others = np.concatenate([engine.encode(part) for part in parts])
-    return Effects(attention, examined, rows @ (user - others).T)
+    return Effects(shares, examined, rows @ (user - others).T)
 
 
 def without(history: History, place: int) -> History:

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.answer import Ranking
-from ranklet.bundle.manifest import ENCODE_ROWS, GOLDEN, MODEL, NEVER, SCORE_MANY, Manifest
+from ranklet.bundle.manifest import ENCODE_ROWS, GOLDEN, MODEL, SCORE_MANY, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.catalogue import Bias
 from ranklet.engine.engine import Engine, History
 from ranklet.engine.programs import Programs
 from ranklet.engine.sessions import ORT_ERRORS
@@ -92,13 +93,14 @@ def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:
     if not engine.has_codes:
         return
     manifest = engine.manifest
-    ranked = int(np.count_nonzero(engine.bias > NEVER / 2))
-    pool, many = min(manifest.pool.minimum, ranked), manifest.programs.get(SCORE_MANY)
+    own = Bias.of(engine.bias, np.zeros(0, dtype=np.float32))
+    pool, many = min(manifest.pool.minimum, own.items), manifest.programs.get(SCORE_MANY)
     for history in histories:
         user = engine.encode([History(history)])
         for batch in {1, many.least_users if many else 1}:
             users = user.repeat(batch, axis=0)
-            off = engine.off_by(users, engine.score(users, pool, pool))
+            best = engine.score(users, pool, pool, has_boosts=own.has_boosts)
+            off = engine.off_by(users, best)
             if off > 0:
                 raise BundleError(
                     f"scores by codes are off by {off:.2e} more than rounding explains, for "

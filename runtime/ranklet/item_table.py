@@ -18,6 +18,7 @@ from ranklet.values import Ids, flat, integers, show
 
 LISTED = 20  # names in a message
 FORMS = "pass a dict of columns, a list of dicts, or a table of pandas, polars or pyarrow"
+FLOATS = (float, np.floating)
 TO_LIST = ("to_pylist", "to_list", "tolist")  # of pyarrow, polars, pandas and numpy
 
 
@@ -123,7 +124,7 @@ def _values(column: Any, name: str) -> list[Any]:  # noqa: ANN401
     values = list(column) if convert is None else convert()
     if not isinstance(values, list):  # an array without axes
         raise InputError(f"column {show(name)} is {show(values)}; pass a list or an array")
-    return [None if isinstance(v, float | np.floating) and v != v else v for v in values]
+    return [None if isinstance(value, FLOATS) and value != value else value for value in values]
 
 
 def _title(value: object, place: str) -> str | None:

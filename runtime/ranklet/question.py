@@ -22,13 +22,13 @@ from ranklet.catalogue import (
 )
 from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
+from ranklet.explanation import EXAMINED
 from ranklet.values import Ids, bounded, check_k, show, whole
 
 Cold = Literal["popular", "trending"]
 COLD = ("popular", "trending")
 # Items that maximal marginal relevance chooses from: of k, and at least.
 POOL_FACTOR, SMALLEST_POOL = 4, 100
-EXAMINED = 8  # events of a history, those with the most attention
 # Items to look at for ``at_most``, of k, and at least; if they are too few, ever more.
 LIMIT_FACTOR, FEWEST = 4, 64
 
@@ -138,10 +138,8 @@ def marginal_relevance(
     """
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
-    cosines = unit @ unit.T
     spread = float(scores[0] - scores.min()) or 1.0
     relevance = (1 - diversity) * (scores - scores.min()) / spread
-    cosines *= diversity
     nearest = np.full(len(rows), -diversity, dtype=np.float32)
     places: list[int] = []
     for _ in range(len(rows)):
@@ -151,7 +149,7 @@ def marginal_relevance(
         relevance[place] = -np.inf
         if limits.take(place):
             places.append(place)
-            np.maximum(nearest, cosines[place], out=nearest)
+            np.maximum(nearest, diversity * (unit @ unit[place]), out=nearest)
     return np.array(places, dtype=np.int64)
 
 

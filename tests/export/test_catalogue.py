@@ -1,6 +1,7 @@
 """A saved catalogue answers as a slow sort of all its scores does, and needs no torch."""
 
 import json
+import math
 import multiprocessing
 import resource
 import shutil
@@ -21,12 +22,14 @@ import torch
 from numpy.typing import NDArray
 
 from ranklet import BundleError, InputError, Manifest, Ranker
+from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, describe_files, read_bias, read_popularity, read_titles
 from ranklet.bundle.manifest import BIAS, NEVER, WEIGHTS
 from ranklet.files.atomic import sha256
-from ranklet.verify import ask_model, verify
-from ranklet_export import catalogue
-from ranklet_export.catalogue import Changes, save_catalogue
+from ranklet.golden import ask_model
+from ranklet.verify import verify
+from ranklet_export import rewrite
+from ranklet_export.catalogue import Changes, changes_of, save_catalogue
 from ranklet_export.export import Settings, export_bundle
 from ranklet_export.parity import SCORE_TOLERANCE
 from ranklet_training.runs.checkpoint import Model, Run, write_run
@@ -114,9 +117,7 @@ def saved(
         old = exported(how, **settings)
         folder = tmp_path_factory.mktemp("saved")
         rows = draw(old.model, len(NEW))
-        # Codes add the bias only while they choose.
         bias = -np.arange(len(NEW), dtype=np.float32) / 8
-        bias *= old.ranker.manifest.rounding is None
         ids = [*old.ranker.ids, *NEW]
         reference = Reference(old.model, ids, torch.cat([old.model.table(), rows]))
         reference.bias |= {
@@ -124,7 +125,7 @@ def saved(
             **dict.fromkeys(GONE, NEVER),
         }
         first = Changes(NEW[:4], served(old.model, rows[:4]), bias[:4], removed=GONE[:1])
-        save_catalogue(old.ranker._opened.folder, first, folder / "first")
+        save_catalogue(old.ranker.path, first, folder / "first")
         second = Changes(NEW[4:], served(old.model, rows[4:]), bias[4:], removed=GONE[1:])
         save_catalogue(folder / "first", second, folder / "second")
         made[name] = old, Ranker.load(folder / "second", provider="cpu"), reference
@@ -133,7 +134,12 @@ def saved(
     return make
 
 
-each_case = pytest.mark.parametrize("name", CASES)
+# These have every part between them, and tests of export have the same models.
+USUAL = {"int8", "fp32, window", "compact, gated, one head", "times"}
+each_case = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in CASES],
+)
 
 
 @each_case
@@ -163,9 +169,10 @@ def test_a_saved_catalogue_answers_as_a_slow_sort_of_all_scores_does(
 @each_case
 def test_a_saved_catalogue_is_a_whole_bundle(name: str, saved: Callable[..., Any]) -> None:
     old, ranker, _ = saved(name)
-    folder, before, manifest = ranker._opened.folder, old.ranker.manifest, ranker.manifest
+    folder, before, manifest = ranker.path, old.ranker.manifest, ranker.manifest
     report = verify(folder, provider="cpu")
-    assert report.items == len(old.ranker) + len(NEW)
+    assert manifest.items == len(old.ranker) + len(NEW)
+    assert report.items == manifest.items - len(GONE)
     assert report.golden == 6  # five, and one of the latest items
     assert manifest.quality == before.quality
     assert manifest.gate == before.gate
@@ -173,7 +180,7 @@ def test_a_saved_catalogue_is_a_whole_bundle(name: str, saved: Callable[..., Any
         {key: change[key] for key in ("added", "removed", "retitled")}
         for change in manifest.data["changes"]
     ] == [{"added": 4, "removed": 1, "retitled": 0}, {"added": 2, "removed": 1, "retitled": 0}]
-    digest = json.loads((old.ranker._opened.folder / "manifest.json").read_bytes())["digest"]
+    digest = json.loads((old.ranker.path / "manifest.json").read_bytes())["digest"]
     assert manifest.data["changes"][0]["from"] == digest
     assert "6 added, 2 removed, 0 retitled items" in (folder / "README.md").read_text()
     popularity = dict(zip(ranker.ids, read_popularity(folder, manifest).tolist(), strict=True))
@@ -181,7 +188,7 @@ def test_a_saved_catalogue_is_a_whole_bundle(name: str, saved: Callable[..., Any
         **dict(
             zip(
                 old.ranker.ids,
-                read_popularity(old.ranker._opened.folder, before).tolist(),
+                read_popularity(old.ranker.path, before).tolist(),
                 strict=True,
             )
         ),
@@ -198,7 +205,7 @@ def test_weights_stand_once_and_known_items_keep_every_row(
     for program in ranker.manifest.programs.values():
         tensors = {}
         for each in (old.ranker, ranker):
-            folder = each._opened.folder
+            folder = each.path
             graph = onnx.load(folder / program.file).graph
             tensors[each] = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
         before, after = tensors[old.ranker], tensors[ranker]
@@ -211,7 +218,7 @@ def test_weights_stand_once_and_known_items_keep_every_row(
     np.testing.assert_array_equal(
         ranker.engine.table[of_known], old.ranker.engine.table[1 : len(of_known) + 1]
     )
-    sizes = [(each._opened.folder / WEIGHTS).stat().st_size for each in (old.ranker, ranker)]
+    sizes = [(each.path / WEIGHTS).stat().st_size for each in (old.ranker, ranker)]
     assert sizes[1] < 1.3 * sizes[0] + 8192
 
 
@@ -224,14 +231,14 @@ def test_a_new_item_that_asks_louder_lowers_the_score_that_hides_events(
     old = exported(FP32, blocks=3, attention_window=3)
     rows = draw(old.model, 4000, seed=5)
     loudest = save_and_hide(old, rows, tmp_path / "loud")
-    before = hidden_in(old.ranker._opened.folder, "append")
+    before = hidden_in(old.ranker.path, "append")
     assert loudest <= before
     assert all(hidden_in(tmp_path / "loud", name) == loudest for name in ("encode", "append"))
 
 
 def save_and_hide(old: Exported, rows: torch.Tensor, target: Path) -> float:
     ids = [f"n{number}" for number in range(len(rows))]
-    save_catalogue(old.ranker._opened.folder, Changes(ids, served(old.model, rows)), target)
+    save_catalogue(old.ranker.path, Changes(ids, served(old.model, rows)), target)
     return hidden_in(target, "append")
 
 
@@ -273,7 +280,7 @@ def test_equal_scores_are_sorted_by_id(exported: Callable[..., Exported], tmp_pa
     old = exported(INT8)
     twin = np.asarray(old.ranker.engine.table[old.ranker.vocabulary.index(["i00020"])])
     changes = Changes(["i00019b", "zz"], twin.repeat(2, axis=0))
-    save_catalogue(old.ranker._opened.folder, changes, tmp_path / "new")
+    save_catalogue(old.ranker.path, changes, tmp_path / "new")
     ranking = Ranker.load(tmp_path / "new").rank(["i00003"], k=62, exclude_seen=False)
     place = ranking.items.index("i00020")  # type: ignore[arg-type]
     assert ranking.items[place - 1 : place + 2] == ["i00019b", "i00020", "zz"]
@@ -301,11 +308,84 @@ def test_titles_are_given_to_new_and_known_items_and_stay_elsewhere(
 def test_a_bundle_without_titles_gets_them(
     exported: Callable[..., Exported], tmp_path: Path
 ) -> None:
-    folder = exported(FP32).ranker._opened.folder
+    folder = exported(FP32).ranker.path
     save_catalogue(folder, Changes(titles={"i00003": "Three"}), tmp_path / "new")
     ranker = Ranker.load(tmp_path / "new")
     assert ranker.titles(["i00003", "i00004"]) == ["Three", "i00004"]
     assert not (tmp_path / "new" / BIAS).exists()
+
+
+# Attributes
+
+
+BRANDS = [f"b{number % 7}" for number in range(60)]
+PRICES = [None if number % 5 == 0 else number / 2 for number in range(60)]
+TAGS = [[f"t{part}" for part in range(number % 4)] for number in range(60)]
+
+
+@pytest.fixture
+def with_attributes(tiny_bundle: Path, tmp_path: Path) -> Path:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "attributes"))
+    columns = {"brand": BRANDS, "price": PRICES, "tags": TAGS}
+    kinds: Any = {"brand": "category", "price": "number", "tags": "categories"}
+    every = Attributes.empty(kinds).with_items(columns, np.arange(1, 61), 60)
+    manifest = replace(Manifest.read(bundle), attributes=every.write(bundle))
+    replace(manifest, files=describe_files(bundle)).write(bundle)
+    return bundle
+
+
+def values_of(bundle: Path) -> dict[str, dict[Any, Any]]:
+    """Return the values of every attribute by the ids of items."""
+    ranker = Ranker.load(bundle)
+    attributes, ids = Attributes.read(bundle, ranker.manifest), list(ranker.ids)
+    places = np.arange(1, len(ids) + 1)
+    prices: Any = attributes.column("price")
+    found: dict[str, dict[Any, Any]] = {
+        "price": dict(zip(ids, prices.numbers.tolist(), strict=True))
+    }
+    for name in ("brand", "tags"):
+        values, codes = attributes.values(name), attributes.codes(name, places)
+        found[name] = {i: [values[c] for c in own] for i, own in zip(ids, codes, strict=True)}
+    return found
+
+
+def test_attributes_follow_their_items_to_new_places(with_attributes: Path, tmp_path: Path) -> None:
+    ranker = Ranker.load(with_attributes)
+    ids = list(ranker.ids)
+    table = {
+        "item_id": ["zz", "aa", ids[3]],
+        "brand": ["new brand", "b1", "b6"],
+        "price": [9.5, None, 4],
+        "tags": ["t1|x", [], ["y"]],
+    }
+    vectors = np.asarray(ranker.engine.table[[7, 8, 9]])
+    ranker.add_items(table, vectors=vectors)
+    save_catalogue(with_attributes, changes_of(ranker._serving), tmp_path / "new")
+    found = values_of(tmp_path / "new")
+    brands = {item: [brand] for item, brand in zip(ids, BRANDS, strict=True)}
+    assert found["brand"] == {**brands, "zz": ["new brand"], "aa": ["b1"], ids[3]: ["b6"]}
+    tags = dict(zip(ids, TAGS, strict=True))
+    assert found["tags"] == {**tags, "zz": ["t1", "x"], "aa": [], ids[3]: ["y"]}
+    prices = dict(zip(ids, [math.nan if p is None else p for p in PRICES], strict=True))
+    np.testing.assert_equal(found["price"], {**prices, "zz": 9.5, "aa": math.nan, ids[3]: 4})
+    # The answers are those of the ranker that had them added, filtered, too.
+    new = Ranker.load(tmp_path / "new")
+    for where in (None, {"brand": ["new brand", "b1"]}, {"price": (3, 10), "tags": "t1"}):
+        for history in ([ids[0]], ids[5:9]):
+            expected = ranker.rank(history, k=20, where=where)
+            answer = new.rank(history, k=20, where=where)
+            assert answer.items == expected.items
+            np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-4)
+
+
+def test_attributes_of_items_that_are_added_without_them_are_missing(
+    with_attributes: Path, tmp_path: Path
+) -> None:
+    ids = list(Ranker.load(with_attributes).ids)
+    save_catalogue(with_attributes, Changes(["aa"], ROW), tmp_path / "new")
+    found = values_of(tmp_path / "new")
+    assert found["brand"] == {"aa": [], **{i: [b] for i, b in zip(ids, BRANDS, strict=True)}}
+    assert math.isnan(found["price"]["aa"])
 
 
 # Refusals
@@ -338,7 +418,7 @@ def test_what_is_not_possible_is_refused_by_name_and_nothing_is_written(
     changes: Changes, message: str, exported: Callable[..., Exported], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        save_catalogue(exported(FP32).ranker._opened.folder, changes, tmp_path / "new")
+        save_catalogue(exported(FP32).ranker.path, changes, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -376,7 +456,7 @@ def test_an_older_bundle_takes_no_items_but_loses_them(tiny_bundle: Path, tmp_pa
 def test_torch_is_not_loaded(tiny_bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, numpy\n"
-        "from ranklet_export.catalogue import Changes, save_catalogue\n"
+        "from ranklet_export.catalogue import Changes, changes_of, save_catalogue\n"
         "changes = Changes(['new'], numpy.ones((1, 16), dtype=numpy.float32))\n"
         f"save_catalogue(pathlib.Path({str(tiny_bundle)!r}), changes, "
         f"pathlib.Path({str(tmp_path / 'new')!r}))\n"
@@ -439,12 +519,12 @@ def test_a_kill_at_any_moment_leaves_a_whole_bundle(tiny_bundle: Path, tmp_path:
 def test_a_bundle_that_does_not_verify_is_not_left(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = catalogue._copy_weights
+    copy = rewrite._copy_weights
 
     def damage(old: Any, graph: Any, weights: Any, changed: Any, hidden: float) -> None:
         copy(old, graph, weights, {**changed, "table": changed["table"][::-1]}, hidden)
 
-    monkeypatch.setattr(catalogue, "_copy_weights", damage)
+    monkeypatch.setattr(rewrite, "_copy_weights", damage)
     with pytest.raises(BundleError, match=r"golden answer 0 .*differs"):
         save_catalogue(tiny_bundle, Changes(["new"], ROW), tmp_path / "new")
     assert not list(tmp_path.iterdir())

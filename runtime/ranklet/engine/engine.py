@@ -266,11 +266,13 @@ class Engine:
         has_boosts |= bool(demoted) or (base is self.bias and self._has_boosts)
         adds_bias = self.has_codes and has_boosts
         best_of = pool if adds_bias else k
-        idle = self._runs.idle(("score", batch, best_of, pool, own))
+        # Those of score_many.onnx add it to a share of the score.
+        many = bool(self._many_from) and batch >= self._many_from and not adds_bias
+        idle = self._runs.idle(("score", batch, best_of, pool, own, many))
         try:
             run = idle.pop()
         except IndexError:
-            run = self._score_run(batch, best_of, pool, own=own)
+            run = self._score_run(batch, best_of, pool, own=own, many=many)
         run.inputs["user"][:] = users
         added = self._change_bias(run, base, excluded, demoted, penalty) if own else base
         if run.large["bias"].array is not added or own:
@@ -313,8 +315,7 @@ class Engine:
             own[row, items] = NEVER
         return own
 
-    def _score_run(self, batch: int, k: int, pool: int, *, own: bool) -> Run:
-        many = self._many_from and batch >= self._many_from
+    def _score_run(self, batch: int, k: int, pool: int, *, own: bool, many: bool) -> Run:
         inputs: Arrays = {
             "user": np.zeros((batch, self._width), dtype=np.float32),
             "k": np.array([k], dtype=np.int64),
