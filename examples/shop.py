@@ -50,13 +50,13 @@ def write_log(path: Path) -> None:
 
 
 TRAIN = "train events.csv --out run --items items.csv --attributes price:number"
-SETTINGS = "--set width=64 --set epochs=20 --set learning_rate=0.005"
+SETTINGS = ["width=64", "epochs=20", "learning_rate=0.01", "dropout=0.2", "targets_per_step=512"]
 
 if __name__ == "__main__":
     bundle = Path(sys.argv[1]).resolve()
     with TemporaryDirectory() as folder:
         write_log(Path(folder) / "events.csv")
         write_items(Path(folder) / "items.csv")
-        for words in (f"{TRAIN} {SETTINGS}", f"export run {bundle}"):
-            command = [sys.executable, "-m", "ranklet_cli", *words.split()]
-            subprocess.run(command, cwd=folder, check=True)
+        train = [*TRAIN.split(), *(word for pair in SETTINGS for word in ("--set", pair))]
+        for words in (train, ["export", "run", str(bundle)]):
+            subprocess.run([sys.executable, "-m", "ranklet_cli", *words], cwd=folder, check=True)

@@ -157,7 +157,9 @@ def test_a_long_explanation_is_cut(tiny_ranker: Ranker) -> None:
     items, history = tiny_ranker.vocabulary.ids(np.arange(1, 13)), History(np.arange(1, 13))
     effects = explain(tiny_ranker.engine, history, tiny_ranker.engine.table[1:13])
     events = tiny_ranker.vocabulary.ids(history.items)
-    shown = repr(Explanation(items, events, effects, tiny_ranker._serving.catalogue.titles)).splitlines()
+    shown = repr(
+        Explanation(items, events, effects, tiny_ranker._serving.catalogue.titles)
+    ).splitlines()
     assert shown[0] == f"<Explanation of 12 items, {EXAMINED} of 12 events examined"
     assert shown[1].startswith(f"  {tiny_ranker.titles(items)[0]}: ")
     assert shown[-1] == "  ...>"
