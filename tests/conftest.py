@@ -186,8 +186,12 @@ def write_random_run(path: Path, items: int, settings: dict[str, Any]) -> None:
     """Write a run with random weights that are large enough for every part to matter."""
     config = configure({**RANDOM, **settings})
     ids = [f"i{number:05}" for number in range(items)]
-    catalogue = pl.DataFrame({"item_id": ids, "training_events": range(items, 0, -1)})
-    facts = {"events": 9, "users": 4, "training_users": 4, "items": items}
+    makers = [f"maker {number % 7}" for number in range(items)]
+    catalogue = pl.DataFrame(
+        {"item_id": ids, "training_events": range(items, 0, -1), "maker": makers}
+    )
+    facts: dict[str, Any] = {"events": 9, "users": 4, "training_users": 4, "items": items}
+    facts["attributes"] = {"maker": "category"}
     run = Run(path, config, {**facts, "digest": "0" * 64, "split": "none"}, {}, catalogue)
     torch.manual_seed(1)
     model = run.build_model()

@@ -71,7 +71,7 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
         f"{parity.max_score_difference:.1e}"
     )
     manifest = Manifest.read(bundle, check_digests=False)
-    for fact in filter(None, (manifest.gate_text, manifest.seen_text)):
+    for fact in filter(None, (manifest.gate_text, manifest.seen_text, manifest.new_items_text)):
         click.echo(fact)
     click.echo(f"next: ranklet verify {bundle}; ranklet rank {bundle} --history ...")
 
@@ -145,8 +145,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
         for title, tensors in (("takes", program.inputs), ("gives", program.outputs)):
             lines += [f"  {title:6} {t.name} {t.type} {t.shape}" for t in tensors]
     lines += [f"file     {n} {f.size:,} bytes {f.sha256[:16]}" for n, f in manifest.files.items()]
-    if manifest.gate:
-        lines += ["", manifest.gate_text]
+    for text in filter(None, (manifest.gate_text, manifest.new_items_text)):
+        lines += ["", text]
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]
     click.echo("\n".join(lines))

@@ -116,7 +116,9 @@ def prepare(
     if catalogue is not None:
         catalogue = match_ids(catalogue, log.frame["item_id"])
         kinds = kinds_of(catalogue, reading, earlier)
-        recommended |= recommend_features(kinds, split)
+        of_log = catalogue.join(log.frame.select("item_id").unique(), on="item_id", how="semi")
+        filled = {name: kind for name, kind in kinds.items() if len(of_log[name].drop_nulls())}
+        recommended |= recommend_features(filled, split)
         about_items = [
             describe_attributes(catalogue, kinds),
             note_unmatched(log, catalogue, of_items),

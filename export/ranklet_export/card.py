@@ -20,7 +20,6 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     data = manifest.data
     settings = manifest.training["model"]
     size = sum(file.size for file in manifest.files.values()) / 1e6
-    known = "its items" if data.get("changes") else "the items that it was trained with"
     parts = [
         "# Model card",
         "",
@@ -44,13 +43,14 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         "",
         *([manifest.gate_text + ".", ""] if manifest.gate else []),
         *([*_explanation(manifest.explanation), ""] if manifest.explanation else []),
+        *_new_items(manifest),
         "## Latency",
         "",
         *_latency(manifest, ranker),
         "",
         "## Limits",
         "",
-        f"* It knows only {known}; other ids are skipped and counted.",
+        *_limits(manifest),
         "* A history without a known item is answered by popularity and flagged as cold.",
         "* It repeats the tastes and the gaps of its data; nothing else was measured.",
     ]
@@ -131,6 +131,29 @@ def _explanation(figures: dict[str, Any]) -> list[str]:
         f"{figures['rank_correlation']:.2f} with the drop and {figures['size_correlation']:.2f} "
         "with its size: attention does not say whether an event speaks for an item or against it.",
     ]
+
+
+def _new_items(manifest: Manifest) -> list[str]:
+    """Return the section on items that training never saw, empty if none can be placed."""
+    if manifest.new_items is None:
+        return []
+    kinds = ", ".join(f"{attribute.name} ({attribute.kind})" for attribute in manifest.attributes)
+    text = manifest.new_items_text
+    return [
+        "## New items",
+        "",
+        f"Items that training never saw can be placed by their attributes: {kinds}.",
+        f"By default {text}.",
+        "",
+    ]
+
+
+def _limits(manifest: Manifest) -> list[str]:
+    """Return what the bundle knows of items."""
+    changed = manifest.data.get("changes")
+    known = "its items" if changed else "the items that it was trained with"
+    added = "" if manifest.new_items is None else ", and those that are added by their attributes"
+    return [f"* It knows {known}{added}; other ids are skipped and counted."]
 
 
 def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, describe_files, write_catalogue
-from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Manifest, Precision
+from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Attribute, Manifest, Precision
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine
 from ranklet.errors import InputError, ParityError, PrecisionError, RunError
@@ -28,6 +28,7 @@ from ranklet_export.card import model_card
 from ranklet_export.explanations import measure_explanations
 from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
+from ranklet_export.items import ItemSource, check_items, read_item_source
 from ranklet_export.parity import ParityReport, check_parity
 from ranklet_export.target import check_target
 from ranklet_training.judge.evaluate import SERVED
@@ -70,6 +71,7 @@ class Source:
     data: dict[str, Any]
     quality: dict[str, Any]
     exclude_seen: bool  # default of the bundle
+    new: ItemSource | None = None  # attributes of the items
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,9 @@ def _read_source(path: Path, exclude_seen: bool | None) -> Source:
     titles = None
     if "title" in run.catalogue.columns:
         titles = [title or "" for title in run.catalogue["title"].to_list()]
-    counts = run.catalogue["training_events"].to_numpy()
+    counts, model = run.catalogue["training_events"].to_numpy(), run.load_model()
     return Source(
-        model=run.load_model(),
+        model=model,
         vocabulary=run.vocabulary,
         titles=titles,
         counts=counts,
@@ -195,6 +197,7 @@ def _read_source(path: Path, exclude_seen: bool | None) -> Source:
         data=run.data,
         quality=_read_evaluation(path / "evaluation.json", exclude_seen=exclude_seen),
         exclude_seen=exclude_seen,
+        new=read_item_source(run, model),
     )
 
 
@@ -246,15 +249,18 @@ def _export_as(
         if not torch.isfinite(tensor).all():
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
     with atomic_folder(bundle) as folder:
-        graphs = export_graphs(model, folder, precision, compact=settings.compact)
+        graphs = export_graphs(model, folder, precision, compact=settings.compact, new=source.new)
         trending = None if source.recent is None else shares(source.recent)
         write_catalogue(folder, source.vocabulary, source.titles, shares(source.counts), trending)
         golden = golden_answers(model, table, source.vocabulary, source.counts)
         atomic_write(folder / GOLDEN, (json.dumps(golden, indent=1) + "\n").encode())
-        manifest = _manifest(source, folder, graphs, precision)
+        attributes = source.new.attributes.write(folder) if source.new else []
+        manifest = _manifest(source, folder, graphs, precision, attributes)
         opened = Opened(folder)
         engine = Engine(opened, manifest, "cpu", 1)
         parity = check_parity(engine, model, table)
+        if source.new:
+            parity.points.append(check_items(engine, source.new, graphs.scale))
         serving = Serving.start(
             opened, manifest, engine, source.vocabulary, Attributes.read(folder, manifest), object()
         )
@@ -302,7 +308,11 @@ def golden_answers(
 
 
 def _manifest(
-    source: Source, folder: Path, graphs: WrittenGraphs, precision: Precision
+    source: Source,
+    folder: Path,
+    graphs: WrittenGraphs,
+    precision: Precision,
+    attributes: list[Attribute],
 ) -> Manifest:
     """Return the manifest of a folder, without the figures of its gates."""
     config = source.model.config
@@ -328,4 +338,6 @@ def _manifest(
         },
         files=describe_files(folder),
         exclude_seen=source.exclude_seen,
+        attributes=attributes,
+        new_items=source.new.new_items if source.new else None,
     )

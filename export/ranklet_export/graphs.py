@@ -5,6 +5,7 @@ encode_rows                     the same of given rows (``rows``)
 first_block                     rows of the item table -> rows of the first block (``encoders``)
 score, score_many               user vectors -> items (``scorer``)
 model                           histories -> items, for any onnxruntime (``single``)
+item                            features of items -> rows of the item table (``items``)
 """
 
 import os
@@ -21,6 +22,7 @@ from ranklet.bundle.manifest import (
     ENCODE_LONG,
     ENCODE_ROWS,
     FIRST_BLOCK,
+    ITEM,
     MODEL,
     SCORE,
     SCORE_MANY,
@@ -39,6 +41,7 @@ from ranklet_export.encoders import (
     LongHistoryEncoder,
     long_from,
 )
+from ranklet_export.items import ItemSource, write_items
 from ranklet_export.layers import ServedModel
 from ranklet_export.rows import RowsEncoder
 from ranklet_export.scorer import Scorer, can_score_many, quantize
@@ -62,6 +65,7 @@ PURPOSES = {
     SCORE_MANY: "the same for many users",
     FIRST_BLOCK: "what the first block makes of rows of the item table",
     MODEL: "the best items for histories of any length, in standard operators alone",
+    ITEM: "rows of the item table for new items, from their attributes",
 }
 ENCODERS: dict[str, type[HistoryEncoder | AppendEncoder | FirstBlock]] = {
     ENCODE: HistoryEncoder,
@@ -81,10 +85,16 @@ class WrittenGraphs:
     table: Table
     pool: Pool
     rounding: Rounding | None  # of codes
+    scale: float  # of rows of the model
 
 
 def export_graphs(
-    model: Model, folder: Path, precision: Precision = "fp32", *, compact: bool = False
+    model: Model,
+    folder: Path,
+    precision: Precision = "fp32",
+    *,
+    compact: bool = False,
+    new: ItemSource | None = None,
 ) -> WrittenGraphs:
     """Write the graphs and weights of a model in evaluation mode, without gradients.
 
@@ -93,6 +103,7 @@ def export_graphs(
         folder: Where the files go.
         precision: Of the scores; ``"fp16"`` stores tables in 16 bits, sums are fp32.
         compact: Leave out the rows of the first block.
+        new: The map of new items; None: there is no item.onnx.
     """
     items, width = model.items.item.shape
     parts = 4 if model.config.block == "gated" else 3
@@ -113,6 +124,8 @@ def export_graphs(
                 Scorer(writer, served.table, precision, many=name == SCORE_MANY).write(codes)
             elif name == MODEL:
                 write_model(writer, served, dtype)
+            elif name == ITEM and new:
+                write_items(writer, new, served.scale)
             else:
                 continue
             graphs[name] = writer
@@ -130,6 +143,7 @@ def export_graphs(
         table=Table(WEIGHTS, offset_of(table), items, width, dtype),
         pool=POOLS.get(precision, Pool(1, 1)),
         rounding=Rounding(codes.row_error, codes.row_norm) if codes else None,
+        scale=served.scale,
     )
 
 

@@ -32,6 +32,7 @@ class ServedModel:
 
     Attributes:
         model: The model in evaluation mode, without gradients.
+        scale: Factor of the rows of the model.
         table: Item table of histories and scores, (items + 1, D).
         rows: Query, key, value and perhaps gate of the first block for each item; empty if the
             block sees times or the bundle is compact.
@@ -57,19 +58,19 @@ class ServedModel:
         self.blocks: list[Block] = []
         self.last: Block | SeedModel | None = None
         self.bias = np.zeros((self.heads, self.max_length), dtype=np.float32)
-        scale = 1.0
+        self.scale = 1.0
         if isinstance(model, SeedModel):
             self.last, self.offset = model, model.users.weight.mean(dim=0).numpy()
         else:
             blocks = list(model.each_block())
             self.blocks, self.last = blocks[:-1], blocks[-1] if blocks else None
-            scale = self.width**0.5
+            self.scale = self.width**0.5
             # A cosine: x / |x| is x / (sqrt(D) rms(x)).
             is_cosine = model.config.scoring == "cosine"
-            self.user_scale = 1 / scale
+            self.user_scale = 1 / self.scale
             if is_cosine:
-                self.user_scale /= model.config.temperature * scale
-        table = (model.table().detach() * scale).contiguous()
+                self.user_scale /= model.config.temperature * self.scale
+        table = (model.table().detach() * self.scale).contiguous()
         self.table: Floats = table.numpy()
         self.key_values = [served_key_value(block) for block in self.blocks]
         self.hidden: list[float] = [NEVER] * len(self.blocks)

@@ -65,12 +65,13 @@ class ItemFeatures:
     def __init__(self, attributes: Attributes) -> None:
         """Use attributes whose features were learned, see ``learn``."""
         self._attributes = attributes
-        self._first = dict[str, int]()  # code of each attribute
+        self.codes_of = dict[str, slice]()  # of each attribute
         self.count = 1  # of codes
         for name, kind in attributes.kinds.items():
             array = attributes.features[name][LEARNED[kind][0]]
-            self._first[name] = self.count
-            self.count += len(array) + (kind == "number")  # edges lie between the buckets
+            first, self.count = self.count, self.count + len(array)
+            self.count += kind == "number"  # edges lie between the buckets
+            self.codes_of[name] = slice(first, self.count)
 
     def encode(self, columns: Cells, count: int) -> Ragged:
         """Return the codes and weights of ``count`` items; columns that are absent have no value.
@@ -85,7 +86,7 @@ class ItemFeatures:
                 items, codes, weights = _ENCODERS[kind](self._attributes, name, cells)
                 lengths = np.bincount(items, weights**2, minlength=count)
                 lengths = np.sqrt(np.maximum(lengths, SMALLEST))
-                triples.append((items, codes + self._first[name], weights / lengths[items]))
+                triples.append((items, codes + self.codes_of[name].start, weights / lengths[items]))
         items, codes, weights = (np.concatenate(parts) for parts in zip(*triples, strict=True))
         order = np.argsort(items, kind="stable")
         ends = np.cumsum(np.bincount(items, minlength=count), dtype=np.int64)

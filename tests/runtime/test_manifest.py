@@ -225,6 +225,9 @@ PARTS = {
     "Program": "programs.score.",
     "Tensor": "programs.encode.inputs.0.",
     "File": "files.model|onnx.",
+    "Attribute": "attributes.0.",
+    "Array": "attributes.0.arrays.codes.",
+    "NewItems": "new_items.",
 }
 
 
@@ -257,12 +260,14 @@ def test_a_bundle_without_a_default_for_seen_items_includes_them(bundle: Path) -
 def test_no_value_of_another_type_is_taken(bundle: Path, kind: str) -> None:
     written = (bundle / MANIFEST).read_bytes()
     anything = {"training", "data", "quality", "parity", "gate", "versions", "programs", "files"}
+    anything |= {"figures"}
     for key, before in part(bundle, kind).items():
         for value in (None, True, "text", -1, 0.5, 10**30, [], [1], [[]], {}, {"a": 1}):
             if (
                 (isinstance(value, dict) and key in anything)
                 or value is before
                 or value == before == []
+                or (key == "bias" and isinstance(value, float))
             ):
                 continue  # what is said for people may be anything
             edit(bundle, PARTS[kind] + key, value)
@@ -321,7 +326,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("table.columns", -16, "the item table is -16 wide"),
     ("table.columns", 2**63, "the item table lies outside its file"),
     ("training", [], r"Manifest.training is \[\]"),
-    ("files", {}, r"no entry for \['append.onnx', 'encode.onnx'"),
+    ("files", {}, r"no entry for \['append.onnx', 'attributes.bin'"),
     ("files.model|onnx", None, "File is None"),
     *((f"programs.{name}", GONE, rf"no program \['{name}'\]") for name in NEEDED),
     *((f"files.{name.replace('.', '|')}", GONE, rf"no entry for \['{name}'\]") for name in LISTED),
@@ -340,8 +345,8 @@ def test_a_wrong_value_is_named(bundle: Path, path: str, value: Any, message: st
 
 
 def test_an_unknown_program_is_named(bundle: Path) -> None:
-    edit(bundle, "programs.item", json.loads((bundle / MANIFEST).read_bytes())["programs"]["score"])
-    with pytest.raises(BundleError, match=r"unknown programs \['item'\]"):
+    edit(bundle, "programs.else", json.loads((bundle / MANIFEST).read_bytes())["programs"]["score"])
+    with pytest.raises(BundleError, match=r"unknown programs \['else'\]"):
         Ranker.load(bundle)
 
 

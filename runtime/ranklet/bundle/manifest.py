@@ -2,6 +2,7 @@
 
 ``Manifest`` both writes and reads it. An unknown key, another format, a changed manifest, a file
 that is missing, of another size or of another digest: all are errors.
+The parts are in one file because they are one document.
 """
 
 import hashlib
@@ -284,6 +285,26 @@ class Manifest:
             f"{gate['proven']:.2%} of answers proven{drop}"
         )
 
+    @property
+    def new_items_text(self) -> str:
+        """Return how new items are ranked and why, empty for a bundle that can't place them."""
+        if self.new_items is None:
+            return ""
+        figures, bias = self.new_items.figures, self.new_items.bias
+        if not figures:
+            return "new items are ranked behind all others, as nothing was held out to measure them"
+        every, warm = figures["all_NDCG@10"], figures["warm_NDCG@10"]
+        chosen = f"with a bias of {bias:g}" if bias > -1000 else "behind all others"
+        inside = "count" if self.new_items.in_histories else "do not count"
+        return (
+            f"new items are ranked {chosen} and {inside} in histories: of "
+            f"{figures['questions']:,} answers {figures['cold_questions']:,} are among "
+            f"{figures['held_out_items']:,} held-out items, and with a bias of "
+            f"{figures['best_bias']:g} NDCG@10 of all goes from {every['not_shown']:.4f} to "
+            f"{every['shown']:.4f}, of the others from {warm['not_shown']:.4f} to "
+            f"{warm['shown']:.4f}; HR@50 of held-out items {figures['cold']['HR@50']:.4f}"
+        )
+
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, including its own digest."""
         document = {**asdict(self), "digest": self.digest}
@@ -386,6 +407,7 @@ class Manifest:
         files = {WEIGHTS, POPULARITY, GOLDEN, *ID_FILES[self.id_type]}
         files |= {program.file for program in self.programs.values()}
         files |= set(TITLE_FILES) if set(TITLE_FILES) & set(self.files) else set()
+        files |= {ATTRIBUTES} if any(attribute.arrays for attribute in self.attributes) else set()
         if missing := files - set(self.files):
             raise ValueError(f"no entry for {sorted(missing)}")
 

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ranklet.attribute_values import is_missing
 from ranklet.attributes import Attributes
 from ranklet.errors import DataError
 from ranklet.item_features import ItemFeatures, Ragged
@@ -44,11 +45,14 @@ def build_features(items: pl.DataFrame, kinds: Kinds, names: Sequence[str]) -> F
                 f"--attributes {name}:category"
             )
     attributes, (codes, weights, ends) = read_features(items, {name: kinds[name] for name in names})
-    features = ItemFeatures(attributes)
     for name in names:
-        if not len(features.encode({name: cells(items[name])}, len(items)).codes):
-            raise DataError(f"feature column {show(name)} holds no value that two items share")
-    return Features(features.count, codes, weights, np.concatenate([[0, 0], ends[:-1]]))
+        if all(map(is_missing, cells(items[name]))):
+            raise DataError(
+                f"feature column {show(name)} holds no value for any item of the catalogue"
+            )
+    return Features(
+        ItemFeatures(attributes).count, codes, weights, np.concatenate([[0, 0], ends[:-1]])
+    )
 
 
 def read_features(items: pl.DataFrame, kinds: Kinds) -> tuple[Attributes, Ragged]:

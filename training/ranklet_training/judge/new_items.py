@@ -3,11 +3,13 @@
 A tenth of the trained items get rows made from their features by a map that is fitted without them,
 and all items are ranked for held-out questions. What is chosen:
 
-* the bias of their scores with the best NDCG@10 of all questions; ``BEHIND`` where no bias is
-  clearly better than not to show them;
-* whether they count as events of a history: where answers among the other items do not suffer.
+* the largest bias of their scores with the best NDCG@10 of all questions, within its error;
+  ``BEHIND`` where it is not clearly better than not to show them;
+* whether they count as events of a history: where they are shown, and answers among the other
+  items do not suffer.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ranklet.item_features import Ragged
+from ranklet.attributes import Attributes
+from ranklet.item_features import ItemFeatures, Ragged
+from ranklet_training.data.features import read_features
 from ranklet_training.data.sequences import Ints, pad
 from ranklet_training.judge.metrics import MISS
-from ranklet_training.model.ridge import fit_map
-from ranklet_training.runs.checkpoint import Model, Questions
+from ranklet_training.model.ridge import ItemMap, fit_map
+from ranklet_training.runs.checkpoint import Model, Questions, Run
 
 HELD_OUT = 0.1  # share of the trained items
-BIASES = (1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0)  # in units of the score
+BIASES = (1.0, 0.5, 0.0, -0.25, -0.5, -0.75, -1.0, -1.5, -2.0, -3.0, -4.0)  # of scores
 BEHIND = -1000.0  # a bias that puts new items behind all others
-CLEAR = 2.0  # standard errors by which a bias must gain
+# Standard errors by which a bias must gain, and by which a larger one may be below the best: the
+# best of a flat curve is a matter of chance, and new items that are shown get events.
+CLEAR, SAME = 2.0, 1.0
 TOP = 10
 FEWEST, MOST_SCORES = 256, 1 << 24  # questions, and scores of all together: some seconds
 BATCH = 256
@@ -32,26 +38,52 @@ BATCH = 256
 Gains = NDArray[np.float64]  # NDCG@10 of each question
 
 
+@dataclass(frozen=True)
+class CatalogueFeatures:
+    """The attributes of a catalogue, its features, and what maps them to rows of the item table."""
+
+    attributes: Attributes
+    features: Ragged
+    own: Tensor  # feature embeddings of the model, (features, D), zeros without one
+
+    def fit(self, table: Tensor, events: Ints) -> ItemMap:
+        """Return the map to the rows of a table, (items + 1, D), of the items with events."""
+        return fit_map(self.features, table[1:], events, self.own)
+
+
+def read_catalogue(run: Run, model: Model) -> CatalogueFeatures:
+    """Return the features of the catalogue of a run."""
+    attributes, features = read_features(run.catalogue, run.kinds)
+    places = ItemFeatures(attributes).codes_of
+    own = torch.zeros(ItemFeatures(attributes).count, run.config.model.width)
+    if model.items.feature is not None:
+        begin = 1
+        for name in run.config.train.feature_names:
+            size = places[name].stop - places[name].start
+            own[places[name]] = model.items.feature.weight.detach()[begin : begin + size]
+            begin += size
+    return CatalogueFeatures(attributes, features, own)
+
+
 def measure_new_items(
-    model: Model, features: Ragged, count: int, events: Ints, questions: Questions, *, masked: bool
+    model: Model, catalogue: CatalogueFeatures, events: Ints, questions: Questions, *, masked: bool
 ) -> dict[str, Any]:
     """Return ``bias`` and ``in_histories`` for a bundle, and the ``figures`` that decided.
 
     Args:
         model: The model in evaluation mode.
-        features: Of all items.
-        count: The number of features, with that of code 0.
+        catalogue: The features of its items.
         events: Training events of each item, (items,).
         questions: Held-out histories, and the items that came next.
         masked: Seen items are left out of rankings.
     """
     assert questions.targets is not None
     table, is_new = model.table(), np.zeros(len(events) + 1, dtype=np.bool_)
-    known = np.flatnonzero((events > 0) & (np.diff(features.ends, prepend=0) > 0))
+    known = np.flatnonzero((events > 0) & (np.diff(catalogue.features.ends, prepend=0) > 0))
     drawn = np.random.default_rng(0).permutation(known)[: max(1, int(HELD_OUT * len(known)))]
     is_new[drawn + 1] = True
-    item_map = fit_map(features, count, table[1:], np.where(is_new[1:], 0, events))
-    rows = item_map.directions(features) * scale_of(table, events)
+    item_map = catalogue.fit(table, np.where(is_new[1:], 0, events))
+    rows = item_map.directions(catalogue.features) * scale_of(table, events)
     table = torch.where(torch.from_numpy(is_new)[:, None], torch.cat([table[:1], rows]), table)
 
     kept = [row for row, items in enumerate(questions.histories) if not is_new[items].all()]
@@ -63,15 +95,14 @@ def measure_new_items(
 
     ranks = ask.ranks(without, (-np.inf, *BIASES))
     gains = [_gains(row) for row in ranks]
-    best = int(np.argmax([gain.mean() for gain in gains[1:]])) + 1
-    change = gains[best] - gains[0]
-    is_clear = change.mean() > CLEAR * change.std() / max(1, len(kept)) ** 0.5
-    bias = BIASES[best - 1]
+    most = max(gains[1:], key=np.mean)
+    best = next(place for place, gain in enumerate(gains) if place and _error(gain, most) >= -SAME)
+    bias, is_clear = BIASES[best - 1], _error(gains[best], gains[0]) > CLEAR
     inside = _gains(ask.ranks(whole, (bias,))[0])
     moved = np.array([len(a) > len(b) for a, b in zip(whole, without, strict=True)]) & ~is_cold
     return {
         "bias": bias if is_clear else BEHIND,
-        "in_histories": bool(inside[moved].sum() >= gains[best][moved].sum()),
+        "in_histories": is_clear and bool(inside[moved].sum() >= gains[best][moved].sum()),
         "figures": {
             "questions": len(kept),
             "held_out_items": len(drawn),
@@ -87,6 +118,13 @@ def measure_new_items(
             },
         },
     }
+
+
+def _error(one: Gains, other: Gains) -> float:
+    """Return by how many standard errors one is better."""
+    change = one - other
+    error = float(change.std()) / max(1, len(change)) ** 0.5
+    return float(change.mean()) / error if error else 0.0
 
 
 def scale_of(table: Tensor, events: Ints) -> float:

@@ -1,7 +1,8 @@
 """Ridge regression from the features of items to their trained vectors, for items without events.
 
-The map B and the mean m minimise sum_i w_i |y_i - m - x_i B|^2 + 3 |B|^2 over the items, where y_i
+The map B and the mean m minimise sum_i w_i |y_i - m - x_i B|^2 + 5 |B|^2 over the items, where y_i
 is the trained row at length 1, x_i its features and w_i = min(events, 50)^0.5; m is the mean of y.
+Feature embeddings that the model itself learned are added at half the length of a row.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from torch.nn import functional
 
 from ranklet.item_features import Ragged
 
-PENALTY, MOST_EVENTS = 3.0, 50
+PENALTY, MOST_EVENTS = 5.0, 50
+OWN_LENGTH = 0.5  # of what the model's own feature embeddings add to a row
 # Of conjugate gradients; the latter of the residual. Smaller ones place held-out items no better
 # (mean cosine .1451 at 0.03, .1450 at 0.001).
 STEPS, TOLERANCE = 100, 0.03
@@ -31,15 +33,16 @@ class ItemMap(NamedTuple):
         return functional.normalize(self.mean + _times(features, self.weights), dim=1)
 
 
-def fit_map(features: Ragged, count: int, rows: Tensor, events: NDArray[np.int64]) -> ItemMap:
+def fit_map(features: Ragged, rows: Tensor, events: NDArray[np.int64], own: Tensor) -> ItemMap:
     """Fit the map by conjugate gradients, which need no matrix of items or of features.
 
     Args:
         features: Of the items.
-        count: The number of features, with that of code 0.
         rows: Trained rows, (items, D); their lengths do not matter.
         events: Training events of each item, (items,); items without one have no weight.
+        own: Feature embeddings of the model, (features, D); zeros where it has none.
     """
+    count = len(own)
     share = torch.from_numpy(np.minimum(events, MOST_EVENTS)).float().sqrt()[:, None]  # (N, 1)
     rows = functional.normalize(rows, dim=1)
     mean = (share * rows).sum(dim=0) / share.sum().clamp(min=1)
@@ -60,7 +63,9 @@ def fit_map(features: Ragged, count: int, rows: Tensor, events: NDArray[np.int64
         step = product / (direction * applied).sum(dim=0).clamp(min=1e-30)
         solved += step * direction
         residual -= step * applied
-    return ItemMap(mean, solved)
+    lengths = _times(features, own).norm(dim=1, keepdim=True)
+    typical = (share * lengths).sum() / share.sum().clamp(min=1)
+    return ItemMap(mean, solved + own * (OWN_LENGTH / typical.clamp(min=1e-12)))
 
 
 def _times(features: Ragged, dense: Tensor) -> Tensor:

@@ -168,10 +168,14 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
 
 
 def recommend_features(kinds: Mapping[str, str], split: Split) -> dict[str, Any]:
-    """Return which attributes take part in training: texts, where histories are short."""
-    texts = [name for name, kind in kinds.items() if kind == "text"]
+    """Return which attributes take part in training: texts and categories beside them.
+
+    Validation gains by them where histories are short, and not where they are long.
+    """
+    names = [name for name, kind in kinds.items() if kind in ("text", "category", "categories")]
     events, users = len(split.training.items), len(split.training)
-    return {"features": ",".join(texts)} if texts and events / users <= LONG_HISTORY else {}
+    has_text = "text" in kinds.values() and events / users <= LONG_HISTORY
+    return {"features": ",".join(names)} if has_text else {}
 
 
 def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:

@@ -78,7 +78,7 @@ def start_run(
     # Errors are raised before any file is written.
     recent = recent_events(split.training, len(split.vocabulary), events.time_unit)
     catalogue = _catalogue(config, split, recent, items)
-    kinds = kinds_of(catalogue, reading or {}, earlier)
+    kinds = kinds_of(catalogue if items is None else items, reading or {}, earlier)
     build_features(catalogue, kinds, config.train.feature_names)
     read_attributes(catalogue, kinds)
     data = {

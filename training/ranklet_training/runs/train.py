@@ -21,14 +21,12 @@ from torch import Tensor
 
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
-from ranklet.item_features import ItemFeatures
 from ranklet.time_gaps import UNKNOWN
-from ranklet_training.data.features import read_features
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.data.split import Split
 from ranklet_training.judge.evaluate import MASKED, UNMASKED, rank_targets
 from ranklet_training.judge.metrics import Metrics, Ranks, all_metrics, ndcg
-from ranklet_training.judge.new_items import measure_new_items
+from ranklet_training.judge.new_items import measure_new_items, read_catalogue
 from ranklet_training.judge.subjects import model_scorer
 from ranklet_training.model.cooccurrence import cooccurrence_table
 from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
@@ -286,11 +284,9 @@ def _measure_new_items(run: Run, model: Model) -> dict[str, Any]:
     questions = run.read_questions()
     if questions is None or not run.kinds:
         return {}
-    attributes, features = read_features(run.catalogue, run.kinds)
+    catalogue = read_catalogue(run, model)
     events = run.catalogue["training_events"].to_numpy().astype(np.int64)
-    count = ItemFeatures(attributes).count
-    masked = run.exclude_seen
-    return measure_new_items(model, features, count, events, questions, masked=masked)
+    return measure_new_items(model, catalogue, events, questions, masked=run.exclude_seen)
 
 
 def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> None:
