@@ -1,4 +1,4 @@
-"""Keep a loaded catalogue up to date: what is in stock, what is new, what is on offer, and why.
+"""Keep a loaded catalogue up to date: what is sold out, what is new, and why it is shown.
 
 python shop.py shop
 python living_catalogue.py shop
@@ -19,15 +19,15 @@ NEW = {  # of today; the bundle is of last week
 if __name__ == "__main__":
     ranker = Ranker.load(sys.argv[1], provider="cpu")
     ranker.define("sold_out", ["gold-rug", "gold-clock"])
-    ranker.define("offer", ["gold-stool"])
-    addition = ranker.add_items(NEW, bias=0)
+    addition = ranker.add_items(NEW)
+    ranker.define("new", addition.added)
     print("new:", *addition.added)
 
     ranking = ranker.rank(
-        ["gold-lamp", "gold-desk", "gold-chair"],
+        ["gold-lamp", "gold-desk", "gold-mirror", "gold-chair"],
         k=5,
         where=["!sold_out", {"price": (50, None)}],
-        boost={"offer": 1.0},
+        boost={"new": 2.0},
         explain=True,
     )
     assert ranking.explanation is not None

@@ -280,6 +280,18 @@ def shipped_bundle() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shop_bundle(build_once: Callable[..., Path]) -> Path:
+    """The bundle of examples/shop.py, which takes a while; tests must not write into it."""
+
+    def make(path: Path) -> None:
+        command = [sys.executable, ROOT / "examples" / "shop.py", path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return build_once("example-shop", make)
+
+
+@pytest.fixture(scope="session")
 def run_example() -> Callable[[Path, list[Any]], tuple[list[str], list[float]]]:
     """Rank with a bundle as examples/plain_onnxruntime.py does, in a process of its own."""
 

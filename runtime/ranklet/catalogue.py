@@ -76,6 +76,10 @@ class Eligible:
 
     Attributes:
         count: The number of its items that the catalogue had when it was made.
+        items: Its items.
+        vocabulary: The ids that they are indices of.
+        owner: The ranker that takes it.
+        compiled: What it is in the latest catalogue that used it.
     """
 
     def __init__(self, items: ItemSet, vocabulary: Vocabulary, owner: object) -> None:
