@@ -2,7 +2,7 @@
 
 python shop.py shop
 
-It takes half a minute and needs the extra export. The examples of the manual use this bundle.
+It takes half a minute and needs the extra export. The manual uses this bundle.
 """
 
 import csv
@@ -41,9 +41,8 @@ def write_log(path: Path) -> None:
                 [f"{colour}-{k}" for k in KINDS],
                 [f"{c}-{kind}" for c in COLOURS],
             )
-            bought = random.sample(random.choice([one_colour, one_kind]), random.randint(3, 9))
             seconds = 1_780_000_000 + random.randrange(8_000_000)
-            for item in bought:
+            for item in random.sample(random.choice([one_colour, one_kind]), random.randint(3, 9)):
                 seconds += random.randrange(60, 1_000_000)
                 if item not in NEW:
                     log.writerow([f"c{customer}", item, seconds])
@@ -57,6 +56,6 @@ if __name__ == "__main__":
     with TemporaryDirectory() as folder:
         write_log(Path(folder) / "events.csv")
         write_items(Path(folder) / "items.csv")
-        train = [*TRAIN.split(), *(word for pair in SETTINGS for word in ("--set", pair))]
+        train = [*TRAIN.split(), *(f"--set={setting}" for setting in SETTINGS)]
         for words in (train, ["export", "run", str(bundle)]):
             subprocess.run([sys.executable, "-m", "ranklet_cli", *words], cwd=folder, check=True)

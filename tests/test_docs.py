@@ -106,6 +106,15 @@ def test_the_tutorial_leads_from_a_log_to_rankings(tmp_path: Path) -> None:
     assert [line.split()[2][-5:] for line in second.splitlines()[1:4]] == ["-lamp"] * 3
 
 
+@pytest.mark.slow
+def test_the_commands_about_the_shop_run(shop_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(shop_bundle, tmp_path / "shop")
+    blocks = [code for language, code in blocks_of(DOCS / "cli.md") if language == "bash"]
+    code = "".join(code for code in blocks if " shop " in code)
+    printed = run(["bash", "-euo", "pipefail", "-c", code], tmp_path)
+    assert "by Gold desk" in printed
+
+
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_command_of_a_page_has_these_options(page: str, line: str) -> None:
     _, name, *words = shlex.split(line)
@@ -140,10 +149,11 @@ def hooks() -> ModuleType:
 
 def test_the_page_of_the_command_line_shows_the_help_of_every_command(hooks: ModuleType) -> None:
     page = hooks.on_page_markdown((DOCS / "cli.md").read_text(encoding="utf-8"))
-    commands = dict(cli.commands)
-    for name, group in cli.commands.items():
-        if isinstance(group, click.Group):
-            commands |= {f"{name} {part}": command for part, command in group.commands.items()}
+    commands: dict[str, click.Command] = {}
+    for name, command in cli.commands.items():
+        parts = command.commands if isinstance(command, click.Group) else {}
+        commands |= {f"{name} {part}": of_part for part, of_part in parts.items()}
+        commands |= {} if parts else {name: command}
     for name, command in commands.items():
         assert f"## {name}\n```text\nUsage: ranklet {name} " in page
         for option in command.params:
