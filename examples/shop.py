@@ -37,12 +37,9 @@ def write_log(path: Path) -> None:
         log.writerow(["user_id", "item_id", "timestamp"])
         for customer in range(1000):
             colour, kind = random.choice(COLOURS), random.choice(KINDS)
-            one_colour, one_kind = (
-                [f"{colour}-{k}" for k in KINDS],
-                [f"{c}-{kind}" for c in COLOURS],
-            )
+            wanted = [[f"{colour}-{k}" for k in KINDS], [f"{c}-{kind}" for c in COLOURS]]
             seconds = 1_780_000_000 + random.randrange(8_000_000)
-            for item in random.sample(random.choice([one_colour, one_kind]), random.randint(3, 9)):
+            for item in random.sample(random.choice(wanted), random.randint(3, 9)):
                 seconds += random.randrange(60, 1_000_000)
                 if item not in NEW:
                     log.writerow([f"c{customer}", item, seconds])
@@ -56,6 +53,6 @@ if __name__ == "__main__":
     with TemporaryDirectory() as folder:
         write_log(Path(folder) / "events.csv")
         write_items(Path(folder) / "items.csv")
-        train = [*TRAIN.split(), *(f"--set={setting}" for setting in SETTINGS)]
+        train = TRAIN.split() + [f"--set={setting}" for setting in SETTINGS]
         for words in (train, ["export", "run", str(bundle)]):
             subprocess.run([sys.executable, "-m", "ranklet_cli", *words], cwd=folder, check=True)

@@ -11,8 +11,12 @@ SHOWN_REASONS = 3  # events for each item
 
 
 def ranking_row(ranking: Ranking) -> dict[str, Any]:
-    """Return the JSON values of a ranking, scores with six digits."""
+    """Return the JSON values of a ranking, scores with six digits.
+
+    The digest of the bundle is left out: the command line named the bundle, for all rows.
+    """
     row = ranking.to_dict()
+    del row["bundle"]
     if ranking.explanation is not None:
         row["explanation"] = ranking.explanation.to_dict()
     return row | {"scores": [round(score, 6) for score in row["scores"]]}

@@ -13,6 +13,7 @@ from commands import ask, call, run
 from ranklet import Manifest, Ranker
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import describe_files, read_vocabulary, write_catalogue
+from ranklet.item_features import learn
 from ranklet_cli.filters import read_list, read_objective
 
 ITEMS = 60
@@ -37,6 +38,7 @@ def shop(exported: Callable[..., Any], build_once: Callable[..., Path]) -> Path:
         }
         places = np.arange(1, ITEMS + 1)
         attributes = Attributes.empty(KINDS).with_items(table, places, ITEMS)  # type: ignore[arg-type]
+        attributes = learn(attributes, {})
         changes = {"attributes": attributes.write(path), "files": describe_files(path)}
         Manifest(**{**vars(manifest), **changes}).write(path)
 
