@@ -133,6 +133,8 @@ def rank(
     ranker = Ranker.load(bundle, provider=provider, threads=threads)
     request |= read_filters(ranker, where=where, define=define, boost=boost, at_most=at_most)
     request["objective"] = None if objective is None else read_objective(objective)
+    if objective or of_row["kinds"]:  # until Ranker.rank takes them
+        raise click.UsageError("this version does not rank by kinds of events yet")
     if source is not None:
         return _rank_file(ranker, source, output, as_json, **_given(request))
     ids = exact_ids(ranker.vocabulary, (history or "").split(","), "--history")
@@ -165,7 +167,7 @@ def _given(request: dict[str, Any]) -> dict[str, Any]:
 
 def _read_row(ranker: Ranker, of_row: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the options that a row of --input has as keys."""
-    values = {
+    values: dict[str, Any] = {
         name: read_ids(ranker.vocabulary, of_row[name])
         for name in ("candidates", "exclude", "seen_recently")
         if of_row[name] is not None

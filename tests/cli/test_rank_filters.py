@@ -253,3 +253,17 @@ def test_the_help_of_rank_has_headings() -> None:
     assert [line for line in lines if line.endswith(":") and line[:1].isalpha()] == [
         *("Histories:", "Filters:", "Answers:", "Options:")
     ]
+
+
+def test_inspect_lists_attributes_and_the_latest_events(shop: Path, tmp_path: Path) -> None:
+    shown = run("inspect", shop).stdout
+    columns = "brand (category of 5 values), tags (categories of 2 values), price (number)"
+    assert f"columns  {columns}\n" in shown
+    assert "trends   unknown: an older bundle\n" in shown
+    manifest = Manifest.read(shop)
+    week = {"from": 1_700_000_000, "to": 1_700_604_800, "events": 4321}
+    for unit, words in (("s", "2023-11-14 to 2023-11-21"), ("", "1700000000 to 1700604800")):
+        data = {**manifest.data, "recent": week, "reading": {"time_unit": unit}}
+        bundle = shutil.copytree(shop, tmp_path / f"unit-{unit}")
+        Manifest(**{**vars(manifest), "data": data}).write(bundle)
+        assert f"trends   4,321 events from {words}\n" in run("inspect", bundle).stdout
