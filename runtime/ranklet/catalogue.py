@@ -284,6 +284,17 @@ class Catalogue:
             added[~mask[last + 1 :]] = NEVER
         return Bias.of(table, added)
 
+    def neutral(self) -> "Catalogue":
+        """Return the catalogue without points of its own, for scores of other units."""
+        if not self.own.has_boosts:
+            return self
+        table, added = (
+            np.where(part < NEVER / 2, part, np.float32(0))
+            for part in (self.own.table, self.own.added)
+        )
+        own = Bias.of(table, added)
+        return replace(self, own=own).fresh()
+
     def fresh(self) -> "Catalogue":
         """Return the catalogue without compiled filters, after a change."""
         return replace(self, _kept=Kept())
