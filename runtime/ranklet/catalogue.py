@@ -6,6 +6,7 @@ compiled once to a ``Bias``, what is added to the score of each item; the latest
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
@@ -122,6 +123,11 @@ class Added:
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.rows)
+
+    @cached_property
+    def columns(self) -> Floats:
+        """Return the rows by column, (D, A): a product with them takes two thirds of the time."""
+        return np.ascontiguousarray(self.rows.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +293,17 @@ class Catalogue:
             table[0, : last + 1][~mask[: last + 1]] = NEVER
             added[~mask[last + 1 :]] = NEVER
         return Bias.of(table, added)
+
+    def neutral(self) -> "Catalogue":
+        """Return the catalogue without points of its own, for scores of other units."""
+        if not self.own.has_boosts:
+            return self
+        table, added = (
+            np.where(part < NEVER / 2, part, np.float32(0))
+            for part in (self.own.table, self.own.added)
+        )
+        own = Bias.of(table, added)
+        return replace(self, own=own).fresh()
 
     def fresh(self) -> "Catalogue":
         """Return the catalogue without compiled filters, after a change."""

@@ -61,7 +61,9 @@ class Reader:
         indices = self.vocabulary.index(history, name, unknown=unknown)
         known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
         silent = self.catalogue.silent
-        items = known if silent is None else known[~silent[known]]
+        items = known
+        if silent is not None and silent[known].any():
+            items = known[~silent[known]]
         since, until = NONE, UNKNOWN
         if times is not None or now is not None:
             since, until = self._gaps(indices, times, now, name)
