@@ -89,6 +89,11 @@ settings = combine(
         metavar="KEY=VALUE",
         help="Change one setting; repeatable.",
     ),
+    click.option(
+        "--target",
+        metavar="KIND",
+        help="Predict events of this kind, such as buy: the setting target.",
+    ),
 )
 COLUMNS = {
     "user": "user_id",
@@ -113,9 +118,15 @@ columns = combine(
         )
         for name, default in COLUMNS.items()
     ),
+    click.option(
+        "--rating-kinds",
+        default="",
+        metavar="NAME=LOWEST,...",
+        help="Make event kinds of ratings, best first, like like=4,ok=3,low=0.",
+    ),
     click.option("--title-column", default="title", help="Name of the title column of --items."),
 )
-READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS), "title_column")
+READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS), "rating_kinds", "title_column")
 
 
 def note(text: str) -> None:

@@ -77,6 +77,7 @@ def train(
     preset: str | None,
     config_file: Path | None,
     settings: tuple[str, ...],
+    target: str | None,
     final: Path | None,
     resume: bool,
     tensorboard: bool,
@@ -103,7 +104,7 @@ def train(
 
     if tensorboard and find_spec("tensorboard") is None:  # before the work
         raise InputError("TensorBoard is not installed: pip install tensorboard")
-    chosen, earlier = read_settings(preset, config_file, settings), None
+    chosen, earlier = read_settings(preset, config_file, settings, target), None
     if resume:
         _refuse_with("--resume", "items", "final", *reading)
         run = read_run(out)
@@ -111,7 +112,7 @@ def train(
     else:
         check_new(out)
         if final is not None:
-            _refuse_with("--final", "preset", "config_file", "settings", *reading)
+            _refuse_with("--final", "preset", "config_file", "settings", "target", *reading)
             earlier = read_run(final)
             chosen = final_settings(earlier).flat()
             reading |= earlier.data.get("reading", {})

@@ -98,8 +98,11 @@ def folds_of(events: Events, split: Split, base: RunConfig) -> list[Split]:
         raise InputError("a search needs held-out events to compare trials by: choose a split")
     if split.kind != "k-fold":
         return [split]
-    folds = base.train.folds
-    return [split_events(events.frame, "k-fold", folds=folds, fold=fold) for fold in range(folds)]
+    folds, target = base.train.folds, base.train.target
+    return [
+        split_events(events.frame, "k-fold", folds=folds, fold=fold, target=target)
+        for fold in range(folds)
+    ]
 
 
 def tune(
