@@ -106,6 +106,7 @@ def prepare(
     """
     from ranklet_training.data.features import describe_feature
     from ranklet_training.data.items import describe_items, match_ids, note_unmatched, read_items
+    from ranklet_training.runs.kinds import plan_kinds
     from ranklet_training.runs.presets import configure, recommend
 
     log = read_log(events, reading)
@@ -120,6 +121,8 @@ def prepare(
         note(f"settings of {earlier.path}, {config.train.last_epoch} epochs")
     elif chosen:
         note(f"chosen: {_list_settings({name: config.flat()[name] for name in chosen})}")
+    if kinds := plan_kinds(config, split)["why"]:
+        note(kinds)
     catalogue, of_items = None, str(items)
     if items is not None:
         catalogue = read_items(

@@ -126,7 +126,8 @@ columns = combine(
     ),
     click.option("--title-column", default="title", help="Name of the title column of --items."),
 )
-READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS), "rating_kinds", "title_column")
+_NAMES = (*COLUMNS, "title")
+READING = ("id_type", "duplicates", "rating_kinds", *(f"{name}_column" for name in _NAMES))
 
 
 def note(text: str) -> None:

@@ -140,9 +140,12 @@ def train(
                 "epochs": result.epochs,
                 "seconds": round(result.seconds, 2),
                 "validation": metrics,
+                "kinds": run.data.get("kinds", {}),
                 "settings": run.config.to_dict(),
             }
         )
+    if kinds := run.data.get("kinds", {}).get("why"):
+        click.echo(kinds)
     if not metrics:
         click.echo(
             f"{result.epochs} epochs on all events, none held out ({result.seconds:.0f} s)\n"
@@ -175,9 +178,10 @@ def _tensorboard_writer(out: Path) -> Callable[[dict[str, Any]], None]:
     writer = SummaryWriter(str(out / "tensorboard"))
 
     def write(line: dict[str, Any]) -> None:
+        part = f"{line['kinds']} kinds/" if "kinds" in line else ""  # of two trainings
         for name, value in line.items():
-            if name not in ("epoch", "step"):
-                writer.add_scalar(name, value, line["step"])
+            if name not in ("epoch", "step", "kinds"):
+                writer.add_scalar(part + name, value, line["step"])
         writer.flush()
 
     return write

@@ -8,6 +8,8 @@ import numpy as np
 from ranklet.bundle.manifest import Manifest
 from ranklet.machine import describe_machine
 from ranklet.ranker import Ranker
+from ranklet.values import show
+from ranklet_training.data.kinds import describe_counts
 
 TIMED_RUNS = 200
 
@@ -30,6 +32,13 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         f"items, digest `{data['digest'][:16]}`.",
         *([f"* Times: in {unit} since 1970."] if (unit := ranker.time_unit) else []),
         f"* Split: {data['split']}.",
+        *([f"* {why[0].upper()}{why[1:]}."] if (why := data.get("kinds", {}).get("why")) else []),
+        *(
+            [f"* Kinds of events: {describe_counts(data['kinds']['counts'])}."]
+            if manifest.kinds
+            else []
+        ),
+        *([f"* Asks for events of kind {show(target)}."] if (target := manifest.target) else []),
         f"* Rankings leave seen items {'out' if manifest.exclude_seen else 'in'} by default.",
         f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",
         "",

@@ -13,7 +13,7 @@ oldest, nothing grows and nothing is copied. The order of rows does not matter t
 and rotations come from tables by age. Keys are rotated when they are read, so positions never end.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -60,6 +60,13 @@ def add_table(writer: GraphWriter, table: NDArray[np.float32], dtype: DTypeLike)
     return writer.weight("table", table.astype(dtype, copy=False), rows=rows)
 
 
+class Asked(NamedTuple):
+    """Inputs of what comes next; None of a model that does not use them."""
+
+    until: str | None  # bucket from the last event to now, (B,)
+    objective: str | None  # weight of each kind of event, (B, kinds + 1)
+
+
 class Encoder:
     """The layers of all encoders, as nodes."""
 
@@ -90,7 +97,16 @@ class Encoder:
         """Return the gate of a block for x, None if it has none."""
         return None if layer is None else self.node("Sigmoid", self.linear(x, layer))
 
-    def embed(self, items: str, since: str | None) -> str:
+    def next_inputs(self) -> Asked:
+        """Declare the inputs of what comes next."""
+        served, until, objective = self.served, None, None
+        if served.config.time_gaps:
+            until = self.writer.input("until", INT64, ["batch"])
+        if served.objectives is not None:
+            objective = self.writer.input("objective", FLOAT, ["batch", len(served.objectives)])
+        return Asked(until, objective)
+
+    def embed(self, items: str, since: str | None, kind: str | None) -> str:
         """Return the events that enter the first block, (B, T, D)."""
         x = self.node("Gather", add_table(self.writer, self.served.table, self.dtype), items)
         if self.served.offset is not None:
@@ -98,6 +114,8 @@ class Encoder:
         if since is not None:
             gaps = self.node("Gather", self.constant(self.model.since.weight), since)
             x = self.node("Add", x, gaps)
+        if kind is not None:
+            x = self.node("Add", x, self.node("Gather", self.constant(self.served.kinds), kind))
         return x
 
     def query_key_value(self, place: int, items: str, x: str) -> tuple[list[str], str | None]:
@@ -146,7 +164,7 @@ class Encoder:
             return self.add(x, hidden, second)
         return self.node("Add", x, self.node("Mul", gate, self.linear(hidden, second)))
 
-    def finish(self, asking: str, x: str, events: str, mask: str, until: str | None) -> None:
+    def finish(self, asking: str, x: str, events: str, mask: str, asked: Asked) -> None:
         """Write the last block for one event of each user, and the output ``user``.
 
         Args:
@@ -154,12 +172,17 @@ class Encoder:
             x: The same event as it entered the last block, (B, 1, D).
             events: All normalised events, (B, S, D).
             mask: Added to scores, (B, H, 1, S).
-            until: Buckets from the event to now, (B,), of a model with times.
+            asked: What comes next.
         """
         served, last = self.served, self.served.last
-        if until is not None:
-            gaps = self.node("Gather", self.constant(self.model.until.weight), until)
-            x = self.node("Add", x, self.node("Unsqueeze", gaps, self.constant([1])))
+        parts = []
+        if asked.until is not None:
+            parts.append(self.node("Gather", self.constant(self.model.until.weight), asked.until))
+        if asked.objective is not None:
+            parts.append(self.node("MatMul", asked.objective, self.constant(served.objectives)))
+        for part in parts:
+            x = self.node("Add", x, self.node("Unsqueeze", part, self.constant([1])))
+        if parts:
             asking = self.enter_last(x)
         attended = self.node(
             "Attention",
@@ -202,18 +225,20 @@ class HistoryEncoder(Encoder):
         """Write the graph."""
         served, node, constant = self.served, self.node, self.constant
         history = self.writer.input("history", INT64, ["batch", "length"])
-        since = until = None
+        since = kind = None
         if served.config.time_gaps:
             since = self.writer.input("since", INT64, ["batch", "length"])
-            until = self.writer.input("until", INT64, ["batch"])
+        if served.kinds is not None:
+            kind = self.writer.input("kind", INT64, ["batch", "length"])
+        asked = self.next_inputs()
         if self.in_chunks:
-            history, since = self._pad(history, since)
+            history, since, kind = self._pad(history, since, kind)
         is_event = node("Sign", history)
         # Counted from the last event, which is 1; padding is 0.
         ages = node("CumSum", is_event, constant(1), reverse=1)  # (B, T)
         last = node("ArgMax", is_event, axis=1, select_last_index=1)  # (B, 1)
         last = node("Unsqueeze", last, constant([2]))
-        x = self.embed(history, since)
+        x = self.embed(history, since, kind)
         for place, block in enumerate(served.blocks):
             (query, key, value), gate = self.query_key_value(place, history, x)
             key, value = self._keep(key, f"key_{place}"), self._keep(value, f"value_{place}")
@@ -231,19 +256,19 @@ class HistoryEncoder(Encoder):
         if served.heads > 1:
             mask = node("Transpose", mask, perm=[0, 2, 1])  # (B, H, T)
         mask = node("Unsqueeze", mask, constant([2] if served.heads > 1 else [1, 2]))
-        self.finish(asking, x, events, mask, until)
+        self.finish(asking, x, events, mask, asked)
 
     def _keep(self, value: str, name: str) -> str:
         """Output a state array, (B, T, D), rows of padding included."""
         self.writer.output(name, FLOAT, ["batch", "events", self.served.width])
         return self.writer.rename(value, name)
 
-    def _pad(self, history: str, since: str | None) -> tuple[str, str | None]:
-        """Pad histories to whole chunks."""
+    def _pad(self, history: str, *of_events: str | None) -> list[Any]:
+        """Pad histories, and what is known of their events, to whole chunks."""
         node, chunk = self.node, self.constant([CHUNK_EVENTS])
         missing = node("Mod", node("Neg", node("Shape", history, start=1)), chunk)
         pads = node("Concat", self.constant([0, 0, 0]), missing, axis=0)
-        return node("Pad", history, pads), since and node("Pad", since, pads)
+        return [values and node("Pad", values, pads) for values in (history, *of_events)]
 
     def _attend(self, hidden: float, ages: str, query: str, key: str, value: str) -> str:
         """Return the attention output of every event, (B, T, D)."""
@@ -315,12 +340,13 @@ class AppendEncoder(Encoder):
         served, node = self.served, self.node
         item = self.writer.input("item", INT64, ["batch", 1])
         position = self.writer.input("position", INT64, ["batch", 1, 1])
-        since = until = None
+        since = kind = None
         if served.config.time_gaps:
             since = self.writer.input("since", INT64, ["batch", 1])
-            until = self.writer.input("until", INT64, ["batch"])
-        rows = state_rows(served)
-        x = self.embed(item, since)
+        if served.kinds is not None:
+            kind = self.writer.input("kind", INT64, ["batch", 1])
+        asked, rows = self.next_inputs(), state_rows(served)
+        x = self.embed(item, since, kind)
         if served.blocks:
             row, ages = self._place(position, rows["key_0"], heads=1)  # ages (B, 1, 1, count)
             places = node("Squeeze", ages, self.constant([1, 2]))
@@ -341,7 +367,7 @@ class AppendEncoder(Encoder):
         row, ages = self._place(position, rows["events"], heads=served.heads)
         events = self._put("events", row, new, rows["events"])
         bias = np.concatenate([by_age(head, NEVER) for head in served.bias])
-        self.finish(new, x, events, node("Gather", self.constant(bias), ages), until)
+        self.finish(new, x, events, node("Gather", self.constant(bias), ages), asked)
 
     def _place(self, position: str, count: int, heads: int) -> tuple[str, str]:
         """Return the row of an event, (B, 1, D), and all ages in ``by_age``, (B, H, 1, count)."""

@@ -5,7 +5,7 @@ import logging
 import platform
 import re
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -65,6 +65,8 @@ class Source:
     data: dict[str, Any]
     quality: dict[str, Any]
     exclude_seen: bool  # default of the bundle
+    kinds: list[str] = field(default_factory=list)  # of events, that the model uses
+    target: str = ""  # the kind of event that the figures are about, "" for any
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,8 @@ def _read_source(path: Path, exclude_seen: bool | None) -> Source:
         data=run.data,
         quality=_read_evaluation(path / "evaluation.json", exclude_seen=exclude_seen),
         exclude_seen=exclude_seen,
+        kinds=run.kinds,
+        target=run.config.train.target,
     )
 
 
@@ -261,9 +265,9 @@ def _export_as(
     with atomic_folder(bundle) as folder:
         graphs = export_graphs(model, folder, precision, compact=settings.compact)
         write_catalogue(folder, source.vocabulary, source.titles, popularity.astype(np.float32))
-        golden = golden_answers(model, table, source.vocabulary, source.counts)
-        atomic_write(folder / GOLDEN, (json.dumps(golden, indent=1) + "\n").encode())
         manifest = _manifest(source, folder, graphs, precision)
+        golden = golden_answers(model, table, source.vocabulary, source.counts, manifest.objective)
+        atomic_write(folder / GOLDEN, (json.dumps(golden, indent=1) + "\n").encode())
         opened = Opened(folder)
         engine = Engine(opened, manifest, "cpu", 1)
         parity = check_parity(engine, model, table)
@@ -280,9 +284,16 @@ def _export_as(
 
 
 def golden_answers(
-    model: Model, table: Tensor, vocabulary: Vocabulary, counts: NDArray[np.int64]
+    model: Model,
+    table: Tensor,
+    vocabulary: Vocabulary,
+    counts: NDArray[np.int64],
+    objective: NDArray[np.float32],
 ) -> list[dict[str, Any]]:
-    """Return histories of popular items with the answers of the torch model."""
+    """Return histories of popular items with the answers of the torch model.
+
+    Times and kinds of the events are unknown; ``objective`` is the default, (kinds + 1,).
+    """
     random = np.random.default_rng(0)
     k = min(GOLDEN_K, len(vocabulary))
     answers = []
@@ -291,7 +302,14 @@ def golden_answers(
         with torch.no_grad():
             rows = torch.from_numpy(history)[None]
             gaps = (torch.zeros_like(rows), torch.zeros_like(rows[:, 0]))  # unknown
-            user = model.serve(rows, table, gaps if model.config.time_gaps else None)
+            user = model.serve(
+                rows,
+                table,
+                gaps if model.config.time_gaps else None,
+                (torch.zeros_like(rows), torch.from_numpy(objective)[None])
+                if model.kinds
+                else None,
+            )
             scores, items = (user @ table[1:].T)[0].topk(k)
         answers.append(
             {
@@ -330,4 +348,6 @@ def _manifest(
         },
         files=describe_files(folder),
         exclude_seen=source.exclude_seen,
+        kinds=source.kinds,
+        target=source.target,
     )

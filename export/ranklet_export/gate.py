@@ -53,7 +53,8 @@ def check_ranking(
         part = histories[begin : begin + BATCH]
         ids = [ranker.vocabulary.ids(row) for row in part]
         rankings = ranker.rank_batch(ids, k=k, exclude_seen=True)
-        scored = zip(part, rankings, _users(model, table, part), strict=True)
+        users = _users(model, table, part, ranker.manifest.objective)
+        scored = zip(part, rankings, users, strict=True)
         for row, (history, ranking, user) in enumerate(scored, begin):
             scores = table @ user
             scores[0] = -torch.inf
@@ -92,12 +93,23 @@ def check_ranking(
     return figures
 
 
-def _users(model: Model, table: Tensor, histories: list[NDArray[np.int64]]) -> Tensor:
-    """Return the torch user vectors of histories with unknown times, (B, D)."""
+def _users(
+    model: Model,
+    table: Tensor,
+    histories: list[NDArray[np.int64]],
+    objective: NDArray[np.float32],
+) -> Tensor:
+    """Return the torch user vectors of histories with unknown times and kinds, (B, D)."""
     padded = torch.from_numpy(pad(histories, model.config.max_length))
     gaps = (torch.zeros_like(padded), torch.zeros_like(padded[:, 0]))
+    kinds = (torch.zeros_like(padded), torch.from_numpy(objective).expand(len(histories), -1))
     with torch.no_grad():
-        return model.serve(padded, table, gaps if model.config.time_gaps else None)
+        return model.serve(
+            padded,
+            table,
+            gaps if model.config.time_gaps else None,
+            kinds if model.kinds else None,
+        )
 
 
 def _ranks(items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ranklet.bundle.manifest import NEVER
-from ranklet_training.model.model import Block, SequenceModel
+from ranklet_training.model.model import KIND_SCALE, Block, SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
@@ -39,7 +40,7 @@ class ServedModel:
         model: The model in evaluation mode, without gradients.
         table: Item table of histories and scores, (items + 1, D).
         rows: Query, key, value and perhaps gate of the first block for each item; empty if the
-            block sees times or the bundle is compact.
+            block sees times or kinds, or the bundle is compact.
         offset: The mean user of a seed model, (D,), added to every event.
         blocks: Blocks before the last.
         key_values: Their key-value layers.
@@ -49,6 +50,8 @@ class ServedModel:
         output: Its layer after attention, (H D, D).
         bias: Its bias of scores by age, (H, max_length).
         user_scale: Factor of a normalised user, None of a seed model.
+        kinds: What each kind of event adds to an event, (kinds + 1, D); None without kinds.
+        objectives: What asking for each kind adds to the event that asks, (kinds + 1, D).
     """
 
     def __init__(self, model: Model, *, with_rows: bool) -> None:
@@ -59,6 +62,8 @@ class ServedModel:
         self.rows: dict[str, Floats] = {}
         self.offset: Floats | None = None
         self.user_scale: float | None = None
+        self.kinds: Tensor | None = None
+        self.objectives: Tensor | None = None
         self.blocks: list[Block] = []
         self.last: Block | SeedModel | None = None
         self.bias = np.zeros((self.heads, self.max_length), dtype=np.float32)
@@ -72,15 +77,19 @@ class ServedModel:
             # A cosine: x / |x| is x / (sqrt(D) rms(x)).
             is_cosine = model.config.scoring == "cosine"
             self.user_scale = 1 / scale
+            if model.kinds:
+                self.kinds = KIND_SCALE * model.kind.detach()
+                self.objectives = KIND_SCALE * model.objective.detach()
             if is_cosine:
                 self.user_scale /= model.config.temperature * scale
         table = (model.table().detach() * scale).contiguous()
         self.table: Floats = table.numpy()
         self.key_values = [served_key_value(block) for block in self.blocks]
         self.hidden: list[float] = [NEVER] * len(self.blocks)
-        if self.blocks and not model.config.time_gaps:  # the first one sees items alone
-            self.hidden[0] = hidden_score(self.blocks[0], table, self.max_length) or NEVER
-            if with_rows:
+        if self.blocks and not model.config.time_gaps:  # the first one sees items and kinds alone
+            added = torch.zeros(1, self.width) if self.kinds is None else self.kinds
+            self.hidden[0] = hidden_score(self.blocks[0], table, self.max_length, added) or NEVER
+            if with_rows and self.kinds is None:
                 self.rows = self._first_block(table)
         if self.last is not None:
             self.query, self.output = one_query_layers(self.last, self.heads)
@@ -140,7 +149,7 @@ def one_query_layers(source: Block | SeedModel, heads: int) -> tuple[nn.Linear, 
     return before.requires_grad_(requires_grad=False), after.requires_grad_(requires_grad=False)
 
 
-def hidden_score(block: Block, table: Tensor, events: int) -> float | None:
+def hidden_score(block: Block, table: Tensor, events: int, added: Tensor) -> float | None:
     """Return the score that hides an event from the first block, None if none is high enough.
 
     An event always sees itself, so a hidden one weighs at most exp(``hidden_score`` + gap) of what
@@ -153,6 +162,7 @@ def hidden_score(block: Block, table: Tensor, events: int) -> float | None:
         block: The first block.
         table: Its inputs of all items, (items + 1, D).
         events: The most events of a history, padding included.
+        added: What may be added to each of its inputs, such as kinds, (A, D).
     """
 
     def parts(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,10 +171,13 @@ def hidden_score(block: Block, table: Tensor, events: int) -> float | None:
         shape = (len(rows), block.heads, -1)
         return block.query(normed).view(shape), key.reshape(shape)  # (N, H, d)
 
-    chunks = torch.split(table, ROWS_AT_ONCE)
-    longest = torch.stack([parts(rows)[1].norm(dim=-1).amax(dim=0) for rows in chunks]).amax(dim=0)
+    def each() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in torch.split(table, ROWS_AT_ONCE):
+            yield from (parts(rows + one) for one in added)
+
+    longest = torch.stack([key.norm(dim=-1).amax(dim=0) for _, key in each()]).amax(dim=0)
     gap = 0.0
-    for query, key in map(parts, chunks):
+    for query, key in each():
         gaps = query.norm(dim=-1) * longest - (query * key).sum(dim=-1)
         gap = max(gap, float(gaps.max()) / query.shape[-1] ** 0.5)
     score = -math.ceil(gap + HIDDEN_BELOW + math.log(events))

@@ -23,13 +23,13 @@ from ranklet_training.data.columns import (
     whole_numbers,
     without_missing,
 )
+from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
 from ranklet_training.data.kinds import (
     count_kinds,
     describe_counts,
     kinds_of_ratings,
     read_rating_kinds,
 )
-from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
 from ranklet_training.data.tables import ArrowStream, Table, listed, open_table, refuse
 from ranklet_training.data.times import NAMES, describe_rounding, in_unit, read_times, show_time
 
@@ -136,8 +136,8 @@ def read_events(
     ``auto`` keeps the type of the source; csv ids become int64 if each is an integer in its
     shortest form, so "007" stays text.
 
-    ``rating_kinds`` makes event kinds of ratings, like ``like=4,ok=3,low=0``: names with their lowest
-    ratings, best first. A rating below all of them has no kind.
+    ``rating_kinds`` makes event kinds of ratings, like ``like=4,ok=3,low=0``: names with their
+    lowest ratings, best first. A rating below all of them has no kind.
 
     ``like`` is ``Events.reading`` of the log of a training. Ids get its types if all of them fit,
     and times get its unit, rounded down after sorting. Times that can't be converted stay as they
@@ -286,9 +286,7 @@ def _describe_columns(table: Table, used: list[str], columns: Columns) -> str:
     if columns.event in (None, "", *table.names):
         return line
     if likely := likely_column("event", unread):
-        line += (
-            f"; {show(likely)} may hold the kinds of events: read them with --event-column {likely!r}"
-        )
+        line += f"; {show(likely)} may hold event types: read them with --event-column {likely!r}"
     return line
 
 

@@ -128,9 +128,7 @@ def epoch_batches(
     for batch in random.permutation(len(batches)):
         rows = batches[batch]
         if len(rows):
-            yield _gather(
-                sequences, users[rows], starts[rows], ends[rows], with_gaps, with_kinds
-            )
+            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps, with_kinds)
 
 
 def _cut_windows(

@@ -148,9 +148,7 @@ def split_events(
     check_target(target, counts)
     users = frame["user_id"].rle_id().to_numpy().astype(np.int64)  # 0, 0, 0, 1, 1, ...
     times = frame["timestamp"].to_numpy()
-    is_asked = np.ones(len(users), dtype=bool)
-    if target:
-        is_asked = (frame["event"] == target).fill_null(value=False).to_numpy()
+    is_asked = _is_of_kind(frame, target)
     # Number of later events of the same user that may be targets, for each event.
     later = np.cumsum(np.bincount(users, is_asked))[users] - np.cumsum(is_asked)
     if kind == "leave-one-out":
@@ -194,23 +192,12 @@ def split_events(
         ratings = frame["rating"].cast(pl.Float32).to_numpy()[in_training]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     whole = Sequences(items, np.zeros(1, dtype=np.int64), None, times, _kind_indices(frame, counts))
-    kinds = None if whole.kinds is None else whole.kinds[in_training]
-    training = Sequences(items[in_training], offsets, ratings, times[in_training], kinds)
+    training = replace(whole.take(np.flatnonzero(in_training), offsets), ratings=ratings)
     cases = {}
     for name, is_target in (("validation", validation), ("test", test)):
         cases[name] = _cases(users, whole, is_target, strict_time=kind == "time")
         if for_training and kind != "none" and not len(cases[name]):
-            distinct = f"{len(np.unique(times)):,} distinct instants"
-            needs = {
-                "leave-one-out": "it needs users with two such events and an earlier one"
-                if target
-                else "it needs users with at least 3 events",
-                "time": f"it needs users with earlier events, and the log has {distinct}: give "
-                "finer times, or take another split",
-                "k-fold": "it needs users with at least 2 events",
-            }[kind]
-            asked = f" with a target of the kind {show(target)}" if target else ""
-            raise DataError(f"the {kind} split leaves no {name} user{asked}: {needs}")
+            raise DataError(f"the {kind} split leaves no {name} user{_needs(kind, times, target)}")
     if for_training and not (lengths > 1).any():
         held_out = ": it holds the last two events of a user out" if kind == "leave-one-out" else ""
         raise DataError(f"the {kind} split leaves no user with two training events{held_out}")
@@ -218,6 +205,29 @@ def split_events(
     return Split(
         kind, vocabulary, training, cases["validation"], cases["test"], instants, counts, target
     )
+
+
+def _is_of_kind(frame: pl.DataFrame, target: str) -> Mask:
+    """Return for each event whether it is of a kind, "" for any."""
+    if not target:
+        return np.ones(len(frame), dtype=bool)
+    return (frame["event"] == target).fill_null(value=False).to_numpy()
+
+
+def _needs(kind: SplitKind, times: Ints, target: str) -> str:
+    """Return what a split needs to have cases, as the end of an error message."""
+    distinct = f"{len(np.unique(times)):,} distinct instants"
+    needs = {
+        "leave-one-out": "it needs users with at least 3 events",
+        "time": f"it needs users with earlier events, and the log has {distinct}: give finer "
+        "times, or take another split",
+        "k-fold": "it needs users with at least 2 events",
+    }[kind]
+    if not target:
+        return f": {needs}"
+    if kind == "leave-one-out":
+        needs = "it needs users with two such events and an earlier one"
+    return f" with a target of kind {show(target)}: {needs}"
 
 
 def _kind_indices(frame: pl.DataFrame, counts: dict[str, int]) -> Ints | None:

@@ -255,7 +255,8 @@ class _Search:
                 value = line["validation_NDCG@10"]
                 self.lines.write(f"{where}epoch {done} of {epochs}: validation NDCG@10 {value:.4f}")
             if trial is not None:
-                trial.report(line["validation_NDCG@10"], line["epoch"])
+                step = line["epoch"] + epochs * (line.get("kinds") == "with")  # the second training
+                trial.report(line["validation_NDCG@10"], step)
                 if not is_last and trial.should_prune():
                     raise optuna.TrialPruned(f"behind the median after {done} epochs")
             if not is_last:
