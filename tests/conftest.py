@@ -187,7 +187,9 @@ def write_random_run(path: Path, items: int, settings: dict[str, Any]) -> None:
     config = configure({**RANDOM, **settings})
     ids = [f"i{number:05}" for number in range(items)]
     catalogue = pl.DataFrame({"item_id": ids, "training_events": range(items, 0, -1)})
-    facts = {"events": 9, "users": 4, "training_users": 4, "items": items}
+    facts: dict[str, Any] = {"events": 9, "users": 4, "training_users": 4, "items": items}
+    is_used = config.train.kinds == "use"
+    facts["kinds"] = {"counts": {"buy": 2, "cart": 3, "view": 4}, "used": is_used, "why": ""}
     run = Run(path, config, {**facts, "digest": "0" * 64, "split": "none"}, {}, catalogue)
     torch.manual_seed(1)
     model = run.build_model()
@@ -244,6 +246,7 @@ MODELS: dict[str, tuple[Settings, dict[str, Any]]] = {
     "gated, one head": (COMPACT, {"block": "gated", "heads": 1, "activation": "swiglu"}),
     "gated, two heads": (Settings(precision="fp16"), {"block": "gated", "scoring": "dot"}),
     "times": (FP32, {"time_gaps": True}),
+    "kinds": (INT8, {"kinds": "use"}),
     "zero-block": (INT8, {"blocks": 0}),
     "seed": (INT8, {"kind": "seed", "heads": 1}),
     "one event": (FP32, {"blocks": 1, "max_length": 1}),

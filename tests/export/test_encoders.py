@@ -36,6 +36,9 @@ SHAPES: list[dict[str, Any]] = [
     {"blocks": 1, "heads": 2},
     {"blocks": 1, "heads": 1, "block": "gated", "scoring": "dot", "time_gaps": True},
     {"time_gaps": True, "attention_window": 9},
+    {"kinds": 3, "attention_window": 9},
+    {"kinds": 1, "time_gaps": True, "heads": 1, "block": "gated", "blocks": 3},
+    {"kinds": 2, "blocks": 1},
     {"blocks": 0, "scoring": "dot"},
     {"kind": "seed", "heads": 1},
 ]
@@ -60,27 +63,43 @@ class Encoders(NamedTuple):
         gaps = None
         if self.model.config.time_gaps:
             gaps = torch.from_numpy(history.since)[None], torch.tensor([history.until])
+        kinds = None
+        if self.model.kinds:
+            assert history.objective is not None
+            kinds = torch.from_numpy(history.kinds)[None], torch.from_numpy(history.objective)[None]
         items = torch.from_numpy(history.items)[None]
-        return self.model.serve(items, self.model.table(), gaps).numpy() / self.scale
+        return self.model.serve(items, self.model.table(), gaps, kinds).numpy() / self.scale
 
     def draw(self, length: int, seed: int = 0) -> History:
         random = np.random.default_rng((length, seed))
         since = random.integers(0, BUCKETS, length)
-        return History(random.integers(1, ITEMS + 1, length), since, int(since[0]))
+        items = random.integers(1, ITEMS + 1, length)
+        kinds = random.integers(0, self.model.kinds + 1, length)
+        weights = random.uniform(-1, 1, self.model.kinds + 1).astype(np.float32)
+        return History(items, since, int(since[0]), kinds, weights)
 
     def put(self, state: State, *events: tuple[History, int, int]) -> NDArray[Any]:
         """Append event ``place`` of a history of each user, as its event number ``position``."""
         return self.engine.append(
             state,
             [
-                Event(int(history.items[place]), position, int(history.since[place]), history.until)
+                Event(
+                    int(history.items[place]),
+                    position,
+                    int(history.since[place]),
+                    history.until,
+                    int(history.kinds[place]),
+                    history.objective,
+                )
                 for history, place, position in events
             ],
         )
 
 
 def first(history: History, count: int, begin: int = 0) -> History:
-    return History(history.items[begin:count], history.since[begin:count], history.until)
+    events = slice(begin, count)
+    parts = {name: getattr(history, name)[events] for name in ("items", "since", "kinds")}
+    return history._replace(**parts)
 
 
 def assert_close(found: NDArray[Any], expected: NDArray[Any], what: object = "") -> None:
@@ -151,7 +170,8 @@ def slow_users(model: SequenceModel, history: History) -> Iterator[Tensor]:
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(model.config.blocks)]
     for place, item in enumerate(history.items.tolist()):
         since = torch.tensor([[history.since[place]]]) if knows_times else None
-        x = model.embed(torch.tensor([[item]]), model.table(), since)
+        kind = torch.tensor([[history.kinds[place]]]) if model.kinds else None
+        x = model.embed(torch.tensor([[item]]), model.table(), since, kind)
         for depth, block in enumerate(model.each_block()):
             is_last = depth == model.config.blocks - 1
             normed, at = block.attention_norm(x), torch.tensor([[place]])
@@ -160,6 +180,11 @@ def slow_users(model: SequenceModel, history: History) -> Iterator[Tensor]:
             kept[depth] = [*kept[depth], (key, value)][-(longest if is_last else window) :]
             if is_last and knows_times:
                 x = x + model.until(torch.tensor([history.until]))
+                normed = block.attention_norm(x)
+            if is_last and model.kinds:
+                assert history.objective is not None
+                for weight, asked in zip(history.objective.tolist(), model.objective, strict=True):
+                    x = x + weight * 8 * asked
                 normed = block.attention_norm(x)
             query = block.split_heads(block.query(normed))
             query = query if is_last else rotary(query, *tables, at)
