@@ -226,7 +226,8 @@ def test_kinds_tell_what_order_cannot(
     assert top_hits(blind, kinds_split) < 0.65
     assert top_hits(kinds_run, kinds_split) > 0.85
     told = compare_models(blind, kinds_run, kinds_split)
-    assert told.rows[0].difference > 0.2
+    differences = {row.metric: row.difference for row in told.rows}
+    assert differences["NDCG@10"] > 0.15
     assert "targets of kind 'buy'" in told.protocol
 
 

@@ -22,7 +22,8 @@ from torch import nn
 
 from ranklet.bundle.manifest import CHUNK, NEVER
 from ranklet_export.layers import ServedModel
-from ranklet_export.writer import GraphWriter
+from ranklet_export.masks import by_age, causal_mask
+from ranklet_export.writer import Axes, GraphWriter
 from ranklet_training.model.attention import rotary_tables
 from ranklet_training.model.model import Block, SwiGLU
 
@@ -60,11 +61,13 @@ def add_table(writer: GraphWriter, table: NDArray[np.float32], dtype: DTypeLike)
     return writer.weight("table", table.astype(dtype, copy=False), rows=rows)
 
 
-class Asked(NamedTuple):
-    """Inputs of what comes next; None of a model that does not use them."""
+class Context(NamedTuple):
+    """Inputs beside the items; None of a model that does not use them."""
 
-    until: str | None  # bucket from the last event to now, (B,)
-    objective: str | None  # weight of each kind of event, (B, kinds + 1)
+    since: str | None = None  # bucket of the gap before each event, (B, T)
+    until: str | None = None  # bucket of the gap from the last event to now, (B,)
+    kind: str | None = None  # of each event, (B, T)
+    objective: str | None = None  # weight of each kind that is asked for, (B, kinds + 1)
 
 
 class Encoder:
@@ -97,25 +100,30 @@ class Encoder:
         """Return the gate of a block for x, None if it has none."""
         return None if layer is None else self.node("Sigmoid", self.linear(x, layer))
 
-    def next_inputs(self) -> Asked:
-        """Declare the inputs of what comes next."""
-        served, until, objective = self.served, None, None
+    def context(self, of_events: Axes) -> Context:
+        """Declare the inputs beside the items, where events have these axes."""
+        served, context = self.served, Context()
         if served.config.time_gaps:
-            until = self.writer.input("until", INT64, ["batch"])
+            self.writer.input("since", INT64, of_events)
+            self.writer.input("until", INT64, ["batch"])
+            context = context._replace(since="since", until="until")
         if served.objectives is not None:
-            objective = self.writer.input("objective", FLOAT, ["batch", len(served.objectives)])
-        return Asked(until, objective)
+            self.writer.input("kind", INT64, of_events)
+            self.writer.input("objective", FLOAT, ["batch", len(served.objectives)])
+            context = context._replace(kind="kind", objective="objective")
+        return context
 
-    def embed(self, items: str, since: str | None, kind: str | None) -> str:
+    def embed(self, items: str, context: Context) -> str:
         """Return the events that enter the first block, (B, T, D)."""
         x = self.node("Gather", add_table(self.writer, self.served.table, self.dtype), items)
         if self.served.offset is not None:
             x = self.node("Add", x, self.constant(self.served.offset))
-        if since is not None:
-            gaps = self.node("Gather", self.constant(self.model.since.weight), since)
+        if context.since:
+            gaps = self.node("Gather", self.constant(self.model.since.weight), context.since)
             x = self.node("Add", x, gaps)
-        if kind is not None:
-            x = self.node("Add", x, self.node("Gather", self.constant(self.served.kinds), kind))
+        if context.kind:
+            kinds = self.node("Gather", self.constant(self.served.kinds), context.kind)
+            x = self.node("Add", x, kinds)
         return x
 
     def query_key_value(self, place: int, items: str, x: str) -> tuple[list[str], str | None]:
@@ -164,7 +172,7 @@ class Encoder:
             return self.add(x, hidden, second)
         return self.node("Add", x, self.node("Mul", gate, self.linear(hidden, second)))
 
-    def finish(self, asking: str, x: str, events: str, mask: str, asked: Asked) -> None:
+    def finish(self, asking: str, x: str, events: str, mask: str, context: Context) -> None:
         """Write the last block for one event of each user, and the output ``user``.
 
         Args:
@@ -172,14 +180,14 @@ class Encoder:
             x: The same event as it entered the last block, (B, 1, D).
             events: All normalised events, (B, S, D).
             mask: Added to scores, (B, H, 1, S).
-            asked: What comes next.
+            context: With what is asked for.
         """
         served, last = self.served, self.served.last
         parts = []
-        if asked.until is not None:
-            parts.append(self.node("Gather", self.constant(self.model.until.weight), asked.until))
-        if asked.objective is not None:
-            parts.append(self.node("MatMul", asked.objective, self.constant(served.objectives)))
+        if context.until:
+            parts.append(self.node("Gather", self.constant(self.model.until.weight), context.until))
+        if context.objective:
+            parts.append(self.node("MatMul", context.objective, self.constant(served.objectives)))
         for part in parts:
             x = self.node("Add", x, self.node("Unsqueeze", part, self.constant([1])))
         if parts:
@@ -225,20 +233,15 @@ class HistoryEncoder(Encoder):
         """Write the graph."""
         served, node, constant = self.served, self.node, self.constant
         history = self.writer.input("history", INT64, ["batch", "length"])
-        since = kind = None
-        if served.config.time_gaps:
-            since = self.writer.input("since", INT64, ["batch", "length"])
-        if served.kinds is not None:
-            kind = self.writer.input("kind", INT64, ["batch", "length"])
-        asked = self.next_inputs()
+        context = self.context(["batch", "length"])
         if self.in_chunks:
-            history, since, kind = self._pad(history, since, kind)
+            history, context = self._pad(history, context)
         is_event = node("Sign", history)
         # Counted from the last event, which is 1; padding is 0.
         ages = node("CumSum", is_event, constant(1), reverse=1)  # (B, T)
         last = node("ArgMax", is_event, axis=1, select_last_index=1)  # (B, 1)
         last = node("Unsqueeze", last, constant([2]))
-        x = self.embed(history, since, kind)
+        x = self.embed(history, context)
         for place, block in enumerate(served.blocks):
             (query, key, value), gate = self.query_key_value(place, history, x)
             key, value = self._keep(key, f"key_{place}"), self._keep(value, f"value_{place}")
@@ -256,19 +259,20 @@ class HistoryEncoder(Encoder):
         if served.heads > 1:
             mask = node("Transpose", mask, perm=[0, 2, 1])  # (B, H, T)
         mask = node("Unsqueeze", mask, constant([2] if served.heads > 1 else [1, 2]))
-        self.finish(asking, x, events, mask, asked)
+        self.finish(asking, x, events, mask, context)
 
     def _keep(self, value: str, name: str) -> str:
         """Output a state array, (B, T, D), rows of padding included."""
         self.writer.output(name, FLOAT, ["batch", "events", self.served.width])
         return self.writer.rename(value, name)
 
-    def _pad(self, history: str, *of_events: str | None) -> list[Any]:
+    def _pad(self, history: str, context: Context) -> tuple[str, Context]:
         """Pad histories, and what is known of their events, to whole chunks."""
         node, chunk = self.node, self.constant([CHUNK_EVENTS])
         missing = node("Mod", node("Neg", node("Shape", history, start=1)), chunk)
         pads = node("Concat", self.constant([0, 0, 0]), missing, axis=0)
-        return [values and node("Pad", values, pads) for values in (history, *of_events)]
+        since, kind = (x and node("Pad", x, pads) for x in (context.since, context.kind))
+        return node("Pad", history, pads), context._replace(since=since, kind=kind)
 
     def _attend(self, hidden: float, ages: str, query: str, key: str, value: str) -> str:
         """Return the attention output of every event, (B, T, D)."""
@@ -340,13 +344,8 @@ class AppendEncoder(Encoder):
         served, node = self.served, self.node
         item = self.writer.input("item", INT64, ["batch", 1])
         position = self.writer.input("position", INT64, ["batch", 1, 1])
-        since = kind = None
-        if served.config.time_gaps:
-            since = self.writer.input("since", INT64, ["batch", 1])
-        if served.kinds is not None:
-            kind = self.writer.input("kind", INT64, ["batch", 1])
-        asked, rows = self.next_inputs(), state_rows(served)
-        x = self.embed(item, since, kind)
+        context, rows = self.context(["batch", 1]), state_rows(served)
+        x = self.embed(item, context)
         if served.blocks:
             row, ages = self._place(position, rows["key_0"], heads=1)  # ages (B, 1, 1, count)
             places = node("Squeeze", ages, self.constant([1, 2]))
@@ -367,7 +366,7 @@ class AppendEncoder(Encoder):
         row, ages = self._place(position, rows["events"], heads=served.heads)
         events = self._put("events", row, new, rows["events"])
         bias = np.concatenate([by_age(head, NEVER) for head in served.bias])
-        self.finish(new, x, events, node("Gather", self.constant(bias), ages), asked)
+        self.finish(new, x, events, node("Gather", self.constant(bias), ages), context)
 
     def _place(self, position: str, count: int, heads: int) -> tuple[str, str]:
         """Return the row of an event, (B, 1, D), and all ages in ``by_age``, (B, H, 1, count)."""
@@ -393,28 +392,3 @@ class AppendEncoder(Encoder):
             count, self.served.width // self.served.heads, self.served.config.rotary_base
         )
         return self.constant(by_age(cos.numpy(), 1)), self.constant(by_age(-sin.numpy(), 0))
-
-
-def by_age(values: NDArray[np.float32], hidden: float) -> NDArray[np.float32]:
-    """Return the lookup table of values by age for ``AppendEncoder._place``.
-
-    A row that holds no event yet is younger than the newest one. After that every age stands twice,
-    for rows before and behind the newest event, where the array has gone round.
-    """
-    missing = np.full_like(values[1:], hidden)
-    return np.concatenate([missing, values, values])
-
-
-def causal_mask(
-    hidden: float, window: int, queries: int, keys: int, begin: int = 0
-) -> NDArray[np.float32]:
-    """Return the mask of queries from place ``begin`` on, (1, 1, queries, keys).
-
-    The last query stands beside the last key; keys whose place is below 0 do not exist. A query
-    sees ``window`` keys, its own included; ``hidden`` is added where it may not look, 0 elsewhere.
-    """
-    places = begin + np.arange(queries)
-    of_keys = begin + queries - keys + np.arange(keys)
-    age = places[:, None] - of_keys
-    is_seen = (age >= 0) & (age < window) & (of_keys >= 0)
-    return np.where(is_seen, 0, hidden).astype(np.float32)[None, None]

@@ -76,19 +76,18 @@ class _Point:
 
     def cut(self, events: slice, name: str, rows: slice = slice(None)) -> "_Point":
         """Return some events of some rows."""
-        parts = (part[rows, events] for part in (self.items, self.since, self.kinds))
-        items, since, kinds = parts
+        items, since, kinds = (p[rows, events] for p in (self.items, self.since, self.kinds))
         return _Point(items, since, self.until[rows], kinds, self.objective[rows], name)
 
-    def histories(self, *, uses_times: bool) -> list[History]:
-        histories = []
-        for row, count in enumerate((self.items > 0).sum(axis=1).tolist()):
-            items, since, kinds = (p[row, :count] for p in (self.items, self.since, self.kinds))
-            history = History(items, kinds=kinds, objective=self.objective[row])
-            if uses_times:
-                history = history._replace(since=since, until=int(self.until[row]))
-            histories.append(history)
-        return histories
+    def histories(self) -> list[History]:
+        counts = (self.items > 0).sum(axis=1)
+        rows = zip(
+            self.items, self.since, self.until, self.kinds, self.objective, counts, strict=True
+        )
+        return [
+            History(items[:n], since[:n], int(until), kinds[:n], objective)
+            for items, since, until, kinds, objective, n in rows
+        ]
 
 
 class _Check:
@@ -205,7 +204,7 @@ class _Check:
 
     def state(self, point: _Point, appended: State) -> None:
         """Compare the state from an encoder with the state after appending the same events."""
-        histories = point.histories(uses_times=self.uses_times)
+        histories = point.histories()
         encoded = self.engine.empty_state(len(histories))
         for row, events in enumerate(self.engine.encode_states(histories)[1]):
             encoded.fill(row, events, len(histories[row].items))
@@ -266,7 +265,7 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
         # The first point ranks all items of most catalogues: a fault in one row of the table may
         # never reach a top. Codes need a pool of twice as many, and more.
         k = TOP if check.points else LARGEST_POOL // (2 * engine.manifest.pool.factor)
-        check.users(point, engine.encode(point.histories(uses_times=check.uses_times)), k)
+        check.users(point, engine.encode(point.histories()), k)
     whole = random.integers(1, items + 1, (2, longest + APPENDED))
     check.appended(_Point.around(random, whole, model.kinds))
     _check_model(check, random)

@@ -14,8 +14,9 @@ from ranklet.bundle.manifest import NEVER
 from ranklet.engine.engine import Engine, Event, History
 from ranklet.engine.state import State
 from ranklet.time_gaps import BUCKETS
-from ranklet_export.encoders import by_age, causal_mask, long_from
+from ranklet_export.encoders import long_from
 from ranklet_export.layers import ServedModel
+from ranklet_export.masks import by_age, causal_mask
 from ranklet_training.model.attention import rotary, rotary_tables
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.runs.checkpoint import Model
