@@ -36,6 +36,7 @@ PLACES = 18
 ITEMS = 2 * PLACES  # those to buy, then those to view
 TINY = {"width": 16, "max_length": 12, "epochs": 8, "targets_per_step": 64, "dropout": 0.0}
 TINY |= {"blocks": 1, "learning_rate": 0.01}
+TRAIN = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +294,7 @@ def test_files_that_were_moved_in_part_are_moved_when_resumed(
 ) -> None:
     path = tmp_path / "run"
     shutil.copytree(kinds_run.path, path)
-    for folder in choice.VARIANTS:
+    for folder in choice.FOLDERS.values():
         (path / folder).mkdir()
     for name in ("best.safetensors", "last.safetensors"):
         (path / name).rename(path / "with-kinds" / name)
@@ -347,6 +348,17 @@ def test_a_training_on_all_events_uses_kinds_as_the_run_does(kinds_run: Run) -> 
     assert final_settings(blind).train.kinds == "ignore"
 
 
+def test_a_search_compares_trials_that_choose_for_themselves(
+    kinds_log: pl.DataFrame, tmp_path: Path
+) -> None:
+    log, study = tmp_path / "log.parquet", tmp_path / "study"
+    kinds_log.write_parquet(log)
+    options = ["--target", "buy", "--trials", "2", "--search", "width=16,32", "--sampler", "random"]
+    run("tune", log, "--out", study, *TRAIN, "--set", "epochs=2", *options)
+    for number in range(2):
+        assert json.loads((study / f"trials/{number}/config.json").read_text())["data"]["kinds"]
+
+
 # Bundles
 
 
@@ -396,8 +408,6 @@ def test_a_larger_weight_moves_a_kind_forward(kinds_run: Run, kinds_bundle: Path
 
 # The command line
 
-TRAIN = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
-
 
 def test_ratings_become_kinds_that_every_command_reads_alike(
     kinds_log: pl.DataFrame, tmp_path: Path
@@ -411,7 +421,7 @@ def test_ratings_become_kinds_that_every_command_reads_alike(
     counts = sorted({"like": buys, "low": 2400 - buys}.items(), key=lambda pair: -pair[1])
     told = ", ".join(f"{name} ({count:,})" for name, count in counts)
     assert f"kinds of events: {told}\n" in result.stderr
-    assert "kinds of events: training without and with them decides\n" in result.stderr
+    assert "kinds of events: a training without and one with them decide" in result.stderr
     assert "with kinds, epoch 1 of 6: loss" in result.stderr
     facts = read_run(path).data["kinds"]
     assert f"{facts['why']}\n" in result.stdout

@@ -18,13 +18,13 @@ from ranklet_training.data.events import Events
 from ranklet_training.data.features import build_feature
 from ranklet_training.data.split import Split
 from ranklet_training.runs.checkpoint import Questions, Run, read_run, read_tensors, write_run
-from ranklet_training.runs.kinds import TRAINED, VARIANTS, plan_kinds, trained_files
+from ranklet_training.runs.kinds import FOLDERS, TRAINED, plan_kinds, trained_files
 from ranklet_training.runs.presets import RunConfig, setting_differences
 
 HELD_OUT = 10_000  # validation questions of a run
 # Before the first step.
 MADE = ("config.json", "catalogue.parquet", "questions.safetensors", "evaluation.json")
-BESIDE = ("run.lock", "tensorboard", *VARIANTS)
+BESIDE = ("run.lock", "tensorboard", *FOLDERS.values())
 # Temporary files of a killed training.
 TORN = re.compile(rf"\.({'|'.join(map(re.escape, (*MADE, *TRAINED)))})\.[0-9a-f]{{8}}\.tmp")
 

@@ -41,7 +41,7 @@ from ranklet_training.runs.checkpoint import (
     write_config,
     write_tensors,
 )
-from ranklet_training.runs.kinds import VARIANTS, decide_kinds
+from ranklet_training.runs.kinds import decide_kinds
 from ranklet_training.runs.report import Report
 from ranklet_training.runs.start import TORN
 
@@ -85,11 +85,11 @@ def train(
     """
     begin = time.perf_counter()
 
-    def to_end(run: Run) -> float:
-        return _train_to_end(run, split, log, show_progress, begin).best_ndcg
+    def to_end(run: Run, variant: str = "") -> Progress:
+        return _train_to_end(run, split, log, show_progress, begin, variant)
 
-    decide_kinds(run, to_end)
-    progress = _train_to_end(run, split, log, show_progress, begin)
+    decide_kinds(run, lambda run, variant: to_end(run, variant).best_ndcg)
+    progress = to_end(run)
     best, metrics = run.load_model(), run.best_metrics()
     if len(split.validation):
         run.data["seen"] = _measure_seen(best, split, metrics["NDCG@10"])
@@ -99,12 +99,13 @@ def train(
 
 
 def _train_to_end(
-    run: Run, split: Split, log: Log | None, show_progress: bool, begin: float
+    run: Run, split: Split, log: Log | None, show_progress: bool, begin: float, variant: str
 ) -> Progress:
-    """Train from the last checkpoint, or from the start, to the end."""
-    config = run.config.train
-    variant = {"kinds": run.path.name.split("-")[0]} if run.path.name in VARIANTS else {}
-    name = f"{variant['kinds']} kinds" if variant else ""
+    """Train from the last checkpoint, or from the start, to the end.
+
+    ``variant`` is with or without kinds, "" where there is one training.
+    """
+    config, name = run.config.train, f"{variant} kinds" if variant else ""
     model, optimizer, progress = _prepare(run, split)
     total = targets_per_epoch(split.training, config.windows, run.config.model.max_length)
     report = Report(total, config.last_epoch, progress, show=show_progress, name=name)
@@ -113,7 +114,8 @@ def _train_to_end(
             speed = _train_epoch(run, split, model, optimizer, progress, report)
             metrics = _validate(model, split)
             _end_epoch(run, model, progress, metrics)
-            line = variant | _log_line(progress, metrics, speed, time.perf_counter() - begin)
+            line = _log_line(progress, metrics, speed, time.perf_counter() - begin)
+            line |= {"kinds": variant} if variant else {}
             _append_line(run.path / "metrics.jsonl", line)
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
             report.epoch(line)
