@@ -103,6 +103,11 @@ class Split:
     target: str = ""
 
     @property
+    def target_kind(self) -> int:
+        """Return the index of the kind that the cases ask about, 0 for any."""
+        return 1 + list(self.kinds).index(self.target) if self.target else 0
+
+    @property
     def notes(self) -> str:
         """Return a line on the sizes and the caveat of the split."""
         training = (

@@ -83,10 +83,8 @@ def subject_of(name: str, model: AnyModel, split: Split) -> Subject:
     items, size = len(split.vocabulary), model.items.item.shape[0] - 1
     if size != items:
         raise RunError(f"{name} has {size} items and the split {items}: pass its run")
-    kinds = list(split.kinds)
-    target = 1 + kinds.index(split.target) if split.target else 0
-    scorer = model_scorer(model, split.training.counts(items), target)
-    return Subject(scorer, split.vocabulary, exclude_seen=True, kinds=kinds)
+    scorer = model_scorer(model, split.training.counts(items), split.target_kind)
+    return Subject(scorer, split.vocabulary, exclude_seen=True, kinds=list(split.kinds))
 
 
 def common_cases(subjects: Mapping[str, Subject], split: Split, cases: Cases) -> CommonCases:

@@ -293,8 +293,7 @@ def _masks_seen(split: Split) -> bool:
 def _ranks(model: Model, split: Split, *, mask_seen: bool) -> Ranks:
     """Return the ranks of the validation targets."""
     items = len(split.vocabulary)
-    target = 1 + list(split.kinds).index(split.target) if split.target else 0
-    scorer = model_scorer(model, split.training.counts(items), target)
+    scorer = model_scorer(model, split.training.counts(items), split.target_kind)
     return rank_targets(scorer, split.validation, mask_seen=mask_seen, items=items).ranks
 
 
