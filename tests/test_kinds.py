@@ -406,6 +406,17 @@ def test_a_larger_weight_moves_a_kind_forward(kinds_run: Run, kinds_bundle: Path
     assert differences[-1] > 1
 
 
+def test_kinds_of_another_log_are_found_by_name(
+    kinds_run: Run, kinds_log: pl.DataFrame, kinds_split: Split
+) -> None:
+    other = kinds_log.head(1).with_columns(user_id=pl.lit("v"), event=pl.lit("ask"))
+    newer = read_events(pl.concat([kinds_log, other]))
+    split = split_events(newer.frame, target="buy", for_training=False)
+    assert list(split.kinds) == ["ask", "buy", "view"]
+    rows = [evaluate({"run": kinds_run}, which)["rows"][0] for which in (split, kinds_split)]
+    assert rows[0]["unmasked"] == rows[1]["unmasked"]
+
+
 # The command line
 
 
