@@ -27,10 +27,9 @@ if not events:
     sys.exit("no item of this history is in the bundle: show what is popular, see popularity.f32")
 
 inputs = {"history": np.array([events]), "k": np.array([min(k, len(ids))])}
-names = [tensor["name"] for tensor in manifest["programs"]["model"]["inputs"]]
-if "since" in names:
+if "since" in [tensor["name"] for tensor in manifest["programs"]["model"]["inputs"]]:
     inputs |= {"since": np.zeros_like(inputs["history"]), "until": np.array([0])}  # unknown times
-if "kind" in names:  # unknown kinds of events; what is asked for is the kind of the training
+if manifest.get("kinds"):  # unknown kinds of events; what is asked for is the kind of the training
     asked = [kind == manifest["target"] for kind in ["", *manifest["kinds"]]]
     inputs |= {"kind": np.zeros_like(inputs["history"]), "objective": np.array([asked], np.float32)}
 model = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
