@@ -25,6 +25,7 @@ import click
 
 from ranklet.files.atomic import atomic_write
 from ranklet.machine import describe_machine
+from ranklet_training.judge.evaluate import AGAIN
 from ranklet_training.judge.plots import new_figure, save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -227,6 +228,8 @@ def _data_table(data: str, results: list[dict[str, Any]], peers: list[dict[str, 
             )
     evaluated = next(r for r in results if r["data"] == data)["evaluate"]
     for baseline in evaluated["rows"][1:]:
+        if baseline["model"] == AGAIN:  # with seen items masked it is popularity
+            continue
         figures = baseline["masked"]
         lines.append(
             f"| {baseline['model']} | | {figures['NDCG@10']:.4f} | {figures['HR@10']:.4f} "

@@ -186,10 +186,14 @@ def write_random_run(path: Path, items: int, settings: dict[str, Any]) -> None:
     """Write a run with random weights that are large enough for every part to matter."""
     config = configure({**RANDOM, **settings})
     ids = [f"i{number:05}" for number in range(items)]
-    catalogue = pl.DataFrame({"item_id": ids, "training_events": range(items, 0, -1)})
+    makers = [f"maker {number % 7}" for number in range(items)]
+    catalogue = pl.DataFrame(
+        {"item_id": ids, "training_events": range(items, 0, -1), "maker": makers}
+    )
     facts: dict[str, Any] = {"events": 9, "users": 4, "training_users": 4, "items": items}
     is_used = config.train.kinds == "use"
     facts["kinds"] = {"counts": {"buy": 2, "cart": 3, "view": 4}, "used": is_used, "why": ""}
+    facts["attributes"] = {"maker": "category"}
     run = Run(path, config, {**facts, "digest": "0" * 64, "split": "none"}, {}, catalogue)
     torch.manual_seed(1)
     model = run.build_model()

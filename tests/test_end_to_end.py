@@ -83,7 +83,7 @@ def test_a_model_that_lacks_a_part_is_served_whole(degenerate_model: Any) -> Non
             assert np.diff(ranking.scores).max() <= 0
     assert ranker.rank(ids).items == ranker.rank(ids[-longest:]).items
     assert ranker.user().load(user.save()).rank().items == user.rank().items
-    assert verify(ranker._opened.folder, provider="cpu").golden > 0
+    assert verify(ranker.path, provider="cpu").golden > 0
 
 
 def test_training_learns_what_a_baseline_cannot(

@@ -146,14 +146,17 @@ def test_export_and_rank_can_choose_otherwise(
     _, path = made("leave-one-out")
     default = Ranker.load(path / "bundle", provider="cpu").exclude_seen
     flag = "--include-seen" if default else "--exclude-seen"
-    run("export", path / "run", tmp_path / "bundle", flag)
+    exported = run("export", path / "run", tmp_path / "bundle", flag)
     manifest = Manifest.read(tmp_path / "bundle")
     assert manifest.exclude_seen is (not default)
     row = manifest.quality["rows"][0]
     assert row["served"] == row["unmasked" if default else "masked"]
     word = "included" if default else "excluded"
     assert f"as served: seen items {word}" in (tmp_path / "bundle" / "README.md").read_text()
-    assert f"seen items {word} by default" in run("inspect", tmp_path / "bundle").stdout
+    reason = f"seen items are {word} by default, as the export was told: of "
+    assert reason in exported.stdout
+    assert reason in run("inspect", tmp_path / "bundle").stdout
+    assert reason in (tmp_path / "bundle" / "README.md").read_text()
 
     def ask(bundle: Path, *options: str) -> list[Any]:
         found = run("rank", bundle, "--history", "i00,i04", "-k", "80", "--json", *options)

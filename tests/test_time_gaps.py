@@ -107,7 +107,7 @@ def test_answers_depend_on_the_time_of_the_question(
     user = timed_ranker.user(["i03"], times=[0])
     user.append("i04", time=HOUR)
     assert user.rank(now=now).items[0] == expected
-    bundle = str(timed_ranker._opened.folder)
+    bundle = str(timed_ranker.path)
     command = ["rank", bundle, "--history", "i03,i04", "--times", f"0,{HOUR}", "--now", str(now)]
     printed = CliRunner().invoke(cli, [*command, "--json"]).stdout
     assert json.loads(printed)["items"][0] == expected
@@ -115,10 +115,10 @@ def test_answers_depend_on_the_time_of_the_question(
 
 def test_a_bundle_with_times_ranks_without_them(timed_ranker: Ranker, run_example: Any) -> None:
     assert timed_ranker.uses_times
-    items, _ = run_example(timed_ranker._opened.folder, ["i03", "i04"])
+    items, _ = run_example(timed_ranker.path, ["i03", "i04"])
     assert set(items[:2]) == {"i04", "i05"}
     assert items == timed_ranker.rank(["i03", "i04"]).items
-    assert verify(timed_ranker._opened.folder, provider="cpu").golden > 0
+    assert verify(timed_ranker.path, provider="cpu").golden > 0
 
 
 def test_batches_hold_the_gaps_of_their_events(timed_split: Split) -> None:

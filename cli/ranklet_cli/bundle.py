@@ -35,7 +35,8 @@ from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, ses
 @click.option(
     "--exclude-seen/--include-seen",
     default=None,
-    help="Rank without or with the items of the history by default.  [default: as the run chose]",
+    help="Rank without or with the items of the history by default.  [default: what served the "
+    "validation answers of the run better]",
 )
 @click.option("--replace", is_flag=True, help="Replace BUNDLE if it exists.")
 @json_flag
@@ -67,8 +68,9 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
         f"parity at {len(parity.points)} points: scores differ by at most "
         f"{parity.max_score_difference:.1e}"
     )
-    if cost := Manifest.read(bundle, check_digests=False).gate_text:
-        click.echo(cost)
+    manifest = Manifest.read(bundle, check_digests=False)
+    for fact in filter(None, (manifest.gate_text, manifest.seen_text, manifest.new_items_text)):
+        click.echo(fact)
     click.echo(f"next: ranklet verify {bundle}; ranklet rank {bundle} --history ...")
 
 
@@ -129,7 +131,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         f"model    {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
         f"{settings['heads']} head(s), histories of up to {manifest.max_length} events",
         f"items    {manifest.items:,}, {manifest.id_type} ids",
-        f"serves   seen items {'excluded' if manifest.exclude_seen else 'included'} by default",
+        f"serves   {manifest.seen_text}",
         f"data     {facts['events']:,} events of {facts['users']:,} users, {facts['digest'][:16]}",
         f"times    {_describe_times(manifest)}",
         f"kinds    {_describe_kinds(manifest)}",
@@ -140,8 +142,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
         for title, tensors in (("takes", program.inputs), ("gives", program.outputs)):
             lines += [f"  {title:6} {t.name} {t.type} {t.shape}" for t in tensors]
     lines += [f"file     {n} {f.size:,} bytes {f.sha256[:16]}" for n, f in manifest.files.items()]
-    if manifest.gate:
-        lines += ["", manifest.gate_text]
+    for text in filter(None, (manifest.gate_text, manifest.new_items_text)):
+        lines += ["", text]
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]
     click.echo("\n".join(lines))

@@ -37,7 +37,9 @@ def evaluate(
 
     The first figures are those of the rankings that the bundle serves by default. Then come those
     of the papers, where seen items are masked and a repeated answer is a miss, and those with no
-    item masked. All items are ranked. Popularity and a last-item Markov chain are the baselines.
+    item masked. All items are ranked. Popularity, a last-item Markov chain and the user's own
+    events again (by recency and number; with seen items masked, only popularity is left of it) are
+    the baselines.
     Slices are cold targets and history lengths. Coverage and mean popularity describe the first 10
     items. EVENTS may be a newer or an older log than that of the training: an answer that the
     catalogue lacks is a miss. Of --beside models of other catalogues, only common items are ranked.

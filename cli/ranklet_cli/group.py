@@ -13,6 +13,7 @@ from ranklet.extras import pip_install
 from ranklet.values import show
 from ranklet_cli.bench.command import bench
 from ranklet_cli.bundle import export, inspect, onnx, verify
+from ranklet_cli.catalogue import catalogue
 from ranklet_cli.compare import compare
 from ranklet_cli.evaluate import evaluate
 from ranklet_cli.rank import rank
@@ -93,5 +94,6 @@ def cli() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for command in (data, train, tune, evaluate, compare, export, onnx, verify, inspect, rank, bench):
+MAKING = (data, train, tune, evaluate, compare, export, catalogue, onnx)
+for command in (*MAKING, verify, inspect, rank, bench):
     cli.add_command(command)

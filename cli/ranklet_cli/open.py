@@ -104,14 +104,33 @@ def prepare(
     Items have ids of the log's type; without a file they are those of an ``earlier`` run. Notes go
     to stderr.
     """
-    from ranklet_training.data.features import describe_feature
-    from ranklet_training.data.items import describe_items, match_ids, note_unmatched, read_items
+    from ranklet_training.data.attributes import COUNTED, describe_attributes
+    from ranklet_training.data.items import match_ids, note_unmatched, read_items
     from ranklet_training.runs.kinds import plan_kinds
-    from ranklet_training.runs.presets import configure, recommend
+    from ranklet_training.runs.presets import configure, recommend, recommend_features
+    from ranklet_training.runs.start import kinds_of
 
     log = read_log(events, reading)
     split = split_log(log, configure(chosen))
     recommended, reason = recommend(split)
+    catalogue, of_items, about_items = None, str(items), list[str]()
+    if items is not None:
+        catalogue = read_items(
+            items, item_column=reading["item_column"], title_column=reading["title_column"]
+        )
+    elif earlier is not None and {*earlier.catalogue.columns} - {"item_id", *COUNTED}:
+        catalogue = earlier.catalogue.drop(COUNTED, strict=False)
+        of_items = str(earlier.path)
+    if catalogue is not None:
+        catalogue = match_ids(catalogue, log.frame["item_id"])
+        kinds = kinds_of(catalogue, reading, earlier)
+        of_log = catalogue.join(log.frame.select("item_id").unique(), on="item_id", how="semi")
+        filled = {name: kind for name, kind in kinds.items() if len(of_log[name].drop_nulls())}
+        recommended |= recommend_features(filled, split)
+        about_items = [
+            describe_attributes(catalogue, kinds),
+            note_unmatched(log, catalogue, of_items),
+        ]
     config = configure({**recommended, **chosen})
     from_data = {name: value for name, value in recommended.items() if name not in chosen}
     note(f"split {split.notes}")
@@ -121,25 +140,10 @@ def prepare(
         note(f"settings of {earlier.path}, {config.train.last_epoch} epochs")
     elif chosen:
         note(f"chosen: {_list_settings({name: config.flat()[name] for name in chosen})}")
-    if kinds := plan_kinds(config, split)["why"]:
-        note(kinds)
-    catalogue, of_items = None, str(items)
-    if items is not None:
-        catalogue = read_items(
-            items, item_column=reading["item_column"], title_column=reading["title_column"]
-        )
-    elif earlier is not None and {*earlier.catalogue.columns} - {"item_id", "training_events"}:
-        catalogue, of_items = earlier.catalogue.drop("training_events"), str(earlier.path)
-    if catalogue is not None:
-        catalogue = match_ids(catalogue, log.frame["item_id"])
-        features = [name for name in config.train.feature_names if name in catalogue.columns]
-        for line in (
-            describe_items(catalogue, features),
-            note_unmatched(log, catalogue, of_items),
-            *(describe_feature(catalogue, name) for name in features),
-        ):
-            if line:
-                note(line)
+    if why := plan_kinds(config, split)["why"]:
+        note(why)
+    for line in filter(None, about_items):
+        note(line)
     origin = events.with_name("SOURCE.md")
     source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
     return log, split, config, catalogue, source

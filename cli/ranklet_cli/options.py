@@ -75,7 +75,7 @@ provider = choice(
 )
 session = combine(provider, click.option("--threads", default=1, help="Threads of one ranking."))
 items = click.option(
-    "--items", type=EXISTING, help="Titles and features of items, by item_id or --item-column."
+    "--items", type=EXISTING, help="Titles and attributes of items, by item_id or --item-column."
 )
 settings = combine(
     click.option(
@@ -125,9 +125,16 @@ columns = combine(
         help="Make event kinds of ratings, best first, like like=4,ok=3,low=0.",
     ),
     click.option("--title-column", default="title", help="Name of the title column of --items."),
+    click.option(
+        "--attributes",
+        default="",
+        metavar="NAME:KIND,...",
+        help="Kinds of columns of --items: category, categories, number, text, vector or none.",
+    ),
 )
 _NAMES = (*COLUMNS, "title")
 READING = ("id_type", "duplicates", "rating_kinds", *(f"{name}_column" for name in _NAMES))
+READING += ("attributes",)
 
 
 def note(text: str) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 from ranklet.errors import InputError
 from ranklet.ranker import Ranker
 from ranklet.values import show
+from ranklet_cli.ids import exact_ids, read_ids
 from ranklet_cli.options import (
     FILE,
     FOLDER,
@@ -57,7 +57,8 @@ LINE_SECONDS = 60.0  # between lines of progress where stderr is no terminal
 @click.option(
     "--exclude-seen/--include-seen",
     default=None,
-    help="Never return items of the history, or let them in.  [default: as the bundle says]",
+    help="Never return items of the history, or let them in.  [default: as the bundle says, see "
+    "ranklet inspect]",
 )
 @choice("--unknown", "skip|error", help="How to treat ids that are not in the catalogue.")
 @session
@@ -90,12 +91,12 @@ def rank(
     ranker = Ranker.load(bundle, provider=provider, threads=threads)
     if source is not None:
         return _rank_file(ranker, source, output, as_json, **request)
-    ids = _exact_ids(ranker, (history or "").split(","), "--history")
+    ids = exact_ids(ranker.vocabulary, (history or "").split(","), "--history")
     request |= {
         "times": None if times is None else _read_times(times),
         "now": now,
-        "candidates": _read_ids(ranker, candidates),
-        "exclude": _read_ids(ranker, exclude),
+        "candidates": candidates and read_ids(ranker.vocabulary, candidates),
+        "exclude": exclude and read_ids(ranker.vocabulary, exclude),
     }
     ranker.rank(ids, **request)  # untimed: the first call also allocates memory
     begin = time.perf_counter()
@@ -148,48 +149,6 @@ def _read_times(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part]
     except ValueError as error:
         raise InputError(f"--times takes whole numbers, got {show(text)}") from error
-
-
-def _read_ids(ranker: Ranker, path: Path | None) -> list[str] | list[int] | None:
-    """Read one id a line, with a note on ids outside the catalogue."""
-    if path is None:
-        return None
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            lines = [line.removesuffix("\n").removesuffix("\r") for line in file]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}; save it as UTF-8") from error
-    ids = _exact_ids(ranker, lines, str(path))
-    indices = ranker.vocabulary.index(ids, str(path)).tolist()
-    if unknown := [item for item, index in zip(ids, indices, strict=True) if not index]:
-        first = show(unknown[0])
-        note(f"{path}: the catalogue lacks {len(unknown)} of {len(ids)} ids, first {first}")
-    return ids
-
-
-def _exact_ids(ranker: Ranker, texts: Iterable[str], name: str) -> list[str] | list[int]:
-    """Return ids as written; only where the catalogue lacks one, without the spaces around it.
-
-    Texts without a character are skipped, and so are unknown ones of spaces alone.
-    """
-    vocabulary = ranker.vocabulary
-    if not vocabulary.is_text:
-        return vocabulary.parse(filter(None, map(str.strip, texts)))
-    ids: list[str] = []
-    spaced: list[str] = []
-    for text in texts:
-        trimmed = text.strip()
-        if vocabulary.find(text):
-            ids.append(text)
-        elif vocabulary.find(trimmed):
-            ids.append(trimmed)
-            spaced.append(text)
-        elif trimmed:
-            ids.append(text)
-    if spaced:
-        count = f"{len(spaced)} of {len(ids)} ids are read without the spaces around them"
-        note(f"{name}: {count}, first {show(spaced[0])}")
-    return ids
 
 
 def _rank_file(

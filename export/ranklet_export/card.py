@@ -2,13 +2,16 @@
 
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 
 from ranklet.bundle.manifest import Manifest
+from ranklet.explanation import EXAMINED
 from ranklet.machine import describe_machine
 from ranklet.ranker import Ranker
 from ranklet.values import show
+from ranklet_export.explanations import LARGEST, TOP
 from ranklet_training.data.kinds import describe_counts
 
 TIMED_RUNS = 200
@@ -22,7 +25,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     parts = [
         "# Model card",
         "",
-        f"A ranklet bundle: ranks {manifest.items:,} items for a history of up to "
+        f"A ranklet bundle: ranks {len(ranker):,} items for a history of up to "
         f"{manifest.max_length} events.",
         "",
         f"* Model: {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
@@ -30,6 +33,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         f"{size:.2f} MB.",
         f"* Data: {data['events']:,} events of {data['users']:,} users over {data['items']:,} "
         f"items, digest `{data['digest'][:16]}`.",
+        *_changes(data.get("changes", [])),
         *([f"* Times: in {unit} since 1970."] if (unit := ranker.time_unit) else []),
         f"* Split: {data['split']}.",
         *([f"* {why[0].upper()}{why[1:]}."] if (why := data.get("kinds", {}).get("why")) else []),
@@ -39,7 +43,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
             else []
         ),
         *([f"* Asks for events of kind {show(target)}."] if (target := manifest.target) else []),
-        f"* Rankings leave seen items {'out' if manifest.exclude_seen else 'in'} by default.",
+        f"* Defaults: {manifest.seen_text}.",
         f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",
         "",
         "## Quality",
@@ -47,19 +51,33 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         *_quality(manifest),
         "",
         *([manifest.gate_text + ".", ""] if manifest.gate else []),
+        *([*_explanation(manifest.explanation), ""] if manifest.explanation else []),
+        *_new_items(manifest),
         "## Latency",
         "",
         *_latency(manifest, ranker),
         "",
         "## Limits",
         "",
-        "* It knows only the items that it was trained with; other ids are skipped and counted.",
+        *_limits(manifest),
         "* A history without a known item is answered by popularity and flagged as cold.",
         "* It repeats the tastes and the gaps of its data; nothing else was measured.",
     ]
     if data.get("source"):
         parts += ["", "## Source and terms of the data", "", data["source"].strip()]
     return "\n".join(parts) + "\n"
+
+
+def _changes(changes: list[dict[str, Any]]) -> list[str]:
+    """Return a line on changes of the catalogue since the training."""
+    if not changes:
+        return []
+    kinds = ("added", "removed", "retitled")
+    counts = ", ".join(f"{sum(change[kind] for change in changes):,} {kind}" for kind in kinds)
+    return [
+        f"* Changed without training, last on {changes[-1]['when'][:10]}: {counts} items. The "
+        "figures of quality are those of the export, before these changes."
+    ]
 
 
 def _quality(manifest: Manifest) -> list[str]:
@@ -86,7 +104,7 @@ def _quality(manifest: Manifest) -> list[str]:
 
 
 def _figures(manifest: Manifest) -> list[str]:
-    """Return the table of an evaluation, empty without one, and the repeats of validation."""
+    """Return the table of an evaluation, empty without one."""
     quality = manifest.quality
     if not quality:
         return []
@@ -104,15 +122,47 @@ def _figures(manifest: Manifest) -> list[str]:
         figures = [row["served"][name] for name in names]
         figures += [row["masked"]["NDCG@10"], row["unmasked"]["NDCG@10"]]
         lines.append(f"| {row['model']} | {' | '.join(f'{value:.4f}' for value in figures)} |")
-    lines += ["", f"{quality['advice']}."]
-    if seen := manifest.data.get("seen"):
-        lines += [
-            "",
-            f"Of {seen['answers']:,} validation answers {seen['repeats']:.1%} were repeats: "
-            f"NDCG@10 {seen['masked_NDCG@10']:.4f} with seen items excluded and "
-            f"{seen['unmasked_NDCG@10']:.4f} with them included.",
-        ]
-    return lines
+    return [*lines, "", f"{quality['advice']}."]
+
+
+def _explanation(figures: dict[str, Any]) -> list[str]:
+    """Return how far the events of most attention are those that move the scores."""
+    fewest, median, most = (figures[f"{name}_events"] for name in ("fewest", "median", "most"))
+    kind = "held-out" if figures["held_out"] else "drawn"
+    return [
+        "## Explanations",
+        "",
+        f"An explanation leaves out the {EXAMINED} events of most attention, each in turn, and "
+        f"gives the drop of each score. On {figures['questions']} {kind} histories of {fewest} to "
+        f"{most} events (median {median:g}) {figures['found']:.0%} of the {LARGEST} largest drops, "
+        f"means of the {TOP} best items, are by these {EXAMINED} events "
+        f"({figures['by_chance']:.0%} by chance). The rank correlation of attention is "
+        f"{figures['rank_correlation']:.2f} with the drop and {figures['size_correlation']:.2f} "
+        "with its size: attention does not say whether an event speaks for an item or against it.",
+    ]
+
+
+def _new_items(manifest: Manifest) -> list[str]:
+    """Return the section on items that training never saw, empty if none can be placed."""
+    if manifest.new_items is None:
+        return []
+    kinds = ", ".join(f"{attribute.name} ({attribute.kind})" for attribute in manifest.attributes)
+    text = manifest.new_items_text
+    return [
+        "## New items",
+        "",
+        f"Items that training never saw can be placed by their attributes: {kinds}.",
+        f"By default {text}.",
+        "",
+    ]
+
+
+def _limits(manifest: Manifest) -> list[str]:
+    """Return what the bundle knows of items."""
+    changed = manifest.data.get("changes")
+    known = "its items" if changed else "the items that it was trained with"
+    added = "" if manifest.new_items is None else ", and those that are added by their attributes"
+    return [f"* It knows {known}{added}; other ids are skipped and counted."]
 
 
 def _latency(manifest: Manifest, ranker: Ranker) -> list[str]:

@@ -3,6 +3,7 @@
     encode.onnx        whole histories -> user, state
     encode_long.onnx   the same for long ones: chunks of events skip all that their window hides
     append.onnx        one more event of each user, and their states, changed in place -> user
+    first_block.onnx   rows of the item table -> what the first block makes of each item and kind
 
 Positions, masks and the place of the last event are made inside from constants, so a runtime passes
 item indices and nothing else. A state holds keys and values of the blocks before the last, not
@@ -20,10 +21,10 @@ from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto
 from torch import nn
 
-from ranklet.bundle.manifest import CHUNK, NEVER
+from ranklet.bundle.manifest import FIRST_BLOCK_ROWS, NEVER
 from ranklet_export.layers import ServedModel
 from ranklet_export.masks import by_age, causal_mask
-from ranklet_export.writer import Axes, GraphWriter
+from ranklet_export.writer import MASK, Axes, GraphWriter
 from ranklet_training.model.attention import rotary_tables
 from ranklet_training.model.model import Block, SwiGLU
 
@@ -55,12 +56,6 @@ def state_rows(served: ServedModel) -> dict[str, int]:
     return {**rows, "events": served.max_length} if served.last else {}
 
 
-def add_table(writer: GraphWriter, table: NDArray[np.float32], dtype: DTypeLike) -> str:
-    """Add the item table, padded with zeros to whole chunks of the scorer."""
-    rows = -(-len(table) // CHUNK) * CHUNK
-    return writer.weight("table", table.astype(dtype, copy=False), rows=rows)
-
-
 class Context(NamedTuple):
     """Inputs beside the items; None of a model that does not use them."""
 
@@ -74,6 +69,7 @@ class Encoder:
     """The layers of all encoders, as nodes."""
 
     model: Any  # with the layers that its configuration says
+    looks_up = True  # rows of the item table, and those of the first block
 
     def __init__(self, writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> None:
         """Prepare to write; item tables are stored as ``dtype``."""
@@ -115,7 +111,7 @@ class Encoder:
 
     def embed(self, items: str, context: Context) -> str:
         """Return the events that enter the first block, (B, T, D)."""
-        x = self.node("Gather", add_table(self.writer, self.served.table, self.dtype), items)
+        x = self.item_rows(items)
         if self.served.offset is not None:
             x = self.node("Add", x, self.constant(self.served.offset))
         if context.since:
@@ -126,15 +122,24 @@ class Encoder:
             x = self.node("Add", x, kinds)
         return x
 
+    def item_rows(self, items: str) -> str:
+        """Return the rows of the item table, (B, T, D)."""
+        return self.node("Gather", self.writer.table(self.served.table, self.dtype), items)
+
     def query_key_value(self, place: int, items: str, x: str) -> tuple[list[str], str | None]:
         """Return query, key and value of events, (B, T, D) each, and perhaps their gate."""
-        block, rows = self.served.blocks[place], self.served.rows
-        if place == 0 and rows:
+        rows = self.served.rows
+        if place == 0 and rows and self.looks_up:
             parts = [
                 self.node("Gather", self.writer.weight(name, part.astype(self.dtype)), items)
                 for name, part in rows.items()
             ]
             return parts[:3], parts[3] if len(parts) > 3 else None
+        return self.attention_inputs(place, x)
+
+    def attention_inputs(self, place: int, x: str) -> tuple[list[str], str | None]:
+        """Return query, key and value of what enters a block, and perhaps their gate."""
+        block = self.served.blocks[place]
         normed = self.norm(x, block.attention_norm)
         query = self.linear(normed, block.query)
         key_value = self.linear(normed, self.served.key_values[place])
@@ -147,6 +152,10 @@ class Encoder:
         return self.node(
             "Attention", *inputs, q_num_heads=heads, kv_num_heads=heads, is_causal=is_causal
         )
+
+    def mask(self, values: NDArray[np.float32], hidden: float) -> str:
+        """Return a mask; one whose score of hidden events depends on the items has a name."""
+        return self.constant(values) if hidden == NEVER else self.writer.weight(MASK, values)
 
     def merge(
         self, block: Block, x: str, attended: str, output: nn.Linear | None, gate: str | None
@@ -192,18 +201,19 @@ class Encoder:
             x = self.node("Add", x, self.node("Unsqueeze", part, self.constant([1])))
         if parts:
             asking = self.enter_last(x)
-        attended = self.node(
-            "Attention",
-            *(self.linear(asking, served.query), events, events, mask),
-            q_num_heads=served.heads,
-            kv_num_heads=1,
-            scale=(served.width // served.heads) ** -0.5,
-        )
+        attended = self.attend_once(self.linear(asking, served.query), events, mask)
         if isinstance(last, Block):
             x = self.merge(last, x, attended, served.output, self.gate(x, last.attention_gate))
         else:
             x = self.linear(attended, served.output)
         self.user(x)
+
+    def attend_once(self, query: str, events: str, mask: str) -> str:
+        """Return the attention output of one query a head, (B, 1, H D); see ``finish``."""
+        heads = self.served.heads
+        scale = (self.served.width // heads) ** -0.5
+        inputs = query, events, events, mask
+        return self.node("Attention", *inputs, q_num_heads=heads, kv_num_heads=1, scale=scale)
 
     def enter_last(self, x: str) -> str:
         """Return events normalised for the last block."""
@@ -222,6 +232,25 @@ class Encoder:
                 x = self.node("Mul", x, scale)
         self.node("Squeeze", x, self.constant([1]), to="user")
         self.writer.output("user", FLOAT, ["batch", served.width])
+
+
+class FirstBlock(Encoder):
+    """first_block.onnx."""
+
+    def write(self) -> None:
+        """Write the graph; with kinds, an item has a row for each kind of its events."""
+        kinds, axes = self.served.kinds, Axes(["items", self.served.width])
+        x = self.writer.input("rows", FLOAT, axes)
+        if kinds is not None:
+            x = self.node("Unsqueeze", x, self.constant([1]))
+            x = self.node("Add", x, self.constant(kinds))  # (items, kinds + 1, D)
+            x = self.node("Reshape", x, self.constant([-1, self.served.width]))
+            axes = ["events", self.served.width]
+        parts, gate = self.attention_inputs(0, x)
+        made = [*parts, gate] if gate else parts
+        for name, part in zip(FIRST_BLOCK_ROWS, made, strict=False):
+            self.writer.rename(part, name)
+            self.writer.output(name, FLOAT, axes)
 
 
 class HistoryEncoder(Encoder):
@@ -291,7 +320,7 @@ class HistoryEncoder(Encoder):
         length = node("Shape", ages, start=1)
         if not self.in_chunks:
             longest = (long_from(served) or served.max_length + 1) - 1
-            mask = constant(causal_mask(hidden, served.window, longest, longest))
+            mask = self.mask(causal_mask(hidden, served.window, longest, longest), hidden)
             ends = node("Concat", length, length, axis=0)
             mask = node("Slice", mask, constant([0, 0]), ends, constant([2, 3]))
             return self.attention(query, key, value, mask)
@@ -324,7 +353,8 @@ class HistoryEncoder(Encoder):
         kind = node("Slice", constant(np.minimum(numbers, before)), constant([0]), count)
         batch = node("Shape", ages, end=1)
         kind = node("Expand", kind, node("Concat", batch, count, axis=0))
-        mask = node("Gather", constant(masks), node("Reshape", kind, constant([-1])))
+        kind = node("Reshape", kind, constant([-1]))
+        mask = node("Gather", self.mask(masks, hidden), kind)
         attended = self.attention(query, key, value, mask)
         shape = node("Concat", node("Shape", ages), constant([served.width]), axis=0)
         return node("Reshape", attended, shape)
@@ -356,7 +386,8 @@ class AppendEncoder(Encoder):
             cos, sin = self._turn_back(rows["key_0"])
             keys = node("RotaryEmbedding", keys, cos, sin, places, num_heads=served.heads)
             bias = np.zeros(rows["key_0"], dtype=np.float32)
-            mask = node("Gather", self.constant(by_age(bias, served.hidden[place])), ages)
+            hidden = served.hidden[place]
+            mask = node("Gather", self.mask(by_age(bias, hidden), hidden), ages)
             attended = self.attention(query, keys, values, mask)
             x = self.merge(block, x, attended, block.output if block.heads > 1 else None, gate)
         if served.last is None:

@@ -15,17 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, describe_files, write_catalogue
-from ranklet.bundle.manifest import CARD, FILE_NAMES, FORMAT, GOLDEN, MANIFEST, Manifest, Precision
+from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Attribute, Manifest, Precision
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine
-from ranklet.errors import BundleError, InputError, ParityError, PrecisionError, RunError
+from ranklet.errors import InputError, ParityError, PrecisionError, RunError
 from ranklet.files.atomic import atomic_folder, atomic_write
 from ranklet.ranker import Ranker
+from ranklet.serving import Serving
 from ranklet_export.card import model_card
+from ranklet_export.explanations import measure_explanations
 from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
+from ranklet_export.items import ItemSource, check_items, read_item_source
 from ranklet_export.parity import ParityReport, check_parity
+from ranklet_export.target import check_target
 from ranklet_training.judge.evaluate import SERVED
 from ranklet_training.model.model import ModelConfig, SequenceModel
 from ranklet_training.runs.checkpoint import Model, Questions, read_run
@@ -60,11 +65,13 @@ class Source:
     vocabulary: Vocabulary
     titles: list[str] | None
     counts: NDArray[np.int64]  # training events of each item
+    recent: NDArray[np.int64] | None  # the last ones of them; None: a run that did not count them
     questions: Questions
     training: dict[str, Any]
     data: dict[str, Any]
     quality: dict[str, Any]
     exclude_seen: bool  # default of the bundle
+    new: ItemSource | None = None  # attributes of the items
     kinds: list[str] = field(default_factory=list)  # of events, that the model uses
     target: str = ""  # the kind of event that the figures are about, "" for any
 
@@ -113,11 +120,13 @@ def export_bundle(run_path: Path, bundle: Path, settings: Settings = DEFAULT) ->
         BundleError: ``bundle`` exists and must not be replaced.
         ParityError: A graph differs from the model, or its precision costs too much.
     """
-    _check_target(bundle, settings)
+    check_target(bundle, replace=settings.replace)
     return _export(_read_source(run_path, settings.exclude_seen), bundle, settings)
 
 
-def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> ExportReport:
+def export_random(
+    shape: str, bundle: Path, settings: Settings = DEFAULT, seed: int = 0
+) -> ExportReport:
     """Export a model with random weights, to size hardware before there is data.
 
     Args:
@@ -125,14 +134,15 @@ def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> Exp
             settings of a model, like ``items=12000,width=64,blocks=2,heads=1``.
         bundle: Folder of the bundle.
         settings: How it is exported.
+        seed: Of the weights.
 
     Raises:
         InputError: The shape can't be used.
         BundleError, ParityError: As in ``export_bundle``.
     """
-    _check_target(bundle, settings)
+    check_target(bundle, replace=settings.replace)
     items, config = _read_shape(shape)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = SequenceModel(config, items)
     model.init_weights()
     with torch.no_grad():  # rows of length 1, and scores that differ
@@ -143,6 +153,7 @@ def export_random(shape: str, bundle: Path, settings: Settings = DEFAULT) -> Exp
         vocabulary=Vocabulary(sorted(map(str, range(1, items + 1)))),
         titles=None,
         counts=counts,
+        recent=None,
         questions=popular_histories(counts, config.max_length),
         training=RunConfig(model=config).to_dict(),
         data={"events": 0, "users": 0, "items": items, **NO_DATA},
@@ -168,48 +179,27 @@ def _read_shape(shape: str) -> tuple[int, ModelConfig]:
     return int(items), configure({**values, "dropout": 0.0}).model
 
 
-def _check_target(bundle: Path, settings: Settings) -> None:
-    try:
-        str(bundle.resolve()).encode()
-    except UnicodeEncodeError as error:
-        raise BundleError(
-            f"{bundle.resolve()} is not UTF-8, which onnx needs: rename it"
-        ) from error
-    if not bundle.exists():
-        return
-    if not settings.replace:
-        raise BundleError(f"{bundle} exists: choose another folder, or replace it (--replace)")
-    try:
-        manifest = json.loads((bundle / MANIFEST).read_bytes())
-        is_bundle = {"format", "files", "items"} <= set(manifest)
-        parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        is_bundle = False
-    if not is_bundle:
-        raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
-    if strange := sorted({path.name for path in bundle.iterdir()} - parts):
-        raise BundleError(
-            f"{bundle} is not replaced: it holds {strange[0]!r}, which is no part of a bundle"
-        )
-
-
 def _read_source(path: Path, exclude_seen: bool | None) -> Source:
     run = read_run(path)
     exclude_seen = run.exclude_seen if exclude_seen is None else exclude_seen
     titles = None
     if "title" in run.catalogue.columns:
         titles = [title or "" for title in run.catalogue["title"].to_list()]
-    counts = run.catalogue["training_events"].to_numpy()
+    counts, model = run.catalogue["training_events"].to_numpy(), run.load_model()
     return Source(
-        model=run.load_model(),
+        model=model,
         vocabulary=run.vocabulary,
         titles=titles,
         counts=counts,
+        recent=run.catalogue["recent_events"].to_numpy()
+        if "recent_events" in run.catalogue
+        else None,
         questions=run.read_questions() or popular_histories(counts, run.config.model.max_length),
         training=run.config.to_dict(),
         data=run.data,
         quality=_read_evaluation(path / "evaluation.json", exclude_seen=exclude_seen),
         exclude_seen=exclude_seen,
+        new=read_item_source(run, model),
         kinds=run.kinds,
         target=run.config.train.target,
     )
@@ -257,30 +247,44 @@ def _export_as(
     precision: Precision, source: Source, bundle: Path, settings: Settings
 ) -> ExportReport:
     begin = time.perf_counter()
-    model, popularity = source.model, source.counts / max(1, source.counts.sum())
+    model = source.model
     table = model.table()
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
     with atomic_folder(bundle) as folder:
-        graphs = export_graphs(model, folder, precision, compact=settings.compact)
-        write_catalogue(folder, source.vocabulary, source.titles, popularity.astype(np.float32))
-        manifest = _manifest(source, folder, graphs, precision)
+        graphs = export_graphs(model, folder, precision, compact=settings.compact, new=source.new)
+        trending = None if source.recent is None else shares(source.recent)
+        write_catalogue(folder, source.vocabulary, source.titles, shares(source.counts), trending)
+        attributes = source.new.attributes.write(folder) if source.new else []
+        manifest = _manifest(source, folder, graphs, precision, attributes)
         golden = golden_answers(model, table, source.vocabulary, source.counts, manifest.objective)
         atomic_write(folder / GOLDEN, (json.dumps(golden, indent=1) + "\n").encode())
         opened = Opened(folder)
         engine = Engine(opened, manifest, "cpu", 1)
         parity = check_parity(engine, model, table)
-        ranker = Ranker(engine, manifest, source.vocabulary, opened)
+        if source.new:
+            parity.points.append(check_items(engine, source.new, graphs.scale))
+        serving = Serving.start(
+            opened, manifest, engine, source.vocabulary, Attributes.read(folder, manifest), object()
+        )
+        ranker = Ranker(serving)
         gate = {}
         if precision != "fp32":
             gate = check_ranking(ranker, model, table, source.questions, settings.allow_drop)
-        manifest = replace(manifest, parity=asdict(parity), gate=gate)
+        explanation = measure_explanations(ranker, source.questions)
+        manifest = replace(manifest, parity=asdict(parity), gate=gate, explanation=explanation)
         atomic_write(folder / CARD, model_card(manifest, ranker).encode())
         replace(manifest, files=describe_files(folder)).write(folder)
     size = sum(path.stat().st_size for path in bundle.iterdir())
     seconds = time.perf_counter() - begin
     return ExportReport(bundle, size, precision, graphs.nodes, parity, gate, seconds)
+
+
+def shares(counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return counts as shares of their sum."""
+    found: NDArray[np.float32] = (counts / max(1, counts.sum())).astype(np.float32)
+    return found
 
 
 def golden_answers(
@@ -322,7 +326,11 @@ def golden_answers(
 
 
 def _manifest(
-    source: Source, folder: Path, graphs: WrittenGraphs, precision: Precision
+    source: Source,
+    folder: Path,
+    graphs: WrittenGraphs,
+    precision: Precision,
+    attributes: list[Attribute],
 ) -> Manifest:
     """Return the manifest of a folder, without the figures of its gates."""
     config = source.model.config
@@ -350,4 +358,6 @@ def _manifest(
         exclude_seen=source.exclude_seen,
         kinds=source.kinds,
         target=source.target,
+        attributes=attributes,
+        new_items=source.new.new_items if source.new else None,
     )

@@ -1,8 +1,11 @@
 """Export of a model's graphs and their shared weights file.
 
 encode, encode_long, append     events -> user vectors (``encoders``)
+encode_rows                     the same of given rows (``rows``)
+first_block                     rows of the item table -> rows of the first block (``encoders``)
 score, score_many               user vectors -> items (``scorer``)
 model                           histories -> items, for any onnxruntime (``single``)
+item                            features of items -> rows of the item table (``items``)
 """
 
 import os
@@ -17,6 +20,9 @@ from ranklet.bundle.manifest import (
     CODE_BITS,
     ENCODE,
     ENCODE_LONG,
+    ENCODE_ROWS,
+    FIRST_BLOCK,
+    ITEM,
     MODEL,
     SCORE,
     SCORE_MANY,
@@ -28,12 +34,20 @@ from ranklet.bundle.manifest import (
     Table,
     Tensor,
 )
-from ranklet_export.encoders import AppendEncoder, HistoryEncoder, LongHistoryEncoder, long_from
+from ranklet_export.encoders import (
+    AppendEncoder,
+    FirstBlock,
+    HistoryEncoder,
+    LongHistoryEncoder,
+    long_from,
+)
+from ranklet_export.items import ItemSource, write_items
 from ranklet_export.layers import ServedModel
+from ranklet_export.rows import RowsEncoder
 from ranklet_export.scorer import Scorer, can_score_many, quantize
 from ranklet_export.single import OPSET as PLAIN_OPSET
 from ranklet_export.single import write_model
-from ranklet_export.writer import GraphWriter, WeightFile, offset_of
+from ranklet_export.writer import GraphWriter, WeightFile, offset_of, scanned_bytes
 from ranklet_training.runs.checkpoint import Model
 
 OPSET = 23  # from here on attention, rotary positions and the norm of a user are one node each
@@ -45,15 +59,20 @@ MANY_USERS = 8  # the batch from which score_many.onnx is faster (docs/developme
 PURPOSES = {
     ENCODE: "the user vector after a history, and the state of its events",
     ENCODE_LONG: "the same for long histories",
+    ENCODE_ROWS: "the same for given rows of the items, and the attention to each event",
     APPEND: "the user vector after one more event, which is put into the state in place",
     SCORE: "the best items for user vectors",
     SCORE_MANY: "the same for many users",
+    FIRST_BLOCK: "what the first block makes of rows of the item table",
     MODEL: "the best items for histories of any length, in standard operators alone",
+    ITEM: "rows of the item table for new items, from their attributes",
 }
-ENCODERS: dict[str, type[HistoryEncoder | AppendEncoder]] = {
+ENCODERS: dict[str, type[HistoryEncoder | AppendEncoder | FirstBlock]] = {
     ENCODE: HistoryEncoder,
     ENCODE_LONG: LongHistoryEncoder,
+    ENCODE_ROWS: RowsEncoder,
     APPEND: AppendEncoder,
+    FIRST_BLOCK: FirstBlock,
 }
 
 
@@ -66,10 +85,16 @@ class WrittenGraphs:
     table: Table
     pool: Pool
     rounding: Rounding | None  # of codes
+    scale: float  # of rows of the model
 
 
 def export_graphs(
-    model: Model, folder: Path, precision: Precision = "fp32", *, compact: bool = False
+    model: Model,
+    folder: Path,
+    precision: Precision = "fp32",
+    *,
+    compact: bool = False,
+    new: ItemSource | None = None,
 ) -> WrittenGraphs:
     """Write the graphs and weights of a model in evaluation mode, without gradients.
 
@@ -78,6 +103,7 @@ def export_graphs(
         folder: Where the files go.
         precision: Of the scores; ``"fp16"`` stores tables in 16 bits, sums are fp32.
         compact: Leave out the rows of the first block.
+        new: The map of new items; None: there is no item.onnx.
     """
     items, width = model.items.item.shape
     parts = 4 if model.config.block == "gated" else 3
@@ -91,12 +117,15 @@ def export_graphs(
         weights = WeightFile(file)
         for name in PURPOSES:
             writer = GraphWriter(weights)
-            if name in ENCODERS and (name != ENCODE_LONG or long_from(served)):
+            is_used = {ENCODE_LONG: long_from(served), FIRST_BLOCK: served.sees_no_times}
+            if name in ENCODERS and is_used.get(name, True):
                 ENCODERS[name](writer, served, dtype).write()
             elif name == SCORE or (name == SCORE_MANY and codes and can_score_many(codes)):
                 Scorer(writer, served.table, precision, many=name == SCORE_MANY).write(codes)
             elif name == MODEL:
                 write_model(writer, served, dtype)
+            elif name == ITEM and new:
+                write_items(writer, new, served.scale)
             else:
                 continue
             graphs[name] = writer
@@ -114,13 +143,18 @@ def export_graphs(
         table=Table(WEIGHTS, offset_of(table), items, width, dtype),
         pool=POOLS.get(precision, Pool(1, 1)),
         rounding=Rounding(codes.row_error, codes.row_norm) if codes else None,
+        scale=served.scale,
     )
 
 
 def _program(name: str, writer: GraphWriter, served: ServedModel) -> Program:
     """Return the contract of a graph for the manifest."""
     longest, begin = served.max_length, long_from(served)
-    lengths = {ENCODE: [1, begin - 1 if begin else longest], ENCODE_LONG: [begin or 1, longest]}
+    lengths = {
+        ENCODE: [1, begin - 1 if begin else longest],
+        ENCODE_LONG: [begin or 1, longest],
+        ENCODE_ROWS: [1, longest],
+    }
     return Program(
         file=f"{name}.onnx",
         purpose=PURPOSES[name],
@@ -128,7 +162,7 @@ def _program(name: str, writer: GraphWriter, served: ServedModel) -> Program:
         outputs=[_tensor(value) for value in writer.graph.output],
         lengths=lengths.get(name, []),
         least_users=MANY_USERS if name == SCORE_MANY else 1,
-        scanned_bytes=writer.scanned_bytes(),
+        scanned_bytes=scanned_bytes(writer.graph),
     )
 
 

@@ -12,7 +12,6 @@
   over 200 events: 202 us, and 90 without). See ``hidden_score``.
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,16 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ranklet.bundle.manifest import NEVER
+from ranklet.bundle.manifest import FIRST_BLOCK_ROWS, NEVER
+from ranklet_export.hidden import hidden_score
 from ranklet_training.model.model import KIND_SCALE, Block, SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
 Floats = NDArray[np.float32]
-# All hidden events together weigh at most exp(-17) = 4e-8 of a visible one: below float32.
-HIDDEN_BELOW = 17
-# From exp(-87) on exponentials are denormal; scores of trained models spread over some 15.
-LOWEST_SCORE = -70
 ROWS_AT_ONCE = 1 << 16
 
 
@@ -38,6 +34,7 @@ class ServedModel:
 
     Attributes:
         model: The model in evaluation mode, without gradients.
+        scale: Factor of the rows of the model.
         table: Item table of histories and scores, (items + 1, D).
         rows: Query, key, value and perhaps gate of the first block for each item; empty if the
             block sees times or kinds, or the bundle is compact.
@@ -67,28 +64,29 @@ class ServedModel:
         self.blocks: list[Block] = []
         self.last: Block | SeedModel | None = None
         self.bias = np.zeros((self.heads, self.max_length), dtype=np.float32)
-        scale = 1.0
+        self.scale = 1.0
         if isinstance(model, SeedModel):
             self.last, self.offset = model, model.users.weight.mean(dim=0).numpy()
         else:
             blocks = list(model.each_block())
             self.blocks, self.last = blocks[:-1], blocks[-1] if blocks else None
-            scale = self.width**0.5
+            self.scale = self.width**0.5
             # A cosine: x / |x| is x / (sqrt(D) rms(x)).
             is_cosine = model.config.scoring == "cosine"
-            self.user_scale = 1 / scale
+            self.user_scale = 1 / self.scale
             if model.kinds:
                 self.kinds = KIND_SCALE * model.kind.detach()
                 self.objectives = KIND_SCALE * model.objective.detach()
             if is_cosine:
-                self.user_scale /= model.config.temperature * scale
-        table = (model.table().detach() * scale).contiguous()
+                self.user_scale /= model.config.temperature * self.scale
+        table = (model.table().detach() * self.scale).contiguous()
         self.table: Floats = table.numpy()
         self.key_values = [served_key_value(block) for block in self.blocks]
         self.hidden: list[float] = [NEVER] * len(self.blocks)
-        if self.blocks and not model.config.time_gaps:  # the first one sees items and kinds alone
-            added = torch.zeros(1, self.width) if self.kinds is None else self.kinds
-            self.hidden[0] = hidden_score(self.blocks[0], table, self.max_length, added) or NEVER
+        if self.sees_no_times:
+            parts = map(self._first_block, self._first_inputs(table))
+            queries_keys = ((rows["queries"], rows["keys"]) for rows in parts)
+            self.hidden[0] = hidden_score(queries_keys, self.heads, self.max_length)
             if with_rows and self.kinds is None:
                 self.rows = self._first_block(table)
         if self.last is not None:
@@ -97,19 +95,32 @@ class ServedModel:
             self.bias = model.bias(self.max_length).numpy()
 
     @property
+    def sees_no_times(self) -> bool:
+        """Return whether the first block sees no times, and the last block is another one."""
+        return bool(self.blocks) and not self.config.time_gaps
+
+    @property
     def window(self) -> int:
         """Return the attention window of the blocks before the last; 0: all events."""
         window = self.config.attention_window if self.blocks else 0
         return 0 if window >= self.max_length else window
 
+    def _first_inputs(self, table: Tensor) -> Iterator[Tensor]:
+        """Yield every input of the first block, (inputs, D): rows of items, of each kind if any."""
+        for rows in torch.split(table, ROWS_AT_ONCE):
+            if self.kinds is None:
+                yield rows
+            else:
+                yield from (rows + kind for kind in self.kinds)
+
     def _first_block(self, table: Tensor) -> dict[str, Floats]:
         block, key_value = self.blocks[0], self.key_values[0]
         normed = block.attention_norm(table)
-        key, value = key_value(normed).chunk(2, dim=-1)
-        rows = {"queries": block.query(normed), "keys": key, "values": value}
+        parts = [block.query(normed), *key_value(normed).chunk(2, dim=-1)]
         if block.attention_gate is not None:
-            rows["gates"] = block.attention_gate(table).sigmoid()
-        return {name: part.contiguous().numpy() for name, part in rows.items()}
+            parts.append(block.attention_gate(table).sigmoid())
+        pairs = zip(FIRST_BLOCK_ROWS, parts, strict=False)
+        return {name: part.contiguous().numpy() for name, part in pairs}
 
 
 def served_key_value(block: Block) -> nn.Linear:
@@ -147,38 +158,3 @@ def one_query_layers(source: Block | SeedModel, heads: int) -> tuple[nn.Linear, 
         after.weight.copy_(torch.cat(gives, dim=1))
         after.bias.copy_(output[0] @ key_value[1].chunk(2)[1] + output[1])
     return before.requires_grad_(requires_grad=False), after.requires_grad_(requires_grad=False)
-
-
-def hidden_score(block: Block, table: Tensor, events: int, added: Tensor) -> float | None:
-    """Return the score that hides an event from the first block, None if none is high enough.
-
-    An event always sees itself, so a hidden one weighs at most exp(``hidden_score`` + gap) of what
-    it sees, where the gap is between the two scores, and fewer than ``events`` are hidden. Rotation
-    keeps lengths, and turns an event and itself alike:
-    score(i, j) - score(i, i) <= (|q_i| max |k| - <q_i, k_i>) / sqrt(d). What hidden events add is
-    their weight times their values, which are taken to be as large as those of the others.
-
-    Args:
-        block: The first block.
-        table: Its inputs of all items, (items + 1, D).
-        events: The most events of a history, padding included.
-        added: What may be added to each of its inputs, such as kinds, (A, D).
-    """
-
-    def parts(rows: Tensor) -> tuple[Tensor, Tensor]:
-        normed = block.attention_norm(rows)
-        key = block.key_value(normed).chunk(2, dim=-1)[0]
-        shape = (len(rows), block.heads, -1)
-        return block.query(normed).view(shape), key.reshape(shape)  # (N, H, d)
-
-    def each() -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.split(table, ROWS_AT_ONCE):
-            yield from (parts(rows + one) for one in added)
-
-    longest = torch.stack([key.norm(dim=-1).amax(dim=0) for _, key in each()]).amax(dim=0)
-    gap = 0.0
-    for query, key in each():
-        gaps = query.norm(dim=-1) * longest - (query * key).sum(dim=-1)
-        gap = max(gap, float(gaps.max()) / query.shape[-1] ** 0.5)
-    score = -math.ceil(gap + HIDDEN_BELOW + math.log(events))
-    return float(score) if score >= LOWEST_SCORE else None

@@ -1,11 +1,11 @@
-"""Attention masks and tables by age: what graphs look up instead of computing it."""
+"""Masks of attention, and lookup tables by the age of an event."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def by_age(values: NDArray[np.float32], hidden: float) -> NDArray[np.float32]:
-    """Return the lookup table of values by age for ``AppendEncoder``.
+    """Return the lookup table of values by age for ``AppendEncoder._place``.
 
     A row that holds no event yet is younger than the newest one. After that every age stands twice,
     for rows before and behind the newest event, where the array has gone round.

@@ -2,19 +2,28 @@
 
 Items, scores and their order are compared, with and without padding: for histories of one user and
 of many, around every length where another program takes over; for events that are appended one by
-one, past the end of the window; for the whole catalogue; and for model.onnx on histories longer
-than the model's maximum.
+one, past the end of the window; for the whole catalogue; for rows of items that have no index; and
+for model.onnx on histories longer than the model's maximum.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ranklet.bundle.manifest import APPEND, ENCODE_LONG, MODEL, SCORE_MANY, Precision
+from ranklet.bundle.manifest import (
+    APPEND,
+    ENCODE_LONG,
+    ENCODE_ROWS,
+    FIRST_BLOCK,
+    FIRST_BLOCK_ROWS,
+    MODEL,
+    SCORE_MANY,
+    Precision,
+)
 from ranklet.engine.engine import Engine, Event, Floats, History
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.engine.state import State
@@ -31,6 +40,7 @@ SCORE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "int8": 1e-4, "int4": 1
 TOP = 10
 LARGEST_POOL = 1 << 16  # of scores by codes: with it the best items are never left out
 APPENDED = 10  # events past the end of the window
+MOST_ROWS = 1024  # of the item table, for which the first block is compared
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,24 @@ class _Check:
         self.difference = max(self.difference, difference)
         self.points.append(str(point))
 
+    def by_rows(self, histories: list[History]) -> list[History]:
+        """Return histories whose items are known by their rows alone."""
+        new, table = self.items + 1, self.engine.table  # an index that no table has
+        return [
+            history._replace(items=np.full_like(history.items, new), rows=table[history.items])
+            for history in histories
+        ]
+
+    def rows(self, point: _Point) -> None:
+        """Compare ``by_rows`` with the model; attention sums up the events in the graph itself."""
+        histories = self.by_rows(point.histories())
+        point = replace(point, name=f"{ENCODE_ROWS}: ")
+        self.users(point, self.engine.encode(histories), TOP)
+        for history in histories:
+            weights = self.engine.attention(history)[1]
+            if weights.min() < 0 or not np.abs(weights.sum(axis=1) - 1).max() <= self.tolerance:
+                raise ParityError(f"{point}: attention that does not add up to 1: {weights}")
+
     def rolled(self, point: _Point) -> Floats:
         """Return the torch user vectors after more events than the model's maximum, (B, D).
 
@@ -202,9 +230,8 @@ class _Check:
             mask = model.bias(longest).flip(-1)[None, :, None]
             return model.user(last.merge(x, attention(query, key, value, mask=mask)))[:, 0].numpy()
 
-    def state(self, point: _Point, appended: State) -> None:
+    def state(self, point: _Point, appended: State, histories: list[History]) -> None:
         """Compare the state from an encoder with the state after appending the same events."""
-        histories = point.histories()
         encoded = self.engine.empty_state(len(histories))
         for row, events in enumerate(self.engine.encode_states(histories)[1]):
             encoded.fill(row, events, len(histories[row].items))
@@ -235,7 +262,10 @@ class _Check:
             if place + 1 in checked:
                 part = point.cut(slice(0, place + 1), f"{APPEND}: ")
                 self.users(part, users, TOP)
-                self.state(part, state)
+                histories = part.histories()
+                self.state(part, state, histories)
+                part = replace(part, name=f"{ENCODE_ROWS}: ")
+                self.state(part, state, self.by_rows(histories))
         again = engine.append(state, events)
         if not np.array_equal(users, again):
             raise ParityError(f"{APPEND}: an event that is put again changes the user")
@@ -260,14 +290,18 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
     """
     check, random = _Check(engine, model, table), np.random.default_rng(seed)
     longest, items = model.config.max_length, len(table) - 1
-    for batch, length in _points(engine, longest):
-        point = _Point.draw(random, items, batch, length, model.kinds)
+    points = [_Point.draw(random, items, *sizes, model.kinds) for sizes in _points(engine, longest)]
+    for point in points:
         # The first point ranks all items of most catalogues: a fault in one row of the table may
         # never reach a top. Codes need a pool of twice as many, and more.
         k = TOP if check.points else LARGEST_POOL // (2 * engine.manifest.pool.factor)
         check.users(point, engine.encode(point.histories()), k)
+    for point in points:
+        check.rows(point)
     whole = random.integers(1, items + 1, (2, longest + APPENDED))
     check.appended(_Point.around(random, whole, model.kinds))
+    if FIRST_BLOCK in engine.manifest.programs:
+        _check_first_block(check)
     _check_model(check, random)
     return ParityReport(check.points, check.difference)
 
@@ -282,6 +316,27 @@ def _points(engine: Engine, longest: int) -> Iterator[tuple[int, int]]:
         lengths |= {begin - 1, begin, begin + 1, begin + 16}
     for length in sorted(lengths & {*range(1, longest + 1)}):
         yield from ((1, length), (many, length))
+
+
+def _check_first_block(check: _Check) -> None:
+    """Compare what the first block makes of items, before attention, with the model."""
+    assert isinstance(check.model, SequenceModel)
+    block = next(check.model.each_block())
+    with torch.no_grad():
+        rows = check.table[:MOST_ROWS] * check.table.shape[1] ** 0.5
+        x = (rows[:, None] + KIND_SCALE * check.model.kind).flatten(0, 1) if check.kinds else rows
+        normed = block.attention_norm(x)
+        key, value = block.key_value(normed).chunk(2, dim=-1)
+        # Weights add up to 1: with one head, values go through the output layer first.
+        expected = [block.query(normed), key, block.output(value) if block.heads == 1 else value]
+        if block.attention_gate is not None:
+            expected.append(block.attention_gate(x).sigmoid())
+    found = check.engine.programs.session(FIRST_BLOCK).run(None, {"rows": rows.numpy()})
+    for name, part, right in zip(FIRST_BLOCK_ROWS, found, expected, strict=False):
+        off = float(np.abs(part - right.numpy()).max())
+        if not off <= check.tolerance * max(1.0, float(right.abs().max())):
+            raise ParityError(f"{FIRST_BLOCK}: {name} differ by {off:.2e} from the torch model")
+    check.points.append(f"{FIRST_BLOCK}: {len(rows)} items")
 
 
 def _check_model(check: _Check, random: np.random.Generator) -> None:

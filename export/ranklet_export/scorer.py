@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ranklet.bundle.manifest import CHUNK, Precision
-from ranklet_export.encoders import add_table
 from ranklet_export.writer import CONTRIB, GraphWriter
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
@@ -121,7 +120,7 @@ class Scorer:
         self.writer, self.node, self.constant = writer, writer.node, writer.constant
         self.precision, self.many = precision, many
         self.rows, self.width = -(-len(table) // CHUNK) * CHUNK, table.shape[1]
-        self.table = add_table(writer, table, "<f2" if precision == "fp16" else "<f4")
+        self.table = writer.table(table, "<f2" if precision == "fp16" else "<f4")
 
     def write(self, codes: Codes | None) -> None:
         """Write the graph; ``codes`` of int8 and int4."""

@@ -20,7 +20,6 @@ from torch.nn import functional
 from ranklet.bundle.manifest import CHUNK, MODEL, NEVER, WEIGHTS, Manifest
 from ranklet.errors import InputError
 from ranklet.files.atomic import atomic_write
-from ranklet_export.encoders import add_table
 from ranklet_export.layers import ServedModel
 from ranklet_export.writer import Axes, GraphWriter, offset_of, size_of
 from ranklet_training.model.attention import attention, rotary
@@ -128,7 +127,7 @@ def write_model(writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> N
     if served.objectives is not None:
         axes |= {"kind": ["batch", "length"], "objective": ["batch", len(served.objectives)]}
     writer.adopt(_trace(WholeModel(served).eval(), axes), axes, without="table")
-    table, items = add_table(writer, served.table, dtype), len(served.table) - 1
+    table, items = writer.table(served.table, dtype), len(served.table) - 1
     writer.input("k", TensorProto.INT64, [1])
     never = np.zeros(-(-len(served.table) // CHUNK) * CHUNK, dtype=np.float32)
     never[0] = never[items + 1 :] = NEVER

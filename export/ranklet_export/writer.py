@@ -6,15 +6,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
-import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ranklet.bundle.manifest import WEIGHTS
+from ranklet.bundle.manifest import CHUNK, WEIGHTS
 
 PAGE = 4096  # bytes; where a tensor starts in its file, so that it is mapped as it lies
 LARGEST_COMPARED = 1 << 20  # bytes; larger tensors are the same if they have one name
 SMALLEST_STORED = 1024  # bytes; smaller tensors stay in the graphs
+MASK = "first_mask"  # initializer whose low score depends on the items, see ``hidden_score``
 CONTRIB = "com.microsoft"  # domain of onnxruntime's own operators
 
 Axes = list[int | str]
@@ -54,6 +54,15 @@ class WeightFile:
             self.stored[key] = tensor
         return self.stored[key]
 
+    def tensor(self, name: str, values: NDArray[Any], rows: int = 0) -> TensorProto:
+        """Return an initializer, which holds a small array and refers to a large one."""
+        if values.nbytes < SMALLEST_STORED and not rows:
+            return numpy_helper.from_array(np.asarray(values, order="C"), name)
+        tensor = TensorProto()
+        tensor.CopyFrom(self.store(values, name, rows))
+        tensor.name = name
+        return tensor
+
 
 def offset_of(tensor: TensorProto) -> int:
     """Return where a stored tensor begins in its file, in bytes."""
@@ -63,6 +72,22 @@ def offset_of(tensor: TensorProto) -> int:
 def size_of(tensor: TensorProto) -> int:
     """Return the bytes of a stored tensor."""
     return next(int(entry.value) for entry in tensor.external_data if entry.key == "length")
+
+
+def scanned_bytes(graph: onnx.GraphProto) -> int:
+    """Return the bytes of stored weights that each run reads completely, not row by row."""
+    casts = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "Cast"}
+    read = {
+        name
+        for node in graph.node
+        for place, name in enumerate(node.input)
+        if node.op_type != "Cast" and (node.op_type, place) != ("Gather", 0)
+    }
+    return sum(
+        size_of(tensor)
+        for tensor in graph.initializer
+        if tensor.external_data and casts.get(tensor.name, tensor.name) in read
+    )
 
 
 class GraphWriter:
@@ -140,7 +165,7 @@ class GraphWriter:
 
     def constant(self, values: Any) -> str:  # noqa: ANN401 (what numpy takes)
         """Return the name of a constant with these values, stored once."""
-        array = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        array = np.asarray(values)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
             self._constants[key] = self.weight(f"constant_{len(self._constants)}", array)
@@ -148,12 +173,7 @@ class GraphWriter:
 
     def weight(self, name: str, values: NDArray[Any], *, rows: int = 0) -> str:
         """Add an initializer: large ones go to weights.bin; fp16 is widened to fp32."""
-        if values.nbytes < SMALLEST_STORED and not rows:
-            tensor = numpy_helper.from_array(np.asarray(values, order="C"), name)
-        else:
-            tensor = TensorProto()
-            tensor.CopyFrom(self.weights.store(values, name, rows))
-            tensor.name = name
+        tensor = self.weights.tensor(name, values, rows)
         if tensor.data_type == TensorProto.FLOAT16:  # onnxruntime widens it once, while it loads
             tensor.name = f"{name}.fp16"
             self.graph.node.insert(
@@ -162,20 +182,10 @@ class GraphWriter:
         self.graph.initializer.append(tensor)
         return name
 
-    def scanned_bytes(self) -> int:
-        """Return the bytes of stored weights that each run reads completely, not row by row."""
-        casts = {n.input[0]: n.output[0] for n in self.graph.node if n.op_type == "Cast"}
-        read = {
-            name
-            for node in self.graph.node
-            for place, name in enumerate(node.input)
-            if node.op_type != "Cast" and (node.op_type, place) != ("Gather", 0)
-        }
-        return sum(
-            size_of(tensor)
-            for tensor in self.graph.initializer
-            if tensor.external_data and casts.get(tensor.name, tensor.name) in read
-        )
+    def table(self, values: NDArray[np.floating], dtype: DTypeLike) -> str:
+        """Add the item table, padded with zeros to whole chunks of the scorer."""
+        rows = -(-len(values) // CHUNK) * CHUNK
+        return self.weight("table", values.astype(dtype, copy=False), rows=rows)
 
     def model(self, opset: int) -> onnx.ModelProto:
         """Return the graph as a model; onnxruntime's own operators are declared if it has some."""

@@ -2,6 +2,7 @@
 
 from ranklet.answer import Ranking
 from ranklet.bundle.manifest import Manifest
+from ranklet.catalogue import Eligible
 from ranklet.errors import (
     BundleError,
     DataError,
@@ -13,7 +14,6 @@ from ranklet.errors import (
     RunError,
 )
 from ranklet.ranker import Ranker
-from ranklet.request import Eligible
 from ranklet.user import User, Users
 
 __version__ = "0.1.0"

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import Any, NamedTuple, TypeVar
@@ -14,17 +14,30 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.folder import Opened, read_popularity
-from ranklet.bundle.manifest import POPULARITY, Manifest, Rounding
-from ranklet.bundle.vocabulary import Vocabulary
-from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, SUMS, Engine, History
+from ranklet.bundle.folder import Opened, read_popularity, read_trending
+from ranklet.bundle.manifest import NEVER, POPULARITY, TRENDING, Manifest, Rounding
+from ranklet.catalogue import Catalogue
+from ranklet.engine.engine import (
+    MOST_EVENTS,
+    MOST_USERS,
+    NONE,
+    SUMS,
+    Best,
+    Engine,
+    History,
+    Indices,
+)
 from ranklet.errors import InputError
-from ranklet.request import Eligible, Indices, Request
+from ranklet.explanation import Explanation, explain
+from ranklet.question import Question, Top
+from ranklet.request import Request
 from ranklet.titles import Titles
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
 SHOWN, SHOWN_ROWS = 10, 50  # items of a long ranking, as text and as a table
+DEEPER = 4  # times as many items are looked at where a question needs more
+NO_HISTORY = Request(None, 0, NONE, None)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)  # comparing arrays would raise
@@ -37,12 +50,16 @@ class Ranking:
             popularity of the item, its share of the training events.
         unknown: The number of history ids that the catalogue lacks.
         cold: Whether no event of the history is known. The items are then the most popular ones.
+        bundle: The digest of the manifest of the bundle that made the ranking.
+        explanation: The events of the history that led to each item, if that was asked for.
     """
 
     items: list[str] | list[int]
     scores: NDArray[np.float32]
     unknown: int
     cold: bool
+    bundle: str = ""
+    explanation: Explanation | None = None
     _margin: "Margin | None" = None
     _titles: Titles | None = None
 
@@ -56,14 +73,22 @@ class Ranking:
         return self._margin is None or self._margin.is_safe()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return items, scores, unknown, cold and exact as lists and Python values, for JSON."""
-        return {
+        """Return all of it as lists and Python values, for JSON.
+
+        The keys are items, scores, unknown, cold, exact, bundle and, if it was asked for,
+        explanation.
+        """
+        values = {
             "items": list(self.items),
             "scores": self.scores.tolist(),
             "unknown": self.unknown,
             "cold": self.cold,
             "exact": self.exact,
+            "bundle": self.bundle,
         }
+        if self.explanation is not None:
+            values["explanation"] = self.explanation.to_dict()
+        return values
 
     def __repr__(self) -> str:
         """Show the first items with their scores."""
@@ -95,7 +120,8 @@ class Ranking:
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         """Pickle everything but the titles, which belong to the open bundle."""
-        return Ranking, (self.items, self.scores, self.unknown, self.cold, self._margin)
+        values = (self.items, self.scores, self.unknown, self.cold, self.bundle)
+        return Ranking, (*values, self.explanation, self._margin)
 
 
 class Margin(NamedTuple):
@@ -114,165 +140,315 @@ class Margin(NamedTuple):
 
 
 class Answers:
-    """Ranking of a bundle's catalogue with its engine."""
+    """Ranking of a catalogue with an engine."""
 
     def __init__(
-        self, engine: Engine, manifest: Manifest, vocabulary: Vocabulary, opened: Opened
+        self, engine: Engine, manifest: Manifest, catalogue: Catalogue, opened: Opened
     ) -> None:
-        """Rank the items of a vocabulary."""
-        self.engine, self.vocabulary = engine, vocabulary
-        self._manifest, self._opened = manifest, opened
-        self._items, self._pool = manifest.items, manifest.pool
-        self._rounding = manifest.rounding
-        self.titles = Titles(opened, manifest, vocabulary)
+        """Rank the items of a catalogue."""
+        self.engine, self.catalogue = engine, catalogue
+        self._manifest, self._opened, self._digest = manifest, opened, manifest.digest
+        self._pool, self._rounding = manifest.pool, manifest.rounding
+        self._is_grown = len(catalogue.added) > 0
 
-    def eligible(self, indices: Indices) -> Eligible:
-        """Return a filter that allows only these items."""
-        return Eligible(indices, self.engine.bias, self)
-
-    def check_eligible(self, eligible: Eligible) -> None:
-        """Refuse a filter of another ranker, and any other type."""
-        if not isinstance(eligible, Eligible):
-            kind = type(eligible).__name__
-            raise InputError(f"eligible is a {kind}; pass what Ranker.eligible(ids) returns")
-        if eligible.owner is not self:
-            raise InputError("eligible was made by another ranker: make it with this one")
-
-    def rank(self, requests: Sequence[Request], k: int, eligible: Eligible | None) -> list[Ranking]:
+    def rank(self, requests: Sequence[Request], question: Question) -> list[Ranking]:
         """Rank for histories."""
 
         def encode(rows: list[int]) -> Floats:
-            return self._encode([h for row in rows if (h := requests[row].history)])
+            return self.encode([h for row in rows if (h := requests[row].history)])
 
-        return self.rank_users(requests, encode, k, eligible)
+        return self.rank_users(requests, encode, question)
 
     def rank_one(
         self,
         request: Request,
-        k: int,
-        eligible: Eligible | None,
+        question: Question,
         encode: Callable[[History], Floats] | None = None,
     ) -> Ranking:
         """Rank for one history, or for the user vector (1, D) that ``encode`` returns."""
-        left = self._left(request, k, eligible)
-        if request.history is None or not left:
-            return self._popular(request, k, eligible)
-        user = encode(request.history) if encode else self.engine.encode((request.history,))
+        left, history = self._left(request, question, question.depth), request.history
+        if history is None or not (left or self._others(request, question)):
+            return self._rank_popular(request, question)
+        attention = None
+        if question.explain and encode is None:
+            attention = self.engine.attention(history)
+        if attention:
+            user = attention[0]
+        else:
+            user = encode(history) if encode else self.engine.encode((history,))
         if request.candidates is not None:
-            return self._rank_candidates(user[0], request, k, eligible)
-        return self._score(user, (request,), k, left, eligible)[0]
+            ranking = self._rank_candidates(user, request, question)
+        else:
+            ranking = self._rank_catalogue(user, (request,), question, left)[0]
+        if question.explain:
+            return self._explained(ranking, history, question, attention)
+        return ranking
 
     def rank_users(
         self,
         requests: Sequence[Request],
         encode: Callable[[list[int]], Floats],
-        k: int,
-        eligible: Eligible | None,
+        question: Question,
     ) -> list[Ranking]:
         """Rank for users; ``encode`` returns the user vectors of some rows of ``requests``."""
         answers: dict[int, Ranking] = {}
-        left = [self._left(request, k, eligible) for request in requests]
-        warm = [row for row, request in enumerate(requests) if request.history and left[row]]
+        left = [self._left(request, question, question.depth) for request in requests]
+        warm = [
+            row
+            for row, request in enumerate(requests)
+            if request.history and (left[row] or self._others(request, question))
+        ]
         users = encode(warm) if warm else np.zeros((0, 0), dtype=np.float32)
         # Where few items are left, the pool is smaller, which takes another run.
         groups: dict[tuple[int, bool], list[int]] = {}
         for place, row in enumerate(warm):
             request = requests[row]
             if request.candidates is not None:
-                answers[row] = self._rank_candidates(users[place], request, k, eligible)
+                user = users[place : place + 1]
+                answers[row] = self._rank_candidates(user, request, question)
             else:
-                groups.setdefault((left[row], len(request.excluded) > 0), []).append(place)
+                has_own = len(request.excluded) + len(request.demoted) > 0
+                groups.setdefault((left[row], has_own), []).append(place)
         for (size, _), places in groups.items():
             for part in batches(places, self.engine.most_users):
                 rows = [warm[place] for place in part]
                 chosen = [requests[row] for row in rows]
-                rankings = self._score(users[part], chosen, k, size, eligible)
+                rankings = self._rank_catalogue(users[part], chosen, question, size)
                 answers.update(zip(rows, rankings, strict=True))
         for row, request in enumerate(requests):
             if row not in answers:
-                answers[row] = self._popular(request, k, eligible)
+                answers[row] = self._rank_popular(request, question)
+            elif question.explain and request.history:
+                answers[row] = self._explained(answers[row], request.history, question)
         return [answers[row] for row in range(len(requests))]
 
-    def _score(
-        self,
-        users: Floats,
-        requests: Sequence[Request],
-        k: int,
-        left: int,
-        eligible: Eligible | None,
-    ) -> list[Ranking]:
-        """Rank the catalogue for users who may all be shown ``left`` items, or a whole pool."""
-        excluded: list[Indices] = []
-        if len(requests[0].excluded):
-            excluded = [request.excluded for request in requests]
-        bias = None if eligible is None else eligible.bias
-        best = self.engine.score(users, min(k, left), left, bias=bias, excluded=excluded)
-        # A pool of all items that are left needs no proof.
-        rounding = self._rounding if left == self._pool.size(k) else None
-        rankings = []
-        for row, request in enumerate(requests):
-            margin = None
-            if rounding is not None and best.pool_scores is not None:
-                last, floor = best.scores.item(row, -1), best.pool_scores.item(row, -1)
-                margin = Margin(users[row].copy(), last, floor, rounding)
-            ids = self.vocabulary.ids(best.items[row])
-            rankings.append(
-                Ranking(ids, best.scores[row], request.unknown, False, margin, self.titles)
-            )
-        return rankings
+    def similar(self, item: int, request: Request, question: Question) -> Ranking:
+        """Rank by the product with the row of an item, in units of that of the item itself."""
+        row = self.catalogue.rows(np.array([item]))
+        user = row / np.maximum(np.square(row).sum(), np.finfo(np.float32).tiny)
+        left = self._left(request, question, question.depth)
+        if request.candidates is not None:
+            return self._rank_candidates(user, request, question)
+        return self._rank_catalogue(user, (request,), question, left)[0]
 
-    def _encode(self, histories: list[History]) -> Floats:
+    def encode(self, histories: list[History]) -> Floats:
         """Return the user vectors of histories, in their order."""
         users = np.zeros((len(histories), self._manifest.width), dtype=np.float32)
         for part in by_length([len(history.items) for history in histories]):
             users[part] = self.engine.encode([histories[row] for row in part])
         return users
 
-    def _left(self, request: Request, k: int, eligible: Eligible | None) -> int:
-        """Return the number of items that can be ranked, at most the size of the pool."""
-        pool = self._pool.size(k)
-        if request.candidates is not None:
-            candidates = request.candidates
-            return len(candidates if eligible is None else candidates[eligible.allows(candidates)])
-        count = self._items if eligible is None else eligible.count
-        if count - len(request.excluded) >= pool:
-            return pool
-        excluded = np.unique(request.excluded)
-        if eligible is not None:
-            excluded = excluded[eligible.allows(excluded)]
-        return min(pool, count - len(excluded))
+    def popular(self, question: Question) -> Ranking:
+        """Rank by popularity alone."""
+        return self._rank_popular(NO_HISTORY, question)
 
-    def _rank_candidates(
-        self, user: Floats, request: Request, k: int, eligible: Eligible | None
-    ) -> Ranking:
-        candidates = request.candidates
-        assert candidates is not None
-        if eligible is not None:
-            candidates = candidates[eligible.allows(candidates)]
-        scores = self.engine.score_rows(user, candidates)
-        order = np.lexsort((candidates, -scores))[:k]
-        ids = self.vocabulary.ids(candidates[order])
-        return Ranking(ids, scores[order], request.unknown, cold=False, _titles=self.titles)
+    def _rank_catalogue(
+        self, users: Floats, requests: Sequence[Request], question: Question, left: int
+    ) -> list[Ranking]:
+        """Rank the catalogue for users; ``left`` is as of ``_left``, the same for all."""
+        tops = self._best(users, requests, question, question.depth, left)
+        return [
+            self._answer(request, question, top, users[row])
+            for row, (request, top) in enumerate(zip(requests, tops, strict=True))
+        ]
 
-    def _popular(self, request: Request, k: int, eligible: Eligible | None) -> Ranking:
+    def _rank_candidates(self, user: Floats, request: Request, question: Question) -> Ranking:
+        """Rank candidates by their rows for a user, (1, D)."""
+        catalogue, items = self.catalogue, request.candidates
+        items = NONE if items is None else items
+        bias = catalogue.at(question.bias or catalogue.own, items)
+        is_open = bias > NEVER / 2
+        items, bias = items[is_open], bias[is_open]
+        scores = self._scores(user[0], items) + bias
+        if len(request.demoted):
+            scores[np.isin(items, request.demoted)] -= question.penalty
+        order = np.lexsort((catalogue.ties(items), -scores))
+        top = Top(items[order], scores[order], None, is_all=True)
+        return self._answer(request, question, top, user[0])
+
+    def _rank_popular(self, request: Request, question: Question) -> Ranking:
         """Rank by popularity: for a cold user, or where no item is left."""
-        order, shares = self._popularity
+        top = self._most_popular(request, question, question.depth)
+        return self._answer(request, question, top, None)
+
+    def _answer(
+        self, request: Request, question: Question, top: Top, user: Floats | None
+    ) -> Ranking:
+        """Return what a question cuts from the best items for a user, (D,); None: by popularity."""
+        catalogue, items, scores, last = self.catalogue, top.items, top.scores, -1
+        is_cold = request.history is None and user is None
+        if question.is_cut:
+            depth = question.depth
+            while (places := question.choose(catalogue, top, is_cold=is_cold)) is None:
+                depth *= DEEPER
+                top = self._deeper(request, question, depth, user)
+            items, scores = top.items[places], top.scores[places]
+            last = -1 if question.diversity else int(places.max(initial=0))
+        elif len(items) > question.k:
+            items, scores = items[: question.k], scores[: question.k]
+        margin = None
+        if top.floor is not None and self._rounding is not None and user is not None:
+            margin = Margin(user.copy(), top.scores.item(last), top.floor, self._rounding)
+        ids = catalogue.vocabulary.ids(items)
+        titles, unknown = catalogue.titles, request.unknown
+        return Ranking(ids, scores, unknown, is_cold, self._digest, None, margin, titles)
+
+    def _explained(
+        self,
+        ranking: Ranking,
+        history: History,
+        question: Question,
+        attention: tuple[Floats, Floats] | None = None,
+    ) -> Ranking:
+        """Return a ranking with what the events of the history do to its scores."""
+        vocabulary = self.catalogue.vocabulary
+        rows = self.catalogue.rows(vocabulary.index(ranking.items))
+        effects = explain(self.engine, history, rows, question.explain, attention)
+        events = vocabulary.ids(history.items)
+        explanation = Explanation(ranking.items, events, effects, self.catalogue.titles)
+        return replace(ranking, explanation=explanation)
+
+    def _deeper(self, request: Request, question: Question, depth: int, user: Floats | None) -> Top:
+        """Return more of the best items."""
+        if user is None:
+            return self._most_popular(request, question, depth)
+        left = self._left(request, question, depth)
+        return self._best(user[None], (request,), question, depth, left)[0]
+
+    def _explain(
+        self, history: History, items: Indices, ids: list[str] | list[int], examined: int
+    ) -> Explanation:
+        """Return what the events of a history do to the scores of some items."""
+        effects = explain(self.engine, history, self.catalogue.rows(items), examined)
+        events = self.catalogue.vocabulary.ids(history.items)
+        return Explanation(ids, events, effects, self.catalogue.titles)
+
+    def _best(
+        self,
+        users: Floats,
+        requests: Sequence[Request],
+        question: Question,
+        depth: int,
+        left: int,
+    ) -> list[Top]:
+        """Return the ``depth`` best items for users, (B, D)."""
+        bias, excluded, demoted = question.bias or self.catalogue.own, [], []
+        if len(requests[0].excluded):
+            excluded = [self._in_bundle(request.excluded) for request in requests]
+        if len(requests[0].demoted):
+            demoted = [self._in_bundle(request.demoted) for request in requests]
+        if not left:
+            best = Best(np.zeros((len(users), 0), np.int64), np.zeros((len(users), 0), np.float32))
+        else:
+            best = self.engine.score(
+                users,
+                min(depth, left),
+                left,
+                bias=bias.table,
+                has_boosts=bias.has_boosts,
+                excluded=excluded,
+                demoted=demoted,
+                penalty=question.penalty,
+            )
+        # A pool of all items that are left needs no proof.
+        has_outside = left == self._pool.size(depth) and best.pool_scores is not None
+        tops = []
+        for row, request in enumerate(requests):
+            floor = best.pool_scores.item(row, -1) if has_outside else None  # type: ignore[union-attr]
+            top = Top(best.items[row], best.scores[row], floor, is_all=left < depth)
+            if self._is_grown:
+                top = self._with_added(top, users[row], request, question, depth)
+            tops.append(top)
+        return tops
+
+    def _with_added(
+        self, top: Top, user: Floats, request: Request, question: Question, depth: int
+    ) -> Top:
+        """Return the best items of the bundle and of the added items."""
+        catalogue, bias = self.catalogue, question.bias or self.catalogue.own
+        scores: Floats = np.einsum("nd,d->n", catalogue.added.rows, user) + bias.added
+        demoted, excluded = (
+            items[items > catalogue.last] - catalogue.last - 1
+            for items in (request.demoted, request.excluded)
+        )
+        scores[demoted] -= np.float32(question.penalty)
+        scores[excluded] = NEVER
+        least = NEVER / 2 if len(top.items) < depth else top.scores[-1]
+        places = np.flatnonzero(scores >= least)
+        if not len(places):
+            return top
+        items = np.concatenate([top.items, places + catalogue.last + 1])
+        scores = np.concatenate([top.scores, scores[places]])
+        order = np.lexsort((catalogue.ties(items), -scores))[:depth]
+        is_all = top.is_all and len(order) == len(items)
+        return Top(items[order], scores[order], top.floor, is_all)
+
+    def _in_bundle(self, items: Indices) -> Indices:
+        return items[items <= self.catalogue.last] if self._is_grown else items
+
+    def _scores(self, user: Floats, items: Indices) -> Floats:
+        """Return the scores of items for a user, (D,), by their rows."""
+        if not self._is_grown:
+            return self.engine.score_rows(user, items)
+        scores: Floats = np.einsum("nd,d->n", self.catalogue.rows(items), user)
+        return scores
+
+    def _left(self, request: Request, question: Question, depth: int) -> int:
+        """Return the number of items that can be ranked, at most the size of the pool."""
+        pool, bias = self._pool.size(depth), question.bias or self.catalogue.own
+        if request.candidates is not None:
+            values = self.catalogue.at(bias, request.candidates)
+            return int(np.count_nonzero(values > NEVER / 2))
+        if bias.items - len(request.excluded) >= pool:
+            return pool
+        excluded = np.unique(self._in_bundle(request.excluded))
+        is_open = self.catalogue.at(bias, excluded) > NEVER / 2
+        return min(pool, bias.items - int(np.count_nonzero(is_open)))
+
+    def _others(self, request: Request, question: Question) -> bool:
+        """Return whether added items can be ranked in the whole catalogue."""
+        bias = question.bias or self.catalogue.own
+        return bias.others > 0 and request.candidates is None
+
+    def _most_popular(self, request: Request, question: Question, depth: int) -> Top:
+        """Return the ``depth`` most popular items; demoted ones are the last."""
+        bias = question.bias or self.catalogue.own
+        order, shares = self._trending if question.by_trend else self._popularity
         if request.candidates is not None:
             candidates = request.candidates
             order = candidates[np.lexsort((candidates, -shares[candidates]))]
-        if eligible is not None:
-            order = order[eligible.allows(order)]
-        first = order[: k + len(request.excluded)]
-        items = first[~np.isin(first, request.excluded)][:k]
-        ids, is_cold = self.vocabulary.ids(items), request.history is None
-        return Ranking(ids, shares[items], request.unknown, is_cold, _titles=self.titles)
+        if bias.items + bias.others < len(self.catalogue.vocabulary):
+            order = order[self.catalogue.at(bias, order) > NEVER / 2]
+        if len(request.demoted):
+            is_last = np.isin(order, request.demoted)
+            order = np.concatenate([order[~is_last], order[is_last]])
+        first = order[: depth + len(request.excluded)]
+        items = first[~np.isin(first, request.excluded)][:depth]
+        return Top(items, shares[items], None, is_all=len(items) < depth)
 
     @cached_property
     def _popularity(self) -> tuple[Indices, Floats]:
         """Item indices by falling popularity, and the popularity of every index from 0."""
         with self._opened.unchanged(POPULARITY) as folder:
-            shares = np.concatenate([[np.float32(0)], read_popularity(folder, self._manifest)])
-        return np.argsort(-shares[1:], kind="stable") + 1, shares
+            return self._by_share(read_popularity(folder, self._manifest))
+
+    @cached_property
+    def _trending(self) -> tuple[Indices, Floats]:
+        """The same by the share of the latest events; equal ones by popularity."""
+        with self._opened.unchanged(TRENDING) as folder:
+            recent = read_trending(folder, self._manifest)
+        if recent is None:
+            raise InputError(
+                "this bundle does not know what was popular lately: train and export it again"
+            )
+        return self._by_share(recent, self._popularity[1])
+
+    def _by_share(self, of_bundle: Floats, then: Floats | None = None) -> tuple[Indices, Floats]:
+        shares = np.zeros(len(self.catalogue.vocabulary) + 1, dtype=np.float32)
+        shares[1 : len(of_bundle) + 1] = of_bundle
+        if then is None:
+            return np.argsort(-shares[1:], kind="stable") + 1, shares
+        return np.lexsort((-then[1:], -shares[1:])) + 1, shares
 
 
 def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:

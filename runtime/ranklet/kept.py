@@ -7,90 +7,161 @@
   (docs/performance.md). More than ``APPENDED`` new events at once are encoded with the latest
   ``max_length``, as ``Ranker.rank`` does; so are fewer where that is faster and changes nothing.
 * Events are encoded by the next ranking, so that appending alone costs next to nothing.
-* A signal handler that raises may end any call. The counts are therefore one immutable value,
-  replaced in one assignment. The lists of events may be longer than these counts, and an event may
-  be put into the state twice.
+* Events are known by their ids. Where the ranker has another bundle or more items, they are looked
+  up again, also those that did not count before, and encoded again if that changes anything.
+* A signal handler that raises may end any call. The counts, with the log that they are of, are
+  therefore one immutable value, replaced in one assignment. The lists of a log may be longer than
+  the counts, and an event may be put into the state twice.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from ranklet.engine.engine import NONE, Engine, Event, Floats, History
+from ranklet.bundle.vocabulary import ItemId
+from ranklet.engine.engine import NONE, Event, Floats, History
 from ranklet.engine.state import State
 from ranklet.errors import InputError
-from ranklet.request import Reader, Request, beside
-from ranklet.time_gaps import UNKNOWN, buckets_before
-from ranklet.values import Ids, Times, whole_number
+from ranklet.request import Request, beside
+from ranklet.serving import Current, Serving
+from ranklet.time_gaps import UNKNOWN, bucket_until
+from ranklet.values import Ids, Times, flat, whole_number
 
 APPENDED = 4  # new events
 # Appending one event takes as long as encoding these (docs/development/log.md).
 EVENTS_OF_AN_APPEND = 32
 
 
-class Counts(NamedTuple):
-    """Counts of a history: its known events, and those in the state."""
+class Aside(NamedTuple):
+    """An event that does not count: its item is unknown, or new and not for histories."""
 
-    events: int = 0  # known events
-    unknown: int = 0  # ids that the catalogue lacks
-    last_time: int | None = None
+    place: int  # number of events before it that count
+    item: ItemId
+    time: int | None
+    known: int  # index of a new item; 0: unknown
+
+
+class Log(NamedTuple):
+    """Events in the indices of one serving, and the state of those that were encoded."""
+
+    serving: Serving
+    state: State
+    items: list[int]  # of the events that count
+    since: list[int]  # bucket of the gap before each
+    times: list[int | None]
+    aside: list[Aside]  # the others
+
+    @classmethod
+    def empty(cls, serving: Serving, state: State | None = None) -> "Log":
+        """Return a log without an event."""
+        return cls(serving, state or serving.engine.empty_state(1), [], [], [], [])
+
+
+class Counts(NamedTuple):
+    """A log, and how much of it counts."""
+
+    log: Log
+    events: int = 0
+    aside: int = 0
+    unknown: int = 0  # events of ``aside`` that the catalogue lacks
     encoded: int = 0  # events that are or were in the state
     position: int = 0  # of the next event, in the state
 
+    @property
+    def last_time(self) -> int | None:
+        """Return the time of the last event that counts."""
+        return self.log.times[self.events - 1] if self.events else None
 
-Added = tuple[list[int], list[int], Counts]  # items, buckets before them, counts with them
+
+class Added(NamedTuple):
+    """Checked new events for the lists of a log, and the counts with them."""
+
+    items: list[int]
+    times: list[int | None]
+    aside: list[Aside]
+    after: Counts
 
 
 class KeptHistory:
     """Events of one user and their state; not for two threads at once.
 
     Attributes:
-        counts: How much of the rest counts.
-        items: Item indices of known events, all of them.
-        since: Bucket of the gap before each.
-        state: Rows of the latest events.
+        current: The serving of the ranker.
+        counts: The events, and how much of them counts.
     """
 
-    def __init__(self, engine: Engine, reader: Reader, state: State) -> None:
+    def __init__(self, current: Current, state: State | None = None) -> None:
         """Start without an event."""
-        self.engine, self.reader, self.state = engine, reader, state
-        self.counts = Counts()
-        self.items: list[int] = []
-        self.since: list[int] = []
+        self.current = current
+        self.counts = Counts(Log.empty(current.serving, state))
+
+    @property
+    def serving(self) -> Serving:
+        """Return the serving that the events are of, see ``follow``."""
+        return self.counts.log.serving
+
+    @property
+    def state(self) -> State:
+        """Return the state of the latest events."""
+        return self.counts.log.state
+
+    def follow(self, state: State | None = None) -> None:
+        """Look up the events again if the ranker has another serving by now.
+
+        ``state`` is an empty one of the new engine, by default a new one.
+        """
+        serving, counts = self.current.serving, self.counts
+        log, vocabulary = counts.log, serving.catalogue.vocabulary
+        if serving is log.serving:
+            return
+        found = vocabulary.index([event.item for event in log.aside[: counts.aside]]).tolist()
+        is_event = [0 < index <= serving.catalogue.last_of_histories for index in found]
+        if serving.engine is log.serving.engine and not any(is_event):
+            pairs = zip(log.aside, found, strict=False)
+            aside = [event._replace(known=index) for event, index in pairs]
+            moved = log._replace(serving=serving, aside=aside)
+            self.counts = counts._replace(log=moved, unknown=found.count(0))
+            return
+        ids = log.serving.catalogue.vocabulary.ids(np.array(log.items[: counts.events], np.int64))
+        events: list[tuple[ItemId, int | None]] = []
+        events.extend(zip(ids, log.times[: counts.events], strict=True))
+        for event in reversed(log.aside[: counts.aside]):
+            events.insert(event.place, (event.item, event.time))
+        new = Counts(Log.empty(serving, state))
+        indices = vocabulary.index([item for item, _ in events]).tolist()
+        self.add(_sorted_out(new, events, indices))
 
     def append(self, index: int) -> None:
-        """Add an event of unknown time: ``add`` and ``read`` without arrays."""
-        events, unknown, _, encoded, position = self.counts
-        del self.items[events:], self.since[events:]  # rest of an interrupted call
-        self.items.append(index)
-        self.since.append(UNKNOWN)
-        self.counts = Counts(events + 1, unknown, None, encoded, position)
+        """Add an event that counts, of unknown time: ``add`` and ``read`` without arrays."""
+        log, events, *others = self.counts
+        del log.items[events:], log.since[events:], log.times[events:]  # of an interrupted call
+        log.items.append(index)
+        log.since.append(UNKNOWN)
+        log.times.append(None)
+        self.counts = Counts(log, events + 1, *others)
 
     def read(self, items: Ids, times: Times | None, name: str) -> Added:
-        """Validate new events; return items, buckets before them and the counts after them."""
-        counts = self.counts
-        indices = self.reader.vocabulary.index(items, name)
-        known = indices[indices > 0]
-        since, last_time = [UNKNOWN] * len(known), None if len(known) else counts.last_time
+        """Validate new events."""
+        counts, reader, ids = self.counts, self.serving.reader, flat(items, name)
+        indices = reader.vocabulary.index(ids, name).tolist()
+        instants: list[int | None] = [None] * len(indices)
         if times is not None:
             place = "times" if name == "item" else beside(name, "times")
-            instants = self.reader.instants(times, len(indices), place, counts.last_time)
-            instants = instants[indices > 0]
-            if len(instants):
-                before = [] if counts.last_time is None else [counts.last_time]
-                gaps = buckets_before(np.concatenate([np.array(before, np.int64), instants]))
-                since = gaps[len(before) :].tolist()
-                last_time = int(instants[-1])
-        events, unknown = counts.events + len(known), counts.unknown + len(indices) - len(known)
-        after = Counts(events, unknown, last_time, counts.encoded, counts.position)
-        return known.tolist(), since, after
+            instants = reader.instants(times, len(indices), place, counts.last_time).tolist()
+        ids = ids if isinstance(ids, list) else ids.tolist()
+        return _sorted_out(counts, list(zip(ids, instants, strict=True)), indices)
 
-    def add(self, items: list[int], since: list[int], after: Counts) -> None:
+    def add(self, added: Added) -> None:
         """Add events that ``read`` returned."""
-        del self.items[self.counts.events :], self.since[self.counts.events :]
-        self.items += items
-        self.since += since
-        self.counts = after
+        log, events, aside, *_ = added.after
+        before = events - len(added.items)
+        del log.items[before:], log.since[before:], log.times[before:]
+        del log.aside[aside - len(added.aside) :]
+        log.since.extend(_gaps(log.times[before - 1] if before else None, added.times))
+        log.items.extend(added.items)
+        log.times.extend(added.times)
+        log.aside.extend(added.aside)
+        self.counts = added.after
 
     def request(
         self,
@@ -99,24 +170,29 @@ class KeptHistory:
         exclude: Ids | None = None,
         *,
         exclude_seen: bool = False,
+        demoted: Ids | None = None,
     ) -> Request:
         """Return the request of a ranking, see ``rank``."""
-        counts = self.counts
+        counts, reader = self.counts, self.serving.reader
         excluded = NONE
         if exclude_seen:
-            excluded = np.array(self.items[: counts.events], dtype=np.int64)
+            seen = counts.log.items[: counts.events]
+            if counts.aside > counts.unknown:
+                seen = [*seen, *(e.known for e in counts.log.aside[: counts.aside] if e.known)]
+            excluded = np.array(seen, dtype=np.int64)
         chosen = None
         if exclude is not None or candidates is not None:
-            excluded, chosen = self.reader.filters(excluded, candidates, exclude)
+            excluded, chosen = reader.filters(excluded, candidates, exclude)
         until = UNKNOWN if now is None else self._until(now)
         history = History(NONE, NONE, until) if counts.events else None
-        return Request(history, counts.unknown, excluded, chosen)
+        fewer = NONE if demoted is None else reader.demoted(demoted)
+        return Request(history, counts.unknown, excluded, chosen, fewer)
 
     def _until(self, now: int) -> int:
         """Return the bucket of the gap from the last event to now."""
-        last = self.counts.last_time
-        if last is not None or not self.reader.uses_times:
-            return self.reader.until(now, last or 0)
+        last, reader = self.counts.last_time, self.serving.reader
+        if last is not None or not reader.uses_times:
+            return reader.until(now, last or 0)
         whole_number(now, "now")
         if self.counts.events:
             raise InputError("now was given without the time of the last event: it counts from it")
@@ -131,10 +207,21 @@ class KeptHistory:
     def is_encoded_whole(self) -> bool:
         """Return whether the history must be encoded, not its new events appended."""
         new, events = self.new, self.counts.events
+        if self.ends_with_new_item:
+            return True
         if new < 2 or not self.counts.encoded:
             return new > 0 and not self.counts.encoded
-        is_short = events <= min(EVENTS_OF_AN_APPEND * new, self.reader.max_length)
+        is_short = events <= min(EVENTS_OF_AN_APPEND * new, self.serving.reader.max_length)
         return new > APPENDED or is_short
+
+    @property
+    def ends_with_new_item(self) -> bool:
+        """Return whether an event to append is of an added item, which append.onnx lacks."""
+        counts, catalogue = self.counts, self.serving.catalogue
+        if not catalogue.added.in_histories:
+            return False
+        first = max(0, min(counts.encoded, counts.events - 1))
+        return any(item > catalogue.last for item in counts.log.items[first : counts.events])
 
     def encode(self, history: History) -> Floats:
         """Return the user vector, (1, D), and bring the state up to date.
@@ -142,30 +229,30 @@ class KeptHistory:
         Args:
             history: Of the request, for its gap from the last event to the question.
         """
-        until = history.until
+        until, engine = history.until, self.serving.engine
         if self.is_encoded_whole:
-            users, states = self.engine.encode_states([self.latest(until)])
+            users, states = engine.encode_states([self.latest(until)])
             self.restart(states[0])
             return users
         while self.new > 1:
-            self.engine.append(self.state, [self.next_event(UNKNOWN)])
+            engine.append(self.state, [self.next_event(UNKNOWN)])
             self.advance()
-        users = self.engine.append(self.state, [self.next_event(until)])
+        users = engine.append(self.state, [self.next_event(until)])
         self.advance()
         return users
 
     def latest(self, until: int) -> History:
         """Return the latest ``max_length`` events for an encoder."""
-        events = self.counts.events
-        latest = slice(max(0, events - self.reader.max_length), events)
-        items, since = (np.array(part[latest], np.int64) for part in (self.items, self.since))
-        return History(items, since, until)
+        log, events, reader = self.counts.log, self.counts.events, self.serving.reader
+        latest = slice(max(0, events - reader.max_length), events)
+        items, since = (np.array(part[latest], np.int64) for part in (log.items, log.since))
+        return reader.history(items, since, until)
 
     def restart(self, events: list[Floats]) -> None:
         """Replace the state by that of the latest ``max_length`` events from an encoder."""
         counts = self.counts
-        count = min(counts.events, self.reader.max_length)
-        self.state.fill(0, events, count)
+        count = min(counts.events, self.serving.reader.max_length)
+        counts.log.state.fill(0, events, count)
         self.counts = counts._replace(encoded=counts.events, position=count)
 
     def next_event(self, until: int) -> Event:
@@ -173,10 +260,43 @@ class KeptHistory:
         counts = self.counts
         place = min(counts.encoded, counts.events - 1)
         position = counts.position - (counts.encoded - place)
-        return Event(self.items[place], position, self.since[place], until)
+        return Event(counts.log.items[place], position, counts.log.since[place], until)
 
     def advance(self) -> None:
         """Count ``next_event`` as part of the state."""
-        events, unknown, last_time, encoded, position = self.counts
+        log, events, aside, unknown, encoded, position = self.counts
         if encoded < events:
-            self.counts = Counts(events, unknown, last_time, encoded + 1, position + 1)
+            self.counts = Counts(log, events, aside, unknown, encoded + 1, position + 1)
+
+
+def _gaps(last: int | None, times: list[int | None]) -> list[int]:
+    """Return the bucket of the gap before each event; ``last`` is the time before them."""
+    gaps = [UNKNOWN] * len(times)
+    for place, time in enumerate(times):
+        if time is not None and last is not None:
+            gaps[place] = bucket_until(time, last)
+        last = time
+    return gaps
+
+
+def _sorted_out(
+    counts: Counts, events: list[tuple[ItemId, int | None]], indices: list[int]
+) -> Added:
+    """Return ids and times of events as those that count and those that do not."""
+    last = counts.log.serving.catalogue.last_of_histories
+    items: list[int] = []
+    times: list[int | None] = []
+    aside: list[Aside] = []
+    for (item, time), index in zip(events, indices, strict=True):
+        if 0 < index <= last:
+            items.append(index)
+            times.append(time)
+        else:
+            aside.append(Aside(counts.events + len(items), item, time, index))
+    unknown = sum(event.known == 0 for event in aside)
+    after = counts._replace(
+        events=counts.events + len(items),
+        aside=counts.aside + len(aside),
+        unknown=counts.unknown + unknown,
+    )
+    return Added(items, times, aside, after)

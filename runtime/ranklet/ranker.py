@@ -1,21 +1,27 @@
 """Ranker: load a bundle and rank, the public interface of the runtime."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from threading import RLock
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.answer import Answers, Ranking
-from ranklet.bundle.folder import Opened, read_vocabulary
-from ranklet.bundle.manifest import FILE_NAMES, Manifest
+from ranklet.answer import Ranking
+from ranklet.bundle.manifest import Manifest
 from ranklet.bundle.vocabulary import ItemId, Unknown, Vocabulary
-from ranklet.engine.engine import Engine
+from ranklet.catalogue import Boost, Eligible, ItemSet, Where
+from ranklet.engine.engine import Engine, Floats
 from ranklet.engine.sessions import Provider
-from ranklet.request import Eligible, Reader
+from ranklet.errors import InputError
+from ranklet.golden import check_golden
+from ranklet.new_items import Addition, add_items, remove_items, retitle
+from ranklet.question import Cold, read_question
+from ranklet.request import Request
+from ranklet.serving import Current, Serving
 from ranklet.user import User, Users
-from ranklet.values import IdLists, Ids, Times, check_k, listed, lists
+from ranklet.values import IdLists, Ids, Times, lists, show
 
 WARM_UP = 3  # requests
 
@@ -23,42 +29,14 @@ WARM_UP = 3  # requests
 class Ranker:
     """A loaded bundle. Rankings keep no state: threads may share one ranker.
 
-    Attributes:
-        provider: Where it runs, ``"cpu"`` or ``"cuda"``.
-        manifest: The manifest of the bundle.
-        vocabulary: The ids of its items.
-        uses_times: Whether the model was trained with the times of events.
-        exclude_seen: Whether rankings leave out the items of the history by default.
-        time_unit: The unit of ``times`` and ``now``, that of the training events: ``"s"``,
-            ``"ms"``, ``"us"`` or ``"ns"`` since 1970, ``""`` if it is not known.
-        engine: The engine that runs its graphs, for tools such as ``ranklet bench``.
+    The catalogue and the bundle may change (``add_items``, ``define``, ``reload``) while other
+    threads rank: each call is answered by what was there when it began.
     """
 
-    provider: Provider
-    manifest: Manifest
-    vocabulary: Vocabulary
-    uses_times: bool
-    exclude_seen: bool
-    time_unit: str
-    engine: Engine
-
-    def __init__(
-        self, engine: Engine, manifest: Manifest, vocabulary: Vocabulary, opened: Opened
-    ) -> None:
+    def __init__(self, serving: Serving) -> None:
         """Use ``Ranker.load``."""
-        self.provider, self.manifest, self.vocabulary = engine.provider, manifest, vocabulary
-        self.uses_times, self.time_unit = manifest.uses_times, manifest.time_unit
-        self.exclude_seen = manifest.exclude_seen
-        self.engine = engine
-        self._opened = opened
-        self._answers = Answers(engine, manifest, vocabulary, opened)
-        self._reader = Reader(
-            vocabulary,
-            manifest.max_length,
-            uses_times=self.uses_times,
-            time_unit=manifest.checked_unit,
-            exclude_seen=self.exclude_seen,
-        )
+        self._current = Current(serving)
+        self._changing = RLock()
 
     @classmethod
     def load(
@@ -86,16 +64,44 @@ class Ranker:
             BundleError: The bundle is missing, damaged or of a newer format.
             ProviderError: CUDA was asked for and does not run.
         """
-        opened = Opened(Path(path))
-        with opened.unchanged(*FILE_NAMES) as folder:
-            manifest = Manifest.read(folder, check_digests=check_digests)
-            opened.files = manifest.files
-            vocabulary = read_vocabulary(folder, manifest)
-            engine = Engine(opened, manifest, provider, threads)
-        ranker = cls(engine, manifest, vocabulary, opened)
+        serving = Serving.open(
+            Path(path), provider, threads, owner=object(), check_digests=check_digests
+        )
+        ranker = cls(serving)
         if warm_up:
             ranker._warm_up()
         return ranker
+
+    def reload(self, path: str | Path | None = None, *, check_digests: bool = True) -> None:
+        """Replace the bundle while other threads rank, and return when it answers.
+
+        Requests are answered by the old bundle until the new one has given its golden answers and
+        is warm. If it fails, the old one stays. Named filters, filters of ``eligible`` and removed
+        items hold on, by their ids. Kept users go on: their events are known by id, and are encoded
+        again when they next rank. Items that were added to the old bundle are not in the new one,
+        unless ``ranklet catalogue`` or a training put them there: add them again.
+
+        Args:
+            path: The folder of the new bundle; None: that of the old one, which was replaced.
+            check_digests: As in ``load``.
+
+        Raises:
+            BundleError: The new bundle is missing or damaged, or gives a wrong answer.
+        """
+        with self._changing:
+            old = self._serving
+            new = Serving.open(
+                self.path if path is None else Path(path),
+                old.engine.provider,
+                old.engine.threads,
+                owner=old.catalogue.owner,
+                check_digests=check_digests,
+            )
+            new = new.changed(new.catalogue.following(old.catalogue))
+            trial = Ranker(new)
+            check_golden(trial, with_model=False)
+            trial._warm_up()
+            self._current.serving = new
 
     def _warm_up(self) -> None:
         first = self.vocabulary.ids(np.ones(1, dtype=np.int64))
@@ -109,6 +115,63 @@ class Ranker:
             user.append(first[0])
             user.rank()
 
+    @property
+    def _serving(self) -> Serving:
+        return self._current.serving
+
+    @property
+    def path(self) -> Path:
+        """Return the folder of the bundle, absolute."""
+        return self._serving.opened.folder
+
+    @property
+    def manifest(self) -> Manifest:
+        """Return the manifest of the bundle; ``manifest.digest`` is ``Ranking.bundle``."""
+        return self._serving.manifest
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine that runs the graphs, for tools such as ``ranklet bench``."""
+        return self._serving.engine
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Return the ids of the items, with those of added items."""
+        return self._serving.catalogue.vocabulary
+
+    @property
+    def provider(self) -> Provider:
+        """Return where the ranker runs, ``"cpu"`` or ``"cuda"``."""
+        return self._serving.engine.provider
+
+    @property
+    def uses_times(self) -> bool:
+        """Return whether the model was trained with the times of events."""
+        return self._serving.manifest.uses_times
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Return whether rankings leave out the items of the history by default."""
+        return self._serving.manifest.exclude_seen
+
+    @property
+    def time_unit(self) -> str:
+        """Return the unit of ``times`` and ``now``, that of the training events.
+
+        It is ``"s"``, ``"ms"``, ``"us"`` or ``"ns"`` since 1970, ``""`` if it is not known.
+        """
+        return self._serving.manifest.time_unit
+
+    @property
+    def attributes(self) -> list[str]:
+        """Return the attributes of items that ``where`` and ``at_most`` can name."""
+        return self._serving.catalogue.attributes.names
+
+    @property
+    def ids(self) -> Sequence[str] | NDArray[np.int64]:
+        """Return every item id, for reading only: sorted ones, then those of added items."""
+        return self.vocabulary.all_ids
+
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied: sessions can't be."""
         raise TypeError(
@@ -118,18 +181,12 @@ class Ranker:
 
     def __len__(self) -> int:
         """Return the number of items that can be ranked."""
-        return len(self.vocabulary)
+        own = self._serving.catalogue.own
+        return own.items + own.others
 
     def __repr__(self) -> str:
         """Say which bundle this is and where it runs."""
-        return (
-            f"Ranker({str(self._opened.folder)!r}, items={len(self)}, provider={self.provider!r})"
-        )
-
-    @property
-    def ids(self) -> Sequence[str] | NDArray[np.int64]:
-        """Return every item id of the catalogue, sorted, for reading only."""
-        return self.vocabulary.all_ids
+        return f"Ranker({str(self.path)!r}, items={len(self)}, provider={self.provider!r})"
 
     def rank(
         self,
@@ -142,6 +199,16 @@ class Ranker:
         exclude: Ids | None = None,
         exclude_seen: bool | None = None,
         eligible: Eligible | None = None,
+        where: Where | None = None,
+        boost: Boost | None = None,
+        seen_recently: Ids | None = None,
+        penalty: float = 1.0,
+        min_score: float | None = None,
+        at_most: Mapping[str, int] | None = None,
+        skip: int = 0,
+        diversity: float = 0.0,
+        cold: Cold = "popular",
+        explain: bool | int = False,
         unknown: Unknown = "skip",
     ) -> Ranking:
         """Rank items for one history.
@@ -159,20 +226,55 @@ class Ranker:
             exclude_seen: Never return an item of the whole history; None: the bundle's default,
                 ``Ranker.exclude_seen``, which served the validation cases of the training better.
             eligible: Rank only the items of a filter from ``Ranker.eligible``.
+            where: Rank only the items that meet all of these conditions: the name of a filter of
+                ``define``, or ``"!name"`` for all others; ``{attribute: value, ...}``, where a list
+                is any of its values, a tuple is a range of numbers with both ends (None: open), and
+                ``"!attribute"`` negates; a filter of ``eligible``; or a list of these. It is
+                compiled once, and kept for later requests.
+            boost: Points to add to scores: ``{name: points}`` for the items of named filters, a
+                list of (where, points), or an array with a float for each item of ``ids``. Points
+                are in units of the score, which is a cosine over the temperature in most models,
+                from -14 to 14; cold rankings have no boosts.
+            seen_recently: Items that were shown already and lose ``penalty`` points. For a cold
+                user they come last.
+            penalty: Points, from 0.
+            min_score: Return only items of at least this score; cold rankings ignore it.
+            at_most: The most items of each value of some attributes, like ``{"brand": 2}``.
+            skip: Leave out so many of the best items, those of earlier pages.
+            diversity: From 0, by score alone, to 1, as different as possible: maximal marginal
+                relevance among at least 100 of the best items. Scores do not fall then.
+            cold: Rank for a user without a known event by popularity, or by that of the latest days
+                of the training (``"trending"``).
+            explain: Whether ``Ranking.explanation`` says which events of the history led to each
+                item. It examines the 8 events with most attention, or as many as this says.
             unknown: ``"skip"`` or ``"error"`` for ids of ``history`` and ``candidates`` that the
                 catalogue lacks.
 
         Raises:
             InputError: A value can't be used; the message names it and its place.
         """
-        if type(k) is not int or k < 1:
-            k = check_k(k)
+        serving = self._current.serving
+        question = read_question(
+            serving.catalogue,
+            k,
+            eligible,
+            where,
+            boost,
+            seen_recently,
+            penalty,
+            min_score,
+            at_most,
+            skip,
+            diversity,
+            cold,
+            explain,
+        )
         if exclude_seen is not False:
-            exclude_seen = self._reader.excludes_seen(exclude_seen)
-        if eligible is not None:
-            self._answers.check_eligible(eligible)
-        request = self._reader.read(history, times, now, candidates, exclude, exclude_seen, unknown)
-        return self._answers.rank_one(request, k, eligible)
+            exclude_seen = serving.reader.excludes_seen(exclude_seen)
+        request = serving.reader.read(
+            history, times, now, candidates, exclude, exclude_seen, unknown, demoted=seen_recently
+        )
+        return serving.answers.rank_one(request, question)
 
     def rank_batch(
         self,
@@ -185,42 +287,194 @@ class Ranker:
         exclude: IdLists | None = None,
         exclude_seen: bool | None = None,
         eligible: Eligible | None = None,
+        where: Where | None = None,
+        boost: Boost | None = None,
+        seen_recently: IdLists | None = None,
+        penalty: float = 1.0,
+        min_score: float | None = None,
+        at_most: Mapping[str, int] | None = None,
+        skip: int = 0,
+        diversity: float = 0.0,
+        cold: Cold = "popular",
+        explain: bool | int = False,
         unknown: Unknown = "skip",
     ) -> list[Ranking]:
-        """Rank items for many histories at once, see ``rank``.
+        """Rank items for many histories at once.
+
+        All arguments are as in ``rank`` and the same for every history, but for these, of which
+        each history has its own.
 
         Args:
             histories: One sequence of ids each.
             times: One sequence of times for each history, or None.
             now: One time for each history, or None.
-            k: As in ``rank``, the same for all.
             candidates: One sequence of ids for each history, or None for the whole catalogue.
             exclude: One sequence of ids for each history, or None.
-            exclude_seen: As in ``rank``, the same for all.
-            eligible: As in ``rank``, the same for all.
-            unknown: As in ``rank``, the same for all.
+            seen_recently: One sequence of ids for each history, or None.
+            k: The number of items of each ranking, and the others, as in ``rank``.
+            exclude_seen: As in ``rank``.
+            eligible: As in ``rank``.
+            where: As in ``rank``.
+            boost: As in ``rank``.
+            penalty: As in ``rank``.
+            min_score: As in ``rank``.
+            at_most: As in ``rank``.
+            skip: As in ``rank``.
+            diversity: As in ``rank``.
+            cold: As in ``rank``.
+            explain: As in ``rank``.
+            unknown: As in ``rank``.
 
         Raises:
             InputError: A value can't be used, or the lists differ in length.
         """
-        exclude_seen = self._reader.excludes_seen(exclude_seen)
+        serving = self._current.serving
+        exclude_seen = serving.reader.excludes_seen(exclude_seen)
         histories = lists(histories, "histories")
         count = len(histories)
-        rows = zip(
-            histories,
-            [None] * count if times is None else lists(times, "times", count),
-            [None] * count if now is None else lists(now, "now", count),
-            [None] * count if candidates is None else lists(candidates, "candidates", count),
-            [None] * count if exclude is None else lists(exclude, "exclude", count),
-            strict=True,
+        own = {
+            "times": times,
+            "now": now,
+            "candidates": candidates,
+            "exclude": exclude,
+            "seen_recently": seen_recently,
+        }
+        columns = {
+            name: [None] * count if values is None else lists(values, name, count)
+            for name, values in own.items()
+        }
+        question = read_question(
+            serving.catalogue,
+            k,
+            eligible,
+            where,
+            boost,
+            seen_recently,
+            penalty,
+            min_score,
+            at_most,
+            skip,
+            diversity,
+            cold,
+            explain,
         )
-        if eligible is not None:
-            self._answers.check_eligible(eligible)
-        requests = [
-            self._reader.read(*row, exclude_seen, unknown, f"histories[{place}]")
-            for place, row in enumerate(rows)
-        ]
-        return self._answers.rank(requests, check_k(k), eligible)
+        requests = []
+        for place, row in enumerate(zip(histories, *columns.values(), strict=True)):
+            history, instants, at, chosen, dropped, demoted = row
+            name = f"histories[{place}]"
+            requests.append(
+                serving.reader.read(
+                    history, instants, at, chosen, dropped, exclude_seen, unknown, name, demoted
+                )
+            )
+        return serving.answers.rank(requests, question)
+
+    def similar(
+        self,
+        item: ItemId,
+        k: int = 10,
+        *,
+        candidates: Ids | None = None,
+        exclude: Ids | None = None,
+        where: Where | None = None,
+        boost: Boost | None = None,
+        min_score: float | None = None,
+        at_most: Mapping[str, int] | None = None,
+        skip: int = 0,
+        diversity: float = 0.0,
+    ) -> Ranking:
+        """Rank the items that are most like an item.
+
+        A score is the product of both rows over the square of the item's own, so the item itself,
+        which is left out, has 1. That is the cosine where a model scores by cosines, as most do.
+
+        Args:
+            item: The item id.
+            k: The number of items to return.
+            candidates: As in ``rank``, and so are all others.
+            exclude: Never return these items.
+            where: Rank only the items of a filter.
+            boost: Points to add to scores.
+            min_score: Return only items of at least this score.
+            at_most: The most items of each value of some attributes.
+            skip: Leave out so many of the best items.
+            diversity: From 0, by score alone, to 1, as different as possible.
+
+        Raises:
+            InputError: The catalogue lacks the item, or another value can't be used.
+        """
+        serving = self._current.serving
+        question = read_question(
+            serving.catalogue, k, None, where, boost, None, 0.0, min_score, at_most, skip, diversity
+        )
+        index = serving.catalogue.vocabulary.index([item], "item", unknown="error")
+        excluded, chosen = serving.reader.filters(index, candidates, exclude)
+        request = Request(None, 0, excluded, chosen)
+        return serving.answers.similar(int(index[0]), request, question)
+
+    def popular(
+        self,
+        k: int = 10,
+        *,
+        trending: bool = False,
+        where: Where | None = None,
+        at_most: Mapping[str, int] | None = None,
+        skip: int = 0,
+    ) -> Ranking:
+        """Rank by popularity: the share of each item of the training events.
+
+        Args:
+            k: The number of items to return.
+            trending: Count only the events of the latest days of the training log.
+            where: As in ``rank``, and so are the others.
+            at_most: The most items of each value of some attributes.
+            skip: Leave out so many of the first items.
+
+        Raises:
+            InputError: A value can't be used, or an older bundle has no latest days.
+        """
+        serving = self._current.serving
+        question = read_question(
+            serving.catalogue,
+            k,
+            where=where,
+            at_most=at_most,
+            skip=skip,
+            cold="trending" if trending else "popular",
+        )
+        return serving.answers.popular(question)
+
+    def user_vector(
+        self, history: Ids, *, times: Times | None = None, now: int | None = None
+    ) -> Floats:
+        """Return the preference vector after a history, (D,).
+
+        Its product with a row of ``item_vectors`` is the score of the item, before boosts. An index
+        of nearest neighbours (by inner product) or another model may use both.
+
+        Raises:
+            InputError: A value can't be used, or no event is known.
+        """
+        serving = self._current.serving
+        request = serving.reader.read(history, times, now)
+        if request.history is None:
+            raise InputError(
+                f"history has no event that the catalogue knows ({request.unknown} unknown): a "
+                "user vector needs one"
+            )
+        vector: Floats = serving.answers.encode([request.history])[0]
+        return vector
+
+    def item_vectors(self, items: Ids | None = None) -> Floats:
+        """Return rows of the item table, (n, D), of some items or of all ``ids``.
+
+        Raises:
+            InputError: The catalogue lacks an item.
+        """
+        catalogue = self._current.serving.catalogue
+        if items is None:
+            return catalogue.rows(np.arange(1, len(catalogue.vocabulary) + 1))
+        return catalogue.rows(catalogue.vocabulary.index(items, "items", unknown="error"))
 
     def user(self, history: Ids = (), *, times: Times | None = None) -> User:
         """Return the kept state of a user: each further event costs one event.
@@ -232,7 +486,7 @@ class Ranker:
         Raises:
             InputError: A value of ``history`` or ``times`` can't be used.
         """
-        user = User(self._answers, self._reader)
+        user = User(self._current)
         user.extend(history, times=times)
         return user
 
@@ -248,7 +502,7 @@ class Ranker:
         """
         rows = lists(histories, "histories")
         instants = [None] * len(rows) if times is None else lists(times, "times", len(rows))
-        users = Users(self._answers, self._reader, len(rows))
+        users = Users(self._current, len(rows))
         for place, (row, of_row) in enumerate(zip(rows, instants, strict=True)):
             users[place].extend(row, times=of_row, name=f"histories[{place}]")
         return users
@@ -266,8 +520,83 @@ class Ranker:
         Raises:
             InputError: An id can't be used.
         """
-        indices = self.vocabulary.index(listed(ids), "ids", unknown=unknown)
-        return self._answers.eligible(indices)
+        catalogue = self._current.serving.catalogue
+        items = ItemSet.read(ids, catalogue.vocabulary, unknown)
+        return Eligible(items, catalogue.vocabulary, catalogue.owner)
+
+    def define(self, name: str, ids: Ids) -> None:
+        """Define, or define anew, a named filter for ``where`` and ``boost``.
+
+        Args:
+            name: Not empty, and not beginning with ``!``, which means all other items.
+            ids: Item ids. Ids that the catalogue lacks count once such items are added.
+
+        Raises:
+            InputError: The name or an id can't be used.
+        """
+        if not isinstance(name, str) or not name or name.startswith("!"):
+            raise InputError(f"name is {show(name)}; a filter has a name, without '!' before it")
+        with self._changing:
+            serving = self._serving
+            items = ItemSet.read(ids, serving.catalogue.vocabulary)
+            self._current.serving = serving.changed(serving.catalogue.defined(name, items))
+
+    def add_items(
+        self,
+        table: Any,  # noqa: ANN401 (any form of a table)
+        *,
+        vectors: Any = None,  # noqa: ANN401 (an array from outside)
+        like: Mapping[ItemId, Ids] | None = None,
+        bias: float | None = None,
+        in_histories: bool | None = None,
+    ) -> Addition:
+        """Add items that training never saw; they can be ranked at once.
+
+        Items of the table that are known keep their rows, and take its attributes and titles. Items
+        that were removed are ranked again. All or nothing is added. The items stay until the bundle
+        is reloaded; ``ranklet catalogue save`` makes a bundle with them.
+
+        Args:
+            table: ``item_id``, perhaps ``title``, and the attributes of the training: a dict of
+                columns, a list of dicts, or a table of pandas, polars or pyarrow.
+            vectors: Ready-made rows, (items of the table, D), whose directions count; by default
+                item.onnx makes rows from attributes.
+            like: Known items that a new one is like, by its id: its row is their mean.
+            bias: Points that are added to the scores of the new items. None: of attributes what
+                export measured on held-out items, else 0. -1000 ranks them behind all others.
+            in_histories: Whether all added items count as events of a history; None: as export
+                measured. Otherwise they are seen items, and nothing else.
+
+        Raises:
+            InputError: A value can't be used, or a new item can't be placed; nothing was added.
+        """
+        with self._changing:
+            serving = self._serving
+            catalogue, addition = add_items(serving, table, vectors, like, bias, in_histories)
+            self._current.serving = serving.changed(catalogue)
+        return addition
+
+    def remove_items(self, items: Ids) -> None:
+        """Never rank some items, until ``add_items`` has them again.
+
+        They still count as events of histories.
+
+        Raises:
+            InputError: The catalogue lacks one; nothing was removed.
+        """
+        with self._changing:
+            serving = self._serving
+            self._current.serving = serving.changed(remove_items(serving.catalogue, items))
+
+    def retitle(self, titles: Mapping[ItemId, str]) -> None:
+        """Give items other titles, by their ids; an empty one is none.
+
+        Raises:
+            InputError: The catalogue lacks one, or a title is no text; nothing was changed.
+        """
+        with self._changing:
+            serving = self._serving
+            self._current.serving = serving.changed(retitle(serving.catalogue, titles))
 
     def titles(self, items: Sequence[ItemId]) -> list[str]:
         """Return the title of each item, or its id if it has none.
@@ -275,7 +604,7 @@ class Ranker:
         Raises:
             InputError: An id can't be used.
         """
-        return self._answers.titles.of(items)
+        return self._current.serving.catalogue.titles.of(items)
 
     def find(self, text: str) -> list[str] | list[int]:
         """Return the ids of items whose title contains ``text``, ignoring case, in index order.
@@ -283,4 +612,4 @@ class Ranker:
         Raises:
             InputError: ``text`` is no text.
         """
-        return self._answers.titles.find(text)
+        return self._current.serving.catalogue.titles.find(text)

@@ -1,12 +1,13 @@
 """Request validation: ids, times and filters, checked once and turned into item indices."""
 
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.manifest import NEVER
-from ranklet.bundle.vocabulary import Unknown, Vocabulary
+from ranklet.bundle.manifest import Manifest
+from ranklet.bundle.vocabulary import Unknown
+from ranklet.catalogue import Catalogue
 from ranklet.engine.engine import NONE, History
 from ranklet.errors import InputError
 from ranklet.time_gaps import UNKNOWN, bucket_until, buckets_before, unit_by_size
@@ -17,43 +18,6 @@ ORDER_ALONE = "this bundle does not use times: its model was trained on order al
 Indices = NDArray[np.int64]
 
 
-class Eligible:
-    """A filter of the catalogue for many requests, made by ``Ranker.eligible``.
-
-    Attributes:
-        count: The number of items that it allows.
-        bias: What the scorer adds to scores: 0 for an allowed item, -3e38 for any other.
-        owner: What it belongs to; other rankers refuse it.
-    """
-
-    def __init__(self, indices: Indices, bias: NDArray[np.float32], owner: object) -> None:
-        """Allow only these items; ``bias`` is that of the owner's whole catalogue, (1, rows)."""
-        self.bias = np.full_like(bias, NEVER)
-        self.bias[0, indices] = 0
-        self.bias[0, 0] = NEVER
-        self.count = int(np.count_nonzero(self.bias == 0))
-        self.owner = owner
-
-    def __copy__(self) -> "Eligible":
-        """Return the filter itself, which nothing changes."""
-        return self
-
-    def __deepcopy__(self, _: object) -> "Eligible":
-        """Return the filter itself, which nothing changes."""
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse pickling: the filter belongs to one ranker."""
-        raise TypeError(
-            "an Eligible can't be pickled: pickle its ids, and make it anew with Ranker.eligible"
-        )
-
-    def allows(self, indices: Indices) -> NDArray[np.bool_]:
-        """Return for each item index whether it may be ranked."""
-        is_allowed: NDArray[np.bool_] = self.bias[0, indices] == 0
-        return is_allowed
-
-
 class Request(NamedTuple):
     """One checked request: item indices only."""
 
@@ -61,27 +25,20 @@ class Request(NamedTuple):
     unknown: int  # number of history ids that the catalogue lacks
     excluded: Indices  # items that may not be ranked, with repeats
     candidates: Indices | None  # unique, none of them excluded
+    demoted: Indices = NONE  # items that lose points, with repeats
 
 
 class Reader:
     """Validator of requests for a catalogue."""
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        max_length: int,
-        *,
-        uses_times: bool,
-        time_unit: str,
-        exclude_seen: bool,
-    ) -> None:
-        """Check ids against a vocabulary, and times if the model uses them.
-
-        ``time_unit`` is that of the model, "" if times are not checked; ``exclude_seen`` is the
-        default of requests.
-        """
-        self.vocabulary, self.max_length, self.uses_times = vocabulary, max_length, uses_times
-        self.time_unit, self.exclude_seen = time_unit, exclude_seen
+    def __init__(self, catalogue: Catalogue, manifest: Manifest) -> None:
+        """Check ids against a catalogue, and times if the model uses them."""
+        self.catalogue, self.vocabulary = catalogue, catalogue.vocabulary
+        self.max_length, self.uses_times = manifest.max_length, manifest.uses_times
+        self.time_unit = manifest.checked_unit  # "": times are not checked
+        self.exclude_seen = manifest.exclude_seen  # default of requests
+        added = catalogue.added
+        self._counts_all = added.in_histories or not len(added)  # as events of a history
 
     def excludes_seen(self, exclude_seen: bool | None) -> bool:
         """Return whether a request excludes seen items; None is the default."""
@@ -100,10 +57,12 @@ class Reader:
         exclude_seen: bool = False,
         unknown: Unknown = "skip",
         name: str = "history",
+        demoted: Ids | None = None,
     ) -> Request:
         """Return a request for a history, see ``Ranker.rank``; errors call it ``name``."""
         indices = self.vocabulary.index(history, name, unknown=unknown)
         known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
+        items = known if self._counts_all else known[known <= self.catalogue.last]
         since, until = NONE, UNKNOWN
         if times is not None or now is not None:
             since, until = self._gaps(indices, times, now, name)
@@ -112,10 +71,22 @@ class Reader:
         if exclude is not None or candidates is not None:
             excluded, chosen = self.filters(excluded, candidates, exclude, unknown, name)
         events = None
-        if len(known):
+        if len(items):
             latest = -self.max_length
-            events = History(known[latest:], since[latest:], until)
-        return Request(events, len(indices) - len(known), excluded, chosen)
+            events = self.history(items[latest:], since[latest:], until)
+        fewer = NONE if demoted is None else self.demoted(demoted, name)
+        return Request(events, len(indices) - len(known), excluded, chosen, fewer)
+
+    def history(self, items: Indices, since: Indices, until: int) -> History:
+        """Return a history for the engine, with the rows of its items if any was added."""
+        if len(self.catalogue.added) and (items > self.catalogue.last).any():
+            return History(items, since, until, rows=self.catalogue.rows(items))
+        return History(items, since, until)
+
+    def demoted(self, items: Ids, name: str = "history") -> Indices:
+        """Return the items that lose points."""
+        indices = self.vocabulary.index(listed(items), beside(name, "seen_recently"))
+        return indices[indices > 0]
 
     def filters(
         self,
@@ -192,13 +163,14 @@ class Reader:
     def _gaps(
         self, indices: Indices, times: Times | None, now: int | None, name: str
     ) -> tuple[Indices, int]:
-        """Return the buckets before each known event, and from the last one to now."""
+        """Return the buckets before each event that counts, and from the last one to now."""
         if not self.uses_times:
             raise InputError(ORDER_ALONE)
         place = beside(name, "times")
         if times is None:
             raise InputError(f"now was given without {place}: it counts from the last event")
-        instants = self.instants(times, len(indices), place)[indices > 0]
+        is_event = (indices > 0) & (indices <= self.catalogue.last_of_histories)
+        instants = self.instants(times, len(indices), place)[is_event]
         if now is None:
             return buckets_before(instants), UNKNOWN
         place = beside(name, "now")

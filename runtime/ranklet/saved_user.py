@@ -1,4 +1,4 @@
-"""Saved users: a kept history as bytes, for the same bundle alone.
+"""Saved users: a kept history as bytes, for the same bundle and the same added items alone.
 
 magic, length of the header, header as JSON, items and gaps (int64), rows of the state (float32),
 SHA-256 of all before
@@ -9,23 +9,33 @@ import json
 
 import numpy as np
 
-from ranklet.bundle.manifest import ENCODE, WEIGHTS, Manifest
+from ranklet.bundle.manifest import ENCODE, WEIGHTS
+from ranklet.bundle.vocabulary import ItemId
 from ranklet.engine.engine import Floats
 from ranklet.errors import InputError
-from ranklet.kept import Counts, KeptHistory
+from ranklet.kept import Aside, Counts, KeptHistory, Log
+from ranklet.serving import Serving
 from ranklet.time_gaps import BUCKETS
 from ranklet.values import show
 
-MAGIC = b"ranklet user 3\n"
+MAGIC = b"ranklet user 4\n"
 DIGEST_BYTES = 32
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 def pack(kept: KeptHistory) -> bytes:
     """Return a kept history as bytes."""
-    counts, manifest = kept.counts, kept.engine.manifest
-    text = json.dumps({"bundle": _fingerprint(manifest), **counts._asdict()}).encode()
-    numbers = np.array([kept.items[: counts.events], kept.since[: counts.events]], dtype="<i8")
+    counts = kept.counts
+    log = counts.log
+    header = {
+        "bundle": _fingerprint(kept.serving),
+        "counts": counts[1:],
+        "times": log.times[: counts.events] if kept.serving.manifest.uses_times else [],
+        "aside": [event[:3] for event in log.aside[: counts.aside]],
+        "added": _added(counts),
+    }
+    text = json.dumps(header).encode()
+    numbers = np.array([log.items[: counts.events], log.since[: counts.events]], dtype="<i8")
     rows = kept.state.read(0) if counts.encoded else []
     body = MAGIC + len(text).to_bytes(4, "little") + text + numbers.tobytes()
     body += b"".join(part.astype("<f4").tobytes() for part in rows)
@@ -48,28 +58,35 @@ def unpack(data: bytes, kept: KeptHistory) -> None:
     if hashlib.sha256(body).digest() != digest:
         raise InputError(f"the saved user is damaged (SHA-256 of {len(data)} bytes)")
     try:
-        counts, items, since, rows = _read(body, kept)
+        counts, rows = _read(body, kept)
     except InputError:  # of another bundle
         raise
     except MALFORMED as error:
         raise InputError(f"the saved user does not follow the format: {error}") from error
-    kept.counts = Counts()  # until all parts are there
-    kept.items, kept.since = items, since
+    kept.counts = Counts(Log.empty(kept.serving, kept.state))  # until all parts are there
     kept.state.restore(0, rows)
     kept.counts = counts
 
 
-def _read(body: bytes, kept: KeptHistory) -> tuple[Counts, list[int], list[int], list[Floats]]:
-    """Return counts, items, gaps and rows of the state."""
+def _read(body: bytes, kept: KeptHistory) -> tuple[Counts, list[Floats]]:
+    """Return counts with their log, and rows of the state."""
     start = len(MAGIC) + 4
     end = start + int.from_bytes(body[len(MAGIC) : start], "little")
     header = json.loads(body[start:end])
-    if header.pop("bundle") != _fingerprint(kept.engine.manifest):
+    if header["bundle"] != _fingerprint(kept.serving):
         raise InputError("the saved user belongs to another bundle: start it again")
-    counts = Counts(**header)
+    log = Log.empty(kept.serving, kept.state)
+    counts = Counts(log, *header["counts"])
     numbers = np.frombuffer(body, "<i8", 2 * counts.events, end).reshape(2, counts.events)
     items, since = numbers.tolist()
-    _check(counts, items, since, len(kept.reader.vocabulary))
+    log.items.extend(items)
+    log.since.extend(since)
+    log.times.extend(header["times"] or [None] * counts.events)
+    _read_aside(log, header["aside"])
+    counts = counts._replace(unknown=sum(event.known == 0 for event in log.aside))
+    _check(counts)
+    if _added(counts) != header["added"]:
+        raise InputError("the saved user has events of added items: add the same items first")
     place, rows = end + numbers.nbytes, []
     for array in kept.state.arrays.values() if counts.encoded else ():
         part = np.frombuffer(body, "<f4", array[0].size, place).reshape(array[0].shape)
@@ -79,28 +96,49 @@ def _read(body: bytes, kept: KeptHistory) -> tuple[Counts, list[int], list[int],
         place += part.nbytes
     if place != len(body):
         raise ValueError(f"{len(body)} bytes, of which {place} are read")
-    return counts, items, since, rows
+    return counts, rows
 
 
-def _check(counts: Counts, items: list[int], since: list[int], catalogue: int) -> None:
+def _check(counts: Counts) -> None:
     """Refuse an impossible user: onnxruntime takes item -1 for the last one."""
-    events, unknown, last, *of_state = counts
-    is_whole = all(type(count) is int and count >= 0 for count in (events, unknown, *of_state))
-    if not is_whole or not (last is None or (type(last) is int and -(2**63) <= last < 2**63)):
-        raise ValueError(f"counts {tuple(counts)}")
+    log, *numbers = counts
+    catalogue = log.serving.catalogue
+    if not all(type(count) is int and count >= 0 for count in numbers):
+        raise ValueError(f"counts {numbers}")
     encoded, position = counts.encoded, counts.position
-    if not position <= encoded <= events or bool(encoded) != bool(position):
-        raise ValueError(f"{events} events, {encoded} encoded, {position} of a state")
+    if not position <= encoded <= counts.events or bool(encoded) != bool(position):
+        raise ValueError(f"{counts.events} events, {encoded} encoded, {position} of a state")
     for name, values, least, most in (
-        ("item", items, 1, catalogue),
-        ("since", since, 0, BUCKETS - 1),
+        ("item", log.items, 1, catalogue.last_of_histories),
+        ("since", log.since, 0, BUCKETS - 1),
+        ("time", [time for time in log.times if time is not None], -(2**63), 2**63 - 1),
+        ("place", [event.place for event in log.aside], 0, counts.events),
     ):
-        if events and not least <= min(values) <= max(values) <= most:
-            raise ValueError(f"{name} from {min(values)} to {max(values)}")
+        if not all(type(value) is int and least <= value <= most for value in values):
+            raise ValueError(f"{name} outside {least} to {most}")
+    if (len(log.times), len(log.aside)) != (counts.events, counts.aside):
+        raise ValueError(f"{len(log.times)} times, {len(log.aside)} events aside")
 
 
-def _fingerprint(manifest: Manifest) -> str:
+def _read_aside(log: Log, events: list[tuple[int, ItemId, int | None]]) -> None:
+    """Add the events that do not count, with the indices that their items have by now."""
+    indices = log.serving.catalogue.vocabulary.index([item for _, item, _ in events]).tolist()
+    for event, index in zip(events, indices, strict=True):
+        log.aside.append(Aside(*event, index))
+
+
+def _added(counts: Counts) -> dict[str, ItemId]:
+    """Return the ids of the added items that events are of, by index."""
+    log = counts.log
+    last = log.serving.catalogue.last
+    added = sorted({item for item in log.items[: counts.events] if item > last})
+    ids = log.serving.catalogue.vocabulary.ids(np.array(added, dtype=np.int64))
+    return dict(zip(map(str, added), ids, strict=True))
+
+
+def _fingerprint(serving: Serving) -> str:
     """Return the digests of the files that a state depends on."""
+    manifest = serving.manifest
     return "".join(
         manifest.files[name].sha256 for name in (manifest.programs[ENCODE].file, WEIGHTS)
     )

@@ -1,6 +1,6 @@
 """Titles of a catalogue: names of items for people, read at first use."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,32 +15,50 @@ from ranklet.values import flat, show
 class Titles:
     """The titles of an opened bundle, which may have none."""
 
-    def __init__(self, opened: Opened, manifest: Manifest, vocabulary: Vocabulary) -> None:
-        """Read nothing yet."""
+    def __init__(
+        self,
+        opened: Opened,
+        manifest: Manifest,
+        vocabulary: Vocabulary,
+        changed: Mapping[int, str] | None = None,
+    ) -> None:
+        """Read nothing yet; ``changed`` are titles by index that take the place of the bundle's."""
         self._opened, self._manifest, self._vocabulary = opened, manifest, vocabulary
+        self.changed = dict(changed or {})
 
     def __deepcopy__(self, _: object) -> "Titles":
         """Return itself: copies of a ranking share their titles."""
         return self
 
+    def with_titles(self, vocabulary: Vocabulary, changed: Mapping[int, str]) -> "Titles":
+        """Return other titles of some items of a grown vocabulary."""
+        return Titles(self._opened, self._manifest, vocabulary, {**self.changed, **changed})
+
     def of(self, items: Sequence[ItemId]) -> list[str]:
         """Return the title of each item, or its id if it has none."""
-        titles, ids = self._all, flat(items, "items")
-        if titles is None:
+        ids = flat(items, "items")
+        if self._of_bundle is None and not self.changed:
             return [str(item) for item in ids]
         indices = self._vocabulary.index(ids, "items").tolist()
-        pairs = zip(ids, indices, strict=True)
-        return [titles[index - 1] or str(item) if index else str(item) for item, index in pairs]
+        return [self._at(i) or str(item) for item, i in zip(ids, indices, strict=True)]
 
     def find(self, text: str) -> list[str] | list[int]:
         """Return the ids of items whose title contains ``text``, ignoring case."""
         if not isinstance(text, str):
             raise InputError(f"text is {show(text)}; pass a part of a title")
-        part = text.casefold()
-        places = [i for i, title in enumerate(self._all or [], 1) if part in title.casefold()]
-        return self._vocabulary.ids(np.array(places, dtype=np.int64))
+        part, titles = text.casefold(), enumerate(self._of_bundle or [], 1)
+        found = {i for i, title in titles if i not in self.changed and part in title.casefold()}
+        found |= {i for i, title in self.changed.items() if part in title.casefold()}
+        return self._vocabulary.ids(np.array(sorted(found), dtype=np.int64))
+
+    def _at(self, index: int) -> str:
+        """Return the title of an index, empty if it has none."""
+        if index in self.changed:
+            return self.changed[index]
+        titles = self._of_bundle or []
+        return titles[index - 1] if 0 < index <= len(titles) else ""
 
     @cached_property
-    def _all(self) -> Sequence[str] | None:
+    def _of_bundle(self) -> Sequence[str] | None:
         with self._opened.unchanged(*TITLE_FILES) as folder:
             return read_titles(folder, self._manifest)

@@ -1,33 +1,40 @@
 """Kept users: what was computed of their events stays, so that one more event costs one event."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
 
-from ranklet.answer import Answers, Ranking, by_length
+from ranklet.answer import Ranking, by_length
 from ranklet.bundle.vocabulary import ItemId
+from ranklet.catalogue import Boost, Eligible, Where
 from ranklet.engine.engine import Event, Floats
 from ranklet.engine.state import State
 from ranklet.errors import InputError
 from ranklet.kept import KeptHistory
-from ranklet.request import Eligible, Reader
+from ranklet.question import Cold, read_question
 from ranklet.saved_user import pack, unpack
+from ranklet.serving import Current, Serving
 from ranklet.time_gaps import UNKNOWN
-from ranklet.values import Ids, Times, check_k, flat
+from ranklet.values import Ids, Times, flat
 
 
 class User:
     """One user, made by ``Ranker.user``; for one thread at a time."""
 
-    def __init__(self, answers: Answers, reader: Reader, state: State | None = None) -> None:
+    def __init__(
+        self,
+        current: Current,
+        state: State | None = None,
+        follow: Callable[[], None] | None = None,
+    ) -> None:
         """Use ``Ranker.user``."""
-        self._answers, engine = answers, answers.engine
-        self._kept = KeptHistory(engine, reader, engine.empty_state(1) if state is None else state)
+        self._kept = KeptHistory(current, state)
+        self._follow = follow or self._kept.follow
 
     def __copy__(self) -> "User":
         """Return an independent copy."""
-        return User(self._answers, self._kept.reader).load(self.save())
+        return User(self._kept.current).load(self.save())
 
     def __deepcopy__(self, _: object) -> "User":
         """Return an independent copy of the same ranker."""
@@ -58,11 +65,14 @@ class User:
         Raises:
             InputError: ``item`` or ``time`` can't be used; no event was added.
         """
-        index = self._kept.reader.vocabulary.find(item) if time is None else None
-        if index is None:
+        kept = self._kept
+        self._follow()
+        catalogue = kept.serving.catalogue
+        index = catalogue.vocabulary.find(item) if time is None else None
+        if index is None or index > catalogue.last_of_histories:
             self.extend([item], times=None if time is None else [time], name="item")
         else:
-            self._kept.append(index)
+            kept.append(index)
 
     def extend(self, items: Ids, *, times: Times | None = None, name: str = "history") -> None:
         """Add events, oldest first.
@@ -75,7 +85,8 @@ class User:
         Raises:
             InputError: A value can't be used; no event was added.
         """
-        self._kept.add(*self._kept.read(items, times, name))
+        self._follow()
+        self._kept.add(self._kept.read(items, times, name))
 
     def rank(
         self,
@@ -86,31 +97,51 @@ class User:
         exclude: Ids | None = None,
         exclude_seen: bool | None = None,
         eligible: Eligible | None = None,
+        where: Where | None = None,
+        boost: Boost | None = None,
+        seen_recently: Ids | None = None,
+        penalty: float = 1.0,
+        min_score: float | None = None,
+        at_most: Mapping[str, int] | None = None,
+        skip: int = 0,
+        diversity: float = 0.0,
+        cold: Cold = "popular",
+        explain: bool | int = False,
     ) -> Ranking:
-        """Rank items for the events of this user so far.
-
-        Args:
-            k: The number of items to return, at least 1; fewer if fewer are left.
-            now: As in ``Ranker.rank``, and so are the others.
-            candidates: Rank only these items.
-            exclude: Never return these items.
-            exclude_seen: Never return an item of this user's events; None is the bundle's default.
-            eligible: Rank only the items of this filter.
+        """Rank items for the events of this user so far; all arguments are as in ``Ranker.rank``.
 
         Raises:
             InputError: A value can't be used; the message names it and its place.
         """
-        if type(k) is not int or k < 1:
-            k = check_k(k)
+        self._follow()
+        serving = self._kept.serving
+        question = read_question(
+            serving.catalogue,
+            k,
+            eligible,
+            where,
+            boost,
+            seen_recently,
+            penalty,
+            min_score,
+            at_most,
+            skip,
+            diversity,
+            cold,
+            explain,
+        )
         if exclude_seen is not False:
-            exclude_seen = self._kept.reader.excludes_seen(exclude_seen)
-        if eligible is not None:
-            self._answers.check_eligible(eligible)
-        request = self._kept.request(now, candidates, exclude, exclude_seen=exclude_seen)
-        return self._answers.rank_one(request, k, eligible, self._kept.encode)
+            exclude_seen = serving.reader.excludes_seen(exclude_seen)
+        request = self._kept.request(
+            now, candidates, exclude, exclude_seen=exclude_seen, demoted=seen_recently
+        )
+        if question.explain and request.history:
+            request = request._replace(history=self._kept.latest(request.history.until))
+        return serving.answers.rank_one(request, question, self._kept.encode)
 
     def save(self) -> bytes:
         """Return the user as bytes with a digest, for ``load`` of the same bundle."""
+        self._follow()
         return pack(self._kept)
 
     def load(self, data: bytes) -> "User":
@@ -120,6 +151,7 @@ class User:
             InputError: These are not the bytes of a user, they are damaged, or they belong to
                 another bundle. This user stays as it was.
         """
+        self._follow()
         unpack(data, self._kept)
         return self
 
@@ -127,20 +159,36 @@ class User:
 class Users:
     """Kept states of many users, made by ``Ranker.users``; for one thread at a time."""
 
-    def __init__(self, answers: Answers, reader: Reader, count: int) -> None:
+    def __init__(self, current: Current, count: int) -> None:
         """Use ``Ranker.users``."""
-        self._answers, self._reader, self._engine = answers, reader, answers.engine
-        size, self._blocks = self._engine.users_of_state, list[State]()
-        self._users: list[User] = []
-        for begin in range(0, count, size):
-            block = self._engine.empty_state(min(size, count - begin))
-            self._blocks.append(block)
-            rows = block.rows()
-            self._users += [User(answers, reader, state) for state in rows]
+        self._current, self._serving = current, current.serving
+        self._blocks = self._empty_blocks(self._serving, count)
+        rows = [state for block in self._blocks for state in block.rows()]
+        self._users = [User(current, state, self._follow) for state in rows]
+
+    @staticmethod
+    def _empty_blocks(serving: Serving, count: int) -> list[State]:
+        """Return empty states that users share."""
+        size = serving.engine.users_of_state
+        sizes = [min(size, count - begin) for begin in range(0, count, size)]
+        return [serving.engine.empty_state(users) for users in sizes]
+
+    def _follow(self) -> None:
+        """Look up all events again if the ranker has another serving by now."""
+        serving = self._current.serving
+        if serving is self._serving:
+            return
+        blocks = self._blocks
+        if serving.engine is not self._serving.engine:
+            blocks = self._empty_blocks(serving, len(self))
+        rows = [state for block in blocks for state in block.rows()]
+        for user, state in zip(self._users, rows, strict=True):
+            user._kept.follow(state)
+        self._serving, self._blocks = serving, blocks
 
     def __copy__(self) -> "Users":
         """Return independent copies of all users."""
-        copies = Users(self._answers, self._reader, len(self))
+        copies = Users(self._current, len(self))
         for copied, user in zip(copies._users, self._users, strict=True):
             copied.load(user.save())
         return copies
@@ -176,6 +224,7 @@ class Users:
         Raises:
             InputError: A value can't be used, or the lists differ in length; no event was added.
         """
+        self._follow()
         events = flat(items, "items")
         instants = [None] * len(events) if times is None else flat(times, "times")
         if not len(events) == len(instants) == len(self._users):
@@ -191,46 +240,80 @@ class Users:
             except InputError as error:
                 raise InputError(f"user {len(added)}: {error}") from error
         for user, new in zip(self._users, added, strict=True):
-            user._kept.add(*new)
+            user._kept.add(new)
 
     def rank(
-        self, k: int = 10, *, exclude_seen: bool | None = None, eligible: Eligible | None = None
+        self,
+        k: int = 10,
+        *,
+        exclude_seen: bool | None = None,
+        eligible: Eligible | None = None,
+        where: Where | None = None,
+        boost: Boost | None = None,
+        min_score: float | None = None,
+        at_most: Mapping[str, int] | None = None,
+        skip: int = 0,
+        diversity: float = 0.0,
+        cold: Cold = "popular",
     ) -> list[Ranking]:
         """Rank for every user, in shared runs of the graphs, see ``User.rank``.
 
         Raises:
             InputError: A value can't be used.
         """
-        k = check_k(k)
-        exclude_seen = self._reader.excludes_seen(exclude_seen)
-        if eligible is not None:
-            self._answers.check_eligible(eligible)
+        self._follow()
+        serving = self._serving
+        question = read_question(
+            serving.catalogue,
+            k,
+            eligible,
+            where,
+            boost,
+            None,
+            0.0,
+            min_score,
+            at_most,
+            skip,
+            diversity,
+            cold,
+        )
+        exclude_seen = serving.reader.excludes_seen(exclude_seen)
         requests = [user._kept.request(exclude_seen=exclude_seen) for user in self._users]
-        return self._answers.rank_users(requests, self._encode, k, eligible)
+        return serving.answers.rank_users(requests, self._encode, question)
 
     def _encode(self, rows: list[int]) -> Floats:
         """Return the vectors of some users, and bring the states of all up to date."""
-        events = [user._kept for user in self._users]
-        whole = [one for one in events if one.is_encoded_whole]
-        histories = [one.latest(UNKNOWN) for one in whole]
+        engine, events = self._serving.engine, [user._kept for user in self._users]
+        whole = [row for row, one in enumerate(events) if one.is_encoded_whole]
+        histories = [events[row].latest(UNKNOWN) for row in whole]
+        encoded = dict[int, tuple[Floats, list[Floats]]]()  # of users whose last event is put again
         for places in by_length([len(history.items) for history in histories]):
-            _, states = self._engine.encode_states([histories[place] for place in places])
-            for place, state in zip(places, states, strict=True):
-                whole[place].restart(state)
+            users, states = engine.encode_states([histories[place] for place in places])
+            for place, user, state in zip(places, users, states, strict=True):
+                events[whole[place]].restart(state)
+                if events[whole[place]].ends_with_new_item:
+                    encoded[whole[place]] = user, state
         vectors, begin = [], 0
         for block in self._blocks:
-            rows_of_block = events[begin : begin + block.users]
+            block_rows = range(begin, begin + block.users)
             begin += block.users
-            for _ in range(max(1, *(one.new for one in rows_of_block))):
+            for _ in range(max(1, *(events[row].new for row in block_rows))):
                 new = [
-                    one.next_event(UNKNOWN) if one.counts.events else _NOTHING
-                    for one in rows_of_block
+                    events[row].next_event(UNKNOWN)
+                    if events[row].counts.events and row not in encoded
+                    else _NOTHING
+                    for row in block_rows
                 ]
-                vector = self._engine.append(block, new)
-                for one in rows_of_block:
-                    one.advance()
+                vector = engine.append(block, new)
+                for row in block_rows:
+                    events[row].advance()
             vectors.append(vector)
-        return np.concatenate(vectors)[rows]
+        every = np.concatenate(vectors)
+        for row, (user, state) in encoded.items():  # append.onnx has put nothing into them
+            events[row].restart(state)
+            every[row] = user
+        return every[rows]
 
 
-_NOTHING = Event(0, 0)  # of a user without an event: its row is overwritten by the first one
+# Of a user without an event, or with one that append.onnx lacks: what it puts is overwritten.
+_NOTHING = Event(0, 0)

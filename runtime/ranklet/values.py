@@ -115,6 +115,26 @@ def check_k(k: Any) -> int:  # noqa: ANN401 (anything may come from outside)
     return number
 
 
+def bounded(value: Any, name: str, largest: float, least: float | None = None) -> float:  # noqa: ANN401
+    """Return a finite number from ``least``, by default -``largest``, to ``largest``."""
+    low = -largest if least is None else least
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if not is_number or isinstance(value, bool) or not low <= value <= largest:
+        raise InputError(f"{name} must be a number from {low:g} to {largest:g}, got {show(value)}")
+    return float(value)
+
+
+def whole(value: Any, name: str, least: int) -> int:  # noqa: ANN401 (from outside)
+    """Return a whole number of at least ``least``, as for k."""
+    try:
+        count = -1 if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        count = -1
+    if count < least or count < 0:
+        raise InputError(f"{name} must be a whole number from {least} on, got {show(value)}")
+    return count
+
+
 def check_flag(exclude_seen: Any) -> None:  # noqa: ANN401 (anything may come from outside)
     """Refuse a value that is neither true nor false, such as a list of items."""
     if exclude_seen is not False and not isinstance(exclude_seen, int | np.bool_):

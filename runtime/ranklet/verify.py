@@ -4,25 +4,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ranklet.answer import Ranking
-from ranklet.bundle.manifest import GOLDEN, MODEL, SCORE_MANY, Manifest
-from ranklet.bundle.vocabulary import Vocabulary
-from ranklet.engine.engine import Engine, History
-from ranklet.engine.programs import Programs
-from ranklet.engine.sessions import ORT_ERRORS, Provider
-from ranklet.errors import BundleError
+from ranklet.bundle.manifest import GOLDEN, Manifest
+from ranklet.engine.sessions import Provider
+from ranklet.golden import check_golden
 from ranklet.ranker import Ranker
-from ranklet.values import Ids
-
-# Another processor or provider sums in another order; cosines over the temperature reach 14.
-SCORE_TOLERANCE = 1e-3
-# The golden answers are of full precision: fp16 rounds tables to one part in 2048.
-FP16_TOLERANCE = 3e-2
 
 
 @dataclass(frozen=True)
@@ -52,100 +38,13 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
     path = Path(path)
     manifest = Manifest.read(path, hash_up_to=sys.maxsize)  # every file, however large
     ranker = Ranker.load(path, provider=provider, threads=threads, check_digests=False)
-    engine, vocabulary = ranker.engine, ranker.vocabulary
-    try:
-        golden = json.loads((path / GOLDEN).read_bytes())
-        differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
-        for number, answer in enumerate(golden):
-            ranking = ask_model(
-                engine.programs, vocabulary, answer["history"], len(answer["items"])
-            )
-            name = f"golden answer {number} of {MODEL}"
-            differences.append(_difference(ranking, answer, name, _tolerance(manifest)))
-        check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path / GOLDEN} is damaged: {error!r}") from error
-    if not differences:
-        raise BundleError(f"{path / GOLDEN} holds no answers")
+    differences = check_golden(ranker)
     files = manifest.files
     return VerifyReport(
         files=len(files),
         bytes=sum(file.size for file in files.values()),
         items=len(ranker),
-        golden=len(golden),
+        golden=len(json.loads((path / GOLDEN).read_bytes())),
         max_score_difference=max(differences),
         provider=ranker.provider,
     )
-
-
-def ask_model(programs: Programs, vocabulary: Vocabulary, history: Ids, k: int) -> Ranking:
-    """Rank with model.onnx, as a program without ranklet does."""
-    session = programs.session(MODEL)
-    events = vocabulary.index(history)[None]
-    inputs = {"history": events, "k": np.array([k])}
-    if programs.manifest.uses_times:
-        inputs |= {"since": np.zeros_like(events), "until": np.zeros(1, dtype=np.int64)}
-    if programs.manifest.kinds:
-        inputs |= {"kind": np.zeros_like(events), "objective": programs.manifest.objective[None]}
-    try:
-        items, scores = session.run(["items", "scores"], inputs)
-    except ORT_ERRORS as error:
-        raise BundleError(f"{MODEL}.onnx can't be run: {error}") from error
-    return Ranking(vocabulary.ids(items[0]), scores[0], 0, cold=False)
-
-
-def check_codes(engine: Engine, histories: list[NDArray[np.int64]]) -> None:
-    """Check that the error of scores by codes is within its bound, for one user and many.
-
-    Raises:
-        BundleError: It is larger.
-    """
-    if not engine.has_codes:
-        return
-    manifest = engine.manifest
-    pool, many = min(manifest.pool.minimum, manifest.items), manifest.programs.get(SCORE_MANY)
-    for history in histories:
-        user = engine.encode([History(history)])
-        for batch in {1, many.least_users if many else 1}:
-            users = user.repeat(batch, axis=0)
-            off = engine.off_by(users, engine.score(users, pool, pool))
-            if off > 0:
-                raise BundleError(
-                    f"scores by codes are off by {off:.2e} more than rounding explains, for "
-                    f"{batch} user(s), on this machine: export with --precision fp32"
-                )
-
-
-def _compare(ranker: Ranker, answer: dict[str, Any], number: int) -> float:
-    """Return the largest difference of a score; items may change places only where scores tie.
-
-    Both the whole history and a kept user with its last event appended are ranked.
-    """
-    history, k = answer["history"], len(answer["items"])
-    user = ranker.user(history[:-1])
-    user.rank(k)
-    user.append(history[-1])
-    fresh = ranker.rank(history, k=k, exclude_seen=False)
-    kept = user.rank(k, exclude_seen=False)
-    return max(
-        _difference(ranking, answer, f"golden answer {number}{how}", _tolerance(ranker.manifest))
-        for ranking, how in ((fresh, ""), (kept, " of a kept user"))
-    )
-
-
-def _tolerance(manifest: Manifest) -> float:
-    return FP16_TOLERANCE if manifest.precision == "fp16" else SCORE_TOLERANCE
-
-
-def _difference(ranking: Ranking, answer: dict[str, Any], name: str, tolerance: float) -> float:
-    expected = np.array(answer["scores"])
-    difference = float(np.abs(ranking.scores - expected).max())
-    gaps = np.abs(np.diff(expected, prepend=np.inf, append=-np.inf))
-    is_tied = np.minimum(gaps[:-1], gaps[1:]) <= 2 * tolerance
-    moved = np.array([a != b for a, b in zip(ranking.items, answer["items"], strict=True)])
-    if not difference <= tolerance or (moved & ~is_tied).any():
-        raise BundleError(
-            f"{name} differs on this machine: expected {answer['items']}, got "
-            f"{ranking.items}; scores differ by {difference:.2e} (tolerance {tolerance})"
-        )
-    return difference

@@ -18,7 +18,8 @@ from ranklet_export.encoders import long_from
 from ranklet_export.layers import ServedModel
 from ranklet_export.masks import by_age, causal_mask
 from ranklet_training.model.attention import rotary, rotary_tables
-from ranklet_training.model.model import SequenceModel
+from ranklet_training.model.model import KIND_SCALE, SequenceModel
+from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
 USER_TOLERANCE = 2e-5  # of vectors that are 14 long, or 4 for dot products
@@ -70,6 +71,34 @@ class Encoders(NamedTuple):
             kinds = torch.from_numpy(history.kinds)[None], torch.from_numpy(history.objective)[None]
         items = torch.from_numpy(history.items)[None]
         return self.model.serve(items, self.model.table(), gaps, kinds).numpy() / self.scale
+
+    def attention(self, history: History) -> NDArray[Any]:
+        """Return the weights of the events by the exponentials of their scores, (H, T)."""
+        model, items = self.model, torch.from_numpy(history.items)[None]
+        if isinstance(model, SeedModel):
+            x = model.table()[items] + model.users.weight.mean(dim=0)
+            key = model.key_value(x).chunk(2, dim=-1)[0]
+            scores = model.query(x[:, -1:]) @ key.mT / 4
+        else:
+            has_times, heads = model.config.time_gaps, model.config.heads
+            x = model.embed(
+                items,
+                model.table(),
+                torch.from_numpy(history.since)[None] if has_times else None,
+                torch.from_numpy(history.kinds)[None] if model.kinds else None,
+            )
+            x = model._before_last(x)
+            *_, last = model.each_block()
+            key, _ = last.keys_values(last.attention_norm(x))
+            x = x[:, -1:] + (model.until(torch.tensor([[history.until]])) if has_times else 0)
+            if model.kinds:
+                assert history.objective is not None
+                x = x + KIND_SCALE * (torch.from_numpy(history.objective) @ model.objective)
+            query = last.split_heads(last.query(last.attention_norm(x)))
+            scores = (query @ key.mT)[0, :, 0] / (16 / heads) ** 0.5
+            scores = scores + model.bias(len(history.items)).flip(-1)
+        weights = scores.exp().reshape(-1, len(history.items))
+        return (weights / weights.sum(dim=-1, keepdim=True)).numpy()
 
     def draw(self, length: int, seed: int = 0) -> History:
         random = np.random.default_rng((length, seed))
@@ -143,6 +172,44 @@ def test_users_of_every_shape_at_every_length_are_those_of_the_model(
     settings: dict[str, Any], encoders_of: Callable[..., Encoders]
 ) -> None:
     check_users(encoders_of(**settings), [*range(1, LONGEST + 1)])
+
+
+# Rows
+
+
+def by_rows(encoders: Encoders, history: History) -> History:
+    """Return a history of items that no table has, with the rows of others."""
+    new = np.full_like(history.items, ITEMS + 7)
+    return history._replace(items=new, rows=encoders.engine.table[history.items])
+
+
+LENGTHS_OF_ROWS = [1, 2, 16, 17, 63, 64, LONGEST]
+
+
+def test_rows_take_the_place_of_items(encoders: Encoders) -> None:
+    for length in LENGTHS_OF_ROWS:
+        histories = [encoders.draw(int(n)) for n in np.linspace(length, 1, 4)]
+        expected = np.concatenate([encoders.expected(history) for history in histories])
+        new = [by_rows(encoders, history) for history in histories]
+        assert_close(encoders.engine.encode(new), expected, length)
+        assert_close(encoders.engine.encode([*histories[:2], *new[2:]]), expected, length)
+        states = [encoders.engine.encode_states(given)[1] for given in (histories, new)]
+        for history, one, other in zip(histories, *states, strict=True):
+            for array, by_row in zip(one, other, strict=True):
+                count = len(history.items)
+                assert_close(by_row[:count], array[:count], length)
+
+
+def test_attention_is_that_of_the_last_query(encoders: Encoders) -> None:
+    for length in LENGTHS_OF_ROWS:
+        history = encoders.draw(length)
+        expected = np.eye(length)[-1:]  # without a block the last event is all that counts
+        if encoders.model.config.kind == "seed" or encoders.model.config.blocks:
+            expected = encoders.attention(history)
+        for given in (history, by_rows(encoders, history)):
+            user, weights = encoders.engine.attention(given)
+            np.testing.assert_allclose(weights, expected, atol=1e-5)
+            assert_close(user, encoders.expected(history))
 
 
 # The state

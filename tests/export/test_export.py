@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from ranklet import Manifest, Ranker
-from ranklet.bundle.folder import map_table
+from ranklet.bundle.folder import map_table, read_trending
 from ranklet.bundle.manifest import CODE_BITS, FILE_NAMES, MANIFEST, WEIGHTS
 from ranklet.errors import BundleError, InputError, ParityError, RunError
 from ranklet.verify import verify
@@ -31,7 +31,7 @@ REPLACE = Settings(replace=True)
 def test_the_table_is_in_the_file_once_where_the_manifest_says(
     any_ranker: Ranker, tiny_run: Run
 ) -> None:
-    manifest, folder = any_ranker.manifest, any_ranker._opened.folder
+    manifest, folder = any_ranker.manifest, any_ranker.path
     kind = np.float16 if manifest.precision == "fp16" else np.float32
     rows = (tiny_run.load_model().table() * 4).numpy().astype(kind)  # the root of the width
     data = (folder / WEIGHTS).read_bytes()
@@ -52,7 +52,7 @@ def test_nothing_local_is_in_any_file_of_the_bundle(tiny_bundle: Path, tiny_run:
 def test_the_golden_answers_are_those_of_the_model_and_of_the_ranker(
     any_ranker: Ranker, tiny_run: Run
 ) -> None:
-    golden = json.loads((any_ranker._opened.folder / "golden.json").read_text())
+    golden = json.loads((any_ranker.path / "golden.json").read_text())
     assert {len(answer["history"]) for answer in golden} == {1, 2, 5, 20}
     model = tiny_run.load_model()
     tolerance = SCORE_TOLERANCE[any_ranker.manifest.precision]
@@ -67,12 +67,12 @@ def test_the_golden_answers_are_those_of_the_model_and_of_the_ranker(
 
 
 def test_a_bundle_of_every_precision_is_verified(any_ranker: Ranker) -> None:
-    report = verify(any_ranker._opened.folder, provider="cpu")
+    report = verify(any_ranker.path, provider="cpu")
     assert report.max_score_difference < SCORE_TOLERANCE[any_ranker.manifest.precision]
 
 
 def test_manifest_and_card_say_what_was_exported(any_ranker: Ranker, tiny_run: Run) -> None:
-    manifest, folder = any_ranker.manifest, any_ranker._opened.folder
+    manifest, folder = any_ranker.manifest, any_ranker.path
     assert (manifest.format, manifest.items, manifest.max_length, manifest.width) == (6, 60, 20, 16)
     assert manifest.training == tiny_run.config.to_dict()
     assert manifest.data == tiny_run.data
@@ -88,6 +88,18 @@ def test_manifest_and_card_say_what_was_exported(any_ranker: Ranker, tiny_run: R
     counts = tiny_run.catalogue["training_events"].to_numpy()
     shares = np.fromfile(folder / "popularity.f32", "<f4")
     np.testing.assert_allclose(shares, counts / counts.sum(), rtol=1e-6)
+    recent, trending = (
+        tiny_run.catalogue["recent_events"].to_numpy(),
+        read_trending(folder, manifest),
+    )
+    assert trending is not None
+    np.testing.assert_allclose(trending, recent / recent.sum(), rtol=1e-6)
+
+
+def test_a_run_that_did_not_count_recent_events_has_none(exported: Any) -> None:
+    ranker = exported().ranker
+    assert "recent_events" not in exported().run.catalogue
+    assert read_trending(ranker._opened.folder, ranker.manifest) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ranklet.bundle.manifest import NEVER
-from ranklet_export.layers import LOWEST_SCORE, ServedModel, one_query_layers
+from ranklet_export.hidden import LOWEST_SCORE
+from ranklet_export.layers import ServedModel, one_query_layers
 from ranklet_training.model.attention import attention, rotary
 from ranklet_training.model.model import Block
 from ranklet_training.runs.checkpoint import Model

@@ -18,14 +18,19 @@ from ranklet_training.runs.checkpoint import Run
 
 Graph = onnx.GraphProto
 Change = Callable[[NDArray[Any]], None]
-OFF = "scores differ by|users differ by|codes miss scores by|an item that does not exist|" + (
-    r"\w+ of the state differs by"
+OFF = "|".join(
+    (
+        *("scores differ by", "users differ by", "(queries|keys|values) differ by"),
+        *("codes miss scores by", "an item that does not exist", r"\w+ of the state differs by"),
+    )
 )
 # What the message must name, of each program.
 WHERE = {
     "encode": r"^batch \d, length \d+: ",
     "encode_long": r"^batch \d, length (6[4-9]|70): ",
+    "encode_rows": r"^encode_rows: batch \d, length \d+: ",
     "append": r"^append: (batch 2, length \d+: )?",
+    "first_block": "^first_block: ",
     "score": r"^batch 1, length \d+: ",
     "score_many": r"^batch 8, length \d+: ",
     "model": r"^model: batch \d, length \d+: ",
@@ -150,6 +155,8 @@ FAULTS: dict[str, tuple[str, Callable[..., None]]] = {
     "the mask of the first chunk": ("encode_long", edit("Slice", 1, 0, np.zeros_like)),
     "a mask of chunks off by one": ("encode_long", edit("Gather", -2, 0, later)),
     "values for events in the state": ("encode_long", swap_names("value_0", "events")),
+    "the last query by another scale": ("encode_rows", edit("Mul", 0, 1, lambda a: a * 2)),
+    "attention after padding": ("encode_rows", edit("Gather", -1, 0, show)),
     "ages in the wrong order": ("append", edit("Add", 1, 1, lambda a: a[..., ::-1])),
     "a row of the window off": ("append", edit("Mod", 0, 1, lambda a: a - 1)),
     "a row of the events off": ("append", edit("Mod", 1, 1, lambda a: a - 1)),
@@ -215,7 +222,7 @@ def test_a_fault_of_two_levels_fails_the_gate(
 
 def test_a_graph_that_gives_nan_fails_the_gate(two_block_graphs: Any, tmp_path: Path) -> None:
     fault = edit("LayerNormalization", -1, 2, lambda bias: bias * np.nan)
-    for program in ("encode", "encode_long", "append", "model"):
+    for program in ("encode", "encode_long", "encode_rows", "append", "model"):
         copy = two_block_graphs.change(tmp_path / program, program, fault)
         with pytest.raises(ParityError, match=rf"{WHERE[program]}scores that are not finite"):
             copy.check()
@@ -271,6 +278,8 @@ def test_the_report_names_points_of_every_program(two_block_graphs: Any) -> None
     lengths = [1, 2, 36, 63, 64, 65, 70]
     expected = [f"batch {batch}, length {length}" for length in lengths for batch in (1, 8)]
     assert report.points[: len(expected)] == expected
+    by_rows = [f"encode_rows: {point}" for point in expected]
+    assert report.points[len(expected) : 2 * len(expected)] == by_rows
     assert "append: batch 2, length 70" in report.points
     assert "append: 80 events, 10 past the window" in report.points
     assert report.points[-1] == "model: batch 1, length 70"

@@ -41,7 +41,7 @@ def draw(batch: int, length: int) -> NDArray[np.int64]:
 
 
 def test_the_graph_is_of_standard_operators_and_its_axes_are_dynamic(any_ranker: Ranker) -> None:
-    path = any_ranker._opened.folder / "model.onnx"
+    path = any_ranker.path / "model.onnx"
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path, load_external_data=False)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
@@ -60,7 +60,7 @@ def test_the_graph_is_of_standard_operators_and_its_axes_are_dynamic(any_ranker:
 def test_histories_of_any_length_are_ranked_as_the_ranker_does(
     length: int, any_ranker: Ranker
 ) -> None:
-    session, history = session_of(str(any_ranker._opened.folder / "model.onnx")), draw(4, length)
+    session, history = session_of(str(any_ranker.path / "model.onnx")), draw(4, length)
     items, scores, _ = ask(session, np.pad(history, [(0, 0), (0, length % 3)]))
     tolerance = 2 * SCORE_TOLERANCE[any_ranker.manifest.precision]
     for row, events in enumerate(history):

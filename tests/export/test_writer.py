@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from ranklet import Manifest, Ranker
-from ranklet.bundle.manifest import PROGRAMS, WEIGHTS
+from ranklet.bundle.manifest import ENCODE_ROWS, FIRST_BLOCK, PROGRAMS, WEIGHTS
 from ranklet.files.atomic import sha256
 from ranklet_export import graphs, writer
 from ranklet_export.writer import PAGE, SMALLEST_STORED, GraphWriter, WeightFile
@@ -65,7 +65,7 @@ def test_small_arrays_stay_in_the_graph_and_equal_constants_are_one() -> None:
 
 
 def test_graphs_share_the_bytes_of_equal_weights(any_ranker: Ranker) -> None:
-    folder, manifest = any_ranker._opened.folder, any_ranker.manifest
+    folder, manifest = any_ranker.path, any_ranker.manifest
     stored: dict[tuple[int, int], set[str]] = {}
     for program in manifest.programs:
         for tensor in graph_of(folder, program).initializer:
@@ -78,7 +78,7 @@ def test_graphs_share_the_bytes_of_equal_weights(any_ranker: Ranker) -> None:
     assert all(end <= offset for end, (offset, _) in zip(ends, places, strict=False))
     assert ends[-1] == (folder / WEIGHTS).stat().st_size
     (of_table,) = [stored[place] for place in places if place[0] == manifest.table.offset]
-    assert of_table == set(manifest.programs)
+    assert of_table == set(manifest.programs) - {FIRST_BLOCK, ENCODE_ROWS}  # which look nothing up
 
 
 def axes_of(manifest: Manifest) -> set[str]:
@@ -97,9 +97,9 @@ def test_a_bundle_has_every_program_that_it_can_use(
     assert [name for name in PROGRAMS if programs[name].least_users > 1] == ["score_many"]
     manifest = degenerate_model.ranker.manifest
     many = ["score_many"] if manifest.precision == "int8" else []
-    assert list(manifest.programs) == ["encode", "append", "score", *many, "model"]
+    assert list(manifest.programs) == ["encode", "encode_rows", "append", "score", *many, "model"]
     for each in (two_block_graphs.manifest, manifest):
-        assert axes_of(each) <= {"batch", "length", "events", "biases", "k", "pool"}
+        assert axes_of(each) <= {"batch", "length", "events", "biases", "k", "pool", "items"}
 
 
 def slow_scan(graph: onnx.GraphProto) -> int:
@@ -120,7 +120,7 @@ def slow_scan(graph: onnx.GraphProto) -> int:
 
 def test_scanned_bytes_are_those_of_a_slow_count(any_ranker: Ranker) -> None:
     for name, program in any_ranker.manifest.programs.items():
-        assert program.scanned_bytes == slow_scan(graph_of(any_ranker._opened.folder, name)), name
+        assert program.scanned_bytes == slow_scan(graph_of(any_ranker.path, name)), name
 
 
 def test_exporting_twice_gives_the_same_bytes_and_compact_leaves_rows_out(
@@ -141,4 +141,6 @@ def test_exporting_twice_gives_the_same_bytes_and_compact_leaves_rows_out(
         for program in ("encode", "encode_long", "append"):
             tensors = {tensor.name for tensor in graph_of(written.folder, program).initializer}
             assert tensors & rows == expected
+        of_rows = graph_of(written.folder, "encode_rows").initializer
+        assert not {"table", *rows} & {tensor.name for tensor in of_rows}
     assert compact.check().max_score_difference < 1e-4

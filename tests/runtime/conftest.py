@@ -48,17 +48,21 @@ def sign() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(exported: Callable[..., Any], build_once: Callable[..., Path]) -> Path:
-    """Two blocks, two heads, int8, titles; at most 12 events. Tests must not write into it."""
+    """Two blocks, two heads, int8, titles, trending items; at most 12 events.
+
+    Tests must not write into it.
+    """
 
     def make(path: Path) -> None:
-        shutil.copytree(exported(INT8).ranker._opened.folder, path)
+        shutil.copytree(exported(INT8).ranker.path, path)
         manifest = Manifest.read(path)
         titles = [f"Title {number}" for number in range(ITEMS)]
         popularity = np.random.default_rng(0).permutation(ITEMS).astype(np.float32) // 2 / ITEMS
-        write_catalogue(path, read_vocabulary(path, manifest), titles, popularity)
+        trending = popularity[::-1]
+        write_catalogue(path, read_vocabulary(path, manifest), titles, popularity, trending)
         _sign(path, manifest)
 
-    return build_once("tiny-with-titles", make)
+    return build_once("tiny-with-titles-and-trends", make)
 
 
 @pytest.fixture(scope="session")

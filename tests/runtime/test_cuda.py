@@ -62,7 +62,7 @@ def ranker(
 @pytest.fixture(params=DEVICES)
 def pair(request: pytest.FixtureRequest, any_model: Any, monkeypatch: pytest.MonkeyPatch) -> Pair:
     """A ranker on a device, and the same on the CPU."""
-    return load(any_model.ranker._opened.folder, request.param, monkeypatch), any_model.ranker
+    return load(any_model.ranker.path, request.param, monkeypatch), any_model.ranker
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_users_rank_as_on_the_cpu_and_beyond_the_window(pair: Pair, same_order: 
 
 def test_times_rank_as_on_the_cpu(exported: Any, monkeypatch: Any, same_order: Any) -> None:
     expected = exported(time_gaps=True).ranker
-    found = load(expected._opened.folder, "twins", monkeypatch)
+    found = load(expected.path, "twins", monkeypatch)
     for length in (1, 5, 12):
         asked: Any = {"times": [place**4 for place in range(length)], "now": 10**6}
         same_order(found.rank(draw(length), **asked), expected.rank(draw(length), **asked))

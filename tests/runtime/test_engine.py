@@ -49,6 +49,7 @@ def test_an_answer_stays_when_the_next_request_is_like_it(ranker: Ranker, ids: l
         lambda place: (user.append(ids[place]), user.rank(5).scores)[1],
         lambda place: engine.encode([History(np.array([place, 5]))]),
         lambda place: engine.encode_states([History(np.array([place, 5]))])[1][0][0],
+        lambda place: engine.attention(History(np.array([place, 5]))),
         lambda place: engine.append(state, [Event(place, 0)]),
         *(lambda place, part=part: engine.score(vectors[place], 5, 32)[part] for part in range(3)),
     ]
@@ -150,8 +151,8 @@ def test_a_selection_is_not_kept_alive(ranker: Ranker, ids: list[str]) -> None:
     for exclude_seen in (False, True):
         options: dict[str, Any] = {"eligible": ranker.eligible(ids[:40]), "k": 5}
         options["exclude_seen"] = exclude_seen
-        bias = weakref.ref(options["eligible"].bias)
         ranker.rank(ids[:3], **options)
+        bias = weakref.ref(options["eligible"].compiled[1].table)
         ranker.rank_batch([ids[:3]] * 9, **options)
         user.rank(**options)
         users.rank(**options)

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ import pytest
 from ranklet import BundleError, Manifest, Ranker
 from ranklet.bundle import folder as folder_module
 from ranklet.bundle.folder import (
+    describe_files,
     map_table,
     read_popularity,
     read_titles,
+    read_trending,
     read_vocabulary,
     write_catalogue,
 )
 from ranklet.bundle.manifest import Program, Tensor
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.engine import programs
+from ranklet.engine.engine import History
 from ranklet.files.atomic import atomic_folder
 from ranklet.user import User
 from ranklet.verify import verify
@@ -39,12 +43,18 @@ def test_a_catalogue_reads_as_it_was_written(
     tmp_path: Path, tiny_ranker: Ranker, vocabulary: Vocabulary
 ) -> None:
     shares = np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
-    write_catalogue(tmp_path, vocabulary, ["A", "", "\u00e9", "\n"], shares)
+    write_catalogue(tmp_path, vocabulary, ["A", "", "\u00e9", "\n"], shares, shares[::-1])
     values = {**vars(tiny_ranker.manifest), "items": 4, "id_type": vocabulary.id_type}
+    values["files"] = describe_files(tmp_path)
     manifest = Manifest(**values)
     assert list(read_vocabulary(tmp_path, manifest).all_ids) == list(vocabulary.all_ids)
     assert read_titles(tmp_path, manifest) == ["A", "", "\u00e9", "\n"]
     assert read_popularity(tmp_path, manifest).tolist() == shares.tolist()
+    trending = read_trending(tmp_path, manifest)
+    assert trending is not None
+    assert trending.tolist() == shares[::-1].tolist()
+    (tmp_path / "trending.f32").unlink()
+    assert read_trending(tmp_path, replace(manifest, files=describe_files(tmp_path))) is None
 
 
 def test_the_arrays_of_a_bundle_are_read_in_four_lines_of_any_language(
@@ -146,7 +156,9 @@ def test_a_wrong_file_is_refused_whatever_its_digest(
 
 
 @pytest.mark.parametrize("part", ["inputs", "outputs"])
-@pytest.mark.parametrize("name", ["encode", "append", "score", "score_many", "model"])
+@pytest.mark.parametrize(
+    "name", ["encode", "encode_rows", "append", "score", "score_many", "model"]
+)
 def test_a_program_of_another_contract_than_the_manifest_says_is_refused(
     bundle: Path, sign: Any, name: str, part: str
 ) -> None:
@@ -161,12 +173,25 @@ def test_a_program_of_another_contract_than_the_manifest_says_is_refused(
             Ranker.load(bundle, provider="cpu").engine.programs.session(name)
 
 
+def test_a_bundle_of_an_earlier_version_ranks_and_says_what_it_lacks(
+    bundle: Path, sign: Any, ids: list[str]
+) -> None:
+    manifest = Manifest.read(bundle)
+    (bundle / "encode_rows.onnx").unlink()
+    programs = {name: one for name, one in manifest.programs.items() if name != "encode_rows"}
+    sign(bundle, manifest, programs=programs)
+    ranker = Ranker.load(bundle, provider="cpu")
+    assert len(ranker.rank(ids[:2]).items) == 10
+    with pytest.raises(BundleError, match=r"has no encode_rows\.onnx: export its run again"):
+        ranker.engine.attention(History(np.array([1, 2])))
+
+
 # Golden answers
 
 
 def test_a_bundle_is_verified(tiny_bundle: Path) -> None:
     report = verify(tiny_bundle, provider="cpu")
-    assert (report.items, report.files, report.provider) == (60, 13, "cpu")
+    assert (report.items, report.files, report.provider) == (60, 15, "cpu")
     assert report.golden > 0
     assert report.max_score_difference < 1e-4
 
@@ -203,6 +228,7 @@ def test_golden_answers_that_can_not_be_are_refused(
     ("name", "message"),
     [
         ("model", "golden answer 0 of model differs on this machine"),
+        ("encode_rows", "golden answer 0 of encode_rows differs on this machine"),
         ("append", r"golden answer \d of a kept user differs on this machine"),
         ("encode", "golden answer 0 differs on this machine"),
         ("score_many", r"codes are off by .* for 8 user\(s\)"),
@@ -244,6 +270,7 @@ Late = Callable[[Ranker, list[str]], object]
 LATE: dict[str, Late] = {
     "score.onnx": lambda ranker, ids: ranker.rank(ids[:2]),
     "score_many.onnx": lambda ranker, ids: ranker.rank_batch([ids[:2]] * 8),
+    "encode_rows.onnx": lambda ranker, _: ranker.engine.attention(History(np.array([1, 2]))),
     "append.onnx": lambda ranker, ids: rank_twice(ranker.user(ids[:2]), ids),
     "model.onnx": lambda ranker, _: ranker.engine.programs.session("model"),
     "popularity.f32": lambda ranker, _: ranker.rank([]),

@@ -13,6 +13,7 @@ from ranklet.bundle.manifest import (
     FILE_NAMES,
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    OPTIONAL,
     File,
     Program,
     Table,
@@ -20,10 +21,10 @@ from ranklet.bundle.manifest import (
 )
 from ranklet.engine import programs
 
-FILES = sorted(FILE_NAMES - {"encode_long.onnx", "items.i64"})
+FILES = sorted(FILE_NAMES - {"encode_long.onnx", "items.i64", "bias.f32"})
 GONE = object()
 NEEDED = ["encode", "append", "score", "model"]
-LISTED = sorted({*FILES} - {"README.md", "titles.utf8"})
+LISTED = sorted({*FILES} - {"README.md", "titles.utf8", "trending.f32"})
 FILE = {"size": 1, "sha256": ""}
 
 
@@ -224,6 +225,9 @@ PARTS = {
     "Program": "programs.score.",
     "Tensor": "programs.encode.inputs.0.",
     "File": "files.model|onnx.",
+    "Attribute": "attributes.0.",
+    "Array": "attributes.0.arrays.codes.",
+    "NewItems": "new_items.",
 }
 
 
@@ -237,7 +241,7 @@ def part(bundle: Path, kind: str) -> Any:
 @pytest.mark.parametrize("kind", PARTS)
 def test_an_unknown_or_missing_key_is_named(bundle: Path, kind: str) -> None:
     written = (bundle / MANIFEST).read_bytes()
-    for key in {*part(bundle, kind)} - {"format", "digest", "exclude_seen", "kinds", "target"}:
+    for key in {*part(bundle, kind)} - {"format", "digest", *OPTIONAL}:
         edit(bundle, PARTS[kind] + key, GONE)
         with pytest.raises(BundleError, match=rf"missing keys \['{key}'\] in {kind}"):
             Ranker.load(bundle)
@@ -270,12 +274,14 @@ def test_kinds_that_no_graph_takes_are_refused(kinds: list[str], bundle: Path) -
 def test_no_value_of_another_type_is_taken(bundle: Path, kind: str) -> None:
     written = (bundle / MANIFEST).read_bytes()
     anything = {"training", "data", "quality", "parity", "gate", "versions", "programs", "files"}
+    anything |= {"figures"}
     for key, before in part(bundle, kind).items():
         for value in (None, True, "text", -1, 0.5, 10**30, [], [1], [[]], {}, {"a": 1}):
             if (
                 (isinstance(value, dict) and key in anything)
                 or value is before
                 or value == before == []
+                or (key == "bias" and isinstance(value, float))
             ):
                 continue  # what is said for people may be anything
             edit(bundle, PARTS[kind] + key, value)
@@ -319,6 +325,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("programs.score.inputs", [{**BIAS, "shape": ["b", "rows"]}], "score has rows rows for 60"),
     ("programs.score.inputs", [{**BIAS, "shape": ["b", 60]}], "score has 60 rows for 60 items"),
     ("programs.append.inputs.2.shape", ["b", "rows", 16], r"append keeps key_0 as \['b', 'rows'"),
+    ("programs.encode_rows.outputs.3.shape", ["b", "h", "t"], r"encode_rows gives attention as"),
+    ("programs.encode_rows.outputs.3.shape", ["b", 0, "t"], r"encode_rows gives attention as"),
     ("programs.append.inputs.2.shape", [12], r"append keeps key_0 as \[12\]"),
     ("programs.append.inputs.2.shape", ["b", 12, 8], r"append keeps key_0 as \['b', 12, 8\]"),
     ("table", None, "Table is None"),
@@ -332,7 +340,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("table.columns", -16, "the item table is -16 wide"),
     ("table.columns", 2**63, "the item table lies outside its file"),
     ("training", [], r"Manifest.training is \[\]"),
-    ("files", {}, r"no entry for \['append.onnx', 'encode.onnx'"),
+    ("files", {}, r"no entry for \['append.onnx', 'attributes.bin'"),
     ("files.model|onnx", None, "File is None"),
     *((f"programs.{name}", GONE, rf"no program \['{name}'\]") for name in NEEDED),
     *((f"files.{name.replace('.', '|')}", GONE, rf"no entry for \['{name}'\]") for name in LISTED),
@@ -351,8 +359,8 @@ def test_a_wrong_value_is_named(bundle: Path, path: str, value: Any, message: st
 
 
 def test_an_unknown_program_is_named(bundle: Path) -> None:
-    edit(bundle, "programs.item", json.loads((bundle / MANIFEST).read_bytes())["programs"]["score"])
-    with pytest.raises(BundleError, match=r"unknown programs \['item'\]"):
+    edit(bundle, "programs.else", json.loads((bundle / MANIFEST).read_bytes())["programs"]["score"])
+    with pytest.raises(BundleError, match=r"unknown programs \['else'\]"):
         Ranker.load(bundle)
 
 

@@ -184,7 +184,7 @@ def test_many_users_of_int8_have_a_program_of_their_own(
     assert (SCORE_MANY in manifest.programs) == (manifest.precision == "int8")
     if SCORE_MANY in manifest.programs:
         least = manifest.programs[SCORE_MANY].least_users
-        ranker = Ranker.load(any_precision._opened.folder, provider="cpu")
+        ranker = Ranker.load(any_precision.path, provider="cpu")
         for count in (least - 1, least):
             ranker.rank_batch([ids[:3]] * count)
             assert (SCORE_MANY in ranker.engine.programs._sessions) == (count == least)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ranklet import Ranker, Ranking
 from ranklet.bundle.folder import read_popularity
 from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, History
+from ranklet.golden import ask_model
 from ranklet.time_gaps import UNKNOWN
-from ranklet.verify import ask_model
 from ranklet_export.parity import SCORE_TOLERANCE
 
 
@@ -234,7 +234,7 @@ def test_rankings_can_be_compared_without_an_error(tiny_ranker: Ranker, ids: lis
 
 
 def test_a_warm_up_changes_no_answer(tiny_bundle: Path, long_model: Any, ids: list[str]) -> None:
-    for folder in (tiny_bundle, long_model.ranker._opened.folder):
+    for folder in (tiny_bundle, long_model.ranker.path):
         cold, warm = (Ranker.load(folder, provider="cpu", warm_up=w) for w in (False, True))
         assert {"encode", "append", "score"} <= set(warm.engine.programs._sessions)
         assert warm.rank(ids[:5]).items == cold.rank(ids[:5]).items

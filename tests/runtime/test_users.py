@@ -404,7 +404,7 @@ NO_USERS: dict[str, tuple[Any, str]] = {
     "nothing": (b"", "these 0 bytes are not a saved user"),
     "older": (b"ranklet user 2\n" + bytes(99), "these 114 bytes are not a saved user"),
     "magic": (MAGIC, "is damaged"),
-    "text": ("ranklet user 3\n", "a saved user is bytes, got 'ranklet user 3"),
+    "text": ("ranklet user 4\n", "a saved user is bytes, got 'ranklet user 4"),
     "None": (None, "a saved user is bytes, got None"),
 }
 
@@ -424,28 +424,42 @@ def forge(saved: bytes, change: Callable[[dict[str, Any], Indices], object]) -> 
     start = len(MAGIC) + 4
     end = start + int.from_bytes(saved[len(MAGIC) : start], "little")
     header, rest = json.loads(saved[start:end]), saved[end:-DIGEST_BYTES]
-    size = 16 * header["events"]
+    size = 16 * header["counts"][0]
     numbers = np.frombuffer(rest[:size], "<i8").copy().reshape(2, -1)
     change(header, numbers)
     return signed(json.dumps(header).encode(), numbers.tobytes() + rest[size:])
 
 
+def count(place: int, value: object) -> Callable[[dict[str, Any], Indices], object]:
+    """Return a change of one of the counts: events, aside, unknown, encoded, position."""
+    return lambda header, _: header["counts"].__setitem__(place, value)
+
+
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any], Indices], object], str]] = {
-    "item -1": (lambda _, numbers: numbers[0].put(2, -1), "item from -1 to"),
-    "item 0": (lambda _, numbers: numbers[0].put(0, 0), "item from 0 to"),
-    "item beyond": (lambda _, numbers: numbers[0].put(6, ITEMS + 1), f"to {ITEMS + 1}"),
-    "since": (lambda _, numbers: numbers[1].put(0, 48), "since from 0 to 48"),
-    "encoded": (lambda header, _: header.update(encoded=8), "7 events, "),
-    "encoded less": (lambda header, _: header.update(encoded=0), "7 events, "),
-    "half": (lambda header, _: header.update(encoded=6.5), r"counts \(7, 0, None, 6.5, "),
-    "true": (lambda header, _: header.update(events=True), "does not follow the format"),
-    "position": (lambda header, _: header.update(position=10**9), "7 events, "),
-    "many events": (lambda header, _: header.update(events=10**9), "does not follow the format"),
-    "very many events": (lambda header, _: header.update(events=10**30), "does not follow the fo"),
-    "fewer than none": (lambda header, _: header.update(events=-2), "does not follow the format"),
-    "late": (lambda header, _: header.update(last_time=2**63), r"counts \(7, 0, 92233720368547758"),
-    "no count": (lambda header, _: header.pop("encoded"), "does not follow the format"),
-    "another key": (lambda header, _: header.update(extra=1), "does not follow the format"),
+    "item -1": (lambda _, numbers: numbers[0].put(2, -1), f"item outside 1 to {ITEMS}"),
+    "item 0": (lambda _, numbers: numbers[0].put(0, 0), f"item outside 1 to {ITEMS}"),
+    "item beyond": (lambda _, n: n[0].put(6, ITEMS + 1), f"item outside 1 to {ITEMS}"),
+    "since": (lambda _, numbers: numbers[1].put(0, 48), "since outside 0 to 47"),
+    "encoded": (count(3, 8), "7 events, "),
+    "encoded less": (count(3, 0), "7 events, "),
+    "half": (count(3, 6.5), r"counts \[7, 0, 0, 6.5, "),
+    "true": (count(0, True), "does not follow the format"),
+    "position": (count(4, 10**9), "7 events, "),
+    "many events": (count(0, 10**9), "does not follow the format"),
+    "very many events": (count(0, 10**30), "does not follow the format"),
+    "fewer than none": (count(0, -2), "does not follow the format"),
+    "aside": (count(1, 1), "0 events aside"),
+    "late": (
+        lambda header, _: header.update(times=[2**63] * 7),
+        "time outside -9223372036854775",
+    ),
+    "few times": (lambda header, _: header.update(times=[5]), "1 times, 0 events aside"),
+    "no count": (lambda header, _: header["counts"].pop(), "does not follow the format"),
+    "more counts": (lambda header, _: header["counts"].append(1), "does not follow the format"),
+    "added": (
+        lambda header, _: header.update(added={"61": "x"}),
+        "^the saved user has events of add",
+    ),
     "another bundle": (lambda header, _: header.update(bundle="0"), "^the saved user belongs to"),
     "no bundle": (lambda header, _: header.pop("bundle"), "does not follow the format"),
 }

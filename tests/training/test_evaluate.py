@@ -17,6 +17,7 @@ from ranklet_training.data.simulator import Simulation
 from ranklet_training.data.split import Cases, Split, split_events
 from ranklet_training.judge.compare import compare_models
 from ranklet_training.judge.evaluate import (
+    again_scorer,
     evaluate,
     markov_scorer,
     plot_evaluation,
@@ -69,6 +70,27 @@ def test_markov_counts_what_followed_the_last_item_and_breaks_ties_by_popularity
         assert (-scorer(asking(history))[0][1:4]).argsort().tolist() == [0, 1, 2]
     # Popularity never outweighs one transition.
     assert markov_scorer(sequences_of([1] * 500, [2, 3]), 3)(asking([2]))[0].argmax() == 3
+
+
+def test_again_scores_the_events_of_the_user_by_age_and_number() -> None:
+    training = sequences_of([1, 2, 2], [2, 4])
+    scores = again_scorer(training, 5)(asking([3, 1, 3], [5], [0, 2, 0]))
+    for row, history in zip(scores, ([3, 1, 3], [5], [0, 2, 0]), strict=True):
+        for item in range(1, 6):
+            ages = [len(history) - place for place, seen in enumerate(history) if seen == item]
+            if ages:
+                assert row[item] == pytest.approx(sum(1 / age**0.5 for age in ages))
+            else:
+                assert row[item] < 0
+    # The others by popularity: 2 three times, 1 and 4 once, 3 never.
+    assert scores[1][2] > scores[1][1] == scores[1][4] > scores[1][3]
+
+
+def test_again_is_popularity_where_seen_items_are_masked(split: Split) -> None:
+    rows = {row["model"]: row for row in evaluate({}, split)["rows"]}
+    again, popularity = rows["again, then popularity"], rows["popularity"]
+    assert again["masked"] == popularity["masked"]
+    assert again["unmasked"] != popularity["unmasked"]
 
 
 # Ranks.
@@ -209,7 +231,8 @@ def test_the_table_names_protocol_users_and_baselines(tiny_run: Run, split: Spli
     ties = "pessimistic ties (as shown, where served)"
     assert table["protocol"] == f"leave-one-out, test, full ranking of 60 items, {ties}"
     assert table["users"] == 150
-    assert [row["model"] for row in table["rows"]] == ["mine", "last-item Markov", "popularity"]
+    baselines = ["last-item Markov", "again, then popularity", "popularity"]
+    assert [row["model"] for row in table["rows"]] == ["mine", *baselines]
     assert evaluate({}, split, on="validation")["protocol"].startswith("leave-one-out, validation,")
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ranklet.errors import DataError
-from ranklet_training.data.features import Feature, build_feature
+from ranklet_training.data.attributes import attribute_kinds
+from ranklet_training.data.features import Features, build_features
 from ranklet_training.model.model import (
     Dropout,
     ItemTable,
@@ -207,35 +208,35 @@ def test_a_mask_belongs_to_its_seed_step_and_place() -> None:
 # Features.
 
 
-def feature(name: str, rows: list[Any]) -> Feature:
-    return build_feature(pl.DataFrame({name: rows}), name)
+def features(**columns: list[Any]) -> Features:
+    frame = pl.DataFrame(columns)
+    return build_features(frame, attribute_kinds(frame, {}), list(columns))
 
 
-def test_an_item_is_its_embedding_and_the_mean_of_its_features() -> None:
-    genres = feature("genres", [["a", "c"], ["b"], [], None])
-    maker = feature("maker", ["x", None, "x", "y"])
-    items = ItemTable(4, 3, [genres, maker])
+def test_an_item_is_its_embedding_and_the_weighted_sum_of_its_features() -> None:
+    genres = [["a", "c"], ["a"], [], None, ["c"]]
+    items = ItemTable(5, 3, features(genres=genres, maker=["x", None, "x", "y", "y"]))
     items.init_weights()
     own = items.item
-    a, b, c = items.features[0].weight
-    x, y = items.features[1].weight
-    expected = [own[0], own[1] + (a + c) / 2 + x, own[2] + b, own[3] + x, own[4] + y]
-    assert difference(items(), torch.stack(expected)) < 1e-7
+    assert items.feature is not None
+    _, a, c, x, y = items.feature.weight
+    half = 0.5**0.5  # two categories at length 1
+    expected = [own[0], own[1] + (a + c) * half + x, own[2] + a, own[3] + x, own[4] + y]
+    assert difference(items(), torch.stack([*expected, own[5] + c + y])) < 1e-7
 
 
-def test_values_are_coded_in_sorted_order() -> None:
-    genres = feature("genres", [["b", "a"], [], ["a", None]])
-    assert genres.values == ["a", "b"]
-    # Row 0 is padding: items 1, 2 and 3 begin at 0, 2 and 2.
-    assert genres.codes.tolist() == [1, 0, 0]
-    assert genres.offsets.tolist() == [0, 0, 2, 2]
-    assert feature("year", [1999, 2001, None, 1999]).values == ["1999", "2001"]
+def test_categories_are_coded_as_they_appear() -> None:
+    genres = features(genres=[["b", "a"], [], ["a", None], ["b"]])
+    # Row 0 is padding: items 1 to 4 begin at 0, 2, 2 and 3; code 0 is no feature.
+    assert genres.codes.tolist() == [1, 2, 2, 1]
+    assert genres.offsets.tolist() == [0, 0, 2, 2, 3]
+    assert features(year=[1999, 2001, None, 1999, 2001]).count == 3
 
 
 def test_a_feature_may_have_any_name() -> None:
     # Names that modules of torch have as attributes or refuse.
     for name in ("type", "keys", "item.genre", "training", "item"):
-        items = ItemTable(2, 3, [feature(name, ["x", "y"])])
+        items = ItemTable(2, 3, features(**{name: ["x", "x"]}))
         items.init_weights()
         assert items().shape == (3, 3)
 
@@ -244,9 +245,10 @@ def test_a_feature_that_is_not_there_or_has_no_value_is_refused() -> None:
     with pytest.raises(
         DataError, match="no feature column 'colour' among the items; there are item_id"
     ):
-        build_feature(pl.DataFrame({"item_id": ["a"]}), "colour")
-    with pytest.raises(DataError, match="'colour' holds no value"):
-        feature("colour", [None, None])
+        build_features(pl.DataFrame({"item_id": ["a"]}), {}, ["colour"])
+    with pytest.raises(DataError, match="'colour' holds no value for any item"):
+        build_features(pl.DataFrame({"colour": [None, None]}), {"colour": "category"}, ["colour"])
+    assert features(colour=["red", "blue"]).count == 1  # no value of two items
 
 
 # Configuration.
@@ -294,8 +296,8 @@ def test_initial_weights_are_small_biases_zero_and_norms_one() -> None:
 
 def test_some_rows_of_the_table_are_those_of_the_whole() -> None:
     values = [[str(n), str(n % 3)] if n % 4 else [] for n in range(ITEMS)]
-    tags = build_feature(pl.DataFrame({"tags": values}), "tags")
-    model = SequenceModel(ModelConfig(width=8, max_length=4), ITEMS, [tags])
+    tags = features(tags=values)
+    model = SequenceModel(ModelConfig(width=8, max_length=4), ITEMS, tags)
     model.init_weights()
     for rows in ([0], [0, 3, 3, 30], [2, 0, 7], list(range(ITEMS + 1))):
         found = model.table(torch.tensor(rows))

@@ -5,6 +5,9 @@
     items.utf8 + items.ends.i64     text ids: one blob, and where each id ends in it
     titles.utf8 + titles.ends.i64   names for people, optional
     popularity.f32                  share of the training events of each item
+    attributes.bin                  categories and numbers of each item, optional
+    bias.f32                        added to the score of each item, optional; -3e38: never ranked
+    trending.f32                    share of the last training events of each item, optional
 
 Arrays are raw and little-endian: their names say the type, the manifest the number of items.
 """
@@ -18,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.manifest import FILE_NAMES, POPULARITY, File, Manifest
+from ranklet.bundle.manifest import BIAS, FILE_NAMES, NEVER, POPULARITY, TRENDING, File, Manifest
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.errors import BundleError
 from ranklet.files.atomic import sha256
@@ -93,8 +96,9 @@ def write_catalogue(
     vocabulary: Vocabulary,
     titles: Sequence[str] | None,
     popularity: NDArray[np.float32],
+    trending: NDArray[np.float32] | None = None,
 ) -> None:
-    """Write ids, titles and popularity, all in index order."""
+    """Write ids, titles, popularity and trending, all in index order."""
     if vocabulary.is_text:
         _write_texts(folder, "items", [str(text) for text in vocabulary.all_ids])
     else:
@@ -102,6 +106,8 @@ def write_catalogue(
     if titles is not None:
         _write_texts(folder, "titles", titles)
     popularity.astype("<f4").tofile(folder / POPULARITY)
+    if trending is not None:
+        trending.astype("<f4").tofile(folder / TRENDING)
 
 
 def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
@@ -123,10 +129,31 @@ def read_titles(folder: Path, manifest: Manifest) -> Sequence[str] | None:
 
 def read_popularity(folder: Path, manifest: Manifest) -> NDArray[np.float32]:
     """Read the share of training events of each item, (items,)."""
-    shares = _read_array(folder / POPULARITY, "<f4", manifest.items).astype(np.float32)
+    return _read_shares(folder / POPULARITY, manifest.items)
+
+
+def read_trending(folder: Path, manifest: Manifest) -> NDArray[np.float32] | None:
+    """Read the share of the last training events of each item, (items,); None: not known."""
+    if TRENDING not in manifest.files:
+        return None
+    return _read_shares(folder / TRENDING, manifest.items)
+
+
+def _read_shares(path: Path, count: int) -> NDArray[np.float32]:
+    shares = _read_array(path, "<f4", count).astype(np.float32)
     if not np.isfinite(shares).all():
-        raise BundleError(f"{folder / POPULARITY} holds NaN or infinity")
+        raise BundleError(f"{path} holds NaN or infinity")
     return shares
+
+
+def read_bias(folder: Path, manifest: Manifest) -> NDArray[np.float32] | None:
+    """Read what is added to the score of each item, (items,), None where nothing is."""
+    if BIAS not in manifest.files:
+        return None
+    bias = _read_array(folder / BIAS, "<f4", manifest.items).astype(np.float32)
+    if not (np.abs(bias) <= -np.float32(NEVER)).all():
+        raise BundleError(f"{folder / BIAS} holds NaN, infinity or numbers beyond {NEVER}")
+    return bias
 
 
 def map_table(folder: Path, manifest: Manifest) -> NDArray[np.floating]:

@@ -2,11 +2,13 @@
 
 ``Manifest`` both writes and reads it. An unknown key, another format, a changed manifest, a file
 that is missing, of another size or of another digest: all are errors.
+The parts are in one file because they are one document.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,11 +21,18 @@ from ranklet.files.atomic import atomic_write, sha256
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
-POPULARITY = "popularity.f32"
+POPULARITY, TRENDING, BIAS = "popularity.f32", "trending.f32", "bias.f32"
+ATTRIBUTES = "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
 SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
-PROGRAMS = (ENCODE, ENCODE_LONG, APPEND, SCORE, SCORE_MANY, MODEL)
+ENCODE_ROWS, FIRST_BLOCK, ITEM = "encode_rows", "first_block", "item"
+PROGRAMS = (
+    *(ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, SCORE, SCORE_MANY),
+    *(FIRST_BLOCK, ITEM, MODEL),
+)
 NEEDED = {ENCODE, APPEND, SCORE, MODEL}
+# What the first block makes of each item: outputs of first_block.onnx, and tables of encoders.
+FIRST_BLOCK_ROWS = ("queries", "keys", "values", "gates")
 ID_FILES = {"int64": ("items.i64",), "string": ("items.utf8", "items.ends.i64")}
 TITLE_FILES = ("titles.utf8", "titles.ends.i64")
 FILE_NAMES = frozenset(
@@ -31,10 +40,11 @@ FILE_NAMES = frozenset(
         *(f"{name}.onnx" for name in PROGRAMS),
         *(name for names in ID_FILES.values() for name in names),
         *TITLE_FILES,
-        *(WEIGHTS, POPULARITY, GOLDEN, CARD),
+        *(WEIGHTS, POPULARITY, TRENDING, BIAS, ATTRIBUTES, GOLDEN, CARD),
     }
 )
-OPTIONAL = {"exclude_seen", "kinds", "target"}  # keys that older bundles lack
+# Keys that older bundles lack.
+OPTIONAL = {"exclude_seen", "kinds", "target", "attributes", "new_items", "explanation"}
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -44,6 +54,24 @@ HASHED_UP_TO = 1 << 28
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 # Bits of the codes that choose from the catalogue, for the precisions that have codes.
 CODE_BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
+
+# Kinds of an attribute of items. A title is text, too.
+Kind = Literal["category", "categories", "number", "text", "vector"]
+# Those that every item keeps, and the arrays of their column (``attributes``).
+_TEXTS = ("codes", "ends", "values", "value_ends")
+FILTERABLE: dict[str, tuple[str, ...]] = {
+    "category": _TEXTS,
+    "categories": _TEXTS,
+    "number": ("numbers",),
+}
+# The arrays of what new items need of each kind (``item_features``).
+LEARNED: dict[str, tuple[str, ...]] = {
+    "category": ("seen",),
+    "categories": ("seen",),
+    "number": ("edges",),
+    "text": ("buckets", "idf"),
+    "vector": ("mean",),
+}
 
 
 @dataclass(frozen=True)
@@ -116,6 +144,38 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class Array:
+    """The place of an array in attributes.bin."""
+
+    offset: int  # bytes
+    count: int
+    type: Literal["|u1", "<i4", "<i8", "<f4", "<f8"]  # as numpy writes it
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the array."""
+        return self.count * np.dtype(self.type).itemsize
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A column of the item file: its column for each item, and what new items need of it."""
+
+    name: str
+    kind: Kind
+    arrays: dict[str, Array]  # see ``ranklet.attributes`` and ``ranklet.item_features``
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """How items that training never saw are ranked, as measured at export on held-out items."""
+
+    bias: float  # added to their scores; -1000.0 puts them behind all others
+    in_histories: bool  # whether they count as events of a history
+    figures: dict[str, Any]  # what decided that
+
+
+@dataclass(frozen=True)
 class File:
     """Size and digest of a file of the bundle."""
 
@@ -147,6 +207,14 @@ class Manifest:
     exclude_seen: bool = False  # default of rankings
     kinds: list[str] = field(default_factory=list)  # of events; index 0 is unknown, these follow
     target: str = ""  # the kind that its figures are about and that is asked for, "": any
+    attributes: list[Attribute] = field(default_factory=list)
+    new_items: NewItems | None = None  # None: item.onnx is not there
+    explanation: dict[str, Any] = field(default_factory=dict)  # how far attention explains
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the manifest, which names every file by its own."""
+        return _digest(asdict(self))
 
     @property
     def uses_times(self) -> bool:
@@ -176,6 +244,18 @@ class Manifest:
         return rows
 
     @property
+    def attention_heads(self) -> int:
+        """Return the heads whose weights encode_rows.onnx gives, 0 if it gives none."""
+        program = self.programs.get(ENCODE_ROWS)
+        for tensor in program.outputs if program else []:
+            match tensor.name, tensor.shape:
+                case "attention", [str(), int(heads), str()] if heads > 0:
+                    return heads
+                case "attention", _:
+                    raise ValueError(f"{ENCODE_ROWS} gives {tensor.name} as {tensor.shape}")
+        return 0
+
+    @property
     def time_unit(self) -> str:
         """Return the unit of the training times, s, ms, us or ns since 1970; "" if unknown."""
         return str(self.data.get("reading", {}).get("time_unit", ""))
@@ -184,6 +264,20 @@ class Manifest:
     def checked_unit(self) -> str:
         """Return ``time_unit`` if times of requests can be checked by their size, else ""."""
         return str(self.data.get("reading", {}).get("checked_unit", ""))
+
+    @property
+    def seen_text(self) -> str:
+        """Return the default of rankings for seen items, and the validation that speaks for it."""
+        default = f"seen items are {'excluded' if self.exclude_seen else 'included'} by default"
+        seen = self.data.get("seen")
+        if not seen:
+            return f"{default}: nothing was held out that could tell what serves better"
+        told = "" if seen["exclude_seen"] == self.exclude_seen else ", as the export was told"
+        return (
+            f"{default}{told}: of {seen['answers']:,} validation answers {seen['repeats']:.1%} "
+            f"were repeats, and NDCG@10 was {seen['masked_NDCG@10']:.4f} with seen items excluded, "
+            f"{seen['unmasked_NDCG@10']:.4f} with them included"
+        )
 
     @property
     def gate_text(self) -> str:
@@ -199,9 +293,29 @@ class Manifest:
             f"{gate['proven']:.2%} of answers proven{drop}"
         )
 
+    @property
+    def new_items_text(self) -> str:
+        """Return how new items are ranked and why, empty for a bundle that can't place them."""
+        if self.new_items is None:
+            return ""
+        figures, bias = self.new_items.figures, self.new_items.bias
+        if not figures:
+            return "new items are ranked behind all others, as nothing was held out to measure them"
+        every, warm = figures["all_NDCG@10"], figures["warm_NDCG@10"]
+        chosen = f"with a bias of {bias:g}" if bias > -1000 else "behind all others"
+        inside = "count" if self.new_items.in_histories else "do not count"
+        return (
+            f"new items are ranked {chosen} and {inside} in histories: of "
+            f"{figures['questions']:,} answers {figures['cold_questions']:,} are among "
+            f"{figures['held_out_items']:,} held-out items, and with a bias of "
+            f"{figures['best_bias']:g} NDCG@10 of all goes from {every['not_shown']:.4f} to "
+            f"{every['shown']:.4f}, of the others from {warm['not_shown']:.4f} to "
+            f"{warm['shown']:.4f}; HR@50 of held-out items {figures['cold']['HR@50']:.4f}"
+        )
+
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, including its own digest."""
-        document = {**asdict(self), "digest": _digest(asdict(self))}
+        document = {**asdict(self), "digest": self.digest}
         atomic_write(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
     @classmethod
@@ -273,7 +387,8 @@ class Manifest:
         self._check_kinds()
         self._check_files()
         self._check_table()
-        _ = self.state_rows
+        self._check_attributes()
+        _ = self.state_rows, self.attention_heads
 
     def _check_programs(self) -> None:
         if unknown := set(self.programs) - set(PROGRAMS):
@@ -298,7 +413,7 @@ class Manifest:
     def _check_kinds(self) -> None:
         if len(set(self.kinds)) < len(self.kinds) or "" in self.kinds:
             raise ValueError(f"kinds {self.kinds}")
-        for name in {ENCODE, ENCODE_LONG, APPEND, MODEL} & set(self.programs):
+        for name in {ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, MODEL} & set(self.programs):
             kind, objective = (self.programs[name].input(n) for n in ("kind", "objective"))
             weights = objective.shape[1:] if objective else [1]
             if weights != [len(self.kinds) + 1] or bool(kind) != bool(self.kinds):
@@ -310,6 +425,7 @@ class Manifest:
         files = {WEIGHTS, POPULARITY, GOLDEN, *ID_FILES[self.id_type]}
         files |= {program.file for program in self.programs.values()}
         files |= set(TITLE_FILES) if set(TITLE_FILES) & set(self.files) else set()
+        files |= {ATTRIBUTES} if any(attribute.arrays for attribute in self.attributes) else set()
         if missing := files - set(self.files):
             raise ValueError(f"no entry for {sorted(missing)}")
 
@@ -324,6 +440,22 @@ class Manifest:
             raise ValueError(f"the item table has {self.table.rows} rows for {self.items} items")
         if self.table.columns != self.width:
             raise ValueError(f"the item table is {self.table.columns} wide, users {self.width}")
+
+    def _check_attributes(self) -> None:
+        names = [attribute.name for attribute in self.attributes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"attributes {names}")
+        size = self.files[ATTRIBUTES].size if ATTRIBUTES in self.files else 0
+        for attribute in self.attributes:
+            needed = {*FILTERABLE.get(attribute.kind, ())}
+            needed |= {*LEARNED[attribute.kind]} if self.new_items else set()
+            if missing := needed - {*attribute.arrays}:
+                raise ValueError(f"attribute {attribute.name!r} without {sorted(missing)}")
+            for name, array in attribute.arrays.items():
+                if min(array.offset, array.count) < 0 or array.offset + array.bytes > size:
+                    raise ValueError(f"{name} of {attribute.name!r} lies outside {ATTRIBUTES}")
+        if (self.new_items is None) != (ITEM not in self.programs):
+            raise ValueError(f"new items {self.new_items}, programs {sorted(self.programs)}")
 
 
 def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)

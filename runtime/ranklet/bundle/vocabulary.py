@@ -1,11 +1,13 @@
 """Vocabulary: item ids to item indices and back; index 0 is padding, the rest follow the ids.
 
-Ids are int64 or UTF-8 text, compared exactly: "007", "7" and 7 are three different ids.
+Ids are int64 or UTF-8 text, compared exactly: "007", "7" and 7 are three different ids. Ids that
+were added to a loaded catalogue come behind the sorted ones, in the order of their addition.
 """
 
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -73,8 +75,27 @@ class Texts(Sequence[str]):
         return bytes(self._blob[start : self._ends[place]])
 
 
+class Joined(Sequence[str]):
+    """Two sequences of ids, one behind the other, neither of them copied."""
+
+    def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        """Return the number of ids of both."""
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 (Sequence allows slices)
+        """Return one id, or a list of them."""
+        places = range(len(self))[place]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        size = len(self._first)
+        return self._first[places] if places < size else self._second[places - size]
+
+
 class Vocabulary:
-    """The sorted item ids of a catalogue; ``index`` and ``ids`` convert many at once."""
+    """The item ids of a catalogue; ``index`` and ``ids`` convert many at once."""
 
     def __init__(self, ids: NDArray[np.int64] | Sequence[str]) -> None:
         """Take ids that are unique and sorted (numbers by value, text by its UTF-8 bytes)."""
@@ -84,10 +105,20 @@ class Vocabulary:
         self._texts: Sequence[str] = []
         if self.is_text:
             self._texts = ids if isinstance(ids, Texts) else list(ids)
+        self.sorted = len(self._texts) if self.is_text else len(self._numbers)  # ids of the bundle
+        self._added: list[Any] = []
+        self._index_of_added: dict[Any, int] = {}
 
     def __len__(self) -> int:
         """Return the number of items, without padding."""
-        return len(self._texts) if self.is_text else len(self._numbers)
+        return self.sorted + len(self._added)
+
+    def grown(self, ids: Sequence[ItemId]) -> "Vocabulary":
+        """Return a vocabulary with new ids of its type behind its own; this one stays as it is."""
+        other = copy(self)
+        other._added = [*self._added, *ids]
+        other._index_of_added = {item: self.sorted + n for n, item in enumerate(other._added, 1)}
+        return other
 
     @property
     def id_type(self) -> str:
@@ -97,7 +128,11 @@ class Vocabulary:
     @property
     def all_ids(self) -> NDArray[np.int64] | Sequence[str]:
         """Return every id in index order, starting with that of index 1."""
-        return self._texts if self.is_text else self._numbers
+        if not self._added:
+            return self._texts if self.is_text else self._numbers
+        if self.is_text:
+            return Joined(self._texts, self._added)
+        return np.append(self._numbers, np.array(self._added, dtype=np.int64))
 
     def index(
         self, ids: Ids, name: str = "history", *, unknown: Unknown = "skip"
@@ -121,6 +156,9 @@ class Vocabulary:
         indices = (
             self._index_texts(items, name) if self.is_text else self._index_numbers(items, name)
         )
+        if self._added:
+            for place in np.flatnonzero(indices == 0).tolist():
+                indices[place] = self._index_of_added.get(items[place], 0)
         if unknown == "error" and not indices.all():
             place = int(indices.argmin())
             raise InputError(
@@ -131,10 +169,20 @@ class Vocabulary:
 
     def find(self, item: object) -> int | None:
         """Return the index of a known text id, None for all else."""
-        return self._index_of.get(item) if isinstance(item, str) and self.is_text else None
+        if not (isinstance(item, str) and self.is_text):
+            return None
+        return self._index_of.get(item) or self._index_of_added.get(item)
 
     def ids(self, indices: NDArray[np.int64]) -> list[str] | list[int]:
         """Return the ids that belong to indices between 1 and the number of items."""
+        if self._added and (indices > self.sorted).any():
+            last, added = self.sorted, self._added
+            return [
+                added[i - last - 1]
+                if i > last
+                else (self._texts[i - 1] if self.is_text else int(self._numbers[i - 1]))
+                for i in indices.tolist()
+            ]
         if self.is_text:
             return [self._texts[index - 1] for index in indices.tolist()]
         numbers: list[int] = self._numbers[indices - 1].tolist()

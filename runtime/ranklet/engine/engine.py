@@ -6,15 +6,18 @@ program that the manifest names for them.
 
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.folder import Opened
+from ranklet.bundle.folder import Opened, read_bias
 from ranklet.bundle.manifest import (
     APPEND,
+    BIAS,
     ENCODE,
     ENCODE_LONG,
+    ENCODE_ROWS,
     NEVER,
     SCORE,
     SCORE_MANY,
@@ -24,6 +27,7 @@ from ranklet.engine.programs import Programs
 from ranklet.engine.runs import MOST_KEPT, Arrays, Run, Runs
 from ranklet.engine.sessions import Provider
 from ranklet.engine.state import State
+from ranklet.errors import BundleError
 from ranklet.time_gaps import UNKNOWN
 
 Indices = NDArray[np.int64]
@@ -45,6 +49,7 @@ class History(NamedTuple):
     until: int = UNKNOWN  # bucket of the gap from the last event to now
     kinds: Indices = NONE  # kind of each event, (T,); empty: unknown
     objective: Floats | None = None  # weight of each kind asked for, (K + 1,); None: the bundle's
+    rows: Floats | None = None  # of the events in the item table, (T, D); None: looked up
 
 
 class Event(NamedTuple):
@@ -74,7 +79,7 @@ class Engine:
     ) -> None:
         """Load the programs that every request needs, see ``Ranker.load``."""
         self.programs = Programs(opened, manifest, provider, threads)
-        self.manifest, self.provider = manifest, self.programs.provider
+        self.manifest, self.provider, self.threads = manifest, self.programs.provider, threads
         self.table = self.programs.table
         self._uses_times, self._uses_kinds = manifest.uses_times, bool(manifest.kinds)
         self._objective = manifest.objective
@@ -89,6 +94,11 @@ class Engine:
         assert bias is not None
         self.bias = np.zeros((1, int(bias.shape[1])), dtype=np.float32)
         self.bias[0, 0] = self.bias[0, manifest.items + 1 :] = NEVER
+        with opened.unchanged(BIAS) as folder:
+            if (of_items := read_bias(folder, manifest)) is not None:
+                self.bias[0, 1 : manifest.items + 1] = of_items
+        opened_bias = self.bias[self.bias > NEVER / 2]
+        self._has_boosts = bool(opened_bias.any())
         # A run that excludes items holds a bias of its own, which is large in a large catalogue.
         self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None
@@ -105,19 +115,43 @@ class Engine:
 
     def encode_states(self, histories: Sequence[History]) -> tuple[Floats, list[list[Floats]]]:
         """Return user vectors (B, D), and for each history the arrays for ``State.fill``."""
-        return self._encode(histories, keep=True)
+        return self._encode(histories, keep=True)[:2]
+
+    def attention(self, history: History) -> tuple[Floats, Floats]:
+        """Return the user vector (1, D), and the weights of the events in the last block, (H, T).
+
+        The weights are those of the last query and add up to 1 for each head. Without blocks the
+        last event has them all.
+
+        Raises:
+            BundleError: The bundle has no graph that gives them.
+        """
+        given = history._replace(rows=self._rows(history))
+        users, _, weights = self._encode([given], keep=False)
+        if weights is None:
+            weights = np.zeros((1, 1, len(history.items)), dtype=np.float32)
+            weights[..., -1] = 1
+        return users, weights[0]
+
+    def _rows(self, history: History) -> Floats:
+        """Return the rows of the events in the item table, (T, D)."""
+        if history.rows is not None:
+            return history.rows
+        rows: Floats = self.table[history.items].astype(np.float32, copy=False)
+        return rows
 
     def _encode(
         self, histories: Sequence[History], *, keep: bool
-    ) -> tuple[Floats, list[list[Floats]]]:
-        batch, length = len(histories), len(histories[0].items)
+    ) -> tuple[Floats, list[list[Floats]], Floats | None]:
+        batch, length, with_rows = len(histories), len(histories[0].items), False
         for history in histories:
             length = max(length, len(history.items))
-        idle = self._runs.idle(("encode", batch, length, keep))
+            with_rows |= history.rows is not None
+        idle = self._runs.idle(("encode", batch, length, keep, with_rows))
         try:
             run = idle.pop()
         except IndexError:
-            run = self._encode_run(batch, length, keep=keep)
+            run = self._encode_run(batch, length, keep=keep, with_rows=with_rows)
         events = run.inputs["history"]
         for row, history in enumerate(histories):
             count = len(history.items)
@@ -125,12 +159,11 @@ class Engine:
             if count < length:
                 events[row, count:] = 0
         if self._uses_times:
-            run.inputs["since"][:] = UNKNOWN
-            for row, history in enumerate(histories):
-                run.inputs["since"][row, : len(history.since)] = history.since
-                run.inputs["until"][row] = history.until
+            self._fill_times(run.inputs, histories)
         if self._uses_kinds:
-            self._put_kinds(run, histories)
+            self._fill_kinds(run.inputs, histories)
+        if with_rows:
+            self._fill_rows(run.inputs["rows"], histories)
         if self.programs.mapped:
             self.programs.count_lookups(batch * length)
         run.go()
@@ -138,10 +171,29 @@ class Engine:
         if keep:
             arrays = run.grown()
             states = [[array[row] for array in arrays] for row in range(batch)]
+        attention = run.outputs["attention"].copy() if "attention" in run.outputs else None
         idle.append(run)
-        return users, states
+        return users, states, attention
 
-    def _encode_run(self, batch: int, length: int, *, keep: bool) -> Run:
+    @staticmethod
+    def _fill_times(inputs: Arrays, histories: Sequence[History]) -> None:
+        inputs["since"][:] = UNKNOWN
+        for row, history in enumerate(histories):
+            inputs["since"][row, : len(history.since)] = history.since
+            inputs["until"][row] = history.until
+
+    def _fill_kinds(self, inputs: Arrays, histories: Sequence[History]) -> None:
+        inputs["kind"][:] = 0
+        for row, history in enumerate(histories):
+            inputs["kind"][row, : len(history.kinds)] = history.kinds
+            inputs["objective"][row] = self._weights(history.objective)
+
+    def _fill_rows(self, rows: Floats, histories: Sequence[History]) -> None:
+        rows[:] = 0
+        for row, history in enumerate(histories):
+            rows[row, : len(history.items)] = self._rows(history)
+
+    def _encode_run(self, batch: int, length: int, *, keep: bool, with_rows: bool) -> Run:
         name = ENCODE if length < self._long_from else ENCODE_LONG
         inputs: Arrays = {"history": np.zeros((batch, length), dtype=np.int64)}
         if self._uses_times:
@@ -150,18 +202,19 @@ class Engine:
         if self._uses_kinds:
             inputs |= self._kind_inputs(batch, length)
         outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
+        if with_rows:
+            if ENCODE_ROWS not in self.manifest.programs:
+                raise BundleError(f"the bundle has no {ENCODE_ROWS}.onnx: export its run again")
+            name = ENCODE_ROWS
+            inputs["rows"] = np.zeros((batch, length, self._width), dtype=np.float32)
+            if heads := self.manifest.attention_heads:
+                outputs["attention"] = np.zeros((batch, heads, length), dtype=np.float32)
         session, grown = self.programs.session(name), tuple(self.state_rows) if keep else ()
         return self._runs.made(Run(session, self.provider, inputs, outputs, grown))
 
     def _kind_inputs(self, batch: int, length: int) -> Arrays:
         weights = np.zeros((batch, len(self._objective)), dtype=np.float32)
         return {"kind": np.zeros((batch, length), dtype=np.int64), "objective": weights}
-
-    def _put_kinds(self, run: Run, histories: Sequence[History]) -> None:
-        run.inputs["kind"][:] = 0
-        for row, history in enumerate(histories):
-            run.inputs["kind"][row, : len(history.kinds)] = history.kinds
-            run.inputs["objective"][row] = self._weights(history.objective)
 
     def _weights(self, objective: Floats | None) -> Floats:
         return self._objective if objective is None else objective
@@ -221,7 +274,10 @@ class Engine:
         pool: int,
         *,
         bias: Floats | None = None,
+        has_boosts: bool = False,
         excluded: Sequence[Indices] = (),
+        demoted: Sequence[Indices] = (),
+        penalty: float = 0.0,
     ) -> Best:
         """Return the best items of users.
 
@@ -230,45 +286,67 @@ class Engine:
             k: From 1 to ``pool``.
             pool: The number of re-scored items, from k to the number that may be ranked.
             bias: Added to the scores of every user, (1, rows); None: ``self.bias``.
+            has_boosts: Whether the bias has other values than 0 and ``NEVER``.
             excluded: Items of each user that may not be ranked; empty: no items of any.
+            demoted: Items of each user that lose ``penalty``; empty: no items of any.
+            penalty: Points.
         """
-        batch, own = len(users), bool(excluded)
-        idle = self._runs.idle(("score", batch, k, pool, own))
+        batch, own = len(users), bool(excluded or demoted)
+        base = self.bias if bias is None else bias
+        # The graphs of codes add the bias while they choose the pool, and not when they re-score.
+        has_boosts |= bool(demoted) or (base is self.bias and self._has_boosts)
+        adds_bias = self.has_codes and has_boosts
+        best_of = pool if adds_bias else k
+        # Those of score_many.onnx add it to a share of the score.
+        many = bool(self._many_from) and batch >= self._many_from and not adds_bias
+        idle = self._runs.idle(("score", batch, best_of, pool, own, many))
         try:
             run = idle.pop()
         except IndexError:
-            run = self._score_run(batch, k, pool, own=own)
+            run = self._score_run(batch, best_of, pool, own=own, many=many)
         run.inputs["user"][:] = users
-        own_bias = run.large["bias"].array if own else self.bias
-        if own:
-            if bias is not None:
-                own_bias[:] = bias
-            for row, items in enumerate(excluded):
-                own_bias[row, items] = NEVER
-            run.read("bias", own_bias)
-        elif bias is not None:
-            run.read("bias", bias)
+        added = self._change_bias(run, base, excluded, demoted, penalty) if own else base
+        if run.large["bias"].array is not added or own:
+            run.read("bias", added)
         if self.programs.mapped:
             self.programs.count_lookups(batch * pool)
         run.go()
         outputs = run.outputs
-        best = Best(
-            outputs["items"].copy(),
-            outputs["scores"].copy(),
-            outputs["pool_scores"].copy() if self.has_codes else None,
-        )
-        if bias is None:
-            for row, items in enumerate(excluded):
-                own_bias[row, items] = 0
-        elif own:
-            own_bias[:] = self.bias
-        else:
+        items, scores = outputs["items"].copy(), outputs["scores"].copy()
+        if adds_bias:
+            scores += np.take_along_axis(np.broadcast_to(added, (batch, added.shape[1])), items, 1)
+            order = np.lexsort((items, -scores))[:, :k]
+            items, scores = (np.take_along_axis(part, order, 1) for part in (items, scores))
+        best = Best(items, scores, outputs["pool_scores"].copy() if self.has_codes else None)
+        if own:
+            for changed in (demoted, excluded):
+                for row, places in enumerate(changed):
+                    added[row, places] = base[0, places]
+        elif base is not self.bias:
             run.read("bias", self.bias)  # an idle run must not keep the bias of a request alive
         idle.append(run)
         return best
 
-    def _score_run(self, batch: int, k: int, pool: int, *, own: bool) -> Run:
-        many = self._many_from and batch >= self._many_from
+    @staticmethod
+    def _change_bias(
+        run: Run,
+        base: Floats,
+        excluded: Sequence[Indices],
+        demoted: Sequence[Indices],
+        penalty: float,
+    ) -> Floats:
+        """Return the bias of a run's own, (B, rows), with what the users may not be shown."""
+        own: Floats = run.large["bias"].array
+        if run.base is None or run.base() is not base:
+            own[:] = base
+            run.base = ref(base)
+        for row, items in enumerate(demoted):
+            own[row, items] -= np.float32(penalty)
+        for row, items in enumerate(excluded):
+            own[row, items] = NEVER
+        return own
+
+    def _score_run(self, batch: int, k: int, pool: int, *, own: bool, many: bool) -> Run:
         inputs: Arrays = {
             "user": np.zeros((batch, self._width), dtype=np.float32),
             "k": np.array([k], dtype=np.int64),
@@ -285,6 +363,7 @@ class Engine:
         bias = np.repeat(self.bias, batch, axis=0) if own else self.bias
         run.read("bias", bias)
         if own:
+            run.base = ref(self.bias)
             run.bytes += bias.nbytes
         return self._runs.made(run)
 

@@ -8,6 +8,7 @@ device.
 
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import ReferenceType
 
 import numpy as np
 import onnxruntime
@@ -64,6 +65,7 @@ class Run:
     Attributes:
         inputs: Arrays to fill before ``go``.
         large: Inputs that are sent when they change, see ``read``.
+        base: What a bias of the run's own was copied from.
         outputs: Arrays that hold the results after it.
         bytes: The size of these arrays.
     """
@@ -83,6 +85,7 @@ class Run:
         self._sent = [Value(array, device, name) for name, array in inputs.items()]
         self._fetched = [Value(array, device, name) for name, array in outputs.items()]
         self.large: dict[str, Value] = {}  # inputs that are sent when they change
+        self.base: ReferenceType[NDArray[np.float32]] | None = None
         self._state: object = None
         for name, value in zip(inputs, self._sent, strict=True):
             self._binding.bind_ortvalue_input(name, value.value)

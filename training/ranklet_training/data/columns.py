@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from ranklet.attribute_values import MISSING
+
 # Common names of columns, in lower case without punctuation, the likeliest first.
 _LIKELY = {
     "user_id": (
@@ -24,17 +26,6 @@ _LIKELY = {
     "title": ("title", "name", "productname", "itemname", "movietitle", "producttitle", "label"),
 }
 
-# What writers put where there is no value: SQL and JSON, Objective-C and Oracle, DBeaver, Python,
-# pandas (its whole list), R, spreadsheets, MySQL and Hive, JavaScript, Ruby, C. None of them is
-# likely as an id, and rows without an id are counted and shown.
-MISSING = frozenset(
-    (
-        *("", "NULL", "Null", "null", "(null)", "(NULL)", "[NULL]", "<null>", "<NULL>", "\\N"),
-        *("None", "none", "NONE", "nil", "NIL", "undefined", "Undefined", "UNDEFINED"),
-        *("nan", "NaN", "NAN", "-nan", "-NaN", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
-        *("NA", "<NA>", "<na>", "NaT", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "#VALUE!", "#REF!"),
-    )
-)
 TEXT = (pl.String, pl.Categorical, pl.Enum)
 EXACT = 2**53 - 1  # beyond it, a float64 may be a rounded integer
 

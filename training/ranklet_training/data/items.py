@@ -1,6 +1,5 @@
-"""Item files: titles and features of items."""
+"""Item files: titles and attributes of items."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +9,7 @@ from ranklet.values import show
 from ranklet_training.data.columns import likely_column, show_type
 from ranklet_training.data.events import Events
 from ranklet_training.data.ids import IdType, read_ids
-from ranklet_training.data.tables import ArrowStream, listed, open_table, refuse
+from ranklet_training.data.tables import ArrowStream, open_table, refuse
 
 
 def read_items(
@@ -78,18 +77,6 @@ def match_ids(items: pl.DataFrame, log_ids: pl.Series) -> pl.DataFrame:
     matched = ids.cast(log_ids.dtype, strict=False)
     is_same = (matched.cast(ids.dtype) == ids).fill_null(value=False)  # 7 is "7", not "007"
     return items.with_columns(matched).filter(is_same)
-
-
-def describe_items(items: pl.DataFrame, features: Sequence[str]) -> str:
-    """Return a line on the columns of an item file that are used, and on the others."""
-    used = [name for name in items.columns if name in ("item_id", "title", *features)]
-    unused = [name for name in items.columns if name not in used]
-    line = f"item columns: {listed(used)}"
-    if unused:
-        line += f"; not used: {listed(unused)} (features: --set features=NAME,NAME)"
-    if "title" not in used and (likely := likely_column("title", unused)):
-        line += f"; {show(likely)} may hold titles: read them with --title-column {likely!r}"
-    return line
 
 
 def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:

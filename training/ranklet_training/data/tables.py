@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
+from ranklet.attribute_values import MISSING
 from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
 from ranklet.files.json_lines import read_json_lines
 from ranklet.values import show
-from ranklet_training.data.columns import EXACT, MISSING, TEXT, show_type, whole_numbers
+from ranklet_training.data.columns import EXACT, TEXT, show_type, whole_numbers
 from ranklet_training.data.delimited import Delimited
 
 _TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")

@@ -1,6 +1,7 @@
 """Evaluation of runs and bundles by full ranking of held-out targets, with pessimistic ties.
 
-Baselines are popularity and the most frequent followers of the last item.
+Baselines are popularity, the most frequent followers of the last item, and the user's own events
+again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,7 @@ LENGTHS = (1, 5, 10, 20, 50, 100, 200)  # lower ends of the slices by history le
 # What seen items do to a ranking, in the words of tables and cards.
 MASKED = "seen items masked, a repeated answer is a miss"
 UNMASKED = "seen items not masked"
+AGAIN = "again, then popularity"  # where seen items are masked, popularity alone is left of it
 SERVED = {True: "as served: seen items excluded", False: "as served: seen items included"}
 
 
@@ -200,8 +202,28 @@ def markov_scorer(training: Sequences, items: int) -> Scorer:
     return score
 
 
+def again_scorer(training: Sequences, items: int) -> Scorer:
+    """Return the baseline of repeats: recency and number of the user's own events, then popularity.
+
+    An item of the history scores the sum of age^-0.5 over its events, where the latest event of the
+    user has age 1 and the event before it age 2. That is the base-level activation of ACT-R with
+    its usual exponent (Anderson and Schooler, "Reflections of the Environment in Memory", 1991),
+    which was the best of 12 forms on validation of jdata-demo and yelp-multifeedback, on average.
+    """
+    below = (-1 / (1 + training.counts(items))).astype(np.float32)  # rises with the popularity
+
+    def score(cases: Cases) -> NDArray[np.float32]:
+        scores = np.tile(below, (len(cases), 1))
+        for row, history in zip(scores, cases.histories, strict=True):
+            row[history] = 0
+            np.add.at(row, history, np.arange(len(history), 0, -1) ** -0.5)
+        return scores
+
+    return score
+
+
 def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") -> dict[str, Any]:
-    """Return the table of metrics of models, by name, and of the two baselines.
+    """Return the table of metrics of models, by name, and of the three baselines.
 
     The table has
 
@@ -238,6 +260,7 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
     default = next(iter(subjects.values())).exclude_seen if subjects else True
     baselines = {
         "last-item Markov": markov_scorer(split.training, len(split.vocabulary)),
+        AGAIN: again_scorer(split.training, len(split.vocabulary)),
         "popularity": popularity_scorer(split.training, len(split.vocabulary)),
     }
     judged = subjects | {

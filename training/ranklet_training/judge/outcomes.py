@@ -6,9 +6,10 @@ from pathlib import Path
 import polars as pl
 from polars.exceptions import PolarsError
 
+from ranklet.attribute_values import MISSING
 from ranklet.errors import DataError, InputError
 from ranklet.values import show
-from ranklet_training.data.columns import MISSING, show_type, without_missing
+from ranklet_training.data.columns import show_type, without_missing
 from ranklet_training.data.ids import read_ids
 from ranklet_training.data.tables import open_table, refuse
 from ranklet_training.judge import statistics

@@ -13,7 +13,8 @@ from optuna.distributions import (
 )
 
 from ranklet.errors import InputError
-from ranklet_training.data.features import build_feature
+from ranklet_training.data.attributes import Kinds
+from ranklet_training.data.features import build_features
 from ranklet_training.runs.presets import RunConfig, configure
 
 Space = dict[str, BaseDistribution]
@@ -112,10 +113,9 @@ def _nearest(value: Any, searched: BaseDistribution) -> Any:  # noqa: ANN401 (se
     return min(searched.choices, key=lambda choice: abs(choice - value))
 
 
-def check_features(space: Space, items: pl.DataFrame | None) -> None:
+def check_features(space: Space, items: pl.DataFrame, kinds: Kinds) -> None:
     """Refuse a space with unknown item features."""
     searched = space.get("features")
     choices = searched.choices if isinstance(searched, CategoricalDistribution) else ()
     for choice in choices:
-        for feature in configure({"features": str(choice)}).train.feature_names:
-            build_feature(items if items is not None else pl.DataFrame(), feature)
+        build_features(items, kinds, configure({"features": str(choice)}).train.feature_names)

@@ -41,7 +41,7 @@ from ranklet_training.judge.study import ATTEMPTS, Study, open_study
 from ranklet_training.runs.checkpoint import locked
 from ranklet_training.runs.presets import RunConfig, configure, setting_differences
 from ranklet_training.runs.report import Lines, is_terminal
-from ranklet_training.runs.start import start_run
+from ranklet_training.runs.start import kinds_of, start_run
 from ranklet_training.runs.train import Log, train
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,8 @@ def tune(
     if minutes is not None and not 0 < minutes < math.inf:
         raise InputError(f"minutes must be above 0 and finite, got {minutes}")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
-    check_features(space, items)
+    frame = pl.DataFrame() if items is None else items
+    check_features(space, frame, kinds_of(frame, reading or {}))
     given, base = base, move_inside(space, base)
     for difference in setting_differences(given.flat(), base.flat()):
         logger.warning("the first trial has the nearest searched value: %s", difference)

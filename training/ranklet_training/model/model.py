@@ -3,7 +3,7 @@
 score(user, item) = <user, e(item)>. Choices (docs/training.md has their effects):
 
 * One item table for input and output; a score is a cosine over a temperature, or a dot product.
-* e(item) = id embedding + mean embedding of each feature, folded into one table for export.
+* e(item) = id embedding + weighted sum of feature embeddings, folded into one table for export.
 * With ``time_gaps``, the gap before an event is added to that event, and the gap before the next
   event to the query of the last block: neither changes a cached key.
 * With kinds of events, the kind of an event is added to that event, and the kind that is asked for
@@ -14,7 +14,7 @@ score(user, item) = <user, e(item)>. Choices (docs/training.md has their effects
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ranklet.time_gaps import BUCKETS
 from ranklet.values import show
-from ranklet_training.data.features import Feature
+from ranklet_training.data.features import Features
 from ranklet_training.model.attention import (
     RelativeBias,
     attention,
@@ -124,16 +124,20 @@ def reset_dropout(model: nn.Module, seed: int, step: int) -> None:
 class ItemTable(nn.Module):
     """Embeddings of items and of their features; row 0 is padding."""
 
-    def __init__(self, items: int, width: int, features: Sequence[Feature] = ()) -> None:
+    codes: Tensor
+    weights: Tensor
+    offsets: Tensor
+
+    def __init__(self, items: int, width: int, features: Features | None = None) -> None:
         super().__init__()
         self.item = nn.Parameter(torch.empty(items + 1, width))
         self.has_sparse_gradient = False  # True: the gradient has only the looked-up rows
-        # By place: torch refuses names such as "type" or "item.genre".
-        self.features = nn.ModuleList()
-        for place, feature in enumerate(features):
-            self.features.append(nn.EmbeddingBag(len(feature.values), width, mode="mean"))
-            self.register_buffer(f"codes_{place}", torch.from_numpy(feature.codes))
-            self.register_buffer(f"offsets_{place}", torch.from_numpy(feature.offsets))
+        self.feature: nn.EmbeddingBag | None = None
+        if features is not None:
+            self.feature = nn.EmbeddingBag(features.count, width, mode="sum")
+            for name in ("codes", "weights", "offsets"):
+                array = torch.from_numpy(getattr(features, name))
+                self.register_buffer(name, array, persistent=False)
 
     def init_weights(self) -> None:
         """Draw every row from N(0, 0.02); the padding row is 0."""
@@ -147,21 +151,23 @@ class ItemTable(nn.Module):
         table: Tensor = self.item
         if rows is not None:
             table = functional.embedding(rows, self.item, sparse=self.has_sparse_gradient)
-        for place, bag in enumerate(self.features):
-            codes, offsets = getattr(self, f"codes_{place}"), getattr(self, f"offsets_{place}")
-            if rows is not None:
-                codes, offsets = _take_ragged(codes, offsets, rows)
-            table = table + bag(codes, offsets)
-        return table
+        if self.feature is None:
+            return table
+        codes, weights, offsets = self.codes, self.weights, self.offsets
+        if rows is not None:
+            places, offsets = _take_ragged(offsets, len(codes), rows)
+            codes, weights = codes[places], weights[places]
+        added: Tensor = self.feature(codes, offsets, weights)
+        return table + added
 
 
-def _take_ragged(codes: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the codes and offsets of some rows of a ragged array."""
-    ends = torch.cat([offsets[1:], offsets.new_tensor([len(codes)])])
+def _take_ragged(offsets: Tensor, count: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places of some rows in a ragged array of ``count`` values, and their offsets."""
+    ends = torch.cat([offsets[1:], offsets.new_tensor([count])])
     lengths = (ends - offsets)[rows]
     starts = lengths.cumsum(0) - lengths
     shift = torch.repeat_interleave(offsets[rows] - starts, lengths)
-    return codes[torch.arange(len(shift)) + shift], starts
+    return torch.arange(len(shift)) + shift, starts
 
 
 class SwiGLU(nn.Module):
@@ -230,7 +236,7 @@ class SequenceModel(nn.Module):
     sin: Tensor
 
     def __init__(
-        self, config: ModelConfig, items: int, features: Sequence[Feature] = (), kinds: int = 0
+        self, config: ModelConfig, items: int, features: Features | None = None, kinds: int = 0
     ) -> None:
         super().__init__()
         self.config, self.kinds = config, kinds

@@ -1,7 +1,7 @@
 """Checkpoints and run folders, from which training resumes and export reads.
 
     config.json         settings, digests of data and settings, versions
-    catalogue.parquet   items in index order: id, training events, title, features
+    catalogue.parquet   items in index order: id, training and recent events, title, features
     metrics.jsonl       one line an epoch
     last.safetensors    weights, optimizer state and progress, for --resume
     best.safetensors    weights of the best validation NDCG@10, or the last if nothing is held out
@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
-from ranklet_training.data.features import build_feature
+from ranklet_training.data.attributes import Kinds
+from ranklet_training.data.features import build_features
 from ranklet_training.data.tables import write_frame
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.model.optimizer import Optimizer
@@ -91,6 +92,12 @@ class Run:
         return bool(self.data.get("seen", {}).get("exclude_seen", False))
 
     @property
+    def attribute_kinds(self) -> Kinds:
+        """Return the kinds of the attributes of the items."""
+        kinds: Kinds = self.data.get("attributes", {})
+        return kinds
+
+    @property
     def kinds(self) -> list[str]:
         """Return the names of the kinds of events that the model uses, in index order."""
         facts = self.data.get("kinds", {})
@@ -107,7 +114,10 @@ class Run:
         items = self.catalogue.height
         if self.config.model.kind == "seed":
             return SeedModel(self.config.model, items, self.data["training_users"])
-        features = [build_feature(self.catalogue, n) for n in self.config.train.feature_names]
+        names = self.config.train.feature_names
+        if names and "attributes" not in self.data:
+            raise RunError(f"{self.path} has features of an older version: train it again")
+        features = build_features(self.catalogue, self.attribute_kinds, names) if names else None
         return SequenceModel(self.config.model, items, features, len(self.kinds))
 
     def load_model(self) -> Model:

@@ -169,6 +169,17 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
     return settings, f"{reason}; {items:,} items; {processor}"
 
 
+def recommend_features(kinds: Mapping[str, str], split: Split) -> dict[str, Any]:
+    """Return which attributes take part in training: texts and categories beside them.
+
+    Validation gains by them where histories are short, and not where they are long.
+    """
+    names = [name for name, kind in kinds.items() if kind in ("text", "category", "categories")]
+    events, users = len(split.training.items), len(split.training)
+    has_text = "text" in kinds.values() and events / users <= LONG_HISTORY
+    return {"features": ",".join(names)} if has_text else {}
+
+
 def configure(overrides: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
     """Change settings by name; InputError: an unknown name, or a value of wrong type or range."""
     base = base or RunConfig()

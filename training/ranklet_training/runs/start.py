@@ -14,9 +14,17 @@ import polars as pl
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
 from ranklet.values import show
+from ranklet_training.data.attributes import (
+    COUNTED,
+    Kinds,
+    attribute_kinds,
+    parse_kinds,
+    read_attributes,
+)
 from ranklet_training.data.events import Events
-from ranklet_training.data.features import build_feature
+from ranklet_training.data.features import build_features
 from ranklet_training.data.split import Split
+from ranklet_training.data.trending import Recent, recent_events
 from ranklet_training.runs.checkpoint import Questions, Run, read_run, read_tensors, write_run
 from ranklet_training.runs.kinds import FOLDERS, TRAINED, plan_kinds, trained_files
 from ranklet_training.runs.presets import RunConfig, setting_differences
@@ -62,18 +70,25 @@ def start_run(
         )
     if config.model.time_gaps and events.frame["timestamp"].dtype != pl.Int64:
         raise RunError("time_gaps needs whole timestamps, and these have fractions: round them")
-    catalogue = _catalogue(config, split, items)  # raises errors before any file is written
+    # Errors are raised before any file is written.
+    recent = recent_events(split.training, len(split.vocabulary), events.time_unit)
+    catalogue = _catalogue(config, split, recent, items)
+    kinds = kinds_of(catalogue if items is None else items, reading or {}, earlier)
+    build_features(catalogue, kinds, config.train.feature_names)
+    read_attributes(catalogue, kinds)
     data = {
         "digest": events.digest,
         "users": events.users,
         "items": events.items,
         "events": events.frame.height,
         "training_users": len(split.training),
+        "recent": {"from": recent.begin, "to": recent.end, "events": int(recent.counts.sum())},
         "rating_mean": None if ratings is None else float(ratings.mean()),
         "split": split.notes,
         "instants": split.instants,
         "kinds": plan_kinds(config, split),
         "reading": {**(reading or {}), **events.reading},
+        "attributes": kinds,
         "source": source,
         **_facts_of(earlier),
     }
@@ -90,10 +105,25 @@ def start_run(
     return run
 
 
-def _catalogue(config: RunConfig, split: Split, items: pl.DataFrame | None) -> pl.DataFrame:
-    """Return the items in index order, with training events, titles and features."""
+def kinds_of(items: pl.DataFrame, reading: dict[str, str], earlier: Run | None = None) -> Kinds:
+    """Return the kinds of attributes: as chosen, else as in an earlier run, else inferred.
+
+    Raises:
+        InputError: The chosen kinds can't be read.
+        DataError: A chosen column is not there.
+    """
+    before = earlier.attribute_kinds if earlier else {}
+    known = {name: kind for name, kind in before.items() if name in items.columns}
+    return attribute_kinds(items, {**known, **parse_kinds(reading.get("attributes", ""))})
+
+
+def _catalogue(
+    config: RunConfig, split: Split, recent: Recent, items: pl.DataFrame | None
+) -> pl.DataFrame:
+    """Return the items in index order, with counts of events, titles and features."""
     catalogue = pl.DataFrame({"item_id": split.vocabulary.all_ids}).with_columns(
-        pl.Series("training_events", split.training.counts(len(split.vocabulary))[1:])
+        pl.Series("training_events", split.training.counts(len(split.vocabulary))[1:]),
+        pl.Series("recent_events", recent.counts[1:]),
     )
     if items is not None:
         if items["item_id"].dtype != catalogue["item_id"].dtype:
@@ -103,14 +133,12 @@ def _catalogue(config: RunConfig, split: Split, items: pl.DataFrame | None) -> p
             )
         if "title" in items and items["title"].dtype != pl.String:
             raise RunError(f"title is {items['title'].dtype} in the items, and must be text")
-        if "training_events" in config.train.feature_names:
+        if counted := [name for name in COUNTED if name in config.train.feature_names]:
             raise RunError(
-                "no feature can be called 'training_events', as a run counts them: rename it"
+                f"no feature can be called {counted[0]!r}, as a run counts them: rename it"
             )
-        others = items.drop("training_events", strict=False)
+        others = items.drop(COUNTED, strict=False)
         catalogue = catalogue.join(others, on="item_id", how="left", maintain_order="left")
-    for name in config.train.feature_names:
-        build_feature(catalogue, name)  # raises its errors
     return catalogue
 
 
@@ -145,6 +173,7 @@ def _facts_of(earlier: Run | None) -> dict[str, Any]:
     return {
         "earlier": {**facts, "epochs": _epochs(earlier)},
         "seen": earlier.data.get("seen", {}),
+        "new_items": earlier.data.get("new_items", {}),
     }
 
 

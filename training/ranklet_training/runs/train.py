@@ -26,6 +26,7 @@ from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_ep
 from ranklet_training.data.split import Split
 from ranklet_training.judge.evaluate import MASKED, UNMASKED, rank_targets
 from ranklet_training.judge.metrics import Metrics, Ranks, all_metrics, ndcg
+from ranklet_training.judge.new_items import measure_new_items, read_catalogue
 from ranklet_training.judge.subjects import model_scorer
 from ranklet_training.model.cooccurrence import cooccurrence_table
 from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
@@ -78,7 +79,8 @@ def train(
     minute where stderr is no terminal. A run that leaves open whether its model uses the kinds of
     events trains without and with them, see ``kinds``. At the end the data facts of the run get
     ``seen``: the share of repeats among the validation answers, NDCG@10 of the best weights with
-    and without seen items, and the better of both as the default of a bundle.
+    and without seen items, and the better of both as the default of a bundle; and ``new_items``,
+    see ``measure_new_items``.
 
     Raises:
         RunError: The loss is not finite; the last checkpoint and the best weights are kept.
@@ -93,6 +95,7 @@ def train(
     best, metrics = run.load_model(), run.best_metrics()
     if len(split.validation):
         run.data["seen"] = _measure_seen(best, split, metrics["NDCG@10"])
+        run.data["new_items"] = _measure_new_items(run, best)
         write_config(run)
     seconds = time.perf_counter() - begin
     return TrainResult(best, metrics, progress.best_epoch, progress.epoch, seconds)
@@ -313,6 +316,16 @@ def _measure_seen(model: Model, split: Split, validated: float) -> dict[str, Any
         "unmasked_NDCG@10": unmasked,
         "exclude_seen": masked >= unmasked,
     }
+
+
+def _measure_new_items(run: Run, model: Model) -> dict[str, Any]:
+    """Return how a bundle ranks items without events, {} if that can't be measured."""
+    questions = run.read_questions()
+    if questions is None or not run.attribute_kinds:
+        return {}
+    catalogue = read_catalogue(run, model)
+    events = run.catalogue["training_events"].to_numpy().astype(np.int64)
+    return measure_new_items(model, catalogue, events, questions, masked=run.exclude_seen)
 
 
 def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> None:

@@ -1,0 +1,37 @@
+"""Target of a bundle: what a new bundle may take the place of."""
+
+import json
+from pathlib import Path
+
+from ranklet.bundle.manifest import FILE_NAMES, MANIFEST
+from ranklet.errors import BundleError
+
+
+def check_target(bundle: Path, *, replace: bool) -> None:
+    """Check that a bundle may be written here before the work begins.
+
+    Raises:
+        BundleError: The path is not UTF-8, or something is there that must not be replaced.
+    """
+    try:
+        str(bundle.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{bundle.resolve()} is not UTF-8, which onnx needs: rename it"
+        ) from error
+    if not bundle.exists():
+        return
+    if not replace:
+        raise BundleError(f"{bundle} exists: choose another folder, or replace it (--replace)")
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_bytes())
+        is_bundle = {"format", "files", "items"} <= set(manifest)
+        parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        is_bundle = False
+    if not is_bundle:
+        raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
+    if strange := sorted({path.name for path in bundle.iterdir()} - parts):
+        raise BundleError(
+            f"{bundle} is not replaced: it holds {strange[0]!r}, which is no part of a bundle"
+        )

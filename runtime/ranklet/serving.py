@@ -1,0 +1,80 @@
+"""Serving: a bundle and its catalogue, everything that answers a request, replaced as one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ranklet.answer import Answers
+from ranklet.attributes import Attributes
+from ranklet.bundle.folder import Opened, read_vocabulary
+from ranklet.bundle.manifest import FILE_NAMES, Manifest
+from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.catalogue import Added, Bias, Catalogue
+from ranklet.engine.engine import Engine
+from ranklet.engine.sessions import Provider
+from ranklet.request import Reader
+from ranklet.titles import Titles
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """An opened bundle with its catalogue; nothing of it changes."""
+
+    opened: Opened
+    manifest: Manifest
+    engine: Engine
+    catalogue: Catalogue
+    reader: Reader
+    answers: Answers
+
+    @classmethod
+    def open(
+        cls, path: Path, provider: Provider, threads: int, *, owner: object, check_digests: bool
+    ) -> "Serving":
+        """Open a bundle, see ``Ranker.load``; ``owner`` is what its filters belong to."""
+        opened = Opened(path)
+        with opened.unchanged(*FILE_NAMES) as folder:
+            manifest = Manifest.read(folder, check_digests=check_digests)
+            opened.files = manifest.files
+            engine = Engine(opened, manifest, provider, threads)
+            vocabulary = read_vocabulary(folder, manifest)
+            attributes = Attributes.read(folder, manifest)
+        return cls.start(opened, manifest, engine, vocabulary, attributes, owner)
+
+    @classmethod
+    def start(
+        cls,
+        opened: Opened,
+        manifest: Manifest,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        attributes: Attributes,
+        owner: object,
+    ) -> "Serving":
+        """Serve a bundle as it is, without added items."""
+        nothing = np.zeros(0, dtype=np.float32)
+        added = Added(nothing.reshape(0, manifest.width), nothing, np.zeros(0), in_histories=False)
+        titles = Titles(opened, manifest, vocabulary)
+        own = Bias.of(engine.bias, nothing)
+        catalogue = Catalogue(owner, vocabulary, engine.table, titles, attributes, added, own)
+        return cls._with(opened, manifest, engine, catalogue)
+
+    @classmethod
+    def _with(
+        cls, opened: Opened, manifest: Manifest, engine: Engine, catalogue: Catalogue
+    ) -> "Serving":
+        reader = Reader(catalogue, manifest)
+        answers = Answers(engine, manifest, catalogue, opened)
+        return cls(opened, manifest, engine, catalogue, reader, answers)
+
+    def changed(self, catalogue: Catalogue) -> "Serving":
+        """Return the same bundle with another catalogue."""
+        return self._with(self.opened, self.manifest, self.engine, catalogue)
+
+
+@dataclass
+class Current:
+    """The serving of a ranker at present, for everyone who must follow it."""
+
+    serving: Serving
