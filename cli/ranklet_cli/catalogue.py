@@ -83,7 +83,7 @@ def catalogue() -> None:
 def add(bundle: Path, items: Path, out: Path | None, replace: bool, **options: Any) -> None:
     """Add the new ITEMS of a file, and take titles and attributes of known ones from it.
 
-    They can be ranked, and they count as events of histories.
+    Whether they count as events of histories is what the export measured; see inspect.
 
     Example: ranklet catalogue add bundle new.csv --out newer
     """

@@ -24,7 +24,16 @@ from ranklet.bundle.folder import (
     read_trending,
     write_catalogue,
 )
-from ranklet.bundle.manifest import BIAS, CARD, FILE_NAMES, GOLDEN, NEVER, TRENDING, Manifest
+from ranklet.bundle.manifest import (
+    BIAS,
+    CARD,
+    FILE_NAMES,
+    GOLDEN,
+    NEVER,
+    SILENT,
+    TRENDING,
+    Manifest,
+)
 from ranklet.bundle.vocabulary import ItemId, Vocabulary
 from ranklet.engine.engine import Engine, History
 from ranklet.errors import InputError
@@ -57,6 +66,7 @@ class Changes:
         titles: New titles of added or known items; an added item without one is shown by its id.
         removed: Known items that are not ranked any more; histories with them still count.
         returned: Items that were removed and are ranked again.
+        silent: Added items that do not count as events of a history.
         attributes: Of the known items and, behind them, of the added ones; None: added items have
             none.
     """
@@ -67,12 +77,13 @@ class Changes:
     titles: Mapping[ItemId, str] = field(default_factory=dict)
     removed: Sequence[ItemId] = ()
     returned: Sequence[ItemId] = ()
+    silent: Sequence[ItemId] = ()
     attributes: Attributes | None = None
 
 
 def changes_of(serving: Serving) -> Changes:
     """Return the changes of a loaded bundle since it was loaded."""
-    catalogue, last = serving.catalogue, serving.catalogue.last
+    catalogue, last, silent = serving.catalogue, serving.catalogue.last, serving.catalogue.silent
     vocabulary, changed = catalogue.vocabulary, catalogue.titles.changed
     was, now = (
         bias[0, : last + 1] < NEVER / 2 for bias in (serving.engine.bias, catalogue.own.table)
@@ -85,6 +96,9 @@ def changes_of(serving: Serving) -> Changes:
         titles=dict(zip(titles, changed.values(), strict=True)),
         removed=vocabulary.ids(np.flatnonzero(now & ~was)),
         returned=vocabulary.ids(np.flatnonzero(was & ~now)),
+        silent=[]
+        if silent is None
+        else vocabulary.ids(np.flatnonzero(silent[last + 1 :]) + last + 1),
         attributes=catalogue.attributes,
     )
 
@@ -134,6 +148,11 @@ class _Catalogue:
         bias[known.index(changes.returned, "returned", unknown="error")] = 0
         bias[known.index(changes.removed, "removed", unknown="error")] = NEVER
         self.bias: Floats = self.merge(bias, _numbers("bias", changes.bias, (len(ids),)))
+        was_silent = old.catalogue.silent
+        before = np.zeros(len(known) + 1, dtype=bool) if was_silent is None else was_silent
+        self.silent = self.merge(
+            before, np.array([item in {*changes.silent} for item in ids], dtype=bool)
+        )
         if (self.bias <= NEVER).all():
             raise InputError("no item would be left to rank: keep one")
         titles = read_titles(old.opened.folder, manifest)
@@ -192,6 +211,8 @@ def _write(old: Serving, new: _Catalogue, changes: Changes, folder: Path) -> Man
         new.shares(trending).tofile(folder / TRENDING)
     if new.bias[1:].any():
         new.bias[1:].astype("<f4").tofile(folder / BIAS)
+    if new.silent.any():
+        np.flatnonzero(new.silent).astype("<i8").tofile(folder / SILENT)
     attributes = new.attributes(old, changes.attributes)
     note = {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -225,9 +246,8 @@ def _golden(old: Serving, new: _Catalogue, engine: Engine) -> list[dict[str, Any
     answers = json.loads((old.opened.folder / GOLDEN).read_bytes())[:GOLDEN_HISTORIES]
     histories, known = [answer["history"] for answer in answers], old.catalogue.vocabulary
     users = [old.engine.encode([History(known.index(each))]) for each in histories]
-    if latest := new.vocabulary.ids(
-        new.places.added[-min(GOLDEN_ADDED, old.manifest.max_length) :]
-    ):
+    counted = new.places.added[~new.silent[new.places.added]]
+    if latest := new.vocabulary.ids(counted[-min(GOLDEN_ADDED, old.manifest.max_length) :]):
         histories.append(latest)
         users.append(engine.encode([History(new.vocabulary.index(latest))]))
     k, golden = min(GOLDEN_K, np.count_nonzero(new.bias > NEVER / 2)), []

@@ -416,7 +416,7 @@ class Answers:
         order, shares = self._trending if question.by_trend else self._popularity
         if request.candidates is not None:
             candidates = request.candidates
-            order = candidates[np.lexsort((candidates, -shares[candidates]))]
+            order = candidates[np.lexsort((self.catalogue.ties(candidates), -shares[candidates]))]
         if bias.items + bias.others < len(self.catalogue.vocabulary):
             order = order[self.catalogue.at(bias, order) > NEVER / 2]
         if len(request.demoted):
@@ -444,11 +444,12 @@ class Answers:
         return self._by_share(recent, self._popularity[1])
 
     def _by_share(self, of_bundle: Floats, then: Floats | None = None) -> tuple[Indices, Floats]:
+        """Return all items by falling share, ``then`` by another one, then by id."""
         shares = np.zeros(len(self.catalogue.vocabulary) + 1, dtype=np.float32)
         shares[1 : len(of_bundle) + 1] = of_bundle
-        if then is None:
-            return np.argsort(-shares[1:], kind="stable") + 1, shares
-        return np.lexsort((-then[1:], -shares[1:])) + 1, shares
+        items = np.arange(1, len(shares))
+        second = shares if then is None else then
+        return np.lexsort((self.catalogue.ties(items), -second[1:], -shares[1:])) + 1, shares
 
 
 def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -114,7 +114,6 @@ class Added:
     rows: Floats  # of the item table, (A, D)
     bias: Floats  # (A,)
     ties: NDArray[np.float64]  # where each stands among the sorted ids of the bundle, (A,)
-    in_histories: bool  # whether they count as events of a history
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -131,6 +130,8 @@ class Catalogue:
         table: The rows of the bundle's items, (items + 1, D), mapped.
         added: The added items.
         own: The bias of every request: that of the bundle, of added and of removed items.
+        silent: Whether each index from 0 does not count as an event of a history, (items + 1,);
+            None: all count.
         sets: The named filters.
     """
 
@@ -141,6 +142,7 @@ class Catalogue:
     attributes: Attributes
     added: Added
     own: Bias
+    silent: Mask | None = None
     sets: Mapping[str, ItemSet] = field(default_factory=dict)
     _kept: "Kept" = field(default_factory=lambda: Kept())
 
@@ -149,10 +151,9 @@ class Catalogue:
         """Return the index of the last item of the bundle."""
         return self.vocabulary.sorted
 
-    @property
-    def last_of_histories(self) -> int:
-        """Return the largest index that counts as an event of a history."""
-        return len(self.vocabulary) if self.added.in_histories else self.last
+    def counts(self, index: int) -> bool:
+        """Return whether an item, 0 if it is unknown, counts as an event of a history."""
+        return index > 0 and (self.silent is None or not self.silent[index])
 
     def rows(self, items: Indices) -> Floats:
         """Return rows of the item table, (n, D), also of added items."""

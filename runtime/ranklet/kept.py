@@ -115,7 +115,7 @@ class KeptHistory:
         if serving is log.serving:
             return
         found = vocabulary.index([event.item for event in log.aside[: counts.aside]]).tolist()
-        is_event = [0 < index <= serving.catalogue.last_of_histories for index in found]
+        is_event = [serving.catalogue.counts(index) for index in found]
         if serving.engine is log.serving.engine and not any(is_event):
             pairs = zip(log.aside, found, strict=False)
             aside = [event._replace(known=index) for event, index in pairs]
@@ -218,7 +218,7 @@ class KeptHistory:
     def ends_with_new_item(self) -> bool:
         """Return whether an event to append is of an added item, which append.onnx lacks."""
         counts, catalogue = self.counts, self.serving.catalogue
-        if not catalogue.added.in_histories:
+        if not len(catalogue.added):
             return False
         first = max(0, min(counts.encoded, counts.events - 1))
         return any(item > catalogue.last for item in counts.log.items[first : counts.events])
@@ -283,12 +283,12 @@ def _sorted_out(
     counts: Counts, events: list[tuple[ItemId, int | None]], indices: list[int]
 ) -> Added:
     """Return ids and times of events as those that count and those that do not."""
-    last = counts.log.serving.catalogue.last_of_histories
+    catalogue = counts.log.serving.catalogue
     items: list[int] = []
     times: list[int | None] = []
     aside: list[Aside] = []
     for (item, time), index in zip(events, indices, strict=True):
-        if 0 < index <= last:
+        if catalogue.counts(index):
             items.append(index)
             times.append(time)
         else:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ranklet.bundle.manifest import NEVER, NewItems
 from ranklet.bundle.vocabulary import ItemId, Vocabulary
-from ranklet.catalogue import Added, Bias, Catalogue
+from ranklet.catalogue import Added, Bias, Catalogue, Mask
 from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
 from ranklet.item_features import ItemEncoder
@@ -68,6 +68,7 @@ def add_items(
         attributes=attributes,
         added=added,
         own=_returned(serving, old, indices, added),
+        silent=_silent(old, len(vocabulary), settings),
         sets={name: kept.grown(vocabulary) for name, kept in old.sets.items()},
     ).fresh()
     ids = [items.ids[row] for row in np.flatnonzero(known).tolist()]
@@ -197,8 +198,14 @@ def _grown(
     places = indices - old.last - 1
     every[places], bias[places] = rows, settings.bias
     ids = vocabulary.ids(np.arange(old.last + 1, len(vocabulary) + 1))
-    in_histories = settings.in_histories if count else False
-    return Added(every, bias, _ties(vocabulary, ids), in_histories)
+    return Added(every, bias, _ties(vocabulary, ids))
+
+
+def _silent(old: Catalogue, size: int, settings: NewItems) -> Mask | None:
+    """Return which items do not count in histories; all added ones are alike."""
+    silent = np.full(size + 1, not settings.in_histories)
+    silent[: old.last + 1] = False if old.silent is None else old.silent[: old.last + 1]
+    return silent if silent.any() else None
 
 
 def _ties(vocabulary: Vocabulary, ids: Sequence[ItemId]) -> NDArray[np.float64]:

@@ -37,8 +37,6 @@ class Reader:
         self.max_length, self.uses_times = manifest.max_length, manifest.uses_times
         self.time_unit = manifest.checked_unit  # "": times are not checked
         self.exclude_seen = manifest.exclude_seen  # default of requests
-        added = catalogue.added
-        self._counts_all = added.in_histories or not len(added)  # as events of a history
 
     def excludes_seen(self, exclude_seen: bool | None) -> bool:
         """Return whether a request excludes seen items; None is the default."""
@@ -62,7 +60,8 @@ class Reader:
         """Return a request for a history, see ``Ranker.rank``; errors call it ``name``."""
         indices = self.vocabulary.index(history, name, unknown=unknown)
         known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
-        items = known if self._counts_all else known[known <= self.catalogue.last]
+        silent = self.catalogue.silent
+        items = known if silent is None else known[~silent[known]]
         since, until = NONE, UNKNOWN
         if times is not None or now is not None:
             since, until = self._gaps(indices, times, now, name)
@@ -169,7 +168,9 @@ class Reader:
         place = beside(name, "times")
         if times is None:
             raise InputError(f"now was given without {place}: it counts from the last event")
-        is_event = (indices > 0) & (indices <= self.catalogue.last_of_histories)
+        is_event = indices > 0
+        if self.catalogue.silent is not None:
+            is_event &= ~self.catalogue.silent[indices]
         instants = self.instants(times, len(indices), place)[is_event]
         if now is None:
             return buckets_before(instants), UNKNOWN

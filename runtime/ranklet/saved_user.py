@@ -109,13 +109,15 @@ def _check(counts: Counts) -> None:
     if not position <= encoded <= counts.events or bool(encoded) != bool(position):
         raise ValueError(f"{counts.events} events, {encoded} encoded, {position} of a state")
     for name, values, least, most in (
-        ("item", log.items, 1, catalogue.last_of_histories),
+        ("item", log.items, 1, len(catalogue.vocabulary)),
         ("since", log.since, 0, BUCKETS - 1),
         ("time", [time for time in log.times if time is not None], -(2**63), 2**63 - 1),
         ("place", [event.place for event in log.aside], 0, counts.events),
     ):
         if not all(type(value) is int and least <= value <= most for value in values):
             raise ValueError(f"{name} outside {least} to {most}")
+    if not all(map(catalogue.counts, log.items)):
+        raise ValueError("an item that does not count in histories")
     if (len(log.times), len(log.aside)) != (counts.events, counts.aside):
         raise ValueError(f"{len(log.times)} times, {len(log.aside)} events aside")
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from ranklet.answer import Answers
 from ranklet.attributes import Attributes
-from ranklet.bundle.folder import Opened, read_vocabulary
-from ranklet.bundle.manifest import FILE_NAMES, Manifest
+from ranklet.bundle.folder import Opened, read_silent, read_vocabulary
+from ranklet.bundle.manifest import FILE_NAMES, SILENT, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.catalogue import Added, Bias, Catalogue
 from ranklet.engine.engine import Engine
@@ -54,10 +54,14 @@ class Serving:
     ) -> "Serving":
         """Serve a bundle as it is, without added items."""
         nothing = np.zeros(0, dtype=np.float32)
-        added = Added(nothing.reshape(0, manifest.width), nothing, np.zeros(0), in_histories=False)
+        added = Added(nothing.reshape(0, manifest.width), nothing, np.zeros(0))
         titles = Titles(opened, manifest, vocabulary)
         own = Bias.of(engine.bias, nothing)
-        catalogue = Catalogue(owner, vocabulary, engine.table, titles, attributes, added, own)
+        with opened.unchanged(SILENT) as folder:
+            silent = read_silent(folder, manifest)
+        catalogue = Catalogue(
+            owner, vocabulary, engine.table, titles, attributes, added, own, silent
+        )
         return cls._with(opened, manifest, engine, catalogue)
 
     @classmethod

@@ -69,7 +69,7 @@ class User:
         self._follow()
         catalogue = kept.serving.catalogue
         index = catalogue.vocabulary.find(item) if time is None else None
-        if index is None or index > catalogue.last_of_histories:
+        if index is None or not catalogue.counts(index):
             self.extend([item], times=None if time is None else [time], name="item")
         else:
             kept.append(index)

@@ -540,3 +540,27 @@ def test_a_bias_that_is_no_number_is_damage(tiny_bundle: Path, tmp_path: Path) -
     with pytest.raises(BundleError, match=r"bias.f32 holds NaN, infinity or numbers beyond"):
         Ranker.load(bundle)
     assert read_titles(Opened(bundle).folder, manifest) is not None
+
+
+@pytest.mark.parametrize("in_histories", [False, True])
+def test_a_saved_ranker_answers_as_the_one_that_had_the_items_added(
+    exported: Callable[..., Exported], tmp_path: Path, in_histories: bool
+) -> None:
+    bundle = exported(INT8).ranker.path
+    ranker, known = Ranker.load(bundle, provider="cpu"), [*exported(INT8).ranker.ids]
+    vectors = np.random.default_rng(2).normal(size=(len(NEW), ranker.manifest.width))
+    table = [{"item_id": item, "title": f"New {item}"} for item in NEW]
+    ranker.add_items(table, vectors=vectors, bias=-0.25, in_histories=in_histories)
+    ranker.remove_items([known[3], NEW[1]])
+    save_catalogue(bundle, changes_of(ranker._serving), tmp_path / "saved")
+    saved = Ranker.load(tmp_path / "saved", provider="cpu")
+    verify(tmp_path / "saved", provider="cpu")
+    assert len(saved) == len(ranker)
+    for history in ([known[5], NEW[0], NEW[4]], [NEW[2]], [*known[:9], NEW[5]]):
+        for how in ({"exclude_seen": False}, {"exclude_seen": True, "k": 70}):
+            rankings = [each.rank(history, **how) for each in (ranker, saved)]
+            rankings += [each.user(history).rank(**how) for each in (ranker, saved)]
+            first, *others = rankings
+            for other in others:
+                assert (other.items, other.cold) == (first.items, first.cold)
+                assert other.scores == pytest.approx(first.scores, abs=1e-4)

@@ -7,6 +7,7 @@
     popularity.f32                  share of the training events of each item
     attributes.bin                  categories and numbers of each item, optional
     bias.f32                        added to the score of each item, optional; -3e38: never ranked
+    silent.i64                      indices of items that do not count in histories, optional
     trending.f32                    share of the last training events of each item, optional
 
 Arrays are raw and little-endian: their names say the type, the manifest the number of items.
@@ -21,7 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.manifest import BIAS, FILE_NAMES, NEVER, POPULARITY, TRENDING, File, Manifest
+from ranklet.bundle.manifest import (
+    BIAS,
+    FILE_NAMES,
+    NEVER,
+    POPULARITY,
+    SILENT,
+    TRENDING,
+    File,
+    Manifest,
+)
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.errors import BundleError
 from ranklet.files.atomic import sha256
@@ -154,6 +164,21 @@ def read_bias(folder: Path, manifest: Manifest) -> NDArray[np.float32] | None:
     if not (np.abs(bias) <= -np.float32(NEVER)).all():
         raise BundleError(f"{folder / BIAS} holds NaN, infinity or numbers beyond {NEVER}")
     return bias
+
+
+def read_silent(folder: Path, manifest: Manifest) -> NDArray[np.bool_] | None:
+    """Read which indices from 0 do not count in histories, (items + 1,); None: all count."""
+    if SILENT not in manifest.files:
+        return None
+    try:
+        items = np.fromfile(folder / SILENT, "<i8")
+    except OSError as error:
+        raise BundleError(f"{folder / SILENT} can't be read: {error}") from error
+    if not len(items) or items.min() < 1 or items.max() > manifest.items:
+        raise BundleError(f"{folder / SILENT} holds no item indices of this catalogue")
+    silent = np.zeros(manifest.items + 1, dtype=np.bool_)
+    silent[items] = True
+    return silent
 
 
 def map_table(folder: Path, manifest: Manifest) -> NDArray[np.floating]:

@@ -22,7 +22,7 @@ from ranklet.files.atomic import atomic_write, sha256
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
 POPULARITY, TRENDING, BIAS = "popularity.f32", "trending.f32", "bias.f32"
-ATTRIBUTES = "attributes.bin"
+SILENT, ATTRIBUTES = "silent.i64", "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
 SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
 ENCODE_ROWS, FIRST_BLOCK, ITEM = "encode_rows", "first_block", "item"
@@ -40,7 +40,7 @@ FILE_NAMES = frozenset(
         *(f"{name}.onnx" for name in PROGRAMS),
         *(name for names in ID_FILES.values() for name in names),
         *TITLE_FILES,
-        *(WEIGHTS, POPULARITY, TRENDING, BIAS, ATTRIBUTES, GOLDEN, CARD),
+        *(WEIGHTS, POPULARITY, TRENDING, BIAS, SILENT, ATTRIBUTES, GOLDEN, CARD),
     }
 )
 # Keys that older bundles lack.
