@@ -152,6 +152,9 @@ def _rank_by_bundle(
             assert batch.histories.times is not None
             times = np.split(batch.histories.times, batch.histories.offsets[1:-1])
             options |= {"times": times, "now": batch.target_times}
+        if ranker.kinds and batch.histories.kinds is not None:
+            kinds = np.array([None, *ranker.kinds])[batch.histories.kinds]
+            options["kinds"] = np.split(kinds, batch.histories.offsets[1:-1])
         rankings = ranker.rank_batch(histories, **options)
         for row, ranking, target in zip(rows, rankings, batch.targets, strict=True):
             shown = ranker.vocabulary.index(ranking.items)
