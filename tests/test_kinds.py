@@ -19,6 +19,7 @@ from ranklet.errors import DataError, RunError
 from ranklet.files.atomic import sha256
 from ranklet.verify import verify
 from ranklet_export.export import export_bundle
+from ranklet_export.gate import check_ranking
 from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.sequences import epoch_batches
 from ranklet_training.data.split import Cases, Split, split_events
@@ -392,18 +393,45 @@ def test_a_bundle_with_kinds_ranks_without_them(kinds_bundle: Path, run_example:
     assert items == ranker.rank(["b03", "v04"], exclude_seen=False).items
 
 
-def test_a_larger_weight_moves_a_kind_forward(kinds_run: Run, kinds_bundle: Path) -> None:
-    engine = Ranker.load(kinds_bundle, provider="cpu").engine
-    bought, viewed = 6, 6 + PLACES  # at the place after that of item 5
-    differences = []
+def test_a_larger_weight_moves_a_kind_forward(kinds_bundle: Path) -> None:
+    ranker = Ranker.load(kinds_bundle, provider="cpu")
+    assert (ranker.kinds, ranker.objective) == (["buy", "view"], {"buy": 1})
+    user, differences = ranker.user(["b04"], kinds=["buy"]), []
     for weight in (0, 0.25, 0.5, 1, 2, 4):
-        asked = np.array([0, 1, weight], dtype=np.float32)
-        vector = engine.encode([History(np.array([5]), kinds=np.array([1]), objective=asked)])
-        scores = engine.score_rows(vector[0], np.array([bought, viewed]))
-        differences.append(float(scores[1] - scores[0]))
+        asked = {"buy": 1, "view": weight}
+        best = ranker.rank(["b04"], kinds=["buy"], objective=asked, k=ITEMS)
+        assert user.rank(ITEMS, objective=asked).items == best.items
+        score = dict(zip(best.items, best.scores.tolist(), strict=True))
+        differences.append(score["v05"] - score["b05"])  # at the next place
     assert differences == sorted(differences)
     assert differences[0] < -1
     assert differences[-1] > 1
+    assert ranker.rank(["b04"], kinds=["buy"]).items[0] == "b05"
+    assert user.rank(1, objective="view").items == ["v05"]
+
+
+def test_run_and_bundle_agree_with_kinds(
+    kinds_run: Run, kinds_bundle: Path, kinds_split: Split
+) -> None:
+    ranker = Ranker.load(kinds_bundle, provider="cpu")
+    of_run, of_bundle = evaluate({"run": kinds_run, "bundle": ranker}, kinds_split)["rows"][:2]
+    for part in ("masked", "unmasked"):
+        assert of_run[part] == pytest.approx(of_bundle[part], abs=5e-5)
+
+
+def test_the_gate_asks_with_the_kinds_of_held_out_events(
+    kinds_run: Run, kinds_bundle: Path
+) -> None:
+    ranker, model = Ranker.load(kinds_bundle, provider="cpu"), kinds_run.load_model()
+    questions = kinds_run.read_questions()
+    assert questions is not None
+    told, untold = (
+        check_ranking(ranker, model, model.table(), replace(questions, kinds=kinds), 1)
+        for kinds in (questions.kinds, None)
+    )
+    assert told == ranker.manifest.gate
+    assert (told["overlap"], untold["overlap"]) == pytest.approx((1, 1), abs=0.01)
+    assert told["fp32"] != untold["fp32"]
 
 
 def test_kinds_of_another_log_are_found_by_name(
@@ -462,8 +490,6 @@ def test_models_of_different_targets_are_not_compared(
     assert "the leave-one-out (buy) split" in result.stderr
 
 
-def test_a_table_of_two_models_says_what_was_asked(
-    kinds_run: Run, kinds_bundle: Path, kinds_split: Split
-) -> None:
+def test_a_table_of_two_models_says_what_was_asked(kinds_run: Run, kinds_split: Split) -> None:
     table = evaluate({"run": kinds_run}, kinds_split)
     assert table["protocol"].startswith("leave-one-out, test, targets of kind 'buy', full ranking")
