@@ -329,7 +329,7 @@ def test_an_event_of_no_kind_is_not_added(of_kinds: Any, kind: Any) -> None:
             user.append(item, kind=kind)
     with pytest.raises(InputError, match=rf"^user 0: kinds\[0\] is .*, and {KNOWN}"):
         users.append(["i00003"], kinds=[kind])
-    with pytest.raises(InputError, match="^1 items, 1 times, 2 kinds, 1 users"):
+    with pytest.raises(InputError, match="1 items, 1 times, 2 kinds, 1 users"):
         users.append(["i00003"], kinds=["buy", "buy"])
     assert (user.save(), users[0].save()) == before
 
