@@ -43,7 +43,7 @@ class WeightFile:
         if key not in self.stored:
             self.file.write(bytes(-self.file.tell() % PAGE))
             start = self.file.tell()
-            values.tofile(self.file)
+            self.file.write(np.ascontiguousarray(values).data)  # tofile hides a full disk
             missing = (shape[0] - len(values)) * math.prod(shape[1:]) * values.itemsize
             self.file.write(bytes(missing))
             tensor = TensorProto(dims=shape, data_location=TensorProto.EXTERNAL)

@@ -222,6 +222,11 @@ class Answers:
                 answers[row] = self._explained(answers[row], request.history, question)
         return [answers[row] for row in range(len(requests))]
 
+    @cached_property
+    def of_items(self) -> "Answers":
+        """Return answers of which ``similar`` is one: the bias of new items is in other units."""
+        return Answers(self.engine, self._manifest, self.catalogue.neutral(), self._opened)
+
     def similar(self, item: int, request: Request, question: Question) -> Ranking:
         """Rank by the product with the row of an item, in units of that of the item itself."""
         row = self.catalogue.rows(np.array([item]))

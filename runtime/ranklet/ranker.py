@@ -445,13 +445,14 @@ class Ranker:
             InputError: The catalogue lacks the item, or another value can't be used.
         """
         serving = self._current.serving
+        answers = serving.answers.of_items
         question = read_question(
-            serving.catalogue, k, None, where, boost, None, 0.0, min_score, at_most, skip, diversity
+            answers.catalogue, k, None, where, boost, None, 0.0, min_score, at_most, skip, diversity
         )
         index = serving.catalogue.vocabulary.index([item], "item", unknown="error")
         excluded, chosen = serving.reader.filters(index, candidates, exclude)
         request = Request(None, 0, excluded, chosen)
-        return serving.answers.similar(int(index[0]), request, question)
+        return answers.similar(int(index[0]), request, question)
 
     def popular(
         self,

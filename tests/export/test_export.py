@@ -99,7 +99,7 @@ def test_manifest_and_card_say_what_was_exported(any_ranker: Ranker, tiny_run: R
 def test_a_run_that_did_not_count_recent_events_has_none(exported: Any) -> None:
     ranker = exported().ranker
     assert "recent_events" not in exported().run.catalogue
-    assert read_trending(ranker._opened.folder, ranker.manifest) is None
+    assert read_trending(ranker.path, ranker.manifest) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

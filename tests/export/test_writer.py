@@ -10,10 +10,12 @@ import onnx
 import pytest
 
 from ranklet import Manifest, Ranker
-from ranklet.bundle.manifest import ENCODE_ROWS, FIRST_BLOCK, PROGRAMS, WEIGHTS
+from ranklet.bundle.manifest import ENCODE_ROWS, FIRST_BLOCK, ITEM, PROGRAMS, WEIGHTS
 from ranklet.files.atomic import sha256
 from ranklet_export import graphs, writer
 from ranklet_export.writer import PAGE, SMALLEST_STORED, GraphWriter, WeightFile
+
+WITHOUT_ITEMS = tuple(name for name in PROGRAMS if name != ITEM)  # of a model without attributes
 
 FLOATS = np.arange(SMALLEST_STORED, dtype=np.float32)
 
@@ -78,7 +80,8 @@ def test_graphs_share_the_bytes_of_equal_weights(any_ranker: Ranker) -> None:
     assert all(end <= offset for end, (offset, _) in zip(ends, places, strict=False))
     assert ends[-1] == (folder / WEIGHTS).stat().st_size
     (of_table,) = [stored[place] for place in places if place[0] == manifest.table.offset]
-    assert of_table == set(manifest.programs) - {FIRST_BLOCK, ENCODE_ROWS}  # which look nothing up
+    look_nothing_up = {FIRST_BLOCK, ENCODE_ROWS, ITEM}
+    assert of_table == set(manifest.programs) - look_nothing_up
 
 
 def axes_of(manifest: Manifest) -> set[str]:
@@ -92,14 +95,16 @@ def test_a_bundle_has_every_program_that_it_can_use(
     two_block_graphs: Any, degenerate_model: Any
 ) -> None:
     programs = two_block_graphs.manifest.programs
-    assert tuple(programs) == PROGRAMS
-    assert [programs[name].lengths for name in PROGRAMS[:2]] == [[1, 63], [64, 70]]
-    assert [name for name in PROGRAMS if programs[name].least_users > 1] == ["score_many"]
+    assert tuple(programs) == WITHOUT_ITEMS
+    assert [programs[name].lengths for name in WITHOUT_ITEMS[:2]] == [[1, 63], [64, 70]]
+    assert [name for name in WITHOUT_ITEMS if programs[name].least_users > 1] == ["score_many"]
     manifest = degenerate_model.ranker.manifest
     many = ["score_many"] if manifest.precision == "int8" else []
-    assert list(manifest.programs) == ["encode", "encode_rows", "append", "score", *many, "model"]
+    every = ["encode", "encode_rows", "append", "score", *many, "model", "item"]
+    assert list(manifest.programs) == every
+    axes = {"batch", "length", "events", "biases", "k", "pool", "items", "features"}
     for each in (two_block_graphs.manifest, manifest):
-        assert axes_of(each) <= {"batch", "length", "events", "biases", "k", "pool", "items"}
+        assert axes_of(each) <= axes
 
 
 def slow_scan(graph: onnx.GraphProto) -> int:
@@ -131,7 +136,7 @@ def test_exporting_twice_gives_the_same_bytes_and_compact_leaves_rows_out(
 ) -> None:
     model, folder = two_block_graphs.model, two_block_graphs.folder
     again = write_graphs(model, tmp_path / "again", "int8")
-    for name in (WEIGHTS, *(f"{program}.onnx" for program in PROGRAMS)):
+    for name in (WEIGHTS, *(f"{program}.onnx" for program in WITHOUT_ITEMS)):
         assert sha256(again.folder / name) == sha256(folder / name), name
     compact = write_graphs(model, tmp_path / "compact", "int8", compact=True)
     monkeypatch.setattr(graphs, "LARGEST_ROWS", 4 * 41 * 3 * 16 - 1)

@@ -8,7 +8,6 @@ The parts are in one file because they are one document.
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, is_dataclass
-from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -211,7 +210,7 @@ class Manifest:
     new_items: NewItems | None = None  # None: item.onnx is not there
     explanation: dict[str, Any] = field(default_factory=dict)  # how far attention explains
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Return the SHA-256 of the manifest, which names every file by its own."""
         return _digest(asdict(self))
