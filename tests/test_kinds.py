@@ -1,5 +1,6 @@
 """Models that know the kinds of events, and are asked for one, from the log to the bundle."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ranklet_training.data.sequences import epoch_batches
 from ranklet_training.data.split import Cases, Split, split_events
 from ranklet_training.judge.compare import compare_models
 from ranklet_training.judge.evaluate import evaluate, rank_targets
+from ranklet_training.judge.new_items import measure_new_items, read_catalogue
 from ranklet_training.judge.subjects import subject_of
 from ranklet_training.runs import kinds as choice
 from ranklet_training.runs import train as training
@@ -358,6 +360,24 @@ def test_a_search_compares_trials_that_choose_for_themselves(
     run("tune", log, "--out", study, *TRAIN, "--set", "epochs=2", *options)
     for number in range(2):
         assert json.loads((study / f"trials/{number}/config.json").read_text())["data"]["kinds"]
+
+
+def test_new_items_are_measured_for_the_kind_that_is_asked_for(kinds_run: Run) -> None:
+    places = kinds_run.catalogue.with_columns(place=pl.col("item_id").str.slice(1))
+    facts = {**kinds_run.data, "attributes": {"place": "category"}}
+    run, model = replace(kinds_run, data=facts, catalogue=places), kinds_run.load_model()
+    asking = copy.deepcopy(model)
+    asking.objective[0] = model.objective[run.target]
+    questions, events = run.read_questions(), places["training_events"].to_numpy().astype(np.int64)
+    assert questions is not None
+    found, expected, other = (
+        measure_new_items(
+            each, read_catalogue(run, model), events, questions, masked=False, target=target
+        )
+        for each, target in ((model, run.target), (asking, 0), (model, 0))
+    )
+    assert found == expected
+    assert found != other
 
 
 # Bundles

@@ -325,7 +325,9 @@ def _measure_new_items(run: Run, model: Model) -> dict[str, Any]:
         return {}
     catalogue = read_catalogue(run, model)
     events = run.catalogue["training_events"].to_numpy().astype(np.int64)
-    return measure_new_items(model, catalogue, events, questions, masked=run.exclude_seen)
+    return measure_new_items(
+        model, catalogue, events, questions, masked=run.exclude_seen, target=run.target
+    )
 
 
 def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> None:
