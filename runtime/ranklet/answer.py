@@ -371,18 +371,19 @@ class Answers:
     ) -> Top:
         """Return the best items of the bundle and of the added items."""
         catalogue, bias = self.catalogue, question.bias or self.catalogue.own
-        scores: Floats = np.einsum("nd,d->n", catalogue.added.rows, user) + bias.added
-        demoted, excluded = (
-            items[items > catalogue.last] - catalogue.last - 1
-            for items in (request.demoted, request.excluded)
-        )
-        scores[demoted] -= np.float32(question.penalty)
-        scores[excluded] = NEVER
+        last = catalogue.last
+        scores: Floats = np.einsum("dn,d->n", catalogue.added.columns, user) + bias.added
+        if len(request.demoted):
+            demoted = request.demoted
+            scores[demoted[demoted > last] - last - 1] -= np.float32(question.penalty)
+        if len(request.excluded):
+            excluded = request.excluded
+            scores[excluded[excluded > last] - last - 1] = NEVER
         least = NEVER / 2 if len(top.items) < depth else top.scores[-1]
         places = np.flatnonzero(scores >= least)
         if not len(places):
             return top
-        items = np.concatenate([top.items, places + catalogue.last + 1])
+        items = np.concatenate([top.items, places + last + 1])
         scores = np.concatenate([top.scores, scores[places]])
         order = np.lexsort((catalogue.ties(items), -scores))[:depth]
         is_all = top.is_all and len(order) == len(items)

@@ -6,6 +6,7 @@ compiled once to a ``Bias``, what is added to the score of each item; the latest
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
@@ -118,6 +119,11 @@ class Added:
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.rows)
+
+    @cached_property
+    def columns(self) -> Floats:
+        """Return the rows by column, (D, A): a product with them takes two thirds of the time."""
+        return np.ascontiguousarray(self.rows.T)
 
 
 @dataclass(frozen=True, eq=False)

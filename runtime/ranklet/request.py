@@ -68,8 +68,9 @@ class Reader:
         indices = self.vocabulary.index(history, name, unknown=unknown)
         known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
         silent = self.catalogue.silent
-        items = known if silent is None else known[~silent[known]]
-        since, until, of_events = NONE, UNKNOWN, NONE
+        items, since, until, of_events = known, NONE, UNKNOWN, NONE
+        if silent is not None and silent[known].any():
+            items = known[~silent[known]]
         if times is not None or now is not None:
             since, until = self._gaps(indices, times, now, name)
         if kinds is not None:
