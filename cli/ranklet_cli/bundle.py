@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ranklet.bundle.manifest import Attribute, Manifest
+from ranklet.values import show
 from ranklet_cli.evaluate import format_evaluation
 from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, session
 
@@ -138,6 +139,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         f"data     {facts['events']:,} events of {facts['users']:,} users, {facts['digest'][:16]}",
         f"times    {_describe_times(manifest)}",
         f"trends   {_describe_recent(manifest)}",
+        f"kinds    {_describe_kinds(manifest)}",
         f"made by  {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}",
     ]
     for name, program in manifest.programs.items():
@@ -150,6 +152,12 @@ def inspect(bundle: Path, as_json: bool) -> None:
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]
     click.echo("\n".join(lines))
+
+
+def _describe_kinds(manifest: Manifest) -> str:
+    used = f"{', '.join(manifest.kinds)}, and the model uses them" if manifest.kinds else "not used"
+    about = f"events of kind {show(manifest.target)}" if manifest.target else "the next event"
+    return f"{used}; figures are about {about}"
 
 
 def _describe_times(manifest: Manifest) -> str:

@@ -118,6 +118,11 @@ settings = combine(
         metavar="KEY=VALUE",
         help="Change one setting; repeatable.",
     ),
+    click.option(
+        "--target",
+        metavar="KIND",
+        help="Predict events of this kind, such as buy: the setting target.",
+    ),
 )
 COLUMNS = {
     "user": "user_id",
@@ -142,6 +147,12 @@ columns = combine(
         )
         for name, default in COLUMNS.items()
     ),
+    click.option(
+        "--rating-kinds",
+        default="",
+        metavar="NAME=LOWEST,...",
+        help="Make event kinds of ratings, best first, like like=4,ok=3,low=0.",
+    ),
     click.option("--title-column", default="title", help="Name of the title column of --items."),
     click.option(
         "--attributes",
@@ -150,7 +161,8 @@ columns = combine(
         help="Kinds of columns of --items: category, categories, number, text, vector or none.",
     ),
 )
-READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS), "title_column")
+_NAMES = (*COLUMNS, "title")
+READING = ("id_type", "duplicates", "rating_kinds", *(f"{name}_column" for name in _NAMES))
 READING += ("attributes",)
 
 

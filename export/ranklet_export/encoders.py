@@ -3,7 +3,7 @@
     encode.onnx        whole histories -> user, state
     encode_long.onnx   the same for long ones: chunks of events skip all that their window hides
     append.onnx        one more event of each user, and their states, changed in place -> user
-    first_block.onnx   rows of the item table -> what the first block makes of each item
+    first_block.onnx   rows of the item table -> what the first block makes of each item and kind
 
 Positions, masks and the place of the last event are made inside from constants, so a runtime passes
 item indices and nothing else. A state holds keys and values of the blocks before the last, not
@@ -14,7 +14,7 @@ oldest, nothing grows and nothing is copied. The order of rows does not matter t
 and rotations come from tables by age. Keys are rotated when they are read, so positions never end.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -24,7 +24,7 @@ from torch import nn
 from ranklet.bundle.manifest import FIRST_BLOCK_ROWS, NEVER
 from ranklet_export.layers import ServedModel
 from ranklet_export.masks import by_age, causal_mask
-from ranklet_export.writer import MASK, GraphWriter
+from ranklet_export.writer import MASK, Axes, GraphWriter
 from ranklet_training.model.attention import rotary_tables
 from ranklet_training.model.model import Block, SwiGLU
 
@@ -54,6 +54,15 @@ def state_rows(served: ServedModel) -> dict[str, int]:
     names = [f"{part}_{i}" for i in range(len(served.blocks)) for part in ("key", "value")]
     rows = dict.fromkeys(names, window)
     return {**rows, "events": served.max_length} if served.last else {}
+
+
+class Context(NamedTuple):
+    """Inputs beside the items; None of a model that does not use them."""
+
+    since: str | None = None  # bucket of the gap before each event, (B, T)
+    until: str | None = None  # bucket of the gap from the last event to now, (B,)
+    kind: str | None = None  # of each event, (B, T)
+    objective: str | None = None  # weight of each kind that is asked for, (B, kinds + 1)
 
 
 class Encoder:
@@ -87,14 +96,30 @@ class Encoder:
         """Return the gate of a block for x, None if it has none."""
         return None if layer is None else self.node("Sigmoid", self.linear(x, layer))
 
-    def embed(self, items: str, since: str | None) -> str:
+    def context(self, of_events: Axes) -> Context:
+        """Declare the inputs beside the items, where events have these axes."""
+        served, context = self.served, Context()
+        if served.config.time_gaps:
+            self.writer.input("since", INT64, of_events)
+            self.writer.input("until", INT64, ["batch"])
+            context = context._replace(since="since", until="until")
+        if served.objectives is not None:
+            self.writer.input("kind", INT64, of_events)
+            self.writer.input("objective", FLOAT, ["batch", len(served.objectives)])
+            context = context._replace(kind="kind", objective="objective")
+        return context
+
+    def embed(self, items: str, context: Context) -> str:
         """Return the events that enter the first block, (B, T, D)."""
         x = self.item_rows(items)
         if self.served.offset is not None:
             x = self.node("Add", x, self.constant(self.served.offset))
-        if since is not None:
-            gaps = self.node("Gather", self.constant(self.model.since.weight), since)
+        if context.since:
+            gaps = self.node("Gather", self.constant(self.model.since.weight), context.since)
             x = self.node("Add", x, gaps)
+        if context.kind:
+            kinds = self.node("Gather", self.constant(self.served.kinds), context.kind)
+            x = self.node("Add", x, kinds)
         return x
 
     def item_rows(self, items: str) -> str:
@@ -156,7 +181,7 @@ class Encoder:
             return self.add(x, hidden, second)
         return self.node("Add", x, self.node("Mul", gate, self.linear(hidden, second)))
 
-    def finish(self, asking: str, x: str, events: str, mask: str, until: str | None) -> None:
+    def finish(self, asking: str, x: str, events: str, mask: str, context: Context) -> None:
         """Write the last block for one event of each user, and the output ``user``.
 
         Args:
@@ -164,12 +189,17 @@ class Encoder:
             x: The same event as it entered the last block, (B, 1, D).
             events: All normalised events, (B, S, D).
             mask: Added to scores, (B, H, 1, S).
-            until: Buckets from the event to now, (B,), of a model with times.
+            context: With what is asked for.
         """
         served, last = self.served, self.served.last
-        if until is not None:
-            gaps = self.node("Gather", self.constant(self.model.until.weight), until)
-            x = self.node("Add", x, self.node("Unsqueeze", gaps, self.constant([1])))
+        parts = []
+        if context.until:
+            parts.append(self.node("Gather", self.constant(self.model.until.weight), context.until))
+        if context.objective:
+            parts.append(self.node("MatMul", context.objective, self.constant(served.objectives)))
+        for part in parts:
+            x = self.node("Add", x, self.node("Unsqueeze", part, self.constant([1])))
+        if parts:
             asking = self.enter_last(x)
         attended = self.attend_once(self.linear(asking, served.query), events, mask)
         if isinstance(last, Block):
@@ -208,9 +238,15 @@ class FirstBlock(Encoder):
     """first_block.onnx."""
 
     def write(self) -> None:
-        """Write the graph."""
-        axes: list[int | str] = ["items", self.served.width]
-        parts, gate = self.attention_inputs(0, self.writer.input("rows", FLOAT, axes))
+        """Write the graph; with kinds, an item has a row for each kind of its events."""
+        kinds, axes = self.served.kinds, Axes(["items", self.served.width])
+        x = self.writer.input("rows", FLOAT, axes)
+        if kinds is not None:
+            x = self.node("Unsqueeze", x, self.constant([1]))
+            x = self.node("Add", x, self.constant(kinds))  # (items, kinds + 1, D)
+            x = self.node("Reshape", x, self.constant([-1, self.served.width]))
+            axes = ["events", self.served.width]
+        parts, gate = self.attention_inputs(0, x)
         made = [*parts, gate] if gate else parts
         for name, part in zip(FIRST_BLOCK_ROWS, made, strict=False):
             self.writer.rename(part, name)
@@ -226,18 +262,15 @@ class HistoryEncoder(Encoder):
         """Write the graph."""
         served, node, constant = self.served, self.node, self.constant
         history = self.writer.input("history", INT64, ["batch", "length"])
-        since = until = None
-        if served.config.time_gaps:
-            since = self.writer.input("since", INT64, ["batch", "length"])
-            until = self.writer.input("until", INT64, ["batch"])
+        context = self.context(["batch", "length"])
         if self.in_chunks:
-            history, since = self._pad(history, since)
+            history, context = self._pad(history, context)
         is_event = node("Sign", history)
         # Counted from the last event, which is 1; padding is 0.
         ages = node("CumSum", is_event, constant(1), reverse=1)  # (B, T)
         last = node("ArgMax", is_event, axis=1, select_last_index=1)  # (B, 1)
         last = node("Unsqueeze", last, constant([2]))
-        x = self.embed(history, since)
+        x = self.embed(history, context)
         for place, block in enumerate(served.blocks):
             (query, key, value), gate = self.query_key_value(place, history, x)
             key, value = self._keep(key, f"key_{place}"), self._keep(value, f"value_{place}")
@@ -255,19 +288,20 @@ class HistoryEncoder(Encoder):
         if served.heads > 1:
             mask = node("Transpose", mask, perm=[0, 2, 1])  # (B, H, T)
         mask = node("Unsqueeze", mask, constant([2] if served.heads > 1 else [1, 2]))
-        self.finish(asking, x, events, mask, until)
+        self.finish(asking, x, events, mask, context)
 
     def _keep(self, value: str, name: str) -> str:
         """Output a state array, (B, T, D), rows of padding included."""
         self.writer.output(name, FLOAT, ["batch", "events", self.served.width])
         return self.writer.rename(value, name)
 
-    def _pad(self, history: str, since: str | None) -> tuple[str, str | None]:
-        """Pad histories to whole chunks."""
+    def _pad(self, history: str, context: Context) -> tuple[str, Context]:
+        """Pad histories, and what is known of their events, to whole chunks."""
         node, chunk = self.node, self.constant([CHUNK_EVENTS])
         missing = node("Mod", node("Neg", node("Shape", history, start=1)), chunk)
         pads = node("Concat", self.constant([0, 0, 0]), missing, axis=0)
-        return node("Pad", history, pads), since and node("Pad", since, pads)
+        since, kind = (x and node("Pad", x, pads) for x in (context.since, context.kind))
+        return node("Pad", history, pads), context._replace(since=since, kind=kind)
 
     def _attend(self, hidden: float, ages: str, query: str, key: str, value: str) -> str:
         """Return the attention output of every event, (B, T, D)."""
@@ -340,12 +374,8 @@ class AppendEncoder(Encoder):
         served, node = self.served, self.node
         item = self.writer.input("item", INT64, ["batch", 1])
         position = self.writer.input("position", INT64, ["batch", 1, 1])
-        since = until = None
-        if served.config.time_gaps:
-            since = self.writer.input("since", INT64, ["batch", 1])
-            until = self.writer.input("until", INT64, ["batch"])
-        rows = state_rows(served)
-        x = self.embed(item, since)
+        context, rows = self.context(["batch", 1]), state_rows(served)
+        x = self.embed(item, context)
         if served.blocks:
             row, ages = self._place(position, rows["key_0"], heads=1)  # ages (B, 1, 1, count)
             places = node("Squeeze", ages, self.constant([1, 2]))
@@ -367,7 +397,7 @@ class AppendEncoder(Encoder):
         row, ages = self._place(position, rows["events"], heads=served.heads)
         events = self._put("events", row, new, rows["events"])
         bias = np.concatenate([by_age(head, NEVER) for head in served.bias])
-        self.finish(new, x, events, node("Gather", self.constant(bias), ages), until)
+        self.finish(new, x, events, node("Gather", self.constant(bias), ages), context)
 
     def _place(self, position: str, count: int, heads: int) -> tuple[str, str]:
         """Return the row of an event, (B, 1, D), and all ages in ``by_age``, (B, H, 1, count)."""

@@ -117,7 +117,7 @@ def export_graphs(
         weights = WeightFile(file)
         for name in PURPOSES:
             writer = GraphWriter(weights)
-            is_used = {ENCODE_LONG: long_from(served), FIRST_BLOCK: served.sees_items_alone}
+            is_used = {ENCODE_LONG: long_from(served), FIRST_BLOCK: served.sees_no_times}
             if name in ENCODERS and is_used.get(name, True):
                 ENCODERS[name](writer, served, dtype).write()
             elif name == SCORE or (name == SCORE_MANY and codes and can_score_many(codes)):

@@ -118,7 +118,8 @@ class GraphWriter:
             if tensor.name != without:
                 self.weight(tensor.name, numpy_helper.to_array(tensor))
         for name, axes in inputs.items():
-            self.input(name, TensorProto.INT64, axes)
+            given = next(value for value in graph.input if value.name == name)
+            self.input(name, given.type.tensor_type.elem_type, axes)
 
     def rename(self, value: str, name: str) -> str:
         """Give a value another name, before a node reads it."""

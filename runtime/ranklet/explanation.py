@@ -155,7 +155,10 @@ def without(history: History, place: int) -> History:
             until = _longer(before, until)
         else:
             since[place] = _longer(before, int(since[place]))
-    return history._replace(items=history.items[kept], since=since, until=until, rows=rows)
+    kinds = history.kinds[kept] if len(history.kinds) else history.kinds
+    return history._replace(
+        items=history.items[kept], since=since, until=until, kinds=kinds, rows=rows
+    )
 
 
 def _longer(one: int, other: int) -> int:

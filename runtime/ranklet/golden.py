@@ -69,6 +69,8 @@ def ask_model(programs: Programs, vocabulary: Vocabulary, history: Ids, k: int) 
     inputs = {"history": events, "k": np.array([k])}
     if programs.manifest.uses_times:
         inputs |= {"since": np.zeros_like(events), "until": np.zeros(1, dtype=np.int64)}
+    if programs.manifest.kinds:
+        inputs |= {"kind": np.zeros_like(events), "objective": programs.manifest.objective[None]}
     try:
         items, scores = session.run(["items", "scores"], inputs)
     except ORT_ERRORS as error:

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Settings, dict[str, Any]]] = {
     "fp16, gated, two heads": (Settings(precision="fp16"), {"block": "gated", "scoring": "dot"}),
     "int4": (Settings(precision="int4", allow_drop=1), {}),
     "times": (FP32, {"time_gaps": True}),
+    "kinds": (INT8, {"kinds": "use"}),
     "no blocks": (INT8, {"blocks": 0}),
     "one block": (INT8, {"blocks": 1, "heads": 1, "activation": "swiglu"}),
     "seed": (INT8, {"kind": "seed", "heads": 1}),
@@ -81,9 +82,13 @@ class Reference:
     def rank(self, history: list[Any], k: int) -> list[tuple[Any, float]]:
         places = torch.tensor([[self.ids.index(item) + 1 for item in history]])
         gaps = (torch.zeros_like(places), torch.zeros_like(places[:, 0]))
+        kinds = (torch.zeros_like(places), torch.eye(self.model.kinds + 1)[:1])  # unknown, any
         with torch.no_grad():
             user = self.model.serve(
-                places, self.table, gaps if self.model.config.time_gaps else None
+                places,
+                self.table,
+                gaps if self.model.config.time_gaps else None,
+                kinds if self.model.kinds else None,
             )
         scores = (user[0] @ self.table[1:].T).tolist()
         pairs = [
