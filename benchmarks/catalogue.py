@@ -34,6 +34,7 @@ RELOADS, THREADS = 1000, 8
 
 
 def export(folder: Path, items: int, seed: int = 0) -> Path:
+    """Export random weights, and return the bundle."""
     from ranklet_export.export import Settings, export_random
 
     path = folder / f"{items}-{seed}"
@@ -42,6 +43,7 @@ def export(folder: Path, items: int, seed: int = 0) -> Path:
 
 
 def draw(ranker: Ranker, count: int) -> list[list[Any]]:
+    """Return random histories."""
     random, ids = np.random.default_rng(0), ranker.ids
     return [[ids[i] for i in random.integers(0, len(ids), EVENTS)] for _ in range(count)]
 
@@ -58,6 +60,7 @@ def compare(calls: dict[str, Callable[[int], object]], turns: int = TURNS) -> di
 
 
 def show(medians: dict[str, float]) -> None:
+    """Print medians, and their ratios to the first."""
     base = next(iter(medians.values()))
     for name, seconds in medians.items():
         click.echo(f"{name:32} {seconds * 1e3:8.3f} ms  {seconds / base:5.2f}")
@@ -188,6 +191,7 @@ def why(folder: Path) -> None:
 
 
 def main() -> None:
+    """Run the parts that are named, or all."""
     parts = {"add": add, "where": where, "reload": reload, "why": why}
     click.echo(describe_machine())
     for name in sys.argv[1:] or parts:

@@ -5,7 +5,7 @@
     --define     NAME=FILE, one id a line
     --boost      WHERE:POINTS, with any text of --where
     --at-most    ATTRIBUTE=NUMBER
-    --objective  KIND=WEIGHT,KIND=WEIGHT
+    --objective  KIND=WEIGHT,KIND=WEIGHT; a kind alone weighs 1
 
 Points stand behind the last colon, so a value may hold colons. A value with a comma stands in
 quotes, and a quote in it is doubled, as in csv.
@@ -85,9 +85,10 @@ def read_filters(
 
 
 def read_objective(text: str) -> dict[str, float]:
-    """Return the weight of each kind of event in ``buy=1,view=.2``."""
+    """Return the weight of each kind of event in ``buy=1,view=.2``; ``buy`` alone weighs 1."""
     usage = "--objective KIND=WEIGHT,..., like buy=1,view=.2"
-    return _unique((_last(part, "=", usage, float) for part in read_list(text)), "--objective")
+    pairs = (part if "=" in part else f"{part}=1" for part in read_list(text))
+    return _unique((_last(pair, "=", usage, float) for pair in pairs), "--objective")
 
 
 def read_list(text: str) -> list[str]:

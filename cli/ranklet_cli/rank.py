@@ -42,7 +42,11 @@ history_option, answer_option = under("Histories"), under("Answers")
     help="Item ids, oldest first, exactly as written between commas. Ids that hold a comma need "
     "--input.",
 )
-@history_option("--kinds", metavar="KIND,KIND,...", help="Kinds of the events of --history.")
+@history_option(
+    "--kinds",
+    metavar="KIND,KIND,...",
+    help="Kinds of the events of --history; an empty one is unknown.",
+)
 @history_option("--times", metavar="T,T,...", help="Times of the events of --history.")
 @history_option("--now", type=int, metavar="T", help="Time of the ranking.")
 @history_option(
@@ -91,7 +95,8 @@ history_option, answer_option = under("Histories"), under("Answers")
 @answer_option(
     "--objective",
     metavar="KIND=WEIGHT,...",
-    help="Rank for these kinds of events, like buy=1,view=.2.  [default: as the bundle says]",
+    help="Rank for these kinds of events, like buy, or buy=1,view=.2.  [default: as the bundle "
+    "says]",
 )
 @answer_option(
     "--cold",
@@ -175,7 +180,7 @@ def _read_row(ranker: Ranker, of_row: dict[str, Any]) -> dict[str, Any]:
     if of_row["times"] is not None:
         values["times"] = _read_times(of_row["times"])
     if of_row["kinds"] is not None:
-        values["kinds"] = read_list(of_row["kinds"])
+        values["kinds"] = [kind or None for kind in read_list(of_row["kinds"])]
     return values | {"now": of_row["now"]}
 
 

@@ -23,6 +23,7 @@ from ranklet.ranker import Ranker
 from ranklet.values import show
 from ranklet_cli.answers import ranking_row
 from ranklet_cli.open import read_log
+from ranklet_cli.options import note
 from ranklet_cli.rankings import Write
 
 STDIN = Path("-")
@@ -136,8 +137,10 @@ def _check_rows(
 
 def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     """Read a log with the options of the training log, without columns that ranking ignores."""
-    reading = {**ranker.manifest.data.get("reading", {}), "rating_column": None}
-    if reading.get("duplicates") != "exact":
+    reading = dict(ranker.manifest.data.get("reading", {}))
+    if not (ranker.kinds and reading.get("rating_kinds")):
+        reading["rating_column"] = None
+    if not ranker.kinds and reading.get("duplicates") != "exact":
         reading["event_column"] = None
     try:
         frame = read_log(source, reading, uses_times=ranker.uses_times).frame
@@ -151,10 +154,16 @@ def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     if ranker.uses_times:
         frame = frame.cast({"timestamp": int})  # without fractions of a unit
     is_text = str(frame["item_id"].dtype) == "String"
-    users = frame.group_by("user_id", maintain_order=True).agg("item_id", "timestamp")
-    for user, history, times in users.iter_rows():
+    has_kinds = bool(ranker.kinds) and "event" in frame.columns
+    known = set(ranker.kinds)
+    if has_kinds and (strange := sorted(set(frame["event"].drop_nulls()) - known)):
+        note(f"{source}: the bundle lacks {len(strange)} kinds of events, first {show(strange[0])}")
+    columns = ["item_id", "timestamp", *(["event"] if has_kinds else [])]
+    users = frame.group_by("user_id", maintain_order=True).agg(columns)
+    for user, history, times, *kinds in users.iter_rows():
         yield {
             "user_id": user,
             "history": ranker.vocabulary.parse(history) if is_text else history,
             "times": times if ranker.uses_times else None,
+            "kinds": [kind if kind in known else None for kind in kinds[0]] if kinds else None,
         }

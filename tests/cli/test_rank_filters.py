@@ -142,7 +142,8 @@ def test_a_cold_user_may_be_shown_what_is_trending(shop: Path, ranker: Ranker) -
         (["--at-most", "brand=1", "--at-most", "brand=2"], "--at-most has 'brand' twice"),
         (["--define", "stock"], "write --define NAME=FILE, not 'stock'"),
         (["--define", f"!a={__file__}"], "a filter has a name, without '!' before it"),
-        (["--objective", "buy"], "write --objective KIND=WEIGHT,..., like buy=1,view=.2"),
+        (["--objective", "buy=much"], "write --objective KIND=WEIGHT,..., like buy=1,view=.2"),
+        (["--objective", "buy"], "this bundle does not use kinds of events"),
         (["--objective", "buy=1,buy=2"], "--objective has 'buy' twice"),
         (["--skip", "-1"], "skip must be a whole number from 0 on"),
         (["--diversity", "2"], "diversity must be a number from 0 to 1"),
@@ -175,6 +176,7 @@ def test_a_file_of_ids_that_is_not_there_is_named(shop: Path, tmp_path: Path) ->
 
 def test_an_objective_is_read_as_numbers() -> None:
     assert read_objective('buy=1,view=-.2,"a,b=3"') == {"buy": 1, "view": -0.2, "a,b": 3}
+    assert read_objective("buy") == {"buy": 1}
     assert read_list('view, "buy, twice"') == ["view", "buy, twice"]
     assert read_list("") == []
 
