@@ -138,8 +138,6 @@ def rank(
     ranker = Ranker.load(bundle, provider=provider, threads=threads)
     request |= read_filters(ranker, where=where, define=define, boost=boost, at_most=at_most)
     request["objective"] = None if objective is None else read_objective(objective)
-    if objective or of_row["kinds"]:  # until Ranker.rank takes them
-        raise click.UsageError("this version does not rank by kinds of events yet")
     if source is not None:
         return _rank_file(ranker, source, output, as_json, **_given(request))
     ids = exact_ids(ranker.vocabulary, (history or "").split(","), "--history")
