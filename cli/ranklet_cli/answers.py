@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from ranklet.answer import Ranking
 from ranklet.ranker import Ranker
+from ranklet.ranking import Ranking
 
 SHOWN_REASONS = 3  # events for each item
 

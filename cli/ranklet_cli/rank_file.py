@@ -15,11 +15,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ranklet.answer import Ranking
 from ranklet.errors import DataError, InputError
 from ranklet.extras import pip_install
 from ranklet.files.json_lines import read_json_lines
 from ranklet.ranker import Ranker
+from ranklet.ranking import Ranking
 from ranklet.values import show
 from ranklet_cli.answers import ranking_row
 from ranklet_cli.open import read_log

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from ranklet.answer import Ranking
 from ranklet.errors import InputError
 from ranklet.ranker import Ranker
+from ranklet.ranking import Ranking
 from ranklet_cli.answers import print_ranking, ranking_row
 from ranklet_cli.filters import read_filters, wheres
 from ranklet_cli.ids import exact_ids

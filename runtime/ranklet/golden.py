@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.answer import Ranking
 from ranklet.bundle.manifest import ENCODE_ROWS, GOLDEN, MODEL, SCORE_MANY, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.catalogue import Bias
@@ -14,6 +13,7 @@ from ranklet.engine.engine import Engine, History
 from ranklet.engine.programs import Programs
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import BundleError
+from ranklet.ranking import Ranking
 from ranklet.values import Ids
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""Ranker: load a bundle and rank, the public interface of the runtime."""
+"""Ranker: load a bundle and rank, the public interface of the runtime.
+
+It is in one file because it is one class: signatures, what they mean, and a few lines each.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +11,6 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.answer import Ranking
 from ranklet.bundle.manifest import Manifest
 from ranklet.bundle.vocabulary import ItemId, Unknown, Vocabulary
 from ranklet.catalogue import Boost, Eligible, ItemSet, Where
@@ -19,6 +21,7 @@ from ranklet.event_kinds import Kinds, Objective
 from ranklet.golden import check_golden
 from ranklet.new_items import Addition, add_items, remove_items, retitle
 from ranklet.question import Cold, read_question
+from ranklet.ranking import Ranking
 from ranklet.request import Request
 from ranklet.serving import Current, Serving
 from ranklet.user import User, Users

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ranklet.answer import Ranking, by_length
+from ranklet.answer import by_length
 from ranklet.bundle.vocabulary import ItemId
 from ranklet.catalogue import Boost, Eligible, Where
 from ranklet.engine.engine import NONE, Event, Floats, History
@@ -15,6 +15,7 @@ from ranklet.errors import InputError
 from ranklet.event_kinds import Kinds, Objective
 from ranklet.kept import KeptHistory
 from ranklet.question import Cold, read_question
+from ranklet.ranking import Ranking
 from ranklet.saved_user import pack, unpack
 from ranklet.serving import Current, Serving
 from ranklet.values import Ids, Times, flat
