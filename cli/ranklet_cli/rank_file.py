@@ -138,10 +138,10 @@ def _check_rows(
 def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     """Read a log with the options of the training log, without columns that ranking ignores."""
     reading = dict(ranker.manifest.data.get("reading", {}))
-    if not (ranker.kinds and reading.get("rating_kinds")):
-        reading["rating_column"] = None
     if not ranker.kinds and reading.get("duplicates") != "exact":
-        reading["event_column"] = None
+        reading |= {"event_column": None, "rating_kinds": ""}
+    if not reading.get("rating_kinds"):
+        reading["rating_column"] = None
     try:
         frame = read_log(source, reading, uses_times=ranker.uses_times).frame
     except ModuleNotFoundError as error:

@@ -1,7 +1,9 @@
 """``ranklet rank`` with kinds of events: of a history, of rows and of an event log."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import polars as pl
 import pytest
 from commands import ask, call, run
 
-from ranklet import Ranker
+from ranklet import Manifest, Ranker
 
 HISTORY, KINDS = ["i00003", "i00007", "i00003"], ["view", None, "buy"]
 
@@ -67,3 +69,16 @@ def test_rows_and_an_event_log_have_kinds(ranker: Ranker, tmp_path: Path) -> Non
     of_log = run(*how, tmp_path / "log.csv")
     assert json.loads(of_log.stdout.splitlines()[-1])["items"] == expected[0]
     assert "the bundle lacks 1 kinds of events, first 'sell'" in of_log.stderr
+
+
+def test_a_log_needs_no_ratings_if_the_model_ignores_their_kinds(
+    exported: Any, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(exported().ranker.path, tmp_path / "bundle"))
+    manifest = Manifest.read(bundle)
+    facts = {**manifest.data, "reading": {"rating_kinds": "like=4,low=0"}}
+    replace(manifest, data=facts).write(bundle)
+    log = {"user_id": ["a"] * 3, "item_id": HISTORY, "timestamp": [1, 2, 3]}
+    pl.DataFrame(log).write_csv(tmp_path / "log.csv")
+    found = run("rank", bundle, "--input", tmp_path / "log.csv").stdout.splitlines()[-1]
+    assert json.loads(found)["items"] == Ranker.load(bundle, provider="cpu").rank(HISTORY).items
