@@ -3,7 +3,6 @@
     encode.onnx        whole histories -> user, state
     encode_long.onnx   the same for long ones: chunks of events skip all that their window hides
     append.onnx        one more event of each user, and their states, changed in place -> user
-    first_block.onnx   rows of the item table -> what the first block makes of each item and kind
 
 Positions, masks and the place of the last event are made inside from constants, so a runtime passes
 item indices and nothing else. A state holds keys and values of the blocks before the last, not
@@ -14,17 +13,18 @@ oldest, nothing grows and nothing is copied. The order of rows does not matter t
 and rotations come from tables by age. Keys are rotated when they are read, so positions never end.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto
 from torch import nn
 
-from ranklet.bundle.manifest import FIRST_BLOCK_ROWS, NEVER
+from ranklet.bundle.manifest import NEVER
+from ranklet_export.context import Context
 from ranklet_export.layers import ServedModel
 from ranklet_export.masks import by_age, causal_mask
-from ranklet_export.writer import MASK, Axes, GraphWriter
+from ranklet_export.writer import MASK, GraphWriter
 from ranklet_training.model.attention import rotary_tables
 from ranklet_training.model.model import Block, SwiGLU
 
@@ -54,15 +54,6 @@ def state_rows(served: ServedModel) -> dict[str, int]:
     names = [f"{part}_{i}" for i in range(len(served.blocks)) for part in ("key", "value")]
     rows = dict.fromkeys(names, window)
     return {**rows, "events": served.max_length} if served.last else {}
-
-
-class Context(NamedTuple):
-    """Inputs beside the items; None of a model that does not use them."""
-
-    since: str | None = None  # bucket of the gap before each event, (B, T)
-    until: str | None = None  # bucket of the gap from the last event to now, (B,)
-    kind: str | None = None  # of each event, (B, T)
-    objective: str | None = None  # weight of each kind that is asked for, (B, kinds + 1)
 
 
 class Encoder:
@@ -95,19 +86,6 @@ class Encoder:
     def gate(self, x: str, layer: nn.Linear | None) -> str | None:
         """Return the gate of a block for x, None if it has none."""
         return None if layer is None else self.node("Sigmoid", self.linear(x, layer))
-
-    def context(self, of_events: Axes) -> Context:
-        """Declare the inputs beside the items, where events have these axes."""
-        served, context = self.served, Context()
-        if served.config.time_gaps:
-            self.writer.input("since", INT64, of_events)
-            self.writer.input("until", INT64, ["batch"])
-            context = context._replace(since="since", until="until")
-        if served.objectives is not None:
-            self.writer.input("kind", INT64, of_events)
-            self.writer.input("objective", FLOAT, ["batch", len(served.objectives)])
-            context = context._replace(kind="kind", objective="objective")
-        return context
 
     def embed(self, items: str, context: Context) -> str:
         """Return the events that enter the first block, (B, T, D)."""
@@ -234,25 +212,6 @@ class Encoder:
         self.writer.output("user", FLOAT, ["batch", served.width])
 
 
-class FirstBlock(Encoder):
-    """first_block.onnx."""
-
-    def write(self) -> None:
-        """Write the graph; with kinds, an item has a row for each kind of its events."""
-        kinds, axes = self.served.kinds, Axes(["items", self.served.width])
-        x = self.writer.input("rows", FLOAT, axes)
-        if kinds is not None:
-            x = self.node("Unsqueeze", x, self.constant([1]))
-            x = self.node("Add", x, self.constant(kinds))  # (items, kinds + 1, D)
-            x = self.node("Reshape", x, self.constant([-1, self.served.width]))
-            axes = ["events", self.served.width]
-        parts, gate = self.attention_inputs(0, x)
-        made = [*parts, gate] if gate else parts
-        for name, part in zip(FIRST_BLOCK_ROWS, made, strict=False):
-            self.writer.rename(part, name)
-            self.writer.output(name, FLOAT, axes)
-
-
 class HistoryEncoder(Encoder):
     """encode.onnx."""
 
@@ -262,7 +221,7 @@ class HistoryEncoder(Encoder):
         """Write the graph."""
         served, node, constant = self.served, self.node, self.constant
         history = self.writer.input("history", INT64, ["batch", "length"])
-        context = self.context(["batch", "length"])
+        context = Context.declare(self.writer, served, ["batch", "length"])
         if self.in_chunks:
             history, context = self._pad(history, context)
         is_event = node("Sign", history)
@@ -374,7 +333,8 @@ class AppendEncoder(Encoder):
         served, node = self.served, self.node
         item = self.writer.input("item", INT64, ["batch", 1])
         position = self.writer.input("position", INT64, ["batch", 1, 1])
-        context, rows = self.context(["batch", 1]), state_rows(served)
+        context = Context.declare(self.writer, served, ["batch", 1])
+        rows = state_rows(served)
         x = self.embed(item, context)
         if served.blocks:
             row, ages = self._place(position, rows["key_0"], heads=1)  # ages (B, 1, 1, count)

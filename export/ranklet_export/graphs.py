@@ -2,7 +2,7 @@
 
 encode, encode_long, append     events -> user vectors (``encoders``)
 encode_rows                     the same of given rows (``rows``)
-first_block                     rows of the item table -> rows of the first block (``encoders``)
+first_block                     rows of the item table -> rows of the first block (``first_block``)
 score, score_many               user vectors -> items (``scorer``)
 model                           histories -> items, for any onnxruntime (``single``)
 item                            features of items -> rows of the item table (``items``)
@@ -36,11 +36,11 @@ from ranklet.bundle.manifest import (
 )
 from ranklet_export.encoders import (
     AppendEncoder,
-    FirstBlock,
     HistoryEncoder,
     LongHistoryEncoder,
     long_from,
 )
+from ranklet_export.first_block import FirstBlock
 from ranklet_export.items import ItemSource, write_items
 from ranklet_export.layers import ServedModel
 from ranklet_export.rows import RowsEncoder
