@@ -1,20 +1,24 @@
 """New items without torch: ``python benchmarks/new_items.py EVENTS ITEMS``.
 
 A tenth of the items is held out of all events before the training. The bundle is exported, and in a
-process without torch the held-out items are placed by their attributes. Then the last event of each
-user, whose item may be one of them, is asked for among all items but those that the user has seen:
+process without torch ``Ranker.add_items`` adds these items by their attributes. Then the last event
+of each user, whose item may be a new one, is asked for among all items but those that the user has
+seen (``rank_batch``):
 
 * cold: HR@10 and HR@50 of the events of new items;
-* warm and all: NDCG@10 of the other events, and of all, beside the same bundle without new items.
+* warm and all: NDCG@10 of the other events, and of all.
 
-New items do not count in histories here. The first line of figures is that of the bias that the
-bundle itself has.
+All of it is compared with the same bundle before the items are added. Questions and histories are
+the same; that bundle does not know the new items, so they are no events of a history there. The
+first line after it is ``add_items`` with the settings of the bundle, the others tell it a bias.
+"Content" ranks all items by the cosine of their attributes with those of the last item.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,125 +26,151 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet import Ranker
+
 RANKLET = [sys.executable, "-m", "ranklet_cli"]
 HELD_OUT = 0.1  # share of the items
-BEHIND = -1000.0  # a bias that puts new items behind all others
-BIASES = (BEHIND, 0.0, -0.5, -1.0, -2.0)
-Ints = NDArray[np.int64]
+BIASES = (0.5, 0.25, 0.0, -0.25, -0.5, -1.0, -2.0)
+DEPTH, AT_ONCE = 50, 256
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
-class NewItems:
-    """A bundle with new items; becomes ``Ranker.add_items(table)`` and ``rank_batch``."""
+@dataclass(frozen=True)
+class Questions:
+    """Histories, the items that came next, and the table of the new items."""
 
-    def __init__(self, bundle: Path, ids: list[Any], columns: dict[str, list[Any]]) -> None:
-        """Place the items by their attributes."""
-        from ranklet.attributes import Attributes
-        from ranklet.bundle.folder import read_popularity
-        from ranklet.item_features import ItemEncoder
-        from ranklet.ranker import Ranker
+    histories: list[list[Any]]
+    targets: list[Any]
+    new: dict[str, list[Any]]
+    items: dict[str, list[Any]]  # of all items
 
-        self.ranker = Ranker.load(bundle, provider="cpu")
-        manifest, self.engine = self.ranker.manifest, self.ranker.engine
-        rows, self.known = ItemEncoder(self.engine, Attributes.read(bundle, manifest)).rows(
-            columns, len(ids)
+    def figures(self, rankings: list[list[Any]], base: float) -> dict[str, float]:
+        """Return the figures of rankings; ``base`` is NDCG@10 of all without new items."""
+        new = set(self.new["item_id"])
+        is_cold = np.array([target in new for target in self.targets])
+        ranks = np.array(
+            [
+                items.index(target) + 1 if target in items else np.inf
+                for items, target in zip(rankings, self.targets, strict=True)
+            ]
         )
-        self.new = {item: place for place, item in enumerate(ids, len(self.ranker) + 1)}
-        self.table = np.concatenate([self.engine.table.astype(np.float32), rows])
-        popularity = read_popularity(bundle, manifest)
-        self.popularity = np.concatenate([[0], popularity, np.zeros(len(ids))])
-
-    def index(self, ids: list[Any]) -> Ints:
-        """Return the indices of items, 0 where neither the bundle nor the new items have one."""
-        known = self.ranker.vocabulary.index([0 if item in self.new else item for item in ids])
-        return np.array([self.new.get(i, k) for i, k in zip(ids, known.tolist(), strict=True)])
-
-    def scores(self, history: Ints) -> NDArray[np.float32]:
-        """Return the scores of all items after a history, with a bias of 0."""
-        from ranklet.engine.engine import History
-
-        known = history[(history > 0) & (history <= len(self.ranker))]
-        if not len(known):
-            return self.popularity.astype(np.float32)
-        user = self.engine.encode([History(known[-self.ranker.manifest.max_length :])])[0]
-        scores: NDArray[np.float32] = self.table @ user
-        return scores
+        gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
+        return {
+            "cold HR@10": (ranks[is_cold] <= 10).mean(),
+            "cold HR@50": (ranks[is_cold] <= 50).mean(),
+            "warm NDCG@10": gains[~is_cold].mean(),
+            "all NDCG@10": gains.mean(),
+            "all to base": gains.mean() / base if base else 1.0,
+            "new in top 10": np.mean([item in new for items in rankings for item in items[:10]]),
+        }
 
 
-def rank(bundle: Path, folder: Path) -> None:
-    """Print the figures of each bias."""
-    asked = json.loads((folder / "asked.json").read_text())
-    new = NewItems(bundle, asked["new"], asked["columns"])
-    chosen = new.ranker.manifest.new_items
-    assert chosen is not None
+def rank(ranker: Ranker, questions: Questions) -> list[list[Any]]:
+    """Return the best items for each history."""
+    rankings = []
+    for begin in range(0, len(questions.histories), AT_ONCE):
+        part = questions.histories[begin : begin + AT_ONCE]
+        rankings += ranker.rank_batch(part, k=DEPTH, exclude_seen=True)
+    return [list(ranking.items) for ranking in rankings]
+
+
+def by_content(bundle: Path, ranker: Ranker, questions: Questions) -> list[list[Any]]:
+    """Return the items that are most like the last one of each history by their attributes."""
+    from ranklet.attributes import Attributes
+    from ranklet.item_features import ItemFeatures
+
+    features = ItemFeatures(Attributes.read(bundle, ranker.manifest))
+    ids = questions.items["item_id"]
+    codes, weights, ends = features.encode(questions.items, len(ids))
+    starts, owner = np.append(0, ends), np.repeat(np.arange(len(ids)), np.diff(ends, prepend=0))
+    place_of = {item: place for place, item in enumerate(ids)}
+    rankings = []
+    for history in questions.histories:
+        seen = [place_of[item] for item in history if item in place_of]
+        wanted: NDArray[np.float64] = np.zeros(features.count)
+        own = slice(starts[seen[-1]], starts[seen[-1] + 1]) if seen else slice(0)
+        wanted[codes[own]] = weights[own]
+        scores = np.bincount(owner, weights * wanted[codes], minlength=len(ids))
+        scores[seen] = -np.inf
+        rankings.append([ids[place] for place in np.argsort(-scores, kind="stable")[:DEPTH]])
+    return rankings
+
+
+def judge(bundle: Path, folder: Path) -> None:
+    """Print the figures of a bundle, without and with the new items."""
+    questions = Questions(**json.loads((folder / "questions.json").read_text()))
+    ranker = Ranker.load(bundle, provider="cpu")
+    settings = ranker.manifest.new_items
+    assert settings is not None
+    click.echo(json.dumps({"bundle": settings.figures}))
+    base = float(questions.figures(rank(ranker, questions), 0)["all NDCG@10"])
+
+    def show(name: str, rankings: list[list[Any]]) -> None:
+        figures = questions.figures(rankings, base)
+        click.echo(f"{name:<36}" + "".join(f" {key} {value:.4f}" for key, value in figures.items()))
+
+    click.echo(f"{len(questions.targets)} questions, {len(questions.new['item_id'])} new items")
+    show("content", by_content(bundle, ranker, questions))
+    show("not added", rank(ranker, questions))
+    added = ranker.add_items(questions.new)
+    assert len(added.added) == len(questions.new["item_id"])
+    name = f"bias {added.bias:g}, in_histories {added.in_histories}"
+    show(f"default: {name}", rank(ranker, questions))
+    for bias in BIASES:
+        for inside in (False, True):
+            ranker.add_items(questions.new, bias=bias, in_histories=inside)
+            show(f"bias {bias:g}, in_histories {inside}", rank(ranker, questions))
     assert "torch" not in sys.modules
-    biases = (chosen.bias, *BIASES)
-    last, ranks = len(new.ranker), np.zeros((len(biases), len(asked["targets"])))
-    targets = new.index(asked["targets"])
-    for row, (ids, target) in enumerate(zip(asked["histories"], targets, strict=True)):
-        history = new.index(ids)
-        scores = new.scores(history)
-        scores[0] = -np.inf
-        scores[history] = -np.inf
-        for place, bias in enumerate(biases):
-            biased = scores + np.where(np.arange(len(scores)) > last, bias, 0)
-            is_shown = np.isfinite(biased[target]) and not (bias == BEHIND and target > last)
-            ranks[place, row] = (biased >= biased[target]).sum() if is_shown else np.inf
-    is_cold = targets > last
-    gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)
-    click.echo(
-        f"{len(targets)} questions, {is_cold.sum()} of new items; {len(new.new)} new items, "
-        f"{(~new.known).sum()} without a known value; {json.dumps(chosen.figures)}"
-    )
-    base = gains[1].mean()
-    for place, bias in enumerate(biases):
-        click.echo(
-            f"bias {bias:7.1f}{' (default)' if not place else ''}: cold HR@10 "
-            f"{(ranks[place, is_cold] <= 10).mean():.4f} HR@50 "
-            f"{(ranks[place, is_cold] <= 50).mean():.4f}, warm NDCG@10 "
-            f"{gains[place, ~is_cold].mean():.4f}, all NDCG@10 {gains[place].mean():.4f} "
-            f"({gains[place].mean() / base - 1:+.1%})"
-        )
 
 
-def prepare(events: Path, items: Path, folder: Path) -> None:
+def prepare(events: Path, items: Path, folder: Path, draw: int) -> None:
     """Write the log without the held-out items, and the questions."""
     import polars as pl
 
     log = pl.read_parquet(events).sort("user_id", "timestamp", maintain_order=True)
     ids = log["item_id"].unique().sort()
-    held = np.random.default_rng(0).permutation(len(ids))[: int(HELD_OUT * len(ids))]
+    held = np.random.default_rng(draw).permutation(len(ids))[: int(HELD_OUT * len(ids))]
     is_new = pl.col("item_id").is_in(ids.gather(held).to_list())
     table = pl.read_parquet(items).unique("item_id", keep="first", maintain_order=True)
     table.write_parquet(folder / "items.parquet")
-    new = table.filter(is_new)
     log.filter(~is_new).write_parquet(folder / "events.parquet")
     users = log.group_by("user_id", maintain_order=True).agg("item_id")
     histories = [row for row in users["item_id"].to_list() if len(row) > 1]
-    asked = {
-        "new": new["item_id"].to_list(),
-        "columns": {n: new[n].to_list() for n in new.columns if n != "item_id"},
+    questions = {
         "histories": [row[:-1] for row in histories],
         "targets": [row[-1] for row in histories],
+        "new": table.filter(is_new).to_dict(as_series=False),
+        "items": table.to_dict(as_series=False),
     }
-    (folder / "asked.json").write_text(json.dumps(asked))
+    (folder / "questions.json").write_text(json.dumps(questions))
 
 
-def main(events: Path, items: Path, *settings: str) -> None:
+@click.command()
+@click.argument("events", type=FILE)
+@click.argument("items", type=FILE)
+@click.option("--draw", default=0, help="Seed of the choice of held-out items.")
+@click.option("--seed", default=0, help="Seed of the training.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep all files in a new folder.")
+@click.option("--set", "settings", multiple=True, help="Settings of the training, KEY=VALUE.")
+def main(
+    events: Path, items: Path, draw: int, seed: int, keep: Path | None, settings: tuple[str, ...]
+) -> None:
     """Prepare, train and export, then rank in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(events, items, folder)
+        folder = keep or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare(events, items, folder, draw)
         log, run, bundle = folder / "events.parquet", folder / "run", folder / "bundle"
-        options = [f"--set={setting}" for setting in settings]
+        options = [f"--set={setting}" for setting in (f"seed={seed}", *settings)]
         table = folder / "items.parquet"
         train = ["train", str(log), "--items", str(table), "--out", str(run), *options]
         subprocess.run([*RANKLET, *train], check=True)
         subprocess.run([*RANKLET, "export", str(run), str(bundle)], check=True)
-        subprocess.run([sys.executable, __file__, "rank", str(bundle), str(folder)], check=True)
+        subprocess.run([sys.executable, __file__, "judge", str(bundle), str(folder)], check=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["rank"]:
-        rank(*map(Path, sys.argv[2:]))
+    if sys.argv[1:2] == ["judge"]:
+        judge(*map(Path, sys.argv[2:]))
     else:
-        main(*map(Path, sys.argv[1:3]), *sys.argv[3:])
+        main()

@@ -25,7 +25,7 @@ from ranklet_training.runs.checkpoint import Model, Run
 EPSILON = 1e-20  # keeps the length of a row of zeros from being 0
 # Of a row of length 1. The sums are fp32, in another order than those of torch.
 ROW_TOLERANCE = 1e-5
-ITEMS, FEATURES = 5, 30  # of the compared rows
+FEATURES = 64  # of each compared row
 UNMEASURED = NewItems(bias=-1000.0, in_histories=False, figures={})
 
 
@@ -70,16 +70,20 @@ def write_items(writer: GraphWriter, source: ItemSource, scale: float) -> None:
 
 
 def check_items(engine: Engine, source: ItemSource, scale: float) -> str:
-    """Compare item.onnx with the map, and return a line on the compared point.
+    """Compare item.onnx with the map, and return a line on the compared points.
+
+    Every code is a feature of an item; the last item has no known value.
 
     Raises:
         ParityError: They differ.
     """
     draw, count = np.random.default_rng(0), len(source.item_map.weights)
-    codes = draw.integers(0, count, (ITEMS, FEATURES))
+    items = count // FEATURES + 2
+    codes = np.zeros((items, FEATURES), dtype=np.int64)
+    codes.flat[:count] = draw.permutation(count)
     weights = draw.normal(size=codes.shape).astype(np.float32)
-    codes[-1], weights[-1] = 0, 0  # without a known value
-    ends = np.arange(1, ITEMS + 1) * FEATURES
+    weights[-1] = 0
+    ends = np.arange(1, items + 1) * FEATURES
     directions = source.item_map.directions(Ragged(codes.ravel(), weights.ravel(), ends))
     expected = (directions * source.length * scale).numpy()
     try:
@@ -90,4 +94,4 @@ def check_items(engine: Engine, source: ItemSource, scale: float) -> str:
     difference = float(np.abs(rows - expected).max()) / (source.length * scale)
     if not difference <= ROW_TOLERANCE:
         raise ParityError(f"{ITEM}: rows differ by {difference:.2e} of their length")
-    return f"{ITEM}: {ITEMS} items of {FEATURES} features"
+    return f"{ITEM}: {items} items of {FEATURES} features"

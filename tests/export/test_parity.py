@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from ranklet.bundle.manifest import ITEM, PROGRAMS
 from ranklet.errors import BundleError, ParityError, RankletError
 from ranklet_export import scorer
+from ranklet_export.items import check_items, read_item_source
 from ranklet_training.runs.checkpoint import Run
 
 Graph = onnx.GraphProto
@@ -235,6 +236,33 @@ def test_the_gate_says_where_and_by_how_much(two_block_graphs: Any, tmp_path: Pa
     message = r"^batch 1, length 1: scores differ by \d.* from the torch model, more than 0\.0001$"
     with pytest.raises(ParityError, match=message):
         two_block_graphs.change(tmp_path / "copy", "encode", fault).check()
+
+
+@pytest.mark.parametrize("last_row_only", [False, True])
+def test_a_change_of_any_tensor_for_new_items_fails_the_gate(
+    last_row_only: bool, exported: Any, two_block_graphs: Any, damage: Any, tmp_path: Path
+) -> None:
+    run, model, ranker, _ = exported()
+    source, scale = read_item_source(run, model), ranker.manifest.width**0.5
+    written = two_block_graphs._replace(folder=ranker.path, manifest=ranker.manifest)
+    assert check_items(written.load(), source, scale) == "item: 2 items of 64 features"
+
+    def spoil_last(values: NDArray[Any]) -> None:
+        values[-1] += 0.5
+
+    graph = onnx.load(ranker.path / "item.onnx").graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    names = [name for name, values in tensors.items() if values.dtype.kind == "f"]
+    assert len(names) == 3  # map, mean and length
+    for place, name in enumerate(names):
+        spoiled = spoil_last if last_row_only else spoil
+        copy = written.change(
+            tmp_path / str(place),
+            ITEM,
+            lambda graph, name=name, by=spoiled: damage(graph, name, by),
+        )
+        with pytest.raises(ParityError, match=r"^item: rows differ by \d"):
+            check_items(copy.load(), source, scale)
 
 
 def test_graphs_of_another_contract_fail(two_block_graphs: Any, tmp_path: Path) -> None:

@@ -41,8 +41,13 @@ def stored(tmp_path: Path, tiny_ranker: Any) -> Callable[[Attributes], Attribute
 
     def store(attributes: Attributes) -> Attributes:
         written = attributes.write(tmp_path)
-        values = {**vars(tiny_ranker.manifest), "items": attributes.items, "attributes": written}
-        return Attributes.read(tmp_path, Manifest(**values | {"files": describe_files(tmp_path)}))
+        manifest: Manifest = replace(
+            tiny_ranker.manifest,
+            items=attributes.items,
+            attributes=written,
+            files=describe_files(tmp_path),
+        )
+        return Attributes.read(tmp_path, manifest)
 
     return store
 

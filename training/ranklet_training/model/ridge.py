@@ -2,7 +2,7 @@
 
 The map B and the mean m minimise sum_i w_i |y_i - m - x_i B|^2 + 5 |B|^2 over the items, where y_i
 is the trained row at length 1, x_i its features and w_i = min(events, 50)^0.5; m is the mean of y.
-Feature embeddings that the model itself learned are added at half the length of a row.
+Feature embeddings that the model itself learned are added at the length of a row.
 """
 
 from typing import NamedTuple
@@ -16,10 +16,11 @@ from torch.nn import functional
 from ranklet.item_features import Ragged
 
 PENALTY, MOST_EVENTS = 5.0, 50
-OWN_LENGTH = 0.5  # of what the model's own feature embeddings add to a row
-# Of conjugate gradients; the latter of the residual. Smaller ones place held-out items no better
-# (mean cosine .1451 at 0.03, .1450 at 0.001).
-STEPS, TOLERANCE = 100, 0.03
+OWN_LENGTH = 1.0  # of what the model's own feature embeddings add to a row
+# Of conjugate gradients; the latter of the residual. More steps place new items no better: NDCG@10 of
+# all events rises by 8.4 % after 8 and after 16. A step takes about a second for 100,000 items of
+# 60 features each, at width 128.
+STEPS, TOLERANCE = 20, 0.1
 
 
 class ItemMap(NamedTuple):
