@@ -17,9 +17,9 @@ from ranklet.item_features import Ragged
 
 PENALTY, MOST_EVENTS = 5.0, 50
 OWN_LENGTH = 1.0  # of what the model's own feature embeddings add to a row
-# Of conjugate gradients; the latter of the residual. More steps place new items no better: NDCG@10 of
-# all events rises by 8.4 % after 8 and after 16. A step takes about a second for 100,000 items of
-# 60 features each, at width 128.
+# Of conjugate gradients; the latter of the residual. More steps place new items no better: NDCG@10
+# of all events rises by 8.4 % after 8 and after 16. A step takes about a second for 100,000 items
+# of 60 features each, at width 128.
 STEPS, TOLERANCE = 20, 0.1
 
 
