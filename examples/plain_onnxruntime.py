@@ -29,6 +29,9 @@ if not events:
 inputs = {"history": np.array([events]), "k": np.array([min(k, len(ids))])}
 if "since" in [tensor["name"] for tensor in manifest["programs"]["model"]["inputs"]]:
     inputs |= {"since": np.zeros_like(inputs["history"]), "until": np.array([0])}  # unknown times
+if manifest.get("kinds"):  # unknown kinds of events; what is asked for is the kind of the training
+    asked = [kind == manifest["target"] for kind in ["", *manifest["kinds"]]]
+    inputs |= {"kind": np.zeros_like(inputs["history"]), "objective": np.array([asked], np.float32)}
 model = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 items, scores = model.run(["items", "scores"], inputs)
 for number, score in zip(items[0], scores[0], strict=True):

@@ -191,6 +191,8 @@ def write_random_run(path: Path, items: int, settings: dict[str, Any]) -> None:
         {"item_id": ids, "training_events": range(items, 0, -1), "maker": makers}
     )
     facts: dict[str, Any] = {"events": 9, "users": 4, "training_users": 4, "items": items}
+    is_used = config.train.kinds == "use"
+    facts["kinds"] = {"counts": {"buy": 2, "cart": 3, "view": 4}, "used": is_used, "why": ""}
     facts["attributes"] = {"maker": "category"}
     run = Run(path, config, {**facts, "digest": "0" * 64, "split": "none"}, {}, catalogue)
     torch.manual_seed(1)
@@ -248,6 +250,7 @@ MODELS: dict[str, tuple[Settings, dict[str, Any]]] = {
     "gated, one head": (COMPACT, {"block": "gated", "heads": 1, "activation": "swiglu"}),
     "gated, two heads": (Settings(precision="fp16"), {"block": "gated", "scoring": "dot"}),
     "times": (FP32, {"time_gaps": True}),
+    "kinds": (INT8, {"kinds": "use"}),
     "zero-block": (INT8, {"blocks": 0}),
     "seed": (INT8, {"kind": "seed", "heads": 1}),
     "one event": (FP32, {"blocks": 1, "max_length": 1}),
@@ -277,6 +280,18 @@ def degenerate_model(request: pytest.FixtureRequest, exported: Callable[..., Exp
 @pytest.fixture(scope="session")
 def shipped_bundle() -> Path:
     return ROOT / "models" / "ml-latest-small"
+
+
+@pytest.fixture(scope="session")
+def shop_bundle(build_once: Callable[..., Path]) -> Path:
+    """The bundle of examples/shop.py, which takes a while; tests must not write into it."""
+
+    def make(path: Path) -> None:
+        command = [sys.executable, ROOT / "examples" / "shop.py", path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return build_once("example-shop", make)
 
 
 @pytest.fixture(scope="session")

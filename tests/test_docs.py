@@ -52,7 +52,15 @@ def name_of(page: Path) -> str:
     return page.relative_to(DOCS).as_posix()
 
 
-WITH_PYTHON = [page for page in PAGES if any(is_python(*block) for block in blocks_of(page))]
+def uses_shop(page: Path) -> bool:
+    return "examples/shop.py" in page.read_text(encoding="utf-8")
+
+
+WITH_PYTHON = [
+    pytest.param(page, marks=pytest.mark.slow if uses_shop(page) else ())
+    for page in PAGES
+    if page != TUTORIAL and any(is_python(*block) for block in blocks_of(page))
+]
 COMMANDS = [
     (name_of(page), line)
     for page in PAGES
@@ -73,9 +81,13 @@ def test_every_block_of_a_page_is_of_a_kind_that_is_checked(page: Path) -> None:
             assert (ROOT / shown[1]).is_file()
 
 
-@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != TUTORIAL], ids=name_of)
-def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     shutil.copytree(ROOT / "models", tmp_path / "models")
+    if uses_shop(page):
+        shutil.copytree(request.getfixturevalue("shop_bundle"), tmp_path / "shop")
     code = "\n".join(code for language, code in blocks_of(page) if is_python(language, code))
     run_python(code, tmp_path)
 
@@ -94,10 +106,21 @@ def test_the_tutorial_leads_from_a_log_to_rankings(tmp_path: Path) -> None:
     assert [line.split()[2][-5:] for line in second.splitlines()[1:4]] == ["-lamp"] * 3
 
 
+@pytest.mark.slow
+def test_the_commands_about_the_shop_run(shop_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(shop_bundle, tmp_path / "shop")
+    blocks = [code for language, code in blocks_of(DOCS / "cli.md") if language == "bash"]
+    code = "".join(code for code in blocks if " shop " in code)
+    printed = run(["bash", "-euo", "pipefail", "-c", code], tmp_path)
+    assert "by Gold desk" in printed
+
+
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_command_of_a_page_has_these_options(page: str, line: str) -> None:
     _, name, *words = shlex.split(line)
     command = cli.commands[name]
+    if isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
     _, rest, _ = command.make_parser(click.Context(command)).parse_args(words)
     assert rest == [], page
 
@@ -126,7 +149,12 @@ def hooks() -> ModuleType:
 
 def test_the_page_of_the_command_line_shows_the_help_of_every_command(hooks: ModuleType) -> None:
     page = hooks.on_page_markdown((DOCS / "cli.md").read_text(encoding="utf-8"))
+    commands: dict[str, click.Command] = {}
     for name, command in cli.commands.items():
+        parts = command.commands if isinstance(command, click.Group) else {}
+        commands |= {f"{name} {part}": of_part for part, of_part in parts.items()}
+        commands |= {} if parts else {name: command}
+    for name, command in commands.items():
         assert f"## {name}\n```text\nUsage: ranklet {name} " in page
         for option in command.params:
             if isinstance(option, click.Option):

@@ -183,3 +183,15 @@ def test_the_kiosk_ranks_after_every_event_and_forgets_the_last_visitor(
     histories: list[list[Any]] = [[first], [first, second], [], [second]]
     expected = [tiny_ranker.rank(history, k=3, exclude_seen=True).items for history in histories]
     assert lines == ["\t".join(tiny_ranker.titles(items)) for items in expected]
+
+
+@pytest.mark.slow
+def test_the_living_catalogue_shows_a_new_item_none_that_is_sold_out_and_why(
+    shop_bundle: Path,
+) -> None:
+    first, *rows = run("living_catalogue.py", shop_bundle).splitlines()
+    assert first == "new: gold-vase pink-sofa"
+    titles, reasons = zip(*(row.split(", mostly because of ") for row in rows), strict=True)
+    assert "Gold vase" in titles
+    assert not {"Gold rug", "Gold clock"} & {*titles}
+    assert {*reasons} <= {"gold lamp", "gold desk", "gold mirror", "gold chair"}

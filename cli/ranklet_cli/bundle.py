@@ -1,14 +1,18 @@
 """``ranklet export``, ``onnx``, ``verify``, ``inspect``: make, check and show a bundle."""
 
 import logging
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ranklet.bundle.manifest import Manifest
+from ranklet.bundle.manifest import Attribute, Manifest
+from ranklet.values import show
 from ranklet_cli.evaluate import format_evaluation
 from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, session
+
+TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of a second
 
 
 @click.command()
@@ -130,9 +134,12 @@ def inspect(bundle: Path, as_json: bool) -> None:
         f"model    {settings['kind']}, width {manifest.width}, {settings['blocks']} blocks, "
         f"{settings['heads']} head(s), histories of up to {manifest.max_length} events",
         f"items    {manifest.items:,}, {manifest.id_type} ids",
+        f"columns  {', '.join(map(_describe_attribute, manifest.attributes)) or 'none'}",
         f"serves   {manifest.seen_text}",
         f"data     {facts['events']:,} events of {facts['users']:,} users, {facts['digest'][:16]}",
         f"times    {_describe_times(manifest)}",
+        f"trends   {_describe_recent(manifest)}",
+        f"kinds    {_describe_kinds(manifest)}",
         f"made by  {', '.join(f'{name} {value}' for name, value in manifest.versions.items())}",
     ]
     for name, program in manifest.programs.items():
@@ -147,7 +154,30 @@ def inspect(bundle: Path, as_json: bool) -> None:
     click.echo("\n".join(lines))
 
 
+def _describe_kinds(manifest: Manifest) -> str:
+    used = f"{', '.join(manifest.kinds)}, and the model uses them" if manifest.kinds else "not used"
+    about = f"events of kind {show(manifest.target)}" if manifest.target else "the next event"
+    return f"{used}; figures are about {about}"
+
+
 def _describe_times(manifest: Manifest) -> str:
     use = "the model uses them" if manifest.uses_times else "the model uses their order alone"
     unit = manifest.time_unit
     return f"{f'in {unit} since 1970' if unit else 'in an unknown unit'}; {use}"
+
+
+def _describe_attribute(attribute: Attribute) -> str:
+    values = attribute.arrays.get("value_ends")
+    count = f" of {values.count:,} values" if values else ""
+    return f"{attribute.name} ({attribute.kind}{count})"
+
+
+def _describe_recent(manifest: Manifest) -> str:
+    """Return the latest part of the training events, which ``popular --trending`` counts."""
+    recent, scale = manifest.data.get("recent"), TICKS.get(manifest.time_unit)
+    if not recent:
+        return "unknown: an older bundle"
+    ends = [recent["from"], recent["to"]]
+    if scale:
+        ends = [datetime.fromtimestamp(end / scale, timezone.utc).date() for end in ends]
+    return f"{recent['events']:,} events from {ends[0]} to {ends[1]}"

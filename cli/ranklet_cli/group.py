@@ -17,6 +17,7 @@ from ranklet_cli.catalogue import catalogue
 from ranklet_cli.compare import compare
 from ranklet_cli.evaluate import evaluate
 from ranklet_cli.rank import rank
+from ranklet_cli.similar import popular, similar
 from ranklet_cli.train import data, train
 from ranklet_cli.tune import tune
 
@@ -95,5 +96,5 @@ def cli() -> None:
 
 
 MAKING = (data, train, tune, evaluate, compare, export, catalogue, onnx)
-for command in (*MAKING, verify, inspect, rank, bench):
+for command in (*MAKING, verify, inspect, rank, similar, popular, bench):
     cli.add_command(command)

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 
 def read_settings(
-    preset: str | None, config_file: Path | None, settings: tuple[str, ...]
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    target: str | None = None,
 ) -> dict[str, Any]:
-    """Merge the settings of preset, file and --set; later ones win."""
+    """Merge the settings of preset, file, --set and --target; later ones win."""
     from ranklet_training.runs.presets import PRESETS
 
     if preset is not None and preset not in PRESETS:
@@ -28,7 +31,8 @@ def read_settings(
     chosen = dict(PRESETS[preset or "default"])
     if config_file is not None:
         chosen.update(read_toml(config_file))
-    return chosen | split_pairs(settings, "--set takes KEY=VALUE")
+    chosen |= split_pairs(settings, "--set takes KEY=VALUE")
+    return chosen if target is None else chosen | {"target": target}
 
 
 def split_pairs(texts: tuple[str, ...], usage: str) -> dict[str, str]:
@@ -68,6 +72,7 @@ def read_log(path: Path, reading: dict[str, str], *, uses_times: bool = False) -
         Columns(**columns),
         duplicates=reading.get("duplicates", "none"),  # type: ignore[arg-type]  # click checked the choice
         id_type=reading.get("id_type", "auto"),  # type: ignore[arg-type]
+        rating_kinds=reading.get("rating_kinds", ""),
         like=reading,
     )
     for line in (log.summary(), *log.notes):
@@ -82,7 +87,9 @@ def split_log(log: "Events", config: "RunConfig") -> "Split":
     from ranklet_training.data.split import split_events
 
     train = config.train
-    return split_events(log.frame, train.split, folds=train.folds, fold=train.fold)
+    return split_events(
+        log.frame, train.split, folds=train.folds, fold=train.fold, target=train.target
+    )
 
 
 def prepare(
@@ -99,6 +106,7 @@ def prepare(
     """
     from ranklet_training.data.attributes import COUNTED, describe_attributes
     from ranklet_training.data.items import match_ids, note_unmatched, read_items
+    from ranklet_training.runs.kinds import plan_kinds
     from ranklet_training.runs.presets import configure, recommend, recommend_features
     from ranklet_training.runs.start import kinds_of
 
@@ -132,6 +140,8 @@ def prepare(
         note(f"settings of {earlier.path}, {config.train.last_epoch} epochs")
     elif chosen:
         note(f"chosen: {_list_settings({name: config.flat()[name] for name in chosen})}")
+    if why := plan_kinds(config, split)["why"]:
+        note(why)
     for line in filter(None, about_items):
         note(line)
     origin = events.with_name("SOURCE.md")
@@ -210,6 +220,7 @@ def _held_out(log: "Events", opened: "Mapping[str, Run | Ranker]") -> "Split":
         folds=train.folds,
         fold=train.fold,
         instants=known,
+        target=train.target,
         for_training=False,
     )
 
@@ -220,7 +231,8 @@ def _list_settings(settings: Mapping[str, Any]) -> str:
 
 def _describe_split(config: "RunConfig") -> str:
     train = config.train
-    return f"k-fold {train.fold} of {train.folds}" if train.split == "k-fold" else train.split
+    split = f"k-fold {train.fold} of {train.folds}" if train.split == "k-fold" else train.split
+    return f"{split} ({train.target})" if train.target else split
 
 
 def _open_model(path: Path) -> "Run | Ranker":

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,35 @@ def combine(*options: Callable[[F], F]) -> Callable[[F], F]:
     return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
+class HeadedOption(click.Option):
+    """An option that stands under a heading of the help."""
+
+    def __init__(self, *args: Any, heading: str, **settings: Any) -> None:
+        """Make an option as click does."""
+        super().__init__(*args, **settings)
+        self.heading = heading
+
+
+class HeadedCommand(click.Command):
+    """A command whose help has a heading for each group of its many options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings, in the order of the first of each."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record and isinstance(option, click.Option):
+                groups.setdefault(getattr(option, "heading", "Options"), []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def under(heading: str) -> Callable[..., Callable[[F], F]]:
+    """Return ``click.option`` for options under a heading of a ``HeadedCommand``."""
+    return partial(click.option, cls=HeadedOption, heading=heading)
+
+
 def choice(name: str, values: str, *, help: str) -> Callable[[F], F]:
     """Return an option that takes one of the values, like a|b; the first is the default."""
     first, *rest = values.split("|")
@@ -89,6 +118,11 @@ settings = combine(
         metavar="KEY=VALUE",
         help="Change one setting; repeatable.",
     ),
+    click.option(
+        "--target",
+        metavar="KIND",
+        help="Predict events of this kind, such as buy: the setting target.",
+    ),
 )
 COLUMNS = {
     "user": "user_id",
@@ -113,6 +147,12 @@ columns = combine(
         )
         for name, default in COLUMNS.items()
     ),
+    click.option(
+        "--rating-kinds",
+        default="",
+        metavar="NAME=LOWEST,...",
+        help="Make event kinds of ratings, best first, like like=4,ok=3,low=0.",
+    ),
     click.option("--title-column", default="title", help="Name of the title column of --items."),
     click.option(
         "--attributes",
@@ -121,7 +161,8 @@ columns = combine(
         help="Kinds of columns of --items: category, categories, number, text, vector or none.",
     ),
 )
-READING = ("id_type", "duplicates", *(f"{name}_column" for name in COLUMNS), "title_column")
+_NAMES = (*COLUMNS, "title")
+READING = ("id_type", "duplicates", "rating_kinds", *(f"{name}_column" for name in _NAMES))
 READING += ("attributes",)
 
 

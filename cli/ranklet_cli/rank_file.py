@@ -1,7 +1,8 @@
 """Batch ranking: one row for every history of a file.
 
-* JSON lines are streamed: ``{"history": [...], "user_id": ..., "candidates": [...],
-  "exclude": [...], "times": [...], "now": ...}``, where only the history is required. A row
+* JSON lines are streamed: ``{"history": [...], "user_id": ..., "kinds": [...],
+  "times": [...], "now": ..., "candidates": [...], "exclude": [...], "seen_recently": [...]}``,
+  where only the history is required. A row
   of a pipe is ranked as soon as it comes, so that a program can ask and wait for the answer.
 * An event log, in any format that training reads, gives one history per user. It is read with the
   options of the training log, and needs polars.
@@ -14,18 +15,21 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ranklet.answer import Ranking
 from ranklet.errors import DataError, InputError
 from ranklet.extras import pip_install
 from ranklet.files.json_lines import read_json_lines
 from ranklet.ranker import Ranker
+from ranklet.ranking import Ranking
 from ranklet.values import show
+from ranklet_cli.answers import ranking_row
 from ranklet_cli.open import read_log
+from ranklet_cli.options import note
 from ranklet_cli.rankings import Write
 
 STDIN = Path("-")
 ROWS_AT_ONCE = 1024
-LISTS = ("times", "now", "candidates", "exclude")  # of ``Ranker.rank_batch``, one for each history
+# Arguments of ``Ranker.rank_batch`` that have a value for each history.
+LISTS = ("kinds", "times", "now", "candidates", "exclude", "seen_recently")
 KEYS = {"user_id", "history", *LISTS}
 
 
@@ -41,7 +45,7 @@ def rank_file(
 
     ``source`` holds JSON lines or an event log; ``STDIN`` holds JSON lines. ``write`` receives
     user_id and ``ranking_row`` of each history, ``on_progress`` the number of finished
-    histories. ``options`` are k, exclude_seen and unknown of ``Ranker.rank``.
+    histories. ``options`` are other arguments of ``Ranker.rank``.
 
     Raises:
         DataError: A row can't be read; the message names it.
@@ -49,9 +53,14 @@ def rank_file(
     """
 
     def rank(rows: list[dict[str, Any]]) -> list[Ranking]:
-        lists: dict[str, Any] = {name: [row.get(name) for row in rows] for name in LISTS}
+        lists: dict[str, Any] = {
+            name: [row.get(name) for row in rows]
+            for name in LISTS
+            if any(row.get(name) is not None for row in rows)
+        }
         return ranker.rank_batch([row["history"] for row in rows], **lists, **options)
 
+    ranker.rank([], **options)  # an option that can't be used is no error of the first history
     total, rows = 0, read_histories(ranker, source)
     count = ROWS_AT_ONCE if source.is_file() or source.is_dir() else 1  # of a pipe
     while block := list(islice(rows, count)):
@@ -78,12 +87,6 @@ def rank_file(
 
 def _name(source: Path) -> str:
     return "stdin" if source == STDIN else str(source)
-
-
-def ranking_row(ranking: Ranking) -> dict[str, Any]:
-    """Return the JSON values of a ranking, scores with six digits."""
-    row = ranking.to_dict()
-    return row | {"scores": [round(score, 6) for score in row["scores"]]}
 
 
 def read_histories(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
@@ -134,9 +137,11 @@ def _check_rows(
 
 def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     """Read a log with the options of the training log, without columns that ranking ignores."""
-    reading = {**ranker.manifest.data.get("reading", {}), "rating_column": None}
-    if reading.get("duplicates") != "exact":
-        reading["event_column"] = None
+    reading = dict(ranker.manifest.data.get("reading", {}))
+    if not ranker.kinds and reading.get("duplicates") != "exact":
+        reading |= {"event_column": None, "rating_kinds": ""}
+    if not reading.get("rating_kinds"):
+        reading["rating_column"] = None
     try:
         frame = read_log(source, reading, uses_times=ranker.uses_times).frame
     except ModuleNotFoundError as error:
@@ -149,10 +154,16 @@ def _read_event_log(ranker: Ranker, source: Path) -> Iterator[dict[str, Any]]:
     if ranker.uses_times:
         frame = frame.cast({"timestamp": int})  # without fractions of a unit
     is_text = str(frame["item_id"].dtype) == "String"
-    users = frame.group_by("user_id", maintain_order=True).agg("item_id", "timestamp")
-    for user, history, times in users.iter_rows():
+    has_kinds = bool(ranker.kinds) and "event" in frame.columns
+    known = set(ranker.kinds)
+    if has_kinds and (strange := sorted(set(frame["event"].drop_nulls()) - known)):
+        note(f"{source}: the bundle lacks {len(strange)} kinds of events, first {show(strange[0])}")
+    columns = ["item_id", "timestamp", *(["event"] if has_kinds else [])]
+    users = frame.group_by("user_id", maintain_order=True).agg(columns)
+    for user, history, times, *kinds in users.iter_rows():
         yield {
             "user_id": user,
             "history": ranker.vocabulary.parse(history) if is_text else history,
             "times": times if ranker.uses_times else None,
+            "kinds": [kind if kind in known else None for kind in kinds[0]] if kinds else None,
         }

@@ -1,6 +1,7 @@
 """Files of rankings, in the format that the name says.
 
-    .jsonl, .ndjson   one object for each history: user_id, items, scores, unknown, cold, exact
+    .jsonl, .ndjson   one object for each history: user_id, items, scores, unknown, cold, exact, and
+                      explanation if that was asked for
     .csv              one row for each ranked item: user_id, rank (from 1), item, score
     .parquet          one row for each history, as in JSON lines; items and scores are lists
 
@@ -23,6 +24,7 @@ from ranklet.files.atomic import atomic_file
 
 Row = dict[str, Any]  # a history, as in JSON lines
 Write = Callable[[list[Row]], None]
+TABLES = (".csv", ".csv.gz", ".parquet")  # they have columns, and none for explanations
 
 
 @contextmanager

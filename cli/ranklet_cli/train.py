@@ -77,6 +77,7 @@ def train(
     preset: str | None,
     config_file: Path | None,
     settings: tuple[str, ...],
+    target: str | None,
     final: Path | None,
     resume: bool,
     tensorboard: bool,
@@ -103,7 +104,7 @@ def train(
 
     if tensorboard and find_spec("tensorboard") is None:  # before the work
         raise InputError("TensorBoard is not installed: pip install tensorboard")
-    chosen, earlier = read_settings(preset, config_file, settings), None
+    chosen, earlier = read_settings(preset, config_file, settings, target), None
     if resume:
         _refuse_with("--resume", "items", "final", *reading)
         run = read_run(out)
@@ -111,7 +112,7 @@ def train(
     else:
         check_new(out)
         if final is not None:
-            _refuse_with("--final", "preset", "config_file", "settings", *reading)
+            _refuse_with("--final", "preset", "config_file", "settings", "target", *reading)
             earlier = read_run(final)
             chosen = final_settings(earlier).flat()
             reading |= earlier.data.get("reading", {})
@@ -139,9 +140,12 @@ def train(
                 "epochs": result.epochs,
                 "seconds": round(result.seconds, 2),
                 "validation": metrics,
+                "kinds": run.data.get("kinds", {}),
                 "settings": run.config.to_dict(),
             }
         )
+    if kinds := run.data.get("kinds", {}).get("why"):
+        click.echo(kinds)
     if not metrics:
         click.echo(
             f"{result.epochs} epochs on all events, none held out ({result.seconds:.0f} s)\n"
@@ -174,9 +178,10 @@ def _tensorboard_writer(out: Path) -> Callable[[dict[str, Any]], None]:
     writer = SummaryWriter(str(out / "tensorboard"))
 
     def write(line: dict[str, Any]) -> None:
+        part = f"{line['kinds']} kinds/" if "kinds" in line else ""  # of two trainings
         for name, value in line.items():
-            if name not in ("epoch", "step"):
-                writer.add_scalar(name, value, line["step"])
+            if name not in ("epoch", "step", "kinds"):
+                writer.add_scalar(part + name, value, line["step"])
         writer.flush()
 
     return write

@@ -62,6 +62,7 @@ def tune(
     preset: str | None,
     config_file: Path | None,
     settings: tuple[str, ...],
+    target: str | None,
     search: tuple[str, ...],
     resume: bool,
     as_json: bool,
@@ -83,7 +84,7 @@ def tune(
     if resume and not (out / "study.db").is_file():
         raise RunError(f"{out} holds no study: start it without --resume")
     reading = {name: search_options.pop(name) for name in options.READING}
-    chosen = read_settings(preset, config_file, settings)
+    chosen = read_settings(preset, config_file, settings, target)
     given = configure(chosen)
     specs = split_pairs(search, "--search takes KEY=SPEC, as in dropout=0.1..0.6")
     specs = specs or default_space(given, chosen)

@@ -10,6 +10,7 @@ from ranklet.bundle.manifest import Manifest
 from ranklet.explanation import EXAMINED
 from ranklet.machine import describe_machine
 from ranklet.ranker import Ranker
+from ranklet.values import show
 from ranklet_export.explanations import LARGEST, TOP
 
 TIMED_RUNS = 200
@@ -34,6 +35,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         *_changes(data.get("changes", [])),
         *([f"* Times: in {unit} since 1970."] if (unit := ranker.time_unit) else []),
         f"* Split: {data['split']}.",
+        *_kinds(manifest),
         f"* Defaults: {manifest.seen_text}.",
         f"* Made with {', '.join(f'{name} {v}' for name, v in manifest.versions.items())}.",
         "",
@@ -57,6 +59,20 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     if data.get("source"):
         parts += ["", "## Source and terms of the data", "", data["source"].strip()]
     return "\n".join(parts) + "\n"
+
+
+def _kinds(manifest: Manifest) -> list[str]:
+    """Return lines on the kinds of events, and on the one that is asked for."""
+    facts, lines = manifest.data.get("kinds", {}), list[str]()
+    if why := facts.get("why"):
+        lines.append(f"* {why[0].upper()}{why[1:]}.")
+    if manifest.kinds:
+        by_count = sorted(facts["counts"].items(), key=lambda pair: -pair[1])
+        counts = ", ".join(f"{name} ({count:,})" for name, count in by_count)
+        lines.append(f"* Kinds of events: {counts}.")
+    if manifest.target:
+        lines.append(f"* Asks for events of kind {show(manifest.target)}.")
+    return lines
 
 
 def _changes(changes: list[dict[str, Any]]) -> list[str]:

@@ -22,6 +22,7 @@ from ranklet.bundle.folder import (
     read_popularity,
     read_titles,
     read_trending,
+    write_array,
     write_catalogue,
 )
 from ranklet.bundle.manifest import (
@@ -208,11 +209,11 @@ def _write(old: Serving, new: _Catalogue, changes: Changes, folder: Path) -> Man
     popularity = new.shares(read_popularity(bundle, old.manifest))
     write_catalogue(folder, new.vocabulary, new.titles, popularity)
     if (trending := read_trending(bundle, old.manifest)) is not None:
-        new.shares(trending).tofile(folder / TRENDING)
+        write_array(folder / TRENDING, new.shares(trending), "<f4")
     if new.bias[1:].any():
-        new.bias[1:].astype("<f4").tofile(folder / BIAS)
+        write_array(folder / BIAS, new.bias[1:], "<f4")
     if new.silent.any():
-        np.flatnonzero(new.silent).astype("<i8").tofile(folder / SILENT)
+        write_array(folder / SILENT, np.flatnonzero(new.silent), "<i8")
     attributes = new.attributes(old, changes.attributes)
     note = {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),

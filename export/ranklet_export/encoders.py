@@ -3,7 +3,6 @@
     encode.onnx        whole histories -> user, state
     encode_long.onnx   the same for long ones: chunks of events skip all that their window hides
     append.onnx        one more event of each user, and their states, changed in place -> user
-    first_block.onnx   rows of the item table -> what the first block makes of each item
 
 Positions, masks and the place of the last event are made inside from constants, so a runtime passes
 item indices and nothing else. A state holds keys and values of the blocks before the last, not
@@ -21,7 +20,8 @@ from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto
 from torch import nn
 
-from ranklet.bundle.manifest import FIRST_BLOCK_ROWS, NEVER
+from ranklet.bundle.manifest import NEVER
+from ranklet_export.context import Context
 from ranklet_export.layers import ServedModel
 from ranklet_export.masks import by_age, causal_mask
 from ranklet_export.writer import MASK, GraphWriter
@@ -87,14 +87,17 @@ class Encoder:
         """Return the gate of a block for x, None if it has none."""
         return None if layer is None else self.node("Sigmoid", self.linear(x, layer))
 
-    def embed(self, items: str, since: str | None) -> str:
+    def embed(self, items: str, context: Context) -> str:
         """Return the events that enter the first block, (B, T, D)."""
         x = self.item_rows(items)
         if self.served.offset is not None:
             x = self.node("Add", x, self.constant(self.served.offset))
-        if since is not None:
-            gaps = self.node("Gather", self.constant(self.model.since.weight), since)
+        if context.since:
+            gaps = self.node("Gather", self.constant(self.model.since.weight), context.since)
             x = self.node("Add", x, gaps)
+        if context.kind:
+            kinds = self.node("Gather", self.constant(self.served.kinds), context.kind)
+            x = self.node("Add", x, kinds)
         return x
 
     def item_rows(self, items: str) -> str:
@@ -156,7 +159,7 @@ class Encoder:
             return self.add(x, hidden, second)
         return self.node("Add", x, self.node("Mul", gate, self.linear(hidden, second)))
 
-    def finish(self, asking: str, x: str, events: str, mask: str, until: str | None) -> None:
+    def finish(self, asking: str, x: str, events: str, mask: str, context: Context) -> None:
         """Write the last block for one event of each user, and the output ``user``.
 
         Args:
@@ -164,12 +167,17 @@ class Encoder:
             x: The same event as it entered the last block, (B, 1, D).
             events: All normalised events, (B, S, D).
             mask: Added to scores, (B, H, 1, S).
-            until: Buckets from the event to now, (B,), of a model with times.
+            context: With what is asked for.
         """
         served, last = self.served, self.served.last
-        if until is not None:
-            gaps = self.node("Gather", self.constant(self.model.until.weight), until)
-            x = self.node("Add", x, self.node("Unsqueeze", gaps, self.constant([1])))
+        parts = []
+        if context.until:
+            parts.append(self.node("Gather", self.constant(self.model.until.weight), context.until))
+        if context.objective:
+            parts.append(self.node("MatMul", context.objective, self.constant(served.objectives)))
+        for part in parts:
+            x = self.node("Add", x, self.node("Unsqueeze", part, self.constant([1])))
+        if parts:
             asking = self.enter_last(x)
         attended = self.attend_once(self.linear(asking, served.query), events, mask)
         if isinstance(last, Block):
@@ -204,19 +212,6 @@ class Encoder:
         self.writer.output("user", FLOAT, ["batch", served.width])
 
 
-class FirstBlock(Encoder):
-    """first_block.onnx."""
-
-    def write(self) -> None:
-        """Write the graph."""
-        axes: list[int | str] = ["items", self.served.width]
-        parts, gate = self.attention_inputs(0, self.writer.input("rows", FLOAT, axes))
-        made = [*parts, gate] if gate else parts
-        for name, part in zip(FIRST_BLOCK_ROWS, made, strict=False):
-            self.writer.rename(part, name)
-            self.writer.output(name, FLOAT, axes)
-
-
 class HistoryEncoder(Encoder):
     """encode.onnx."""
 
@@ -226,18 +221,15 @@ class HistoryEncoder(Encoder):
         """Write the graph."""
         served, node, constant = self.served, self.node, self.constant
         history = self.writer.input("history", INT64, ["batch", "length"])
-        since = until = None
-        if served.config.time_gaps:
-            since = self.writer.input("since", INT64, ["batch", "length"])
-            until = self.writer.input("until", INT64, ["batch"])
+        context = Context.declare(self.writer, served, ["batch", "length"])
         if self.in_chunks:
-            history, since = self._pad(history, since)
+            history, context = self._pad(history, context)
         is_event = node("Sign", history)
         # Counted from the last event, which is 1; padding is 0.
         ages = node("CumSum", is_event, constant(1), reverse=1)  # (B, T)
         last = node("ArgMax", is_event, axis=1, select_last_index=1)  # (B, 1)
         last = node("Unsqueeze", last, constant([2]))
-        x = self.embed(history, since)
+        x = self.embed(history, context)
         for place, block in enumerate(served.blocks):
             (query, key, value), gate = self.query_key_value(place, history, x)
             key, value = self._keep(key, f"key_{place}"), self._keep(value, f"value_{place}")
@@ -255,19 +247,20 @@ class HistoryEncoder(Encoder):
         if served.heads > 1:
             mask = node("Transpose", mask, perm=[0, 2, 1])  # (B, H, T)
         mask = node("Unsqueeze", mask, constant([2] if served.heads > 1 else [1, 2]))
-        self.finish(asking, x, events, mask, until)
+        self.finish(asking, x, events, mask, context)
 
     def _keep(self, value: str, name: str) -> str:
         """Output a state array, (B, T, D), rows of padding included."""
         self.writer.output(name, FLOAT, ["batch", "events", self.served.width])
         return self.writer.rename(value, name)
 
-    def _pad(self, history: str, since: str | None) -> tuple[str, str | None]:
-        """Pad histories to whole chunks."""
+    def _pad(self, history: str, context: Context) -> tuple[str, Context]:
+        """Pad histories, and what is known of their events, to whole chunks."""
         node, chunk = self.node, self.constant([CHUNK_EVENTS])
         missing = node("Mod", node("Neg", node("Shape", history, start=1)), chunk)
         pads = node("Concat", self.constant([0, 0, 0]), missing, axis=0)
-        return node("Pad", history, pads), since and node("Pad", since, pads)
+        since, kind = (x and node("Pad", x, pads) for x in (context.since, context.kind))
+        return node("Pad", history, pads), context._replace(since=since, kind=kind)
 
     def _attend(self, hidden: float, ages: str, query: str, key: str, value: str) -> str:
         """Return the attention output of every event, (B, T, D)."""
@@ -340,12 +333,9 @@ class AppendEncoder(Encoder):
         served, node = self.served, self.node
         item = self.writer.input("item", INT64, ["batch", 1])
         position = self.writer.input("position", INT64, ["batch", 1, 1])
-        since = until = None
-        if served.config.time_gaps:
-            since = self.writer.input("since", INT64, ["batch", 1])
-            until = self.writer.input("until", INT64, ["batch"])
+        context = Context.declare(self.writer, served, ["batch", 1])
         rows = state_rows(served)
-        x = self.embed(item, since)
+        x = self.embed(item, context)
         if served.blocks:
             row, ages = self._place(position, rows["key_0"], heads=1)  # ages (B, 1, 1, count)
             places = node("Squeeze", ages, self.constant([1, 2]))
@@ -367,7 +357,7 @@ class AppendEncoder(Encoder):
         row, ages = self._place(position, rows["events"], heads=served.heads)
         events = self._put("events", row, new, rows["events"])
         bias = np.concatenate([by_age(head, NEVER) for head in served.bias])
-        self.finish(new, x, events, node("Gather", self.constant(bias), ages), until)
+        self.finish(new, x, events, node("Gather", self.constant(bias), ages), context)
 
     def _place(self, position: str, count: int, heads: int) -> tuple[str, str]:
         """Return the row of an event, (B, 1, D), and all ages in ``by_age``, (B, H, 1, count)."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.engine.engine import Engine, Floats, History
+from ranklet.engine.engine import NONE, Floats, History
 from ranklet.explanation import EXAMINED, Effects, explain
 from ranklet.ranker import Ranker
 
@@ -31,11 +31,16 @@ def measure_explanations(ranker: Ranker, questions: "Questions") -> dict[str, An
         the ``LARGEST`` drops that are by the ``EXAMINED`` events of most attention, ``by_chance``
         that of as many events drawn. Empty if all histories are short.
     """
-    histories = [h[-LONGEST:] for h in questions.histories if len(h) > EXAMINED][:QUESTIONS]
+    kinds = questions.kinds or [NONE] * len(questions.histories)
+    histories = [
+        History(items[-LONGEST:], kinds=of_events[-LONGEST:])
+        for items, of_events in zip(questions.histories, kinds, strict=True)
+        if len(items) > EXAMINED
+    ][:QUESTIONS]
     if not histories:
         return {}
     effects = [_effects(ranker, history) for history in histories]
-    lengths = [len(history) for history in histories]
+    lengths = [len(history.items) for history in histories]
     return {
         "questions": len(histories),
         "held_out": questions.targets is not None,
@@ -49,12 +54,15 @@ def measure_explanations(ranker: Ranker, questions: "Questions") -> dict[str, An
     }
 
 
-def _effects(ranker: Ranker, history: NDArray[np.int64]) -> Effects:
+def _effects(ranker: Ranker, history: History) -> Effects:
     """Return the effects of every event on the items that are shown."""
-    engine: Engine = ranker.engine
-    shown = ranker.vocabulary.index(ranker.rank(ranker.vocabulary.ids(history), k=TOP).items)
+    engine, ids = ranker.engine, ranker.vocabulary.ids(history.items)
+    kinds = None
+    if len(history.kinds):
+        kinds = np.array([None, *ranker.kinds])[history.kinds]
+    shown = ranker.vocabulary.index(ranker.rank(ids, kinds=kinds, k=TOP).items)
     rows = engine.table[shown].astype(np.float32)
-    return explain(engine, History(history), rows, len(history))
+    return explain(engine, history, rows, len(ids))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -5,7 +5,7 @@ import logging
 import platform
 import re
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -72,6 +72,8 @@ class Source:
     quality: dict[str, Any]
     exclude_seen: bool  # default of the bundle
     new: ItemSource | None = None  # attributes of the items
+    kinds: list[str] = field(default_factory=list)  # of events, that the model uses
+    target: str = ""  # the kind of event that the figures are about, "" for any
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ def _read_source(path: Path, exclude_seen: bool | None) -> Source:
         quality=_read_evaluation(path / "evaluation.json", exclude_seen=exclude_seen),
         exclude_seen=exclude_seen,
         new=read_item_source(run, model),
+        kinds=run.kinds,
+        target=run.config.train.target,
     )
 
 
@@ -252,10 +256,10 @@ def _export_as(
         graphs = export_graphs(model, folder, precision, compact=settings.compact, new=source.new)
         trending = None if source.recent is None else shares(source.recent)
         write_catalogue(folder, source.vocabulary, source.titles, shares(source.counts), trending)
-        golden = golden_answers(model, table, source.vocabulary, source.counts)
-        atomic_write(folder / GOLDEN, (json.dumps(golden, indent=1) + "\n").encode())
         attributes = source.new.attributes.write(folder) if source.new else []
         manifest = _manifest(source, folder, graphs, precision, attributes)
+        golden = golden_answers(model, table, source.vocabulary, source.counts, manifest.objective)
+        atomic_write(folder / GOLDEN, (json.dumps(golden, indent=1) + "\n").encode())
         opened = Opened(folder)
         engine = Engine(opened, manifest, "cpu", 1)
         parity = check_parity(engine, model, table)
@@ -284,9 +288,16 @@ def shares(counts: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def golden_answers(
-    model: Model, table: Tensor, vocabulary: Vocabulary, counts: NDArray[np.int64]
+    model: Model,
+    table: Tensor,
+    vocabulary: Vocabulary,
+    counts: NDArray[np.int64],
+    objective: NDArray[np.float32],
 ) -> list[dict[str, Any]]:
-    """Return histories of popular items with the answers of the torch model."""
+    """Return histories of popular items with the answers of the torch model.
+
+    Times and kinds of the events are unknown; ``objective`` is the default, (kinds + 1,).
+    """
     random = np.random.default_rng(0)
     k = min(GOLDEN_K, len(vocabulary))
     answers = []
@@ -295,7 +306,14 @@ def golden_answers(
         with torch.no_grad():
             rows = torch.from_numpy(history)[None]
             gaps = (torch.zeros_like(rows), torch.zeros_like(rows[:, 0]))  # unknown
-            user = model.serve(rows, table, gaps if model.config.time_gaps else None)
+            user = model.serve(
+                rows,
+                table,
+                gaps if model.config.time_gaps else None,
+                (torch.zeros_like(rows), torch.from_numpy(objective)[None])
+                if model.kinds
+                else None,
+            )
             scores, items = (user @ table[1:].T)[0].topk(k)
         answers.append(
             {
@@ -338,6 +356,8 @@ def _manifest(
         },
         files=describe_files(folder),
         exclude_seen=source.exclude_seen,
+        kinds=source.kinds,
+        target=source.target,
         attributes=attributes,
         new_items=source.new.new_items if source.new else None,
     )

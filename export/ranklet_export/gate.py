@@ -52,8 +52,11 @@ def check_ranking(
     for begin in range(0, count, BATCH):
         part = histories[begin : begin + BATCH]
         ids = [ranker.vocabulary.ids(row) for row in part]
-        rankings = ranker.rank_batch(ids, k=k, exclude_seen=True)
-        scored = zip(part, rankings, _users(model, table, part), strict=True)
+        kinds = questions.kinds and questions.kinds[begin : begin + BATCH]
+        names = kinds and [np.array([None, *ranker.kinds])[row] for row in kinds]
+        rankings = ranker.rank_batch(ids, kinds=names, k=k, exclude_seen=True)
+        users = _users(model, table, part, kinds, ranker.manifest.objective)
+        scored = zip(part, rankings, users, strict=True)
         for row, (history, ranking, user) in enumerate(scored, begin):
             scores = table @ user
             scores[0] = -torch.inf
@@ -92,12 +95,27 @@ def check_ranking(
     return figures
 
 
-def _users(model: Model, table: Tensor, histories: list[NDArray[np.int64]]) -> Tensor:
+def _users(
+    model: Model,
+    table: Tensor,
+    histories: list[NDArray[np.int64]],
+    kinds: list[NDArray[np.int64]] | None,
+    objective: NDArray[np.float32],
+) -> Tensor:
     """Return the torch user vectors of histories with unknown times, (B, D)."""
     padded = torch.from_numpy(pad(histories, model.config.max_length))
     gaps = (torch.zeros_like(padded), torch.zeros_like(padded[:, 0]))
+    of_events = torch.zeros_like(padded)
+    if kinds is not None:
+        of_events = torch.from_numpy(pad(kinds, model.config.max_length))
+    weights = torch.from_numpy(objective).expand(len(histories), -1)
     with torch.no_grad():
-        return model.serve(padded, table, gaps if model.config.time_gaps else None)
+        return model.serve(
+            padded,
+            table,
+            gaps if model.config.time_gaps else None,
+            (of_events, weights) if model.kinds else None,
+        )
 
 
 def _ranks(items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:

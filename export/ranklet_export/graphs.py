@@ -2,7 +2,7 @@
 
 encode, encode_long, append     events -> user vectors (``encoders``)
 encode_rows                     the same of given rows (``rows``)
-first_block                     rows of the item table -> rows of the first block (``encoders``)
+first_block                     rows of the item table -> rows of the first block (``first_block``)
 score, score_many               user vectors -> items (``scorer``)
 model                           histories -> items, for any onnxruntime (``single``)
 item                            features of items -> rows of the item table (``items``)
@@ -36,11 +36,11 @@ from ranklet.bundle.manifest import (
 )
 from ranklet_export.encoders import (
     AppendEncoder,
-    FirstBlock,
     HistoryEncoder,
     LongHistoryEncoder,
     long_from,
 )
+from ranklet_export.first_block import FirstBlock
 from ranklet_export.items import ItemSource, write_items
 from ranklet_export.layers import ServedModel
 from ranklet_export.rows import RowsEncoder
@@ -117,7 +117,7 @@ def export_graphs(
         weights = WeightFile(file)
         for name in PURPOSES:
             writer = GraphWriter(weights)
-            is_used = {ENCODE_LONG: long_from(served), FIRST_BLOCK: served.sees_items_alone}
+            is_used = {ENCODE_LONG: long_from(served), FIRST_BLOCK: served.sees_no_times}
             if name in ENCODERS and is_used.get(name, True):
                 ENCODERS[name](writer, served, dtype).write()
             elif name == SCORE or (name == SCORE_MANY and codes and can_score_many(codes)):

@@ -41,7 +41,7 @@ class ItemSource:
 
 def read_item_source(run: Run, model: Model) -> ItemSource | None:
     """Return the attributes of a run and fit their map, None if its items have no attributes."""
-    if not run.kinds:
+    if not run.attribute_kinds:
         return None
     catalogue, table = read_catalogue(run, model), model.table().detach()
     events = run.catalogue["training_events"].to_numpy()

@@ -12,6 +12,8 @@
   over 200 events: 202 us, and 90 without). See ``hidden_score``.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from ranklet.bundle.manifest import FIRST_BLOCK_ROWS, NEVER
 from ranklet_export.hidden import hidden_score
-from ranklet_training.model.model import Block, SequenceModel
+from ranklet_training.model.model import KIND_SCALE, Block, SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
@@ -35,7 +37,7 @@ class ServedModel:
         scale: Factor of the rows of the model.
         table: Item table of histories and scores, (items + 1, D).
         rows: Query, key, value and perhaps gate of the first block for each item; empty if the
-            block sees times or the bundle is compact.
+            block sees times or kinds, or the bundle is compact.
         offset: The mean user of a seed model, (D,), added to every event.
         blocks: Blocks before the last.
         key_values: Their key-value layers.
@@ -45,6 +47,8 @@ class ServedModel:
         output: Its layer after attention, (H D, D).
         bias: Its bias of scores by age, (H, max_length).
         user_scale: Factor of a normalised user, None of a seed model.
+        kinds: What each kind of event adds to an event, (kinds + 1, D); None without kinds.
+        objectives: What asking for each kind adds to the event that asks, (kinds + 1, D).
     """
 
     def __init__(self, model: Model, *, with_rows: bool) -> None:
@@ -55,6 +59,8 @@ class ServedModel:
         self.rows: dict[str, Floats] = {}
         self.offset: Floats | None = None
         self.user_scale: float | None = None
+        self.kinds: Tensor | None = None
+        self.objectives: Tensor | None = None
         self.blocks: list[Block] = []
         self.last: Block | SeedModel | None = None
         self.bias = np.zeros((self.heads, self.max_length), dtype=np.float32)
@@ -68,17 +74,20 @@ class ServedModel:
             # A cosine: x / |x| is x / (sqrt(D) rms(x)).
             is_cosine = model.config.scoring == "cosine"
             self.user_scale = 1 / self.scale
+            if model.kinds:
+                self.kinds = KIND_SCALE * model.kind.detach()
+                self.objectives = KIND_SCALE * model.objective.detach()
             if is_cosine:
                 self.user_scale /= model.config.temperature * self.scale
         table = (model.table().detach() * self.scale).contiguous()
         self.table: Floats = table.numpy()
         self.key_values = [served_key_value(block) for block in self.blocks]
         self.hidden: list[float] = [NEVER] * len(self.blocks)
-        if self.sees_items_alone:
-            parts = map(self._first_block, torch.split(table, ROWS_AT_ONCE))
+        if self.sees_no_times:
+            parts = map(self._first_block, self._first_inputs(table))
             queries_keys = ((rows["queries"], rows["keys"]) for rows in parts)
             self.hidden[0] = hidden_score(queries_keys, self.heads, self.max_length)
-            if with_rows:
+            if with_rows and self.kinds is None:
                 self.rows = self._first_block(table)
         if self.last is not None:
             self.query, self.output = one_query_layers(self.last, self.heads)
@@ -86,8 +95,8 @@ class ServedModel:
             self.bias = model.bias(self.max_length).numpy()
 
     @property
-    def sees_items_alone(self) -> bool:
-        """Return whether the first block sees items alone, and the last block is another one."""
+    def sees_no_times(self) -> bool:
+        """Return whether the first block sees no times, and the last block is another one."""
         return bool(self.blocks) and not self.config.time_gaps
 
     @property
@@ -95,6 +104,14 @@ class ServedModel:
         """Return the attention window of the blocks before the last; 0: all events."""
         window = self.config.attention_window if self.blocks else 0
         return 0 if window >= self.max_length else window
+
+    def _first_inputs(self, table: Tensor) -> Iterator[Tensor]:
+        """Yield every input of the first block, (inputs, D): rows of items, of each kind if any."""
+        for rows in torch.split(table, ROWS_AT_ONCE):
+            if self.kinds is None:
+                yield rows
+            else:
+                yield from (rows + kind for kind in self.kinds)
 
     def _first_block(self, table: Tensor) -> dict[str, Floats]:
         block, key_value = self.blocks[0], self.key_values[0]

@@ -30,7 +30,7 @@ from ranklet.engine.state import State
 from ranklet.errors import ParityError
 from ranklet.time_gaps import BUCKETS
 from ranklet_training.model.attention import attention, local_attention, rotary, rotary_tables
-from ranklet_training.model.model import SequenceModel
+from ranklet_training.model.model import KIND_SCALE, SequenceModel
 from ranklet_training.runs.checkpoint import Model
 
 # Scores are sums of fp32 products whose order of summation differs: cosines over the temperature
@@ -58,6 +58,8 @@ class _Point:
     items: NDArray[np.int64]  # (B, T)
     since: NDArray[np.int64]  # (B, T)
     until: NDArray[np.int64]  # (B,)
+    kinds: NDArray[np.int64]  # (B, T)
+    objective: Floats  # (B, kinds + 1)
     name: str = field(default="")
 
     def __str__(self) -> str:
@@ -65,20 +67,37 @@ class _Point:
         return f"{self.name}batch {batch}, length {length}"
 
     @classmethod
-    def draw(cls, random: np.random.Generator, items: int, batch: int, length: int) -> "_Point":
+    def draw(
+        cls, random: np.random.Generator, items: int, batch: int, length: int, kinds: int
+    ) -> "_Point":
         drawn = random.integers(1, items + 1, (batch, length))
         for row in range(1, batch):
             drawn[row, max(1, length - row) :] = 0
         drawn[1:][-1:, 1:] = 0  # one event, and nothing but padding
-        since = random.integers(0, BUCKETS, drawn.shape)
-        return cls(drawn, since, random.integers(0, BUCKETS, batch))
+        return cls.around(random, drawn, kinds)
 
-    def histories(self, *, uses_times: bool) -> list[History]:
+    @classmethod
+    def around(cls, random: np.random.Generator, drawn: NDArray[np.int64], kinds: int) -> "_Point":
+        """Draw times, kinds and objectives of some items."""
+        since = random.integers(0, BUCKETS, drawn.shape)
+        until = random.integers(0, BUCKETS, len(drawn))
+        weights = random.uniform(-1, 1, (len(drawn), kinds + 1)).astype(np.float32)
+        return cls(drawn, since, until, random.integers(0, kinds + 1, drawn.shape), weights)
+
+    def cut(self, events: slice, name: str, rows: slice = slice(None)) -> "_Point":
+        """Return some events of some rows."""
+        items, since, kinds = (p[rows, events] for p in (self.items, self.since, self.kinds))
+        return _Point(items, since, self.until[rows], kinds, self.objective[rows], name)
+
+    def histories(self) -> list[History]:
         counts = (self.items > 0).sum(axis=1)
-        rows = zip(self.items, self.since, self.until, counts, strict=True)
-        if not uses_times:
-            return [History(items[:count]) for items, _, _, count in rows]
-        return [History(items[:n], since[:n], int(until)) for items, since, until, n in rows]
+        rows = zip(
+            self.items, self.since, self.until, self.kinds, self.objective, counts, strict=True
+        )
+        return [
+            History(items[:n], since[:n], int(until), kinds[:n], objective)
+            for items, since, until, kinds, objective, n in rows
+        ]
 
 
 class _Check:
@@ -87,17 +106,26 @@ class _Check:
     def __init__(self, engine: Engine, model: Model, table: Tensor) -> None:
         self.engine, self.model, self.table = engine, model, table
         self.items, self.uses_times = len(table) - 1, model.config.time_gaps
+        self.kinds = model.kinds
         self.tolerance = SCORE_TOLERANCE[engine.manifest.precision]
         self.points: list[str] = []
         self.difference = 0.0
 
     def reference(self, point: _Point) -> Floats:
         """Return the torch scores of all items from 1 on, (B, items)."""
-        gaps = (torch.from_numpy(point.since), torch.from_numpy(point.until))
         with torch.no_grad():
-            history = torch.from_numpy(point.items)
-            user = self.model.serve(history, self.table, gaps if self.uses_times else None)
-            return (user @ self.table[1:].T).numpy()
+            return (self.vectors(point) @ self.table[1:].T).numpy()
+
+    def vectors(self, point: _Point) -> Tensor:
+        """Return the torch user vectors, (B, D)."""
+        gaps = (torch.from_numpy(point.since), torch.from_numpy(point.until))
+        kinds = (torch.from_numpy(point.kinds), torch.from_numpy(point.objective))
+        return self.model.serve(
+            torch.from_numpy(point.items),
+            self.table,
+            gaps if self.uses_times else None,
+            kinds if self.kinds else None,
+        )
 
     def users(self, point: _Point, users: Floats, k: int) -> None:
         """Compare the best items of user vectors with those of the model."""
@@ -154,7 +182,7 @@ class _Check:
 
     def rows(self, point: _Point) -> None:
         """Compare ``by_rows`` with the model; attention sums up the events in the graph itself."""
-        histories = self.by_rows(point.histories(uses_times=self.uses_times))
+        histories = self.by_rows(point.histories())
         point = replace(point, name=f"{ENCODE_ROWS}: ")
         self.users(point, self.engine.encode(histories), TOP)
         for history in histories:
@@ -168,15 +196,20 @@ class _Check:
         Blocks before the last see their window of all events, the last one the latest ones.
         """
         model, longest = self.model, self.model.config.max_length
-        gaps = torch.from_numpy(point.since), torch.from_numpy(point.until)
-        history = torch.from_numpy(point.items)
         with torch.no_grad():
             if not isinstance(model, SequenceModel) or model.config.blocks < 2:
-                latest = gaps[0][:, -longest:], gaps[1]
-                given = latest if self.uses_times else None
-                return model.serve(history[:, -longest:], self.table, given).numpy()
+                return self.vectors(point.cut(slice(-longest, None), "")).numpy()
             *blocks, last = list(model.each_block())
-            x = model.embed(history, self.table, gaps[0] if self.uses_times else None)
+            history, since, kinds, until, objective = map(
+                torch.from_numpy,
+                (point.items, point.since, point.kinds, point.until, point.objective),
+            )
+            x = model.embed(
+                history,
+                self.table,
+                since if self.uses_times else None,
+                kinds if self.kinds else None,
+            )
             places = torch.arange(history.shape[1])[None]
             width = model.config.width // model.config.heads
             tables = rotary_tables(places.shape[1], width, model.config.rotary_base)
@@ -190,7 +223,9 @@ class _Check:
             key, value = last.keys_values(last.attention_norm(x[:, -longest:]))
             x = x[:, -1:]
             if self.uses_times:
-                x = x + model.until(gaps[1])[:, None]
+                x = x + model.until(until)[:, None]
+            if self.kinds:
+                x = x + KIND_SCALE * (objective @ model.objective)[:, None]
             query = last.split_heads(last.query(last.attention_norm(x)))
             mask = model.bias(longest).flip(-1)[None, :, None]
             return model.user(last.merge(x, attention(query, key, value, mask=mask)))[:, 0].numpy()
@@ -213,17 +248,21 @@ class _Check:
         checked = {1, 2, longest // 2, longest - 1, longest} & {*range(1, longest + 1)}
         for place in range(total):
             events = [
-                Event(int(item), place, int(since), int(until))
-                for item, since, until in zip(
-                    point.items[:, place], point.since[:, place], point.until, strict=True
+                Event(int(item), place, int(since), int(until), int(kind), objective)
+                for item, since, until, kind, objective in zip(
+                    point.items[:, place],
+                    point.since[:, place],
+                    point.until,
+                    point.kinds[:, place],
+                    point.objective,
+                    strict=True,
                 )
             ]
             users = engine.append(state, events)
             if place + 1 in checked:
-                now = slice(0, place + 1)
-                part = _Point(point.items[:, now], point.since[:, now], point.until, f"{APPEND}: ")
+                part = point.cut(slice(0, place + 1), f"{APPEND}: ")
                 self.users(part, users, TOP)
-                histories = part.histories(uses_times=self.uses_times)
+                histories = part.histories()
                 self.state(part, state, histories)
                 part = replace(part, name=f"{ENCODE_ROWS}: ")
                 self.state(part, state, self.by_rows(histories))
@@ -251,17 +290,16 @@ def check_parity(engine: Engine, model: Model, table: Tensor, seed: int = 0) -> 
     """
     check, random = _Check(engine, model, table), np.random.default_rng(seed)
     longest, items = model.config.max_length, len(table) - 1
-    points = [_Point.draw(random, items, *sizes) for sizes in _points(engine, longest)]
+    points = [_Point.draw(random, items, *sizes, model.kinds) for sizes in _points(engine, longest)]
     for point in points:
         # The first point ranks all items of most catalogues: a fault in one row of the table may
         # never reach a top. Codes need a pool of twice as many, and more.
         k = TOP if check.points else LARGEST_POOL // (2 * engine.manifest.pool.factor)
-        check.users(point, engine.encode(point.histories(uses_times=check.uses_times)), k)
+        check.users(point, engine.encode(point.histories()), k)
     for point in points:
         check.rows(point)
     whole = random.integers(1, items + 1, (2, longest + APPENDED))
-    since = random.integers(0, BUCKETS, whole.shape)
-    check.appended(_Point(whole, since, random.integers(0, BUCKETS, 2)))
+    check.appended(_Point.around(random, whole, model.kinds))
     if FIRST_BLOCK in engine.manifest.programs:
         _check_first_block(check)
     _check_model(check, random)
@@ -286,12 +324,13 @@ def _check_first_block(check: _Check) -> None:
     block = next(check.model.each_block())
     with torch.no_grad():
         rows = check.table[:MOST_ROWS] * check.table.shape[1] ** 0.5
-        normed = block.attention_norm(rows)
+        x = (rows[:, None] + KIND_SCALE * check.model.kind).flatten(0, 1) if check.kinds else rows
+        normed = block.attention_norm(x)
         key, value = block.key_value(normed).chunk(2, dim=-1)
         # Weights add up to 1: with one head, values go through the output layer first.
         expected = [block.query(normed), key, block.output(value) if block.heads == 1 else value]
         if block.attention_gate is not None:
-            expected.append(block.attention_gate(rows).sigmoid())
+            expected.append(block.attention_gate(x).sigmoid())
     found = check.engine.programs.session(FIRST_BLOCK).run(None, {"rows": rows.numpy()})
     for name, part, right in zip(FIRST_BLOCK_ROWS, found, expected, strict=False):
         off = float(np.abs(part - right.numpy()).max())
@@ -304,17 +343,17 @@ def _check_model(check: _Check, random: np.random.Generator) -> None:
     """Compare model.onnx with the model, also on histories longer than its maximum."""
     session, longest = check.engine.programs.session(MODEL), check.model.config.max_length
     for batch, length in ((1, 1), (3, min(5, longest)), (2, longest), (2, longest + APPENDED)):
-        point = _Point.draw(random, check.items, batch, length)
+        point = _Point.draw(random, check.items, batch, length, check.kinds)
         k = min(LARGEST_POOL, check.items)  # of all items, so that no row of padding is among them
         inputs = {"history": point.items, "k": np.array([k])}
         if check.uses_times:
             inputs |= {"since": point.since, "until": point.until}
+        if check.kinds:
+            inputs |= {"kind": point.kinds, "objective": point.objective}
         try:
             items, scores = session.run(["items", "scores"], inputs)
         except ORT_ERRORS as error:
             raise ParityError(f"{MODEL}: {point} can't be run: {error}") from error
         cut = slice(max(0, length - longest), None)  # of row 0, which alone is so long
         rows = slice(0, 1) if length > longest else slice(None)
-        part, since = point.items[rows, cut], point.since[rows, cut]
-        kept = _Point(part, since, point.until[rows], f"{MODEL}: ")
-        check.answers(kept, items[rows], scores[rows])
+        check.answers(point.cut(cut, f"{MODEL}: ", rows), items[rows], scores[rows])

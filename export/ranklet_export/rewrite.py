@@ -86,8 +86,9 @@ class _Old:
     def first_block(self, table: Array) -> Iterator[tuple[Floats, ...]]:
         """Yield the rows of the first block for rows of the item table, in pieces."""
         session = self.engine.programs.session(FIRST_BLOCK)
-        for begin in range(0, len(table), ROWS_AT_ONCE):
-            rows = table[begin : begin + ROWS_AT_ONCE].astype(np.float32)
+        size = ROWS_AT_ONCE // (len(self.manifest.kinds) + 1)
+        for begin in range(0, len(table), size):
+            rows = table[begin : begin + size].astype(np.float32)
             yield tuple(session.run(None, {"rows": rows}))
 
 
@@ -173,8 +174,7 @@ def _first_block(old: _Old, places: Places, table: Array) -> tuple[dict[str, Arr
     if not len(places.added):
         return {}, 0.0
     if FIRST_BLOCK not in manifest.programs:
-        sees_items_alone = len(manifest.programs[ENCODE].inputs) == 1
-        if sees_items_alone and "key_0" in manifest.state_rows:
+        if not manifest.uses_times and "key_0" in manifest.state_rows:
             raise BundleError(
                 f"{old.folder} has no {FIRST_BLOCK}.onnx, which new items need: an older version "
                 "exported it; export the run again"

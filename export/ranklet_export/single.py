@@ -37,6 +37,8 @@ class WholeModel(nn.Module):
     """Encoder of histories of any length, of which the latest ``max_length`` events count."""
 
     bias: Tensor
+    kinds: Tensor | None
+    objectives: Tensor | None
 
     def __init__(self, served: ServedModel) -> None:
         """Use the layers of a served model."""
@@ -44,13 +46,20 @@ class WholeModel(nn.Module):
         self.model, self.served = served.model, served
         self.table = nn.Parameter(torch.zeros(TRACED_ITEMS, served.width), requires_grad=False)
         self.register_buffer("bias", torch.from_numpy(served.bias))
+        self.register_buffer("kinds", served.kinds)
+        self.register_buffer("objectives", served.objectives)
         self.scale = 1.0 if isinstance(served.model, SeedModel) else served.width**-0.5
         if isinstance(served.last, Block):
             self.last = deepcopy(served.last)
             self.last.output = served.output
 
     def forward(
-        self, history: Tensor, since: Tensor | None = None, until: Tensor | None = None
+        self,
+        history: Tensor,
+        since: Tensor | None = None,
+        until: Tensor | None = None,
+        kind: Tensor | None = None,
+        objective: Tensor | None = None,
     ) -> Tensor:
         """Return user vectors, (B, D).
 
@@ -58,6 +67,8 @@ class WholeModel(nn.Module):
             history: Item indices, oldest first, 0 pads on the right, int64 (B, T).
             since: Bucket of the gap before each event, int64 (B, T), of a model with times.
             until: Bucket of the gap from the last event to now, int64 (B,).
+            kind: Kind of each event, int64 (B, T), of a model with kinds.
+            objective: Weight of each kind that is asked for, float (B, kinds + 1).
         """
         model, served, longest = self.model, self.served, self.served.max_length
         last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
@@ -69,6 +80,8 @@ class WholeModel(nn.Module):
             x = x + model.users.weight.mean(dim=0)
         if isinstance(model, SequenceModel) and since is not None:
             x = x + model.since(since)
+        if self.kinds is not None and kind is not None:
+            x = x + functional.embedding(kind, self.kinds)
         if isinstance(model, SequenceModel) and served.blocks:
             cos_sin = model.cos, model.sin
             distance = places[0, :, None] - places  # (T, T)
@@ -85,6 +98,8 @@ class WholeModel(nn.Module):
         x = x.gather(1, last[:, :, None].expand(-1, -1, served.width))  # (B, 1, D)
         if isinstance(model, SequenceModel) and until is not None:
             x = x + model.until(until)[:, None]
+        if self.objectives is not None and objective is not None:
+            x = x + (objective @ self.objectives)[:, None]
         if served.last is not None:
             query = served.query(self._enter_last(x)).unflatten(-1, (served.heads, served.width))
             keys = events[:, None].expand(-1, served.heads, -1, -1)  # (B, H, T, D)
@@ -109,6 +124,8 @@ def write_model(writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> N
     axes: dict[str, Axes] = {"history": ["batch", "length"]}
     if served.config.time_gaps:
         axes |= {"since": ["batch", "length"], "until": ["batch"]}
+    if served.objectives is not None:
+        axes |= {"kind": ["batch", "length"], "objective": ["batch", len(served.objectives)]}
     writer.adopt(_trace(WholeModel(served).eval(), axes), axes, without="table")
     table, items = writer.table(served.table, dtype), len(served.table) - 1
     writer.input("k", TensorProto.INT64, [1])
@@ -123,8 +140,14 @@ def write_model(writer: GraphWriter, served: ServedModel, dtype: DTypeLike) -> N
 
 def _trace(model: WholeModel, axes: dict[str, Axes]) -> onnx.GraphProto:
     dims = {"batch": torch.export.Dim("batch", min=1), "length": torch.export.Dim("length", min=1)}
-    sizes = {"batch": TRACED_BATCH, "length": TRACED_LENGTH}
-    shapes = [[str(axis) for axis in shape] for shape in axes.values()]
+    sizes: dict[int | str, int] = {"batch": TRACED_BATCH, "length": TRACED_LENGTH}
+    traced = {
+        name: torch.ones(
+            [sizes[axis] if axis in sizes else int(axis) for axis in shape],
+            dtype=torch.float32 if name == "objective" else torch.int64,
+        )
+        for name, shape in axes.items()
+    }
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter warns of its own internals, and that axes of one name share that name.
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -132,9 +155,12 @@ def _trace(model: WholeModel, axes: dict[str, Axes]) -> onnx.GraphProto:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         program = torch.onnx.export(
             model,
-            tuple(torch.ones([sizes[axis] for axis in s], dtype=torch.int64) for s in shapes),
+            kwargs=traced,
             dynamo=True,
-            dynamic_shapes=tuple({i: dims[axis] for i, axis in enumerate(s)} for s in shapes),
+            dynamic_shapes={
+                name: {place: dims[axis] for place, axis in enumerate(shape) if axis in dims}
+                for name, shape in axes.items()
+            },
             input_names=list(axes),
             output_names=["user"],
             opset_version=OPSET,

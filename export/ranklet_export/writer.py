@@ -43,7 +43,7 @@ class WeightFile:
         if key not in self.stored:
             self.file.write(bytes(-self.file.tell() % PAGE))
             start = self.file.tell()
-            values.tofile(self.file)
+            self.file.write(np.ascontiguousarray(values).data)  # tofile hides a full disk
             missing = (shape[0] - len(values)) * math.prod(shape[1:]) * values.itemsize
             self.file.write(bytes(missing))
             tensor = TensorProto(dims=shape, data_location=TensorProto.EXTERNAL)
@@ -118,7 +118,8 @@ class GraphWriter:
             if tensor.name != without:
                 self.weight(tensor.name, numpy_helper.to_array(tensor))
         for name, axes in inputs.items():
-            self.input(name, TensorProto.INT64, axes)
+            given = next(value for value in graph.input if value.name == name)
+            self.input(name, given.type.tensor_type.elem_type, axes)
 
     def rename(self, value: str, name: str) -> str:
         """Give a value another name, before a node reads it."""

@@ -1,6 +1,5 @@
 """Rank the next item for a history of events, with numpy and onnxruntime alone."""
 
-from ranklet.answer import Ranking
 from ranklet.bundle.manifest import Manifest
 from ranklet.catalogue import Eligible
 from ranklet.errors import (
@@ -13,15 +12,20 @@ from ranklet.errors import (
     RankletError,
     RunError,
 )
+from ranklet.explanation import Explanation
+from ranklet.new_items import Addition
 from ranklet.ranker import Ranker
+from ranklet.ranking import Ranking
 from ranklet.user import User, Users
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Addition",
     "BundleError",
     "DataError",
     "Eligible",
+    "Explanation",
     "InputError",
     "Manifest",
     "ParityError",

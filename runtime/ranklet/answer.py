@@ -6,22 +6,20 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from html import escape
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.bundle.folder import Opened, read_popularity, read_trending
-from ranklet.bundle.manifest import NEVER, POPULARITY, TRENDING, Manifest, Rounding
+from ranklet.bundle.manifest import NEVER, POPULARITY, TRENDING, Manifest
 from ranklet.catalogue import Catalogue
 from ranklet.engine.engine import (
     MOST_EVENTS,
     MOST_USERS,
     NONE,
-    SUMS,
     Best,
     Engine,
     History,
@@ -30,113 +28,13 @@ from ranklet.engine.engine import (
 from ranklet.errors import InputError
 from ranklet.explanation import Explanation, explain
 from ranklet.question import Question, Top
+from ranklet.ranking import Margin, Ranking
 from ranklet.request import Request
-from ranklet.titles import Titles
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
-SHOWN, SHOWN_ROWS = 10, 50  # items of a long ranking, as text and as a table
 DEEPER = 4  # times as many items are looked at where a question needs more
 NO_HISTORY = Request(None, 0, NONE, None)
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)  # comparing arrays would raise
-class Ranking:
-    """The best items for one history, best first. A notebook shows it as a table.
-
-    Attributes:
-        items: Item ids, of the bundle's id type.
-        scores: One score for each item, falling, (items,). For a cold user the score is the
-            popularity of the item, its share of the training events.
-        unknown: The number of history ids that the catalogue lacks.
-        cold: Whether no event of the history is known. The items are then the most popular ones.
-        bundle: The digest of the manifest of the bundle that made the ranking.
-        explanation: The events of the history that led to each item, if that was asked for.
-    """
-
-    items: list[str] | list[int]
-    scores: NDArray[np.float32]
-    unknown: int
-    cold: bool
-    bundle: str = ""
-    explanation: Explanation | None = None
-    _margin: "Margin | None" = None
-    _titles: Titles | None = None
-
-    @property
-    def exact(self) -> bool:
-        """Whether these items are proven to be those of fp32 scores.
-
-        It is false only for some rankings of an int8 or int4 bundle, where an item outside the
-        re-scored pool may be as good as the last one here.
-        """
-        return self._margin is None or self._margin.is_safe()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as lists and Python values, for JSON.
-
-        The keys are items, scores, unknown, cold, exact, bundle and, if it was asked for,
-        explanation.
-        """
-        values = {
-            "items": list(self.items),
-            "scores": self.scores.tolist(),
-            "unknown": self.unknown,
-            "cold": self.cold,
-            "exact": self.exact,
-            "bundle": self.bundle,
-        }
-        if self.explanation is not None:
-            values["explanation"] = self.explanation.to_dict()
-        return values
-
-    def __repr__(self) -> str:
-        """Show the first items with their scores."""
-        pairs = zip(self.items[:SHOWN], self.scores[:SHOWN].tolist(), strict=True)
-        best = [f"{item!r}: {score:.4f}" for item, score in pairs]
-        best += ["..."] * (len(self.items) > SHOWN)
-        counts = f"{len(self.items)} items, unknown={self.unknown}, cold={self.cold}"
-        return f"<Ranking {{{', '.join(best)}}}, {counts}>"
-
-    def _repr_html_(self) -> str:
-        """Return the first items as a table, with their titles if the bundle has any."""
-        items = self.items[:SHOWN_ROWS]
-        columns: dict[str, Sequence[object]] = {
-            "rank": range(1, len(items) + 1),
-            "item": items,
-            "popularity" if self.cold else "score": [f"{s:.4f}" for s in self.scores[:SHOWN_ROWS]],
-        }
-        titles = self._titles.of(items) if self._titles else None
-        if titles and titles != [str(item) for item in items]:
-            columns["title"] = titles
-        head = "".join(f"<th>{name}</th>" for name in columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for row in zip(*columns.values(), strict=True)
-        )
-        more = len(self.items) - len(items)
-        note = f"<p>and {more:,} more</p>" if more else ""
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
-
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        """Pickle everything but the titles, which belong to the open bundle."""
-        values = (self.items, self.scores, self.unknown, self.cold, self.bundle)
-        return Ranking, (*values, self.explanation, self._margin)
-
-
-class Margin(NamedTuple):
-    """The margin that proves that scores by codes missed no better item."""
-
-    user: Floats  # (D,), a copy: the original array holds a batch
-    last: float  # score of the last item
-    floor: float  # by codes, the last score of the pool
-    rounding: Rounding
-
-    def is_safe(self) -> bool:
-        """Return whether the last score beats every possible score outside the pool."""
-        # Sums of fp32 products are off, too, by far less than 1e-4.
-        slack = self.rounding.bound(self.user) + SUMS * (1 + abs(self.floor))
-        return bool(self.last > self.floor + slack)
 
 
 class Answers:
@@ -221,6 +119,11 @@ class Answers:
             elif question.explain and request.history:
                 answers[row] = self._explained(answers[row], request.history, question)
         return [answers[row] for row in range(len(requests))]
+
+    @cached_property
+    def of_items(self) -> "Answers":
+        """Return answers of which ``similar`` is one: the bias of new items is in other units."""
+        return Answers(self.engine, self._manifest, self.catalogue.neutral(), self._opened)
 
     def similar(self, item: int, request: Request, question: Question) -> Ranking:
         """Rank by the product with the row of an item, in units of that of the item itself."""
@@ -366,18 +269,19 @@ class Answers:
     ) -> Top:
         """Return the best items of the bundle and of the added items."""
         catalogue, bias = self.catalogue, question.bias or self.catalogue.own
-        scores: Floats = np.einsum("nd,d->n", catalogue.added.rows, user) + bias.added
-        demoted, excluded = (
-            items[items > catalogue.last] - catalogue.last - 1
-            for items in (request.demoted, request.excluded)
-        )
-        scores[demoted] -= np.float32(question.penalty)
-        scores[excluded] = NEVER
+        last = catalogue.last
+        scores: Floats = np.einsum("dn,d->n", catalogue.added.columns, user) + bias.added
+        if len(request.demoted):
+            demoted = request.demoted
+            scores[demoted[demoted > last] - last - 1] -= np.float32(question.penalty)
+        if len(request.excluded):
+            excluded = request.excluded
+            scores[excluded[excluded > last] - last - 1] = NEVER
         least = NEVER / 2 if len(top.items) < depth else top.scores[-1]
         places = np.flatnonzero(scores >= least)
         if not len(places):
             return top
-        items = np.concatenate([top.items, places + catalogue.last + 1])
+        items = np.concatenate([top.items, places + last + 1])
         scores = np.concatenate([top.scores, scores[places]])
         order = np.lexsort((catalogue.ties(items), -scores))[:depth]
         is_all = top.is_all and len(order) == len(items)

@@ -6,6 +6,7 @@ compiled once to a ``Bias``, what is added to the score of each item; the latest
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
@@ -76,13 +77,17 @@ class Eligible:
 
     Attributes:
         count: The number of its items that the catalogue had when it was made.
+        items: Its items.
+        vocabulary: The ids that they are indices of.
+        owner: The ranker that takes it.
+        compiled: What it is in the latest catalogue that used it.
     """
 
     def __init__(self, items: ItemSet, vocabulary: Vocabulary, owner: object) -> None:
         """Allow only these items of a vocabulary; rankers of another owner refuse the filter."""
-        self.items, self.vocabulary, self.owner = items, vocabulary, owner
+        self._items, self._vocabulary, self._owner = items, vocabulary, owner
         self.count = len(items.indices)
-        self.compiled: tuple[Catalogue, Bias] | None = None  # of the latest catalogue
+        self._compiled: tuple[Catalogue, Bias] | None = None  # of the latest catalogue
 
     def __copy__(self) -> "Eligible":
         """Return the filter itself, which nothing changes."""
@@ -118,6 +123,11 @@ class Added:
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.rows)
+
+    @cached_property
+    def columns(self) -> Floats:
+        """Return the rows by column, (D, A): a product with them takes two thirds of the time."""
+        return np.ascontiguousarray(self.rows.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,9 +200,9 @@ class Catalogue:
             return self.own
         if isinstance(where, Eligible) and boost is None:
             self._check_owner(where)
-            if where.compiled is None or where.compiled[0] is not self:
-                where.compiled = self, self._compile(self.mask(where), None)
-            return where.compiled[1]
+            if where._compiled is None or where._compiled[0] is not self:
+                where._compiled = self, self._compile(self.mask(where), None)
+            return where._compiled[1]
         is_array = hasattr(boost, "__array__")
         key = None if is_array else (_frozen(where), _frozen(boost))
         bias = None if key is None else self._kept.get(key)
@@ -215,7 +225,7 @@ class Catalogue:
         size = len(self.vocabulary) + 1
         if isinstance(condition, Eligible):
             self._check_owner(condition)
-            items = condition.items.moved(condition.vocabulary, self.vocabulary)
+            items = condition._items.moved(condition._vocabulary, self.vocabulary)
         elif isinstance(condition, str):
             name = condition.removeprefix("!")
             if name not in self.sets:
@@ -239,7 +249,7 @@ class Catalogue:
         return ~allowed if isinstance(condition, str) and condition.startswith("!") else allowed
 
     def _check_owner(self, eligible: Eligible) -> None:
-        if eligible.owner is not self.owner:
+        if eligible._owner is not self.owner:
             raise InputError("eligible was made by another ranker: make it with this one")
 
     def _points(self, boost: Boost) -> Floats:
@@ -283,6 +293,17 @@ class Catalogue:
             table[0, : last + 1][~mask[: last + 1]] = NEVER
             added[~mask[last + 1 :]] = NEVER
         return Bias.of(table, added)
+
+    def neutral(self) -> "Catalogue":
+        """Return the catalogue without points of its own, for scores of other units."""
+        if not self.own.has_boosts:
+            return self
+        table, added = (
+            np.where(part < NEVER / 2, part, np.float32(0))
+            for part in (self.own.table, self.own.added)
+        )
+        own = Bias.of(table, added)
+        return replace(self, own=own).fresh()
 
     def fresh(self) -> "Catalogue":
         """Return the catalogue without compiled filters, after a change."""

@@ -20,7 +20,7 @@ from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, Engine, Floats, Histo
 from ranklet.time_gaps import UNKNOWN
 from ranklet.titles import Titles
 
-EXAMINED = 6  # events of most attention; each costs about as much as a tenth of a ranking
+EXAMINED = 5  # events of most attention; each costs about as much as a tenth of a ranking
 SHOWN_ITEMS, SHOWN_REASONS = 10, 3
 
 
@@ -155,7 +155,10 @@ def without(history: History, place: int) -> History:
             until = _longer(before, until)
         else:
             since[place] = _longer(before, int(since[place]))
-    return history._replace(items=history.items[kept], since=since, until=until, rows=rows)
+    kinds = history.kinds[kept] if len(history.kinds) else history.kinds
+    return history._replace(
+        items=history.items[kept], since=since, until=until, kinds=kinds, rows=rows
+    )
 
 
 def _longer(one: int, other: int) -> int:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.answer import Ranking
 from ranklet.bundle.manifest import ENCODE_ROWS, GOLDEN, MODEL, SCORE_MANY, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.catalogue import Bias
@@ -14,6 +13,7 @@ from ranklet.engine.engine import Engine, History
 from ranklet.engine.programs import Programs
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import BundleError
+from ranklet.ranking import Ranking
 from ranklet.values import Ids
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def ask_model(programs: Programs, vocabulary: Vocabulary, history: Ids, k: int) 
     inputs = {"history": events, "k": np.array([k])}
     if programs.manifest.uses_times:
         inputs |= {"since": np.zeros_like(events), "until": np.zeros(1, dtype=np.int64)}
+    if programs.manifest.kinds:
+        inputs |= {"kind": np.zeros_like(events), "objective": programs.manifest.objective[None]}
     try:
         items, scores = session.run(["items", "scores"], inputs)
     except ORT_ERRORS as error:

@@ -8,7 +8,9 @@
   ``max_length``, as ``Ranker.rank`` does; so are fewer where that is faster and changes nothing.
 * Events are encoded by the next ranking, so that appending alone costs next to nothing.
 * Events are known by their ids. Where the ranker has another bundle or more items, they are looked
-  up again, also those that did not count before, and encoded again if that changes anything.
+  up again, also those that did not count before, and encoded again if that changes anything. Kinds
+  of events are then known by their names; one that the other bundle lacks is unknown from then on.
+* No state depends on what is asked: the last event is appended again for another objective.
 * A signal handler that raises may end any call. The counts, with the log that they are of, are
   therefore one immutable value, replaced in one assignment. The lists of a log may be longer than
   the counts, and an event may be put into the state twice.
@@ -22,6 +24,7 @@ from ranklet.bundle.vocabulary import ItemId
 from ranklet.engine.engine import NONE, Event, Floats, History
 from ranklet.engine.state import State
 from ranklet.errors import InputError
+from ranklet.event_kinds import Kinds
 from ranklet.request import Request, beside
 from ranklet.serving import Current, Serving
 from ranklet.time_gaps import UNKNOWN, bucket_until
@@ -38,6 +41,7 @@ class Aside(NamedTuple):
     place: int  # number of events before it that count
     item: ItemId
     time: int | None
+    kind: int
     known: int  # index of a new item; 0: unknown
 
 
@@ -49,12 +53,13 @@ class Log(NamedTuple):
     items: list[int]  # of the events that count
     since: list[int]  # bucket of the gap before each
     times: list[int | None]
+    kinds: list[int]
     aside: list[Aside]  # the others
 
     @classmethod
     def empty(cls, serving: Serving, state: State | None = None) -> "Log":
         """Return a log without an event."""
-        return cls(serving, state or serving.engine.empty_state(1), [], [], [], [])
+        return cls(serving, state or serving.engine.empty_state(1), [], [], [], [], [])
 
 
 class Counts(NamedTuple):
@@ -78,6 +83,7 @@ class Added(NamedTuple):
 
     items: list[int]
     times: list[int | None]
+    kinds: list[int]
     aside: list[Aside]
     after: Counts
 
@@ -123,24 +129,28 @@ class KeptHistory:
             self.counts = counts._replace(log=moved, unknown=found.count(0))
             return
         ids = log.serving.catalogue.vocabulary.ids(np.array(log.items[: counts.events], np.int64))
-        events: list[tuple[ItemId, int | None]] = []
-        events.extend(zip(ids, log.times[: counts.events], strict=True))
+        events: list[tuple[ItemId, int | None, int]] = []
+        events.extend(zip(ids, log.times, log.kinds, strict=False))
         for event in reversed(log.aside[: counts.aside]):
-            events.insert(event.place, (event.item, event.time))
+            events.insert(event.place, (event.item, event.time, event.kind))
         new = Counts(Log.empty(serving, state))
-        indices = vocabulary.index([item for item, _ in events]).tolist()
-        self.add(_sorted_out(new, events, indices))
+        indices = vocabulary.index([item for item, *_ in events]).tolist()
+        kind_of = log.serving.reader.kinds.translated(serving.reader.kinds)
+        translated = [(item, time, kind_of[kind]) for item, time, kind in events]
+        self.add(_sorted_out(new, translated, indices))
 
-    def append(self, index: int) -> None:
+    def append(self, index: int, kind: int = 0) -> None:
         """Add an event that counts, of unknown time: ``add`` and ``read`` without arrays."""
         log, events, *others = self.counts
-        del log.items[events:], log.since[events:], log.times[events:]  # of an interrupted call
+        # Of an interrupted call.
+        del log.items[events:], log.since[events:], log.times[events:], log.kinds[events:]
         log.items.append(index)
         log.since.append(UNKNOWN)
         log.times.append(None)
+        log.kinds.append(kind)
         self.counts = Counts(log, events + 1, *others)
 
-    def read(self, items: Ids, times: Times | None, name: str) -> Added:
+    def read(self, items: Ids, times: Times | None, kinds: Kinds | None, name: str) -> Added:
         """Validate new events."""
         counts, reader, ids = self.counts, self.serving.reader, flat(items, name)
         indices = reader.vocabulary.index(ids, name).tolist()
@@ -148,18 +158,23 @@ class KeptHistory:
         if times is not None:
             place = "times" if name == "item" else beside(name, "times")
             instants = reader.instants(times, len(indices), place, counts.last_time).tolist()
+        of_events = [0] * len(indices)
+        if kinds is not None:
+            place = "kinds" if name == "item" else beside(name, "kinds")
+            of_events = reader.kinds.indices(kinds, len(indices), place).tolist()
         ids = ids if isinstance(ids, list) else ids.tolist()
-        return _sorted_out(counts, list(zip(ids, instants, strict=True)), indices)
+        return _sorted_out(counts, [*zip(ids, instants, of_events, strict=True)], indices)
 
     def add(self, added: Added) -> None:
         """Add events that ``read`` returned."""
         log, events, aside, *_ = added.after
         before = events - len(added.items)
-        del log.items[before:], log.since[before:], log.times[before:]
+        del log.items[before:], log.since[before:], log.times[before:], log.kinds[before:]
         del log.aside[aside - len(added.aside) :]
         log.since.extend(_gaps(log.times[before - 1] if before else None, added.times))
         log.items.extend(added.items)
         log.times.extend(added.times)
+        log.kinds.extend(added.kinds)
         log.aside.extend(added.aside)
         self.counts = added.after
 
@@ -171,8 +186,9 @@ class KeptHistory:
         *,
         exclude_seen: bool = False,
         demoted: Ids | None = None,
+        objective: Floats | None = None,
     ) -> Request:
-        """Return the request of a ranking, see ``rank``."""
+        """Return the request of a ranking, see ``Reader.read``; its history holds no events."""
         counts, reader = self.counts, self.serving.reader
         excluded = NONE
         if exclude_seen:
@@ -184,7 +200,7 @@ class KeptHistory:
         if exclude is not None or candidates is not None:
             excluded, chosen = reader.filters(excluded, candidates, exclude)
         until = UNKNOWN if now is None else self._until(now)
-        history = History(NONE, NONE, until) if counts.events else None
+        history = History(NONE, NONE, until, NONE, objective) if counts.events else None
         fewer = NONE if demoted is None else reader.demoted(demoted)
         return Request(history, counts.unknown, excluded, chosen, fewer)
 
@@ -223,30 +239,33 @@ class KeptHistory:
         first = max(0, min(counts.encoded, counts.events - 1))
         return any(item > catalogue.last for item in counts.log.items[first : counts.events])
 
-    def encode(self, history: History) -> Floats:
+    def encode(self, asked: History) -> Floats:
         """Return the user vector, (1, D), and bring the state up to date.
 
         Args:
-            history: Of the request, for its gap from the last event to the question.
+            asked: The history of the request, which says what is asked: the gap from the last event
+                to the question, and the objective. The state does not depend on it.
         """
-        until, engine = history.until, self.serving.engine
+        engine = self.serving.engine
         if self.is_encoded_whole:
-            users, states = engine.encode_states([self.latest(until)])
+            users, states = engine.encode_states([self.latest(asked)])
             self.restart(states[0])
             return users
         while self.new > 1:
-            engine.append(self.state, [self.next_event(UNKNOWN)])
+            engine.append(self.state, [self.next_event(asked)])
             self.advance()
-        users = engine.append(self.state, [self.next_event(until)])
+        users = engine.append(self.state, [self.next_event(asked)])
         self.advance()
         return users
 
-    def latest(self, until: int) -> History:
+    def latest(self, asked: History) -> History:
         """Return the latest ``max_length`` events for an encoder."""
         log, events, reader = self.counts.log, self.counts.events, self.serving.reader
         latest = slice(max(0, events - reader.max_length), events)
-        items, since = (np.array(part[latest], np.int64) for part in (log.items, log.since))
-        return reader.history(items, since, until)
+        items, since, kinds = (
+            np.array(part[latest], np.int64) for part in (log.items, log.since, log.kinds)
+        )
+        return reader.with_rows(asked._replace(items=items, since=since, kinds=kinds))
 
     def restart(self, events: list[Floats]) -> None:
         """Replace the state by that of the latest ``max_length`` events from an encoder."""
@@ -255,12 +274,20 @@ class KeptHistory:
         counts.log.state.fill(0, events, count)
         self.counts = counts._replace(encoded=counts.events, position=count)
 
-    def next_event(self, until: int) -> Event:
+    def next_event(self, asked: History) -> Event:
         """Return the event to append: the first new one, or the last one again."""
         counts = self.counts
         place = min(counts.encoded, counts.events - 1)
         position = counts.position - (counts.encoded - place)
-        return Event(counts.log.items[place], position, counts.log.since[place], until)
+        log = counts.log
+        return Event(
+            log.items[place],
+            position,
+            log.since[place],
+            asked.until,
+            log.kinds[place],
+            asked.objective,
+        )
 
     def advance(self) -> None:
         """Count ``next_event`` as part of the state."""
@@ -280,23 +307,25 @@ def _gaps(last: int | None, times: list[int | None]) -> list[int]:
 
 
 def _sorted_out(
-    counts: Counts, events: list[tuple[ItemId, int | None]], indices: list[int]
+    counts: Counts, events: list[tuple[ItemId, int | None, int]], indices: list[int]
 ) -> Added:
-    """Return ids and times of events as those that count and those that do not."""
+    """Return ids, times and kinds of events as those that count and those that do not."""
     catalogue = counts.log.serving.catalogue
     items: list[int] = []
     times: list[int | None] = []
+    kinds: list[int] = []
     aside: list[Aside] = []
-    for (item, time), index in zip(events, indices, strict=True):
+    for (item, time, kind), index in zip(events, indices, strict=True):
         if catalogue.counts(index):
             items.append(index)
             times.append(time)
+            kinds.append(kind)
         else:
-            aside.append(Aside(counts.events + len(items), item, time, index))
+            aside.append(Aside(counts.events + len(items), item, time, kind, index))
     unknown = sum(event.known == 0 for event in aside)
     after = counts._replace(
         events=counts.events + len(items),
         aside=counts.aside + len(aside),
         unknown=counts.unknown + unknown,
     )
-    return Added(items, times, aside, after)
+    return Added(items, times, kinds, aside, after)

@@ -1,4 +1,7 @@
-"""Ranker: load a bundle and rank, the public interface of the runtime."""
+"""Ranker: load a bundle and rank, the public interface of the runtime.
+
+It is in one file because it is one class: signatures, what they mean, and a few lines each.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,16 +11,17 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.answer import Ranking
 from ranklet.bundle.manifest import Manifest
 from ranklet.bundle.vocabulary import ItemId, Unknown, Vocabulary
 from ranklet.catalogue import Boost, Eligible, ItemSet, Where
 from ranklet.engine.engine import Engine, Floats
 from ranklet.engine.sessions import Provider
 from ranklet.errors import InputError
+from ranklet.event_kinds import Kinds, Objective
 from ranklet.golden import check_golden
 from ranklet.new_items import Addition, add_items, remove_items, retitle
 from ranklet.question import Cold, read_question
+from ranklet.ranking import Ranking
 from ranklet.request import Request
 from ranklet.serving import Current, Serving
 from ranklet.user import User, Users
@@ -163,6 +167,16 @@ class Ranker:
         return self._serving.manifest.time_unit
 
     @property
+    def kinds(self) -> list[str]:
+        """Return the kinds of events that ``kinds`` and ``objective`` can name."""
+        return self._serving.manifest.kinds
+
+    @property
+    def objective(self) -> dict[str | None, float]:
+        """Return the kind of events that is asked for by default; None: any."""
+        return {self._serving.manifest.target or None: 1.0}
+
+    @property
     def attributes(self) -> list[str]:
         """Return the attributes of items that ``where`` and ``at_most`` can name."""
         return self._serving.catalogue.attributes.names
@@ -194,6 +208,8 @@ class Ranker:
         *,
         times: Times | None = None,
         now: int | None = None,
+        kinds: Kinds | None = None,
+        objective: Objective | None = None,
         k: int = 10,
         candidates: Ids | None = None,
         exclude: Ids | None = None,
@@ -219,6 +235,11 @@ class Ranker:
             times: The time of each event, whole numbers in ``time_unit``, not falling. Only a
                 bundle with ``uses_times`` takes them, and it ranks without them, too.
             now: The time to rank for in ``time_unit``, not before the last event; None: unknown.
+            kinds: The kind of each event, such as "view", None where it is unknown. Only a bundle
+                with ``kinds`` takes them, and it ranks without them, too.
+            objective: The kind of the events to rank for, like ``"buy"``, or weights of several,
+                like ``{"buy": 1, "view": 0.2}``; a weight below 0 asks for what such an event is
+                not about. None: the bundle's default, ``Ranker.objective``.
             k: The number of items to return, at least 1; fewer if fewer are left.
             candidates: Rank only these. Ids that the catalogue lacks are dropped, repeated ones
                 count once.
@@ -272,7 +293,16 @@ class Ranker:
         if exclude_seen is not False:
             exclude_seen = serving.reader.excludes_seen(exclude_seen)
         request = serving.reader.read(
-            history, times, now, candidates, exclude, exclude_seen, unknown, demoted=seen_recently
+            history,
+            times,
+            now,
+            candidates,
+            exclude,
+            exclude_seen,
+            unknown,
+            demoted=seen_recently,
+            kinds=kinds,
+            objective=None if objective is None else serving.reader.kinds.weights(objective),
         )
         return serving.answers.rank_one(request, question)
 
@@ -282,6 +312,8 @@ class Ranker:
         *,
         times: Sequence[Times | None] | None = None,
         now: Sequence[int | None] | NDArray[np.int64] | None = None,
+        kinds: Sequence[Kinds | None] | None = None,
+        objective: Objective | None = None,
         k: int = 10,
         candidates: IdLists | None = None,
         exclude: IdLists | None = None,
@@ -308,10 +340,12 @@ class Ranker:
             histories: One sequence of ids each.
             times: One sequence of times for each history, or None.
             now: One time for each history, or None.
+            kinds: One sequence of kinds for each history, or None.
             candidates: One sequence of ids for each history, or None for the whole catalogue.
             exclude: One sequence of ids for each history, or None.
             seen_recently: One sequence of ids for each history, or None.
             k: The number of items of each ranking, and the others, as in ``rank``.
+            objective: As in ``rank``.
             exclude_seen: As in ``rank``.
             eligible: As in ``rank``.
             where: As in ``rank``.
@@ -335,6 +369,7 @@ class Ranker:
         own = {
             "times": times,
             "now": now,
+            "kinds": kinds,
             "candidates": candidates,
             "exclude": exclude,
             "seen_recently": seen_recently,
@@ -358,13 +393,22 @@ class Ranker:
             cold,
             explain,
         )
-        requests = []
+        weights, requests = serving.reader.kinds.weights(objective), []
         for place, row in enumerate(zip(histories, *columns.values(), strict=True)):
-            history, instants, at, chosen, dropped, demoted = row
-            name = f"histories[{place}]"
+            history, instants, at, of_events, chosen, dropped, demoted = row
             requests.append(
                 serving.reader.read(
-                    history, instants, at, chosen, dropped, exclude_seen, unknown, name, demoted
+                    history,
+                    instants,
+                    at,
+                    chosen,
+                    dropped,
+                    exclude_seen,
+                    unknown,
+                    f"histories[{place}]",
+                    demoted,
+                    of_events,
+                    weights,
                 )
             )
         return serving.answers.rank(requests, question)
@@ -404,13 +448,14 @@ class Ranker:
             InputError: The catalogue lacks the item, or another value can't be used.
         """
         serving = self._current.serving
+        answers = serving.answers.of_items
         question = read_question(
-            serving.catalogue, k, None, where, boost, None, 0.0, min_score, at_most, skip, diversity
+            answers.catalogue, k, None, where, boost, None, 0.0, min_score, at_most, skip, diversity
         )
         index = serving.catalogue.vocabulary.index([item], "item", unknown="error")
         excluded, chosen = serving.reader.filters(index, candidates, exclude)
         request = Request(None, 0, excluded, chosen)
-        return serving.answers.similar(int(index[0]), request, question)
+        return answers.similar(int(index[0]), request, question)
 
     def popular(
         self,
@@ -445,18 +490,26 @@ class Ranker:
         return serving.answers.popular(question)
 
     def user_vector(
-        self, history: Ids, *, times: Times | None = None, now: int | None = None
+        self,
+        history: Ids,
+        *,
+        times: Times | None = None,
+        now: int | None = None,
+        kinds: Kinds | None = None,
+        objective: Objective | None = None,
     ) -> Floats:
         """Return the preference vector after a history, (D,).
 
         Its product with a row of ``item_vectors`` is the score of the item, before boosts. An index
-        of nearest neighbours (by inner product) or another model may use both.
+        of nearest neighbours (by inner product) or another model may use both. All arguments are as
+        in ``rank``.
 
         Raises:
             InputError: A value can't be used, or no event is known.
         """
         serving = self._current.serving
-        request = serving.reader.read(history, times, now)
+        weights = serving.reader.kinds.weights(objective)
+        request = serving.reader.read(history, times, now, kinds=kinds, objective=weights)
         if request.history is None:
             raise InputError(
                 f"history has no event that the catalogue knows ({request.unknown} unknown): a "
@@ -476,35 +529,47 @@ class Ranker:
             return catalogue.rows(np.arange(1, len(catalogue.vocabulary) + 1))
         return catalogue.rows(catalogue.vocabulary.index(items, "items", unknown="error"))
 
-    def user(self, history: Ids = (), *, times: Times | None = None) -> User:
+    def user(
+        self, history: Ids = (), *, times: Times | None = None, kinds: Kinds | None = None
+    ) -> User:
         """Return the kept state of a user: each further event costs one event.
 
         Args:
             history: The events so far, as in ``rank``.
             times: The time of each event, as in ``rank``.
+            kinds: The kind of each event, as in ``rank``.
 
         Raises:
-            InputError: A value of ``history`` or ``times`` can't be used.
+            InputError: A value can't be used.
         """
         user = User(self._current)
-        user.extend(history, times=times)
+        user.extend(history, times=times, kinds=kinds)
         return user
 
-    def users(self, histories: IdLists, *, times: Sequence[Times | None] | None = None) -> Users:
+    def users(
+        self,
+        histories: IdLists,
+        *,
+        times: Sequence[Times | None] | None = None,
+        kinds: Sequence[Kinds | None] | None = None,
+    ) -> Users:
         """Return the kept states of many users, to append and rank for all at once.
 
         Args:
             histories: The events of each user so far, as in ``rank_batch``.
             times: The times of the events of each user, as in ``rank_batch``.
+            kinds: The kinds of the events of each user, as in ``rank_batch``.
 
         Raises:
             InputError: A value can't be used, or the lists differ in length.
         """
         rows = lists(histories, "histories")
         instants = [None] * len(rows) if times is None else lists(times, "times", len(rows))
+        of_events = [None] * len(rows) if kinds is None else lists(kinds, "kinds", len(rows))
         users = Users(self._current, len(rows))
-        for place, (row, of_row) in enumerate(zip(rows, instants, strict=True)):
-            users[place].extend(row, times=of_row, name=f"histories[{place}]")
+        for place, (row, *known) in enumerate(zip(rows, instants, of_events, strict=True)):
+            name = f"histories[{place}]"
+            users[place].extend(row, times=known[0], kinds=known[1], name=name)
         return users
 
     def eligible(self, ids: Ids, *, unknown: Unknown = "skip") -> Eligible:

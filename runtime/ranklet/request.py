@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from ranklet.bundle.manifest import Manifest
 from ranklet.bundle.vocabulary import Unknown
 from ranklet.catalogue import Catalogue
-from ranklet.engine.engine import NONE, History
+from ranklet.engine.engine import NONE, Floats, History
 from ranklet.errors import InputError
+from ranklet.event_kinds import EventKinds, Kinds
 from ranklet.time_gaps import UNKNOWN, bucket_until, buckets_before, unit_by_size
 from ranklet.values import Ids, Times, check_flag, listed, whole_number, whole_numbers
 
@@ -32,11 +33,12 @@ class Reader:
     """Validator of requests for a catalogue."""
 
     def __init__(self, catalogue: Catalogue, manifest: Manifest) -> None:
-        """Check ids against a catalogue, and times if the model uses them."""
+        """Check ids against a catalogue, and times and kinds if the model uses them."""
         self.catalogue, self.vocabulary = catalogue, catalogue.vocabulary
         self.max_length, self.uses_times = manifest.max_length, manifest.uses_times
         self.time_unit = manifest.checked_unit  # "": times are not checked
         self.exclude_seen = manifest.exclude_seen  # default of requests
+        self.kinds = EventKinds(manifest.kinds)
 
     def excludes_seen(self, exclude_seen: bool | None) -> bool:
         """Return whether a request excludes seen items; None is the default."""
@@ -56,15 +58,24 @@ class Reader:
         unknown: Unknown = "skip",
         name: str = "history",
         demoted: Ids | None = None,
+        kinds: Kinds | None = None,
+        objective: Floats | None = None,
     ) -> Request:
-        """Return a request for a history, see ``Ranker.rank``; errors call it ``name``."""
+        """Return a request for a history, see ``Ranker.rank``; errors call it ``name``.
+
+        ``objective`` is of ``EventKinds.weights``.
+        """
         indices = self.vocabulary.index(history, name, unknown=unknown)
         known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
         silent = self.catalogue.silent
-        items = known if silent is None else known[~silent[known]]
-        since, until = NONE, UNKNOWN
+        items, since, until, of_events = known, NONE, UNKNOWN, NONE
+        if silent is not None and silent[known].any():
+            items = known[~silent[known]]
         if times is not None or now is not None:
             since, until = self._gaps(indices, times, now, name)
+        if kinds is not None:
+            given = self.kinds.indices(kinds, len(indices), beside(name, "kinds"))
+            of_events = given[self._is_event(indices)][-self.max_length :]
         excluded = known if exclude_seen else NONE
         chosen = None
         if exclude is not None or candidates is not None:
@@ -72,15 +83,22 @@ class Reader:
         events = None
         if len(items):
             latest = -self.max_length
-            events = self.history(items[latest:], since[latest:], until)
+            events = self.with_rows(
+                History(items[latest:], since[latest:], until, of_events, objective)
+            )
         fewer = NONE if demoted is None else self.demoted(demoted, name)
         return Request(events, len(indices) - len(known), excluded, chosen, fewer)
 
-    def history(self, items: Indices, since: Indices, until: int) -> History:
-        """Return a history for the engine, with the rows of its items if any was added."""
-        if len(self.catalogue.added) and (items > self.catalogue.last).any():
-            return History(items, since, until, rows=self.catalogue.rows(items))
-        return History(items, since, until)
+    def with_rows(self, history: History) -> History:
+        """Return a history with the rows of its items if any of them was added."""
+        if len(self.catalogue.added) and (history.items > self.catalogue.last).any():
+            return history._replace(rows=self.catalogue.rows(history.items))
+        return history
+
+    def _is_event(self, indices: Indices) -> NDArray[np.bool_]:
+        """Return which items count as events of a history."""
+        silent, is_known = self.catalogue.silent, indices > 0
+        return is_known if silent is None else is_known & ~silent[indices]
 
     def demoted(self, items: Ids, name: str = "history") -> Indices:
         """Return the items that lose points."""
@@ -168,10 +186,7 @@ class Reader:
         place = beside(name, "times")
         if times is None:
             raise InputError(f"now was given without {place}: it counts from the last event")
-        is_event = indices > 0
-        if self.catalogue.silent is not None:
-            is_event &= ~self.catalogue.silent[indices]
-        instants = self.instants(times, len(indices), place)[is_event]
+        instants = self.instants(times, len(indices), place)[self._is_event(indices)]
         if now is None:
             return buckets_before(instants), UNKNOWN
         place = beside(name, "now")

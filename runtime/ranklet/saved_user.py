@@ -31,7 +31,8 @@ def pack(kept: KeptHistory) -> bytes:
         "bundle": _fingerprint(kept.serving),
         "counts": counts[1:],
         "times": log.times[: counts.events] if kept.serving.manifest.uses_times else [],
-        "aside": [event[:3] for event in log.aside[: counts.aside]],
+        "kinds": log.kinds[: counts.events] if kept.serving.manifest.kinds else [],
+        "aside": [event[:4] for event in log.aside[: counts.aside]],
         "added": _added(counts),
     }
     text = json.dumps(header).encode()
@@ -82,6 +83,7 @@ def _read(body: bytes, kept: KeptHistory) -> tuple[Counts, list[Floats]]:
     log.items.extend(items)
     log.since.extend(since)
     log.times.extend(header["times"] or [None] * counts.events)
+    log.kinds.extend(header["kinds"] or [0] * counts.events)
     _read_aside(log, header["aside"])
     counts = counts._replace(unknown=sum(event.known == 0 for event in log.aside))
     _check(counts)
@@ -102,7 +104,7 @@ def _read(body: bytes, kept: KeptHistory) -> tuple[Counts, list[Floats]]:
 def _check(counts: Counts) -> None:
     """Refuse an impossible user: onnxruntime takes item -1 for the last one."""
     log, *numbers = counts
-    catalogue = log.serving.catalogue
+    catalogue, kinds = log.serving.catalogue, log.serving.manifest.kinds
     if not all(type(count) is int and count >= 0 for count in numbers):
         raise ValueError(f"counts {numbers}")
     encoded, position = counts.encoded, counts.position
@@ -112,19 +114,21 @@ def _check(counts: Counts) -> None:
         ("item", log.items, 1, len(catalogue.vocabulary)),
         ("since", log.since, 0, BUCKETS - 1),
         ("time", [time for time in log.times if time is not None], -(2**63), 2**63 - 1),
+        ("kind", [*log.kinds, *(event.kind for event in log.aside)], 0, len(kinds)),
         ("place", [event.place for event in log.aside], 0, counts.events),
     ):
         if not all(type(value) is int and least <= value <= most for value in values):
             raise ValueError(f"{name} outside {least} to {most}")
     if not all(map(catalogue.counts, log.items)):
         raise ValueError("an item that does not count in histories")
-    if (len(log.times), len(log.aside)) != (counts.events, counts.aside):
-        raise ValueError(f"{len(log.times)} times, {len(log.aside)} events aside")
+    lengths = len(log.times), len(log.kinds), len(log.aside)
+    if lengths != (counts.events, counts.events, counts.aside):
+        raise ValueError("{} times, {} kinds, {} events aside".format(*lengths))
 
 
-def _read_aside(log: Log, events: list[tuple[int, ItemId, int | None]]) -> None:
+def _read_aside(log: Log, events: list[tuple[int, ItemId, int | None, int]]) -> None:
     """Add the events that do not count, with the indices that their items have by now."""
-    indices = log.serving.catalogue.vocabulary.index([item for _, item, _ in events]).tolist()
+    indices = log.serving.catalogue.vocabulary.index([item for _, item, *_ in events]).tolist()
     for event, index in zip(events, indices, strict=True):
         log.aside.append(Aside(*event, index))
 

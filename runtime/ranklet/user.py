@@ -1,21 +1,23 @@
 """Kept users: what was computed of their events stays, so that one more event costs one event."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
 
-from ranklet.answer import Ranking, by_length
+from ranklet.answer import by_length
 from ranklet.bundle.vocabulary import ItemId
 from ranklet.catalogue import Boost, Eligible, Where
-from ranklet.engine.engine import Event, Floats
+from ranklet.engine.engine import NONE, Event, Floats, History
 from ranklet.engine.state import State
 from ranklet.errors import InputError
+from ranklet.event_kinds import Kinds, Objective
 from ranklet.kept import KeptHistory
 from ranklet.question import Cold, read_question
+from ranklet.ranking import Ranking
 from ranklet.saved_user import pack, unpack
 from ranklet.serving import Current, Serving
-from ranklet.time_gaps import UNKNOWN
 from ranklet.values import Ids, Times, flat
 
 
@@ -55,44 +57,57 @@ class User:
         """The number of event ids that the catalogue lacks."""
         return self._kept.counts.unknown
 
-    def append(self, item: ItemId, *, time: int | None = None) -> None:
+    def append(self, item: ItemId, *, time: int | None = None, kind: str | None = None) -> None:
         """Add an event; an id that the catalogue lacks is counted and skipped.
 
         Args:
             item: The item id.
             time: The time of the event, as ``times`` of ``Ranker.rank``.
+            kind: The kind of the event, as ``kinds`` of ``Ranker.rank``.
 
         Raises:
-            InputError: ``item`` or ``time`` can't be used; no event was added.
+            InputError: A value can't be used; no event was added.
         """
         kept = self._kept
         self._follow()
         catalogue = kept.serving.catalogue
+        of_kind = 0 if kind is None else kept.serving.reader.kinds.index(kind)
         index = catalogue.vocabulary.find(item) if time is None else None
         if index is None or not catalogue.counts(index):
-            self.extend([item], times=None if time is None else [time], name="item")
+            times = None if time is None else [time]
+            kinds = None if kind is None else [kind]
+            self.extend([item], times=times, kinds=kinds, name="item")
         else:
-            kept.append(index)
+            kept.append(index, of_kind)
 
-    def extend(self, items: Ids, *, times: Times | None = None, name: str = "history") -> None:
+    def extend(
+        self,
+        items: Ids,
+        *,
+        times: Times | None = None,
+        kinds: Kinds | None = None,
+        name: str = "history",
+    ) -> None:
         """Add events, oldest first.
 
         Args:
             items: Item ids; ids that the catalogue lacks are counted and skipped.
             times: The time of each event, see ``Ranker.rank``.
+            kinds: The kind of each event, see ``Ranker.rank``.
             name: The name of ``items`` in errors.
 
         Raises:
             InputError: A value can't be used; no event was added.
         """
         self._follow()
-        self._kept.add(self._kept.read(items, times, name))
+        self._kept.add(self._kept.read(items, times, kinds, name))
 
     def rank(
         self,
         k: int = 10,
         *,
         now: int | None = None,
+        objective: Objective | None = None,
         candidates: Ids | None = None,
         exclude: Ids | None = None,
         exclude_seen: bool | None = None,
@@ -133,10 +148,15 @@ class User:
         if exclude_seen is not False:
             exclude_seen = serving.reader.excludes_seen(exclude_seen)
         request = self._kept.request(
-            now, candidates, exclude, exclude_seen=exclude_seen, demoted=seen_recently
+            now,
+            candidates,
+            exclude,
+            exclude_seen=exclude_seen,
+            demoted=seen_recently,
+            objective=serving.reader.kinds.weights(objective),
         )
         if question.explain and request.history:
-            request = request._replace(history=self._kept.latest(request.history.until))
+            request = request._replace(history=self._kept.latest(request.history))
         return serving.answers.rank_one(request, question, self._kept.encode)
 
     def save(self) -> bytes:
@@ -213,13 +233,18 @@ class Users:
         return self._users[place]
 
     def append(
-        self, items: Sequence[ItemId | None], *, times: Sequence[int | None] | None = None
+        self,
+        items: Sequence[ItemId | None],
+        *,
+        times: Sequence[int | None] | None = None,
+        kinds: Kinds | None = None,
     ) -> None:
         """Add one event of each user.
 
         Args:
             items: One item id for each user, None for users without an event.
             times: One time for each user, None where it is unknown, see ``User.append``.
+            kinds: One kind for each user, None where it is unknown.
 
         Raises:
             InputError: A value can't be used, or the lists differ in length; no event was added.
@@ -227,16 +252,17 @@ class Users:
         self._follow()
         events = flat(items, "items")
         instants = [None] * len(events) if times is None else flat(times, "times")
-        if not len(events) == len(instants) == len(self._users):
-            raise InputError(
-                f"{len(events)} items, {len(instants)} times, {len(self._users)} users"
-            )
+        of_kinds = [None] * len(events) if kinds is None else flat(kinds, "kinds")
+        sizes = len(events), len(instants), len(of_kinds), len(self._users)
+        if len(set(sizes)) > 1:
+            raise InputError("{} items, {} times, {} kinds, {} users".format(*sizes))
         added = []
-        for user, item, time in zip(self._users, events, instants, strict=True):
+        for user, item, time, kind in zip(self._users, events, instants, of_kinds, strict=True):
             try:
                 items = [] if item is None else [item]
-                of_items = None if item is None or time is None else [time]
-                added.append(user._kept.read(items, of_items, "item"))
+                time_of = None if item is None or time is None else [time]
+                kind_of = None if item is None or kind is None else [kind]
+                added.append(user._kept.read(items, time_of, kind_of, "item"))
             except InputError as error:
                 raise InputError(f"user {len(added)}: {error}") from error
         for user, new in zip(self._users, added, strict=True):
@@ -246,6 +272,7 @@ class Users:
         self,
         k: int = 10,
         *,
+        objective: Objective | None = None,
         exclude_seen: bool | None = None,
         eligible: Eligible | None = None,
         where: Where | None = None,
@@ -278,14 +305,16 @@ class Users:
             cold,
         )
         exclude_seen = serving.reader.excludes_seen(exclude_seen)
+        weights = serving.reader.kinds.weights(objective)
         requests = [user._kept.request(exclude_seen=exclude_seen) for user in self._users]
-        return serving.answers.rank_users(requests, self._encode, question)
+        encode = partial(self._encode, asked=History(NONE, objective=weights))
+        return serving.answers.rank_users(requests, encode, question)
 
-    def _encode(self, rows: list[int]) -> Floats:
+    def _encode(self, rows: list[int], asked: History) -> Floats:
         """Return the vectors of some users, and bring the states of all up to date."""
         engine, events = self._serving.engine, [user._kept for user in self._users]
         whole = [row for row, one in enumerate(events) if one.is_encoded_whole]
-        histories = [events[row].latest(UNKNOWN) for row in whole]
+        histories = [events[row].latest(asked) for row in whole]
         encoded = dict[int, tuple[Floats, list[Floats]]]()  # of users whose last event is put again
         for places in by_length([len(history.items) for history in histories]):
             users, states = engine.encode_states([histories[place] for place in places])
@@ -299,7 +328,7 @@ class Users:
             begin += block.users
             for _ in range(max(1, *(events[row].new for row in block_rows))):
                 new = [
-                    events[row].next_event(UNKNOWN)
+                    events[row].next_event(asked)
                     if events[row].counts.events and row not in encoded
                     else _NOTHING
                     for row in block_rows

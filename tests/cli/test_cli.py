@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import onnx
 import pytest
 from commands import ask, call
@@ -17,21 +18,26 @@ from ranklet_training.runs.checkpoint import Run
 
 COMMANDS = [
     *("data", "train", "tune", "evaluate", "compare"),
-    *("export", "onnx", "verify", "inspect", "rank", "bench"),
+    *("export", "onnx", "verify", "inspect", "rank", "similar", "popular", "bench"),
+    *("catalogue add", "catalogue remove", "catalogue retitle", "catalogue save"),
 ]
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: str) -> None:
-    result = call(command, "--help")
+    result = call(*command.split(), "--help")
     assert result.exit_code == 0
     assert "Example" in result.stdout
     assert "--json" in result.stdout
 
 
 def test_every_command_is_checked() -> None:
-    assert sorted(cli.commands) == sorted(COMMANDS)
+    names = []
+    for name, command in cli.commands.items():
+        parts = command.commands if isinstance(command, click.Group) else {}
+        names += [f"{name} {part}" for part in parts] or [name]
+    assert sorted(names) == sorted(COMMANDS)
 
 
 def test_help_works_without_torch_and_loads_none_of_it() -> None:

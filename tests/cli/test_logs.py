@@ -234,10 +234,10 @@ def test_the_columns_of_an_item_file_are_told(log: pl.DataFrame, tmp_path: Path)
     result = run(*arguments, "--out", tmp_path / "run", "--set", "features=price")
     assert "attributes: name category, price number (others: --attributes" in result.stderr
     assert "'name' may hold titles: read them with --title-column 'name'" in result.stderr
-    assert read_run(tmp_path / "run").kinds == {"name": "category", "price": "number"}
+    assert read_run(tmp_path / "run").attribute_kinds == {"name": "category", "price": "number"}
     chosen = ["--attributes", "price:category", "--title-column", "name"]
     run(*arguments, "--out", tmp_path / "named", *chosen)
-    assert read_run(tmp_path / "named").kinds == {"title": "text", "price": "category"}
+    assert read_run(tmp_path / "named").attribute_kinds == {"title": "text", "price": "category"}
     result = run(*arguments, "--out", tmp_path / "none", "--attributes", "price:none")
     assert "not used: price (as chosen)" in result.stderr
     assert read_run(tmp_path / "named").catalogue["title"][0] == "A"

@@ -52,13 +52,15 @@ class Written(NamedTuple):
 def make_model() -> Callable[..., Model]:
     """Make a model with random weights that are large enough for every part to matter."""
 
-    def make(items: int = ITEMS, **settings: Any) -> Model:
+    def make(items: int = ITEMS, kinds: int = 0, **settings: Any) -> Model:
         # From 64 of 70 events on histories are encoded in chunks, of which the last is cut.
         defaults = {"width": 16, "heads": 2, "feed_forward": 2, "max_length": 70}
         config = ModelConfig(**{**defaults, "attention_window": 8, **settings})
         torch.manual_seed(1)
         is_seed = config.kind == "seed"
-        model = SeedModel(config, items, users=4) if is_seed else SequenceModel(config, items)
+        model: Model = SequenceModel(config, items, kinds=kinds)
+        if is_seed:
+            model = SeedModel(config, items, users=4)
         model.init_weights()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -99,6 +101,7 @@ def write_graphs() -> Callable[..., Written]:
             rounding=written.rounding,
             **{name: {} for name in ("training", "data", "quality", "parity", "gate", "versions")},
             files=describe_files(folder),
+            kinds=[f"kind {number}" for number in range(model.kinds)],
         )
         return Written(model, folder, manifest)
 

@@ -27,6 +27,7 @@ from ranklet.bundle.folder import Opened, describe_files, read_bias, read_popula
 from ranklet.bundle.manifest import BIAS, NEVER, WEIGHTS
 from ranklet.files.atomic import sha256
 from ranklet.golden import ask_model
+from ranklet.item_features import learn
 from ranklet.verify import verify
 from ranklet_export import rewrite
 from ranklet_export.catalogue import Changes, changes_of, save_catalogue
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[Settings, dict[str, Any]]] = {
     "fp16, gated, two heads": (Settings(precision="fp16"), {"block": "gated", "scoring": "dot"}),
     "int4": (Settings(precision="int4", allow_drop=1), {}),
     "times": (FP32, {"time_gaps": True}),
+    "kinds": (INT8, {"kinds": "use"}),
     "no blocks": (INT8, {"blocks": 0}),
     "one block": (INT8, {"blocks": 1, "heads": 1, "activation": "swiglu"}),
     "seed": (INT8, {"kind": "seed", "heads": 1}),
@@ -80,9 +82,13 @@ class Reference:
     def rank(self, history: list[Any], k: int) -> list[tuple[Any, float]]:
         places = torch.tensor([[self.ids.index(item) + 1 for item in history]])
         gaps = (torch.zeros_like(places), torch.zeros_like(places[:, 0]))
+        kinds = (torch.zeros_like(places), torch.eye(self.model.kinds + 1)[:1])  # unknown, any
         with torch.no_grad():
             user = self.model.serve(
-                places, self.table, gaps if self.model.config.time_gaps else None
+                places,
+                self.table,
+                gaps if self.model.config.time_gaps else None,
+                kinds if self.model.kinds else None,
             )
         scores = (user[0] @ self.table[1:].T).tolist()
         pairs = [
@@ -328,7 +334,7 @@ def with_attributes(tiny_bundle: Path, tmp_path: Path) -> Path:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "attributes"))
     columns = {"brand": BRANDS, "price": PRICES, "tags": TAGS}
     kinds: Any = {"brand": "category", "price": "number", "tags": "categories"}
-    every = Attributes.empty(kinds).with_items(columns, np.arange(1, 61), 60)
+    every = learn(Attributes.empty(kinds).with_items(columns, np.arange(1, 61), 60), columns)
     manifest = replace(Manifest.read(bundle), attributes=every.write(bundle))
     replace(manifest, files=describe_files(bundle)).write(bundle)
     return bundle
@@ -479,7 +485,9 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(
     share: float, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    size = int(share * (bundle / WEIGHTS).stat().st_size)
+    save_catalogue(bundle, Changes(["new"], ROW), tmp_path / "saved")
+    size = int(share * (tmp_path / "saved" / WEIGHTS).stat().st_size)
+    shutil.rmtree(tmp_path / "saved")
     process = multiprocessing.get_context("spawn").Process(
         target=save_in_place, args=(bundle, size)
     )

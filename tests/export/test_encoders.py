@@ -18,7 +18,7 @@ from ranklet_export.encoders import long_from
 from ranklet_export.layers import ServedModel
 from ranklet_export.masks import by_age, causal_mask
 from ranklet_training.model.attention import rotary, rotary_tables
-from ranklet_training.model.model import SequenceModel
+from ranklet_training.model.model import KIND_SCALE, SequenceModel
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import Model
 
@@ -38,6 +38,9 @@ SHAPES: list[dict[str, Any]] = [
     {"blocks": 1, "heads": 2},
     {"blocks": 1, "heads": 1, "block": "gated", "scoring": "dot", "time_gaps": True},
     {"time_gaps": True, "attention_window": 9},
+    {"kinds": 3, "attention_window": 9},
+    {"kinds": 1, "time_gaps": True, "heads": 1, "block": "gated", "blocks": 3},
+    {"kinds": 2, "blocks": 1},
     {"blocks": 0, "scoring": "dot"},
     {"kind": "seed", "heads": 1},
 ]
@@ -62,8 +65,12 @@ class Encoders(NamedTuple):
         gaps = None
         if self.model.config.time_gaps:
             gaps = torch.from_numpy(history.since)[None], torch.tensor([history.until])
+        kinds = None
+        if self.model.kinds:
+            assert history.objective is not None
+            kinds = torch.from_numpy(history.kinds)[None], torch.from_numpy(history.objective)[None]
         items = torch.from_numpy(history.items)[None]
-        return self.model.serve(items, self.model.table(), gaps).numpy() / self.scale
+        return self.model.serve(items, self.model.table(), gaps, kinds).numpy() / self.scale
 
     def attention(self, history: History) -> NDArray[Any]:
         """Return the weights of the events by the exponentials of their scores, (H, T)."""
@@ -75,12 +82,18 @@ class Encoders(NamedTuple):
         else:
             has_times, heads = model.config.time_gaps, model.config.heads
             x = model.embed(
-                items, model.table(), torch.from_numpy(history.since)[None] if has_times else None
+                items,
+                model.table(),
+                torch.from_numpy(history.since)[None] if has_times else None,
+                torch.from_numpy(history.kinds)[None] if model.kinds else None,
             )
             x = model._before_last(x)
             *_, last = model.each_block()
             key, _ = last.keys_values(last.attention_norm(x))
             x = x[:, -1:] + (model.until(torch.tensor([[history.until]])) if has_times else 0)
+            if model.kinds:
+                assert history.objective is not None
+                x = x + KIND_SCALE * (torch.from_numpy(history.objective) @ model.objective)
             query = last.split_heads(last.query(last.attention_norm(x)))
             scores = (query @ key.mT)[0, :, 0] / (16 / heads) ** 0.5
             scores = scores + model.bias(len(history.items)).flip(-1)
@@ -90,21 +103,33 @@ class Encoders(NamedTuple):
     def draw(self, length: int, seed: int = 0) -> History:
         random = np.random.default_rng((length, seed))
         since = random.integers(0, BUCKETS, length)
-        return History(random.integers(1, ITEMS + 1, length), since, int(since[0]))
+        items = random.integers(1, ITEMS + 1, length)
+        kinds = random.integers(0, self.model.kinds + 1, length)
+        weights = random.uniform(-1, 1, self.model.kinds + 1).astype(np.float32)
+        return History(items, since, int(since[0]), kinds, weights)
 
     def put(self, state: State, *events: tuple[History, int, int]) -> NDArray[Any]:
         """Append event ``place`` of a history of each user, as its event number ``position``."""
         return self.engine.append(
             state,
             [
-                Event(int(history.items[place]), position, int(history.since[place]), history.until)
+                Event(
+                    int(history.items[place]),
+                    position,
+                    int(history.since[place]),
+                    history.until,
+                    int(history.kinds[place]),
+                    history.objective,
+                )
                 for history, place, position in events
             ],
         )
 
 
 def first(history: History, count: int, begin: int = 0) -> History:
-    return History(history.items[begin:count], history.since[begin:count], history.until)
+    events = slice(begin, count)
+    parts = {name: getattr(history, name)[events] for name in ("items", "since", "kinds")}
+    return history._replace(**parts)
 
 
 def assert_close(found: NDArray[Any], expected: NDArray[Any], what: object = "") -> None:
@@ -213,7 +238,8 @@ def slow_users(model: SequenceModel, history: History) -> Iterator[Tensor]:
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(model.config.blocks)]
     for place, item in enumerate(history.items.tolist()):
         since = torch.tensor([[history.since[place]]]) if knows_times else None
-        x = model.embed(torch.tensor([[item]]), model.table(), since)
+        kind = torch.tensor([[history.kinds[place]]]) if model.kinds else None
+        x = model.embed(torch.tensor([[item]]), model.table(), since, kind)
         for depth, block in enumerate(model.each_block()):
             is_last = depth == model.config.blocks - 1
             normed, at = block.attention_norm(x), torch.tensor([[place]])
@@ -222,6 +248,11 @@ def slow_users(model: SequenceModel, history: History) -> Iterator[Tensor]:
             kept[depth] = [*kept[depth], (key, value)][-(longest if is_last else window) :]
             if is_last and knows_times:
                 x = x + model.until(torch.tensor([history.until]))
+                normed = block.attention_norm(x)
+            if is_last and model.kinds:
+                assert history.objective is not None
+                for weight, asked in zip(history.objective.tolist(), model.objective, strict=True):
+                    x = x + weight * 8 * asked
                 normed = block.attention_norm(x)
             query = block.split_heads(block.query(normed))
             query = query if is_last else rotary(query, *tables, at)

@@ -36,9 +36,9 @@ def test_the_rank_correlation_is_that_of_scipy() -> None:
 
 
 def test_the_largest_drops_are_looked_for_among_the_examined_events() -> None:
-    attention = np.linspace(1, 0, 12).tolist()  # the first eight are examined
+    attention = np.linspace(1, 0, 12).tolist()  # the first are examined
     drops = [0.0] * 12
-    drops[0], drops[7], drops[8] = 3, 2, 1
+    drops[0], drops[EXAMINED - 1], drops[EXAMINED] = 3, 2, 1
     assert _found(effects_of(attention, drops)) == pytest.approx(2 / 3)
 
 
@@ -57,6 +57,6 @@ def test_the_manifest_and_the_card_say_how_far_attention_agrees(
 
 
 def test_short_histories_have_nothing_to_find(exported: Any, tiny_ranker: Ranker) -> None:
-    assert measure_explanations(tiny_ranker, Questions([np.arange(1, 9)], None)) == {}
+    assert measure_explanations(tiny_ranker, Questions([np.arange(1, EXAMINED + 1)], None)) == {}
     bundle = exported(blocks=1, max_length=1).ranker
     assert bundle.manifest.explanation == {}

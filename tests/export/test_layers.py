@@ -58,6 +58,7 @@ def test_the_layers_of_one_query_attend_as_query_key_value_and_output_do(
         ({"heads": 1, "block": "gated"}, ["queries", "keys", "values", "gates"]),
         ({"blocks": 1}, []),
         ({"time_gaps": True}, []),
+        ({"kinds": 2}, []),
         (SEED, []),
     ],
     ids=str,
@@ -81,16 +82,20 @@ def test_rows_hold_what_the_first_block_makes_of_an_item_alone(
             assert_close(torch.from_numpy(rows[name]), part)
 
 
+@pytest.mark.parametrize("kinds", [0, 2])
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
 def test_all_hidden_events_together_weigh_less_than_float32_can_tell(
-    spread: float, heads: int, make_model: Callable[..., Model]
+    spread: float, heads: int, kinds: int, make_model: Callable[..., Model]
 ) -> None:
-    model = make_model(heads=heads, blocks=3)
+    model = make_model(heads=heads, blocks=3, kinds=kinds)
     block = first_block(model)
     block.query.weight.mul_(spread)
     served = ServedModel(model, with_rows=True)
-    normed = block.attention_norm(torch.from_numpy(served.table))
+    entering = torch.from_numpy(served.table)
+    if kinds:  # every item with every kind
+        entering = (entering[:, None] + 8 * model.kind).flatten(0, 1)
+    normed = block.attention_norm(entering)
     query, key = (
         block.split_heads(part[None])[0].double()  # (H, N, d)
         for part in (block.query(normed), block.key_value(normed).chunk(2, dim=-1)[0])

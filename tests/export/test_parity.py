@@ -275,6 +275,33 @@ def test_graphs_of_another_contract_fail(two_block_graphs: Any, tmp_path: Path) 
             copy.check()
 
 
+@pytest.mark.parametrize("program", ["encode", "append", "model"])
+@pytest.mark.parametrize("table", ["kind", "objective"])
+def test_a_fault_of_one_kind_fails_the_gate(
+    table: str,
+    program: str,
+    make_model: Any,
+    write_graphs: Any,
+    damage: Any,
+    tmp_path: Path,
+) -> None:
+    model = make_model(kinds=3)
+    written = write_graphs(model, tmp_path / "right")
+    written.check()
+    right = 8 * getattr(model, table).numpy()
+
+    def change(graph: Graph) -> None:
+        name = next(
+            tensor.name
+            for tensor in graph.initializer
+            if np.array_equal(numpy_helper.to_array(tensor), right)
+        )
+        damage(graph, name, lambda values: values.put(np.arange(16, 48), values[[2, 1]]))
+
+    with pytest.raises(ParityError, match="differ"):
+        written.change(tmp_path / "wrong", program, change).check()
+
+
 def test_the_report_names_points_of_every_program(two_block_graphs: Any) -> None:
     report = two_block_graphs.check()
     # Around 64, from where encode_long.onnx takes over; eight users are many.

@@ -15,9 +15,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from ranklet import Ranking
-from ranklet.answer import Margin
 from ranklet.bundle.manifest import CHUNK, CODE_BITS, NEVER, WEIGHTS, Precision, Rounding
 from ranklet.engine.sessions import create_session
+from ranklet.ranking import Margin
 from ranklet_export import scorer
 from ranklet_export.scorer import Codes, Scorer, can_score_many, quantize
 from ranklet_export.writer import GraphWriter, WeightFile

@@ -192,7 +192,7 @@ def _rolling_scores(
     """Score every item after each event, (N, items), all at once, in float64.
 
     In every block an event attends to the ``max_length`` latest events, itself included, in all but
-    the last one to the ``attention_window`` latest.
+    the last one to the ``attention_window`` latest. Kinds are unknown.
     """
     model = copy.deepcopy(model).double()
     count, window = len(history), model.config.max_length
@@ -211,11 +211,16 @@ def _rolling_scores(
     unknown = np.full(count, UNKNOWN)
     if model.config.time_gaps:
         x = x + model.since(torch.from_numpy(unknown if since is None else since))
+    if model.kinds:
+        x = x + 8 * model.kind[0]
     for place, block in enumerate(model.each_block(), 1):
         normed = block.attention_norm(x)
         key, value = block.key_value(normed).chunk(2, dim=-1)
         if model.config.time_gaps and place == model.config.blocks:
             x = x + model.until(torch.from_numpy(unknown if until is None else until))
+            normed = block.attention_norm(x)
+        if model.kinds and place == model.config.blocks:
+            x = x + 8 * model.objective[0]
             normed = block.attention_norm(x)
         split = [part.chunk(block.heads, dim=1) for part in (block.query(normed), key, value)]
         heads, waves = [], model.bias.waves().transpose(0, 1)

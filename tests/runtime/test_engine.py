@@ -152,7 +152,7 @@ def test_a_selection_is_not_kept_alive(ranker: Ranker, ids: list[str]) -> None:
         options: dict[str, Any] = {"eligible": ranker.eligible(ids[:40]), "k": 5}
         options["exclude_seen"] = exclude_seen
         ranker.rank(ids[:3], **options)
-        bias = weakref.ref(options["eligible"].compiled[1].table)
+        bias = weakref.ref(options["eligible"]._compiled[1].table)
         ranker.rank_batch([ids[:3]] * 9, **options)
         user.rank(**options)
         users.rank(**options)

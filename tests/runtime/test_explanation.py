@@ -24,8 +24,12 @@ def scores(any_model: Any, history: History) -> NDArray[Any]:
     gaps = None
     if model.config.time_gaps:
         gaps = torch.from_numpy(history.since)[None], torch.tensor([history.until])
+    kinds = None
+    if model.kinds:
+        assert history.objective is not None
+        kinds = torch.from_numpy(history.kinds)[None], torch.from_numpy(history.objective)[None]
     with torch.no_grad():
-        user = model.serve(torch.from_numpy(history.items)[None], table, gaps)[0]
+        user = model.serve(torch.from_numpy(history.items)[None], table, gaps, kinds)[0]
     return (table[SHOWN] @ user).numpy()
 
 
@@ -38,9 +42,15 @@ def draw(any_model: Any, length: int) -> History:
     random, count = np.random.default_rng(length), min(length, longest)
     items = random.integers(1, 61, count)
     items[-1] = items[0]  # an item twice is two events
-    if not any_model.model.config.time_gaps:
-        return History(items)
-    return History(items, random.integers(0, 48, count), int(random.integers(0, 48)))
+    history = History(items)
+    if any_model.model.config.time_gaps:
+        since = random.integers(0, 48, count)
+        history = history._replace(since=since, until=int(random.integers(0, 48)))
+    if kinds := any_model.model.kinds:
+        weights = random.uniform(-1, 1, kinds + 1).astype(np.float32)
+        of_events = random.integers(0, kinds + 1, count)
+        history = history._replace(kinds=of_events, objective=weights)
+    return history
 
 
 # Effects

@@ -191,7 +191,11 @@ def test_a_bundle_of_an_earlier_version_ranks_and_says_what_it_lacks(
 
 def test_a_bundle_is_verified(tiny_bundle: Path) -> None:
     report = verify(tiny_bundle, provider="cpu")
-    assert (report.items, report.files, report.provider) == (60, 15, "cpu")
+    assert (report.items, report.files, report.provider) == (
+        60,
+        len([*tiny_bundle.iterdir()]) - 1,
+        "cpu",
+    )
     assert report.golden > 0
     assert report.max_score_difference < 1e-4
 

@@ -256,6 +256,20 @@ def test_a_bundle_without_a_default_for_seen_items_includes_them(bundle: Path) -
     assert Manifest.read(bundle, check_digests=False).exclude_seen is False
 
 
+def test_a_bundle_without_kinds_asks_for_the_next_event(bundle: Path) -> None:
+    for key in ("kinds", "target"):
+        edit(bundle, key, GONE)
+    manifest = Manifest.read(bundle, check_digests=False)
+    assert (manifest.kinds, manifest.target, manifest.objective.tolist()) == ([], "", [1])
+
+
+@pytest.mark.parametrize("kinds", [["view"], ["view", "view"], [""]])
+def test_kinds_that_no_graph_takes_are_refused(kinds: list[str], bundle: Path) -> None:
+    edit(bundle, "kinds", kinds)
+    with pytest.raises(BundleError, match="kinds"):
+        Ranker.load(bundle, check_digests=False)
+
+
 @pytest.mark.parametrize("kind", PARTS)
 def test_no_value_of_another_type_is_taken(bundle: Path, kind: str) -> None:
     written = (bundle / MANIFEST).read_bytes()

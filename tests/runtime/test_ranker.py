@@ -32,7 +32,11 @@ def by_torch(made: Any, histories: list[list[str]]) -> list[Ranking]:
         gaps = None
         if made.model.config.time_gaps:
             gaps = torch.full(indices.shape, UNKNOWN), torch.full((1,), UNKNOWN)
-        user = made.model.serve(torch.from_numpy(indices), table, gaps)
+        kinds = None
+        if made.model.kinds:
+            asked = torch.from_numpy(made.ranker.manifest.objective)[None]
+            kinds = torch.zeros(indices.shape, dtype=torch.int64), asked
+        user = made.model.serve(torch.from_numpy(indices), table, gaps, kinds)
         scores = (user @ table[1:].T)[0].detach().numpy()
         best = by_score(scores)
         found.append(Ranking([ids[place] for place in best], scores[best], 0, cold=False))

@@ -24,7 +24,7 @@ def test_a_dictionary_of_a_ranking_survives_json(any_ranker: Ranker) -> None:
     ranking = any_ranker.rank([any_ranker.ids[0], "no such item"], k=5)
     values = json.loads(json.dumps(ranking.to_dict()))
     assert np.array_equal(np.float32(values.pop("scores")), ranking.scores)
-    names = ("items", "unknown", "cold", "exact")
+    names = ("items", "unknown", "cold", "exact", "bundle")
     assert values == {name: getattr(ranking, name) for name in names}
 
 

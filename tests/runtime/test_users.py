@@ -312,8 +312,8 @@ def test_many_users_have_times(exported: Any, same_order: Any) -> None:
 @pytest.mark.parametrize(
     ("events", "times", "message"),
     [
-        ([None], None, "1 items, 1 times, 2 users"),
-        ([None] * 2, [1], "2 items, 1 times, 2 users"),
+        ([None], None, "1 items, 1 times, 1 kinds, 2 users"),
+        ([None] * 2, [1], "2 items, 1 times, 2 kinds, 2 users"),
         (["i00001", ["x"]], None, r"user 1: item\[0\] is \['x'\] \(list\)"),
         (["i00001", "i00002"], [9, 4], r"user 1: times\[0\] is 4, before the last event, 5"),
     ],
@@ -453,7 +453,9 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any], Indices], object], str]] = 
         lambda header, _: header.update(times=[2**63] * 7),
         "time outside -9223372036854775",
     ),
-    "few times": (lambda header, _: header.update(times=[5]), "1 times, 0 events aside"),
+    "kind": (lambda header, _: header.update(kinds=[1] * 7), "kind outside 0 to 0"),
+    "few kinds": (lambda header, _: header.update(kinds=[0]), "7 times, 1 kinds, 0 events aside"),
+    "few times": (lambda header, _: header.update(times=[5]), "1 times, 7 kinds, 0 events aside"),
     "no count": (lambda header, _: header["counts"].pop(), "does not follow the format"),
     "more counts": (lambda header, _: header["counts"].append(1), "does not follow the format"),
     "added": (

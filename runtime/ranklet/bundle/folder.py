@@ -112,12 +112,17 @@ def write_catalogue(
     if vocabulary.is_text:
         _write_texts(folder, "items", [str(text) for text in vocabulary.all_ids])
     else:
-        np.asarray(vocabulary.all_ids, dtype="<i8").tofile(folder / "items.i64")
+        write_array(folder / "items.i64", np.asarray(vocabulary.all_ids), "<i8")
     if titles is not None:
         _write_texts(folder, "titles", titles)
-    popularity.astype("<f4").tofile(folder / POPULARITY)
+    write_array(folder / POPULARITY, popularity, "<f4")
     if trending is not None:
-        trending.astype("<f4").tofile(folder / TRENDING)
+        write_array(folder / TRENDING, trending, "<f4")
+
+
+def write_array(path: Path, array: NDArray[Any], dtype: str) -> None:
+    """Write an array in a little-endian type; unlike ``tofile``, a full disk is an OSError."""
+    path.write_bytes(np.ascontiguousarray(array, dtype=dtype).data)
 
 
 def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
@@ -191,7 +196,8 @@ def map_table(folder: Path, manifest: Manifest) -> NDArray[np.floating]:
 def _write_texts(folder: Path, name: str, texts: Sequence[str]) -> None:
     encoded = [text.encode() for text in texts]
     (folder / f"{name}.utf8").write_bytes(b"".join(encoded))
-    np.cumsum([len(text) for text in encoded], dtype="<i8").tofile(folder / f"{name}.ends.i64")
+    ends = np.cumsum([len(text) for text in encoded])
+    write_array(folder / f"{name}.ends.i64", ends, "<i8")
 
 
 def _read_texts(folder: Path, name: str, count: int) -> Sequence[str]:

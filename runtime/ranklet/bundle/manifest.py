@@ -8,7 +8,6 @@ The parts are in one file because they are one document.
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, is_dataclass
-from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -44,7 +43,7 @@ FILE_NAMES = frozenset(
     }
 )
 # Keys that older bundles lack.
-OPTIONAL = {"exclude_seen", "attributes", "new_items", "explanation"}
+OPTIONAL = {"exclude_seen", "kinds", "target", "attributes", "new_items", "explanation"}
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
@@ -205,12 +204,13 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, File]
     exclude_seen: bool = False  # default of rankings
+    kinds: list[str] = field(default_factory=list)  # of events; index 0 is unknown, these follow
+    target: str = ""  # the kind that its figures are about and that is asked for, "": any
     attributes: list[Attribute] = field(default_factory=list)
     new_items: NewItems | None = None  # None: item.onnx is not there
-
     explanation: dict[str, Any] = field(default_factory=dict)  # how far attention explains
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Return the SHA-256 of the manifest, which names every file by its own."""
         return _digest(asdict(self))
@@ -219,6 +219,13 @@ class Manifest:
     def uses_times(self) -> bool:
         """Return whether the model was trained with the times of events."""
         return self.programs[ENCODE].input("since") is not None
+
+    @property
+    def objective(self) -> NDArray[np.float32]:
+        """Return the default weights of the kinds of events that are asked for, (kinds + 1,)."""
+        weights = np.zeros(len(self.kinds) + 1, dtype=np.float32)
+        weights[1 + self.kinds.index(self.target) if self.target in self.kinds else 0] = 1
+        return weights
 
     @property
     def state_rows(self) -> dict[str, int]:
@@ -376,6 +383,7 @@ class Manifest:
         if self.pool.factor < 1 or self.pool.minimum < 1:
             raise ValueError(f"pool {self.pool}")
         self._check_programs()
+        self._check_kinds()
         self._check_files()
         self._check_table()
         self._check_attributes()
@@ -400,6 +408,15 @@ class Manifest:
         rows = bias.shape[1] if bias and len(bias.shape) == 2 else 0
         if not isinstance(rows, int) or rows <= self.items:
             raise ValueError(f"{SCORE} has {rows} rows for {self.items} items")
+
+    def _check_kinds(self) -> None:
+        if len(set(self.kinds)) < len(self.kinds) or "" in self.kinds:
+            raise ValueError(f"kinds {self.kinds}")
+        for name in {ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, MODEL} & set(self.programs):
+            kind, objective = (self.programs[name].input(n) for n in ("kind", "objective"))
+            weights = objective.shape[1:] if objective else [1]
+            if weights != [len(self.kinds) + 1] or bool(kind) != bool(self.kinds):
+                raise ValueError(f"{name} does not take the {len(self.kinds)} kinds of events")
 
     def _check_files(self) -> None:
         if unknown := set(self.files) - FILE_NAMES:

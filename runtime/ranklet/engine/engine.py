@@ -47,6 +47,8 @@ class History(NamedTuple):
     items: Indices  # (T,), T from 1 to the maximum, oldest first
     since: Indices = NONE  # bucket of the gap before each event, (T,); empty: unknown
     until: int = UNKNOWN  # bucket of the gap from the last event to now
+    kinds: Indices = NONE  # kind of each event, (T,); empty: unknown
+    objective: Floats | None = None  # weight of each kind asked for, (K + 1,); None: the bundle's
     rows: Floats | None = None  # of the events in the item table, (T, D); None: looked up
 
 
@@ -57,6 +59,8 @@ class Event(NamedTuple):
     position: int  # number of events put into the state before it
     since: int = UNKNOWN  # bucket of the gap before it
     until: int = UNKNOWN  # bucket of the gap from it to now
+    kind: int = 0
+    objective: Floats | None = None  # as in History
 
 
 class Best(NamedTuple):
@@ -77,7 +81,8 @@ class Engine:
         self.programs = Programs(opened, manifest, provider, threads)
         self.manifest, self.provider, self.threads = manifest, self.programs.provider, threads
         self.table = self.programs.table
-        self._uses_times = manifest.uses_times
+        self._uses_times, self._uses_kinds = manifest.uses_times, bool(manifest.kinds)
+        self._objective = manifest.objective
         self._width = manifest.width
         programs = manifest.programs
         self._long_from = programs[ENCODE].lengths[1] + 1
@@ -154,10 +159,9 @@ class Engine:
             if count < length:
                 events[row, count:] = 0
         if self._uses_times:
-            run.inputs["since"][:] = UNKNOWN
-            for row, history in enumerate(histories):
-                run.inputs["since"][row, : len(history.since)] = history.since
-                run.inputs["until"][row] = history.until
+            self._fill_times(run.inputs, histories)
+        if self._uses_kinds:
+            self._fill_kinds(run.inputs, histories)
         if with_rows:
             self._fill_rows(run.inputs["rows"], histories)
         if self.programs.mapped:
@@ -171,6 +175,19 @@ class Engine:
         idle.append(run)
         return users, states, attention
 
+    @staticmethod
+    def _fill_times(inputs: Arrays, histories: Sequence[History]) -> None:
+        inputs["since"][:] = UNKNOWN
+        for row, history in enumerate(histories):
+            inputs["since"][row, : len(history.since)] = history.since
+            inputs["until"][row] = history.until
+
+    def _fill_kinds(self, inputs: Arrays, histories: Sequence[History]) -> None:
+        inputs["kind"][:] = 0
+        for row, history in enumerate(histories):
+            inputs["kind"][row, : len(history.kinds)] = history.kinds
+            inputs["objective"][row] = self._weights(history.objective)
+
     def _fill_rows(self, rows: Floats, histories: Sequence[History]) -> None:
         rows[:] = 0
         for row, history in enumerate(histories):
@@ -182,6 +199,8 @@ class Engine:
         if self._uses_times:
             inputs["since"] = np.zeros((batch, length), dtype=np.int64)
             inputs["until"] = np.zeros(batch, dtype=np.int64)
+        if self._uses_kinds:
+            inputs |= self._kind_inputs(batch, length)
         outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
         if with_rows:
             if ENCODE_ROWS not in self.manifest.programs:
@@ -192,6 +211,13 @@ class Engine:
                 outputs["attention"] = np.zeros((batch, heads, length), dtype=np.float32)
         session, grown = self.programs.session(name), tuple(self.state_rows) if keep else ()
         return self._runs.made(Run(session, self.provider, inputs, outputs, grown))
+
+    def _kind_inputs(self, batch: int, length: int) -> Arrays:
+        weights = np.zeros((batch, len(self._objective)), dtype=np.float32)
+        return {"kind": np.zeros((batch, length), dtype=np.int64), "objective": weights}
+
+    def _weights(self, objective: Floats | None) -> Floats:
+        return self._objective if objective is None else objective
 
     def empty_state(self, users: int) -> State:
         """Return the states of users without an event, at most ``users_of_state``."""
@@ -208,12 +234,15 @@ class Engine:
             run = idle.pop()
         except IndexError:
             run = self._append_run(batch)
-        for row, (item, position, since, until) in enumerate(events):
+        for row, (item, position, since, until, kind, objective) in enumerate(events):
             run.inputs["item"][row, 0] = item
             run.inputs["position"][row, 0, 0] = position
             if self._uses_times:
                 run.inputs["since"][row, 0] = since
                 run.inputs["until"][row] = until
+            if self._uses_kinds:
+                run.inputs["kind"][row, 0] = kind
+                run.inputs["objective"][row] = self._weights(objective)
         run.change(state.values)
         if self.programs.mapped:
             self.programs.count_lookups(batch)
@@ -230,6 +259,8 @@ class Engine:
         if self._uses_times:
             inputs["since"] = np.zeros((batch, 1), dtype=np.int64)
             inputs["until"] = np.zeros(batch, dtype=np.int64)
+        if self._uses_kinds:
+            inputs |= self._kind_inputs(batch, 1)
         outputs: Arrays = {"user": np.zeros((batch, self._width), dtype=np.float32)}
         run = Run(self.programs.session(APPEND), self.provider, inputs, outputs)
         # An idle run holds the state that it was bound to last.

@@ -24,6 +24,12 @@ from ranklet_training.data.columns import (
     without_missing,
 )
 from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
+from ranklet_training.data.kinds import (
+    count_kinds,
+    describe_counts,
+    kinds_of_ratings,
+    read_rating_kinds,
+)
 from ranklet_training.data.tables import ArrowStream, Table, listed, open_table, refuse
 from ranklet_training.data.times import NAMES, describe_rounding, in_unit, read_times, show_time
 
@@ -120,6 +126,7 @@ def read_events(
     *,
     duplicates: DuplicatePolicy = "none",
     id_type: IdType = "auto",
+    rating_kinds: str = "",
     like: Mapping[str, str] | None = None,
 ) -> Events:
     """Read, check and sort an event log from any source of ``open_table``.
@@ -129,12 +136,16 @@ def read_events(
     ``auto`` keeps the type of the source; csv ids become int64 if each is an integer in its
     shortest form, so "007" stays text.
 
+    ``rating_kinds`` makes event kinds of ratings, like ``like=4,ok=3,low=0``: names with their
+    lowest ratings, best first. A rating below all of them has no kind.
+
     ``like`` is ``Events.reading`` of the log of a training. Ids get its types if all of them fit,
     and times get its unit, rounded down after sorting. Times that can't be converted stay as they
     are, with a note; ``check_time_unit`` refuses them for models that use times.
 
     Raises:
         DataError: The log is missing, damaged or empty, or holds a wrong value.
+        InputError: ``rating_kinds`` has another form.
     """
     check_choice("duplicates", duplicates, DuplicatePolicy)
     like = like or {}
@@ -149,6 +160,8 @@ def read_events(
     original = read_times(raw["timestamp"], labels["timestamp"])
     times, unit_note = in_unit(original, like.get("time_unit"), labels["timestamp"])
     optional, left_out = _parse_optional(raw, names, labels)
+    if rating_kinds:
+        optional["event"] = _rated_kinds(optional, rating_kinds, labels)
     read = {**ids, "timestamp": times.values, **optional, "order": original.values}
     frame, lacking = _complete(pl.DataFrame(read), raw)
     if frame.is_empty():
@@ -160,6 +173,8 @@ def read_events(
     used = [theirs for ours, theirs in names.items() if ours in kept.columns]
     notes = [_describe_columns(table, used, columns), *left_out, *id_notes, unit_note]
     notes.append(describe_rounding(raw["timestamp"]))
+    if len(counts := count_kinds(kept)) > 1:
+        notes.append(f"kinds of events: {describe_counts(counts)}")
     if times.unit == original.unit:  # else rounding makes ties that were none
         notes.append(_describe_ties(kept))
     return Events(
@@ -221,6 +236,21 @@ def _parse_optional(
     return read, left_out
 
 
+def _rated_kinds(
+    read: Mapping[str, pl.Series], rating_kinds: str, labels: Mapping[str, str]
+) -> pl.Series:
+    """Return the kinds of events by their ratings."""
+    bounds = read_rating_kinds(rating_kinds)
+    if "event" in read:
+        raise DataError(
+            f"{labels['event']} holds the kinds of events, which ratings would replace: pass "
+            '--event-column "", or no --rating-kinds'
+        )
+    if "rating" not in read:
+        raise DataError("--rating-kinds makes kinds of ratings, and the log has no rating column")
+    return kinds_of_ratings(read["rating"], bounds)
+
+
 def _complete(frame: pl.DataFrame, raw: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return the rows that have user, item and time, and the number of the others by reason."""
     lacking = {}
@@ -256,10 +286,7 @@ def _describe_columns(table: Table, used: list[str], columns: Columns) -> str:
     if columns.event in (None, "", *table.names):
         return line
     if likely := likely_column("event", unread):
-        line += (
-            f"; {show(likely)} may hold event types: read them with --event-column {likely!r} "
-            "(all types count the same)"
-        )
+        line += f"; {show(likely)} may hold event types: read them with --event-column {likely!r}"
     return line
 
 

@@ -22,14 +22,15 @@ Mask = NDArray[np.bool_]
 class Sequences:
     """Histories as a ragged array of item indices: user u has items[offsets[u]:offsets[u + 1]].
 
-    Items outside the catalogue are 0, and absent from training. ``ratings`` and ``times`` are
-    parallel to ``items``, None if the event log lacks them.
+    Items outside the catalogue are 0, and absent from training. ``ratings``, ``times`` and
+    ``kinds`` (0 is unknown) are parallel to ``items``, None if the event log lacks them.
     """
 
     items: Ints
     offsets: Ints
     ratings: NDArray[np.float32] | None = None
     times: Ints | None = None
+    kinds: Ints | None = None
 
     def __len__(self) -> int:
         """Return the number of users."""
@@ -56,9 +57,10 @@ class Sequences:
         return before
 
     def take(self, places: Ints, offsets: Ints) -> "Sequences":
-        """Return histories of the events at some places, with their times but no ratings."""
+        """Return histories of the events at some places, with times and kinds but no ratings."""
         times = None if self.times is None else self.times[places]
-        return Sequences(self.items[places], offsets, times=times)
+        kinds = None if self.kinds is None else self.kinds[places]
+        return Sequences(self.items[places], offsets, times=times, kinds=kinds)
 
     def counts(self, items: int) -> Ints:
         """Return the number of events of each item, by index, (items + 1,)."""
@@ -75,6 +77,8 @@ class Batch:
     ratings: NDArray[np.float32] | None
     since: Ints | None = None  # bucket of the gap before each event of the history
     until: Ints | None = None  # bucket of the gap between each event and its target
+    kinds: Ints | None = None  # of each event of the history
+    target_kinds: Ints | None = None
 
 
 def ragged_places(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
@@ -107,6 +111,7 @@ def epoch_batches(
     seed: int,
     epoch: int,
     with_gaps: bool = False,
+    with_kinds: bool = False,
 ) -> Iterator[Batch]:
     """Yield the batches of an epoch, which depend on (seed, epoch) alone, in random order.
 
@@ -123,7 +128,7 @@ def epoch_batches(
     for batch in random.permutation(len(batches)):
         rows = batches[batch]
         if len(rows):
-            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps)
+            yield _gather(sequences, users[rows], starts[rows], ends[rows], with_gaps, with_kinds)
 
 
 def _cut_windows(
@@ -147,16 +152,22 @@ def _cut_windows(
     return users[kept], starts[kept], ends[kept]
 
 
-def _gather(sequences: Sequences, users: Ints, starts: Ints, ends: Ints, with_gaps: bool) -> Batch:
+def _gather(
+    sequences: Sequences, users: Ints, starts: Ints, ends: Ints, with_gaps: bool, with_kinds: bool
+) -> Batch:
     steps = np.arange((ends - starts).max())
     is_event = steps < (ends - starts)[:, None]  # (B, T)
     places = np.where(is_event, (sequences.offsets[users] + starts)[:, None] + steps, 0)
     history = np.where(is_event, sequences.items[places - 1], 0)
     targets = np.where(is_event, sequences.items[places], 0)
-    ratings = since = until = None
+    ratings = since = until = kinds = target_kinds = None
     if sequences.ratings is not None:
         ratings = np.where(is_event, sequences.ratings[places], np.float32(0))
     if with_gaps:
         since = np.where(is_event, sequences.gaps[places - 1], UNKNOWN)
         until = np.where(is_event, sequences.gaps[places], UNKNOWN)
-    return Batch(users, history, targets, ratings, since, until)
+    if with_kinds:
+        assert sequences.kinds is not None
+        kinds = np.where(is_event, sequences.kinds[places - 1], 0)
+        target_kinds = np.where(is_event, sequences.kinds[places], 0)
+    return Batch(users, history, targets, ratings, since, until, kinds, target_kinds)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import InputError
 from ranklet_training.data.split import Split
-from ranklet_training.judge.evaluate import MASKED, UNMASKED, held_out, rank_common
+from ranklet_training.judge.evaluate import MASKED, UNMASKED, asked_about, held_out, rank_common
 from ranklet_training.judge.metrics import CUTOFFS, all_metrics
 from ranklet_training.judge.outcomes import OutcomeComparison
 from ranklet_training.judge.plots import new_figure, save_figure
@@ -95,7 +95,7 @@ def compare_models(
         ties=(gains == 0).sum(axis=0),
     )
     protocol = (
-        f"{split.kind}, {on}, full ranking of {common.items} items"
+        f"{split.kind}, {on}{asked_about(split)}, full ranking of {common.items} items"
         f"{' that both know' if common.among else ''}, {MASKED if mask_seen else UNMASKED}"
     )
     return ModelComparison(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import DataError
 from ranklet.ranker import Ranker
+from ranklet.values import show
 from ranklet_training.data.sequences import Ints, Mask, Sequences
 from ranklet_training.data.split import Cases, Split
 from ranklet_training.judge import metrics
@@ -151,6 +152,9 @@ def _rank_by_bundle(
             assert batch.histories.times is not None
             times = np.split(batch.histories.times, batch.histories.offsets[1:-1])
             options |= {"times": times, "now": batch.target_times}
+        if ranker.kinds and batch.histories.kinds is not None:
+            kinds = np.array([None, *ranker.kinds])[batch.histories.kinds]
+            options["kinds"] = np.split(kinds, batch.histories.offsets[1:-1])
         rankings = ranker.rank_batch(histories, **options)
         for row, ranking, target in zip(rows, rankings, batch.targets, strict=True):
             shown = ranker.vocabulary.index(ranking.items)
@@ -275,8 +279,8 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
     defaults = {subject.exclude_seen for subject in judged.values()}
     served = SERVED[default] if len(defaults) == 1 else "as served by the default of each"
     return {
-        "protocol": f"{split.kind}, {on}, full ranking of {common.items} items, "
-        "pessimistic ties (as shown, where served)",
+        "protocol": f"{split.kind}, {on}{asked_about(split)}, full ranking of {common.items} "
+        "items, pessimistic ties (as shown, where served)",
         "protocols": {"served": served, "masked": MASKED, "unmasked": UNMASKED},
         "items": common.items,
         "users": len(cases),
@@ -290,6 +294,11 @@ def evaluate(models: Mapping[str, AnyModel], split: Split, *, on: str = "test") 
         "slices": {name: int(rows.sum()) for name, rows in slices.items()},
         "rows": rows,
     }
+
+
+def asked_about(split: Split) -> str:
+    """Return the kind of the targets as text, empty for any kind."""
+    return f", targets of kind {show(split.target)}" if split.target else ""
 
 
 def _advice(cases: Cases, row: dict[str, Any]) -> str:

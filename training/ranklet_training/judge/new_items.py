@@ -56,7 +56,7 @@ class CatalogueFeatures:
 
 def read_catalogue(run: Run, model: Model) -> CatalogueFeatures:
     """Return the features of the catalogue of a run."""
-    attributes, features = read_features(run.catalogue, run.kinds)
+    attributes, features = read_features(run.catalogue, run.attribute_kinds)
     places = ItemFeatures(attributes).codes_of
     own = torch.zeros(ItemFeatures(attributes).count, run.config.model.width)
     if model.items.feature is not None:
@@ -69,7 +69,13 @@ def read_catalogue(run: Run, model: Model) -> CatalogueFeatures:
 
 
 def measure_new_items(
-    model: Model, catalogue: CatalogueFeatures, events: Ints, questions: Questions, *, masked: bool
+    model: Model,
+    catalogue: CatalogueFeatures,
+    events: Ints,
+    questions: Questions,
+    *,
+    masked: bool,
+    target: int = 0,
 ) -> dict[str, Any]:
     """Return ``bias`` and ``in_histories`` for a bundle, and the ``figures`` that decided.
 
@@ -79,6 +85,8 @@ def measure_new_items(
         events: Training events of each item, (items,).
         questions: Held-out histories, and the items that came next.
         masked: Seen items are left out of rankings.
+        target: The index of the kind of events that the model is asked for, 0 for any. Kinds and
+            times of the events are unknown to it.
     """
     assert questions.targets is not None
     table, is_new = model.table(), np.zeros(len(events) + 1, dtype=np.bool_)
@@ -94,7 +102,7 @@ def measure_new_items(
     whole = [questions.histories[row] for row in kept]
     without = [items[~is_new[items]] for items in whole]
     targets, is_cold = questions.targets[kept], is_new[questions.targets[kept]]
-    ask = _Questions(model, table, is_new, targets, masked)
+    ask = _Questions(model, table, is_new, targets, masked, target)
 
     ranks = ask.ranks(without, (-np.inf, *BIASES))
     gains = [_gains(row) for row in ranks]
@@ -139,10 +147,17 @@ class _Questions:
     """Rankings of all items, some of which are new."""
 
     def __init__(
-        self, model: Model, table: Tensor, is_new: NDArray[np.bool_], targets: Ints, masked: bool
+        self,
+        model: Model,
+        table: Tensor,
+        is_new: NDArray[np.bool_],
+        targets: Ints,
+        masked: bool,
+        target: int,
     ) -> None:
         self.model, self.table, self.targets, self.masked = model, table, targets, masked
-        self.is_new = torch.from_numpy(is_new)
+        self.is_new, self.asked = torch.from_numpy(is_new), torch.zeros(model.kinds + 1)
+        self.asked[target] = 1
 
     def ranks(self, histories: list[Ints], biases: tuple[float, ...]) -> Ints:
         """Return the ranks of the targets with each bias of new items, (biases, questions)."""
@@ -168,10 +183,11 @@ class _Questions:
 
     def _scores(self, histories: list[Ints]) -> Tensor:
         padded = torch.from_numpy(pad(histories, self.model.config.max_length))
-        unknown = (torch.zeros_like(padded), torch.zeros_like(padded[:, 0]))
+        unknown = torch.zeros_like(padded)
+        gaps = (unknown, unknown[:, 0]) if self.model.config.time_gaps else None
+        kinds = (unknown, self.asked.expand(len(padded), -1)) if self.model.kinds else None
         with torch.no_grad():
-            gaps = unknown if self.model.config.time_gaps else None
-            scores = self.model.serve(padded, self.table, gaps) @ self.table.T
+            scores = self.model.serve(padded, self.table, gaps, kinds) @ self.table.T
         scores[:, 0] = -torch.inf
         if self.masked:
             for row, items in zip(scores, histories, strict=True):

@@ -28,7 +28,7 @@ DEFAULT_SPACE = {  # contains the settings of recommend()
     "targets_per_step": "512..4096:log",  # few targets: more and noisier steps an epoch
 }
 # Settings that change the cases can't be searched: the values of a study must be comparable.
-FIXED = {name: "it decides the held-out cases" for name in ("split", "folds", "fold")}
+FIXED = {name: "it decides the held-out cases" for name in ("split", "folds", "fold", "target")}
 FIXED["seed"] = "the best seed is luck"
 
 

@@ -6,7 +6,7 @@ all of it, and a target that it lacks is a miss. Models of different catalogues 
 all of them know, for the cases whose target is such an item.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,12 @@ AnyModel = Run | Ranker | Model  # a bare model was trained on the split that it
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its catalogue and its default; ``model`` takes the indices of the catalogue."""
+    """A model with its catalogue, default and kinds; ``model`` takes indices of these."""
 
     model: Ranker | Scorer
     vocabulary: Vocabulary
     exclude_seen: bool
+    kinds: Sequence[str] = ()  # of events, that the model uses
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class CommonCases:
     Attributes:
         cases: The cases that every model is asked.
         places: The index in the catalogue of each model of every item of the log, (items + 1,).
+        kinds: The index of every kind of the log among those of each model, (kinds + 1,).
         among: The indices of the items to rank in the catalogue of each model, if they differ.
         in_log: The indices in the log of the items that every model knows.
         items: The number of items to rank.
@@ -52,6 +54,7 @@ class CommonCases:
 
     cases: Cases
     places: dict[str, Ints]
+    kinds: dict[str, Ints]
     among: dict[str, Ints]
     in_log: Ints
     items: int
@@ -60,7 +63,9 @@ class CommonCases:
 
     def cases_of(self, name: str) -> Cases:
         """Return the cases in the indices of a model; a baseline has those of the log."""
-        return self.cases.translate(self.places[name]) if name in self.places else self.cases
+        if name not in self.places:
+            return self.cases
+        return self.cases.translate(self.places[name], self.kinds[name])
 
     def among_of(self, name: str) -> Ints | None:
         """Return the indices of the items that a model or a baseline ranks; None: all."""
@@ -70,17 +75,16 @@ class CommonCases:
 def subject_of(name: str, model: AnyModel, split: Split) -> Subject:
     """Return a model as a subject; RunError: a bare model has other items than the split."""
     if isinstance(model, Ranker):
-        return Subject(model, model.vocabulary, model.exclude_seen)
+        return Subject(model, model.vocabulary, model.exclude_seen, model.manifest.kinds)
     if isinstance(model, Run):
         counts = np.concatenate([[0], model.catalogue["training_events"].to_numpy()])
-        return Subject(
-            model_scorer(model.load_model(), counts), model.vocabulary, model.exclude_seen
-        )
+        scorer = model_scorer(model.load_model(), counts, model.target)
+        return Subject(scorer, model.vocabulary, model.exclude_seen, model.kinds)
     items, size = len(split.vocabulary), model.items.item.shape[0] - 1
     if size != items:
         raise RunError(f"{name} has {size} items and the split {items}: pass its run")
-    counts = split.training.counts(items)
-    return Subject(model_scorer(model, counts), split.vocabulary, exclude_seen=True)
+    scorer = model_scorer(model, split.training.counts(items), split.target_kind)
+    return Subject(scorer, split.vocabulary, exclude_seen=True, kinds=list(split.kinds))
 
 
 def common_cases(subjects: Mapping[str, Subject], split: Split, cases: Cases) -> CommonCases:
@@ -117,8 +121,9 @@ def common_cases(subjects: Mapping[str, Subject], split: Split, cases: Cases) ->
         }
         for name, found in places.items()
     }
-    in_log = np.flatnonzero(is_common)
-    return CommonCases(kept, places, among, in_log, items, len(cases) - len(kept), unknown)
+    kinds = {name: find_kinds(list(split.kinds), s.kinds) for name, s in subjects.items()}
+    in_log, left_out = np.flatnonzero(is_common), len(cases) - len(kept)
+    return CommonCases(kept, places, kinds, among, in_log, items, left_out, unknown)
 
 
 def find_items(items: Vocabulary, catalogue: Vocabulary) -> Ints:
@@ -130,6 +135,12 @@ def find_items(items: Vocabulary, catalogue: Vocabulary) -> Ints:
     is_number = not items.is_text and not catalogue.is_text
     known = ids if is_number else catalogue.parse(map(str, ids))
     return np.concatenate([[0], catalogue.index(known)])
+
+
+def find_kinds(kinds: Sequence[str], known: Sequence[str]) -> Ints:
+    """Return the index among known kinds of every kind, 0 where it is unknown, (kinds + 1,)."""
+    index = {name: place for place, name in enumerate(known, 1)}
+    return np.array([0, *(index.get(name, 0) for name in kinds)])
 
 
 def _same(one: Vocabulary, other: Vocabulary) -> bool:
@@ -147,11 +158,12 @@ def _common(subjects: Mapping[str, Subject]) -> dict[str, Ints]:
     return {name: places[is_common] for name, places in found.items()}
 
 
-def model_scorer(model: Model, popularity: Ints) -> Scorer:
+def model_scorer(model: Model, popularity: Ints, target: int = 0) -> Scorer:
     """Return the scorer of a torch model, which treats histories as the runtime.
 
     Items outside the catalogue are dropped; ``popularity``, the training events of each item
-    (items + 1,), scores histories without known items.
+    (items + 1,), scores histories without known items. A model that uses the kinds of events is
+    asked for the kind of index ``target``, 0 for any.
     """
     with torch.no_grad():
         table = model.table()
@@ -163,8 +175,9 @@ def model_scorer(model: Model, popularity: Ints) -> Scorer:
         any_item = np.ones(1, dtype=np.int64)  # for cold histories, whose scores are replaced
         filled = [history if len(history) else any_item for history in known.histories]
         gaps = _gaps(known, length) if model.config.time_gaps else None
+        kinds = _kinds(known, length, model.kinds, target) if model.kinds else None
         with torch.no_grad():
-            user = model.serve(torch.from_numpy(pad(filled, length)), table, gaps)
+            user = model.serve(torch.from_numpy(pad(filled, length)), table, gaps, kinds)
             scores: NDArray[np.float32] = (user @ table.T).numpy()
         scores[is_cold] = popularity
         return scores
@@ -183,3 +196,11 @@ def _gaps(cases: Cases, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     last_times = histories.times[histories.offsets[rows + 1] - 1]
     until[rows] = gap_buckets(cases.target_times[rows] - last_times)
     return torch.from_numpy(since), torch.from_numpy(until)
+
+
+def _kinds(cases: Cases, length: int, count: int, target: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the kind of each event, unknown in a log without kinds, and the weights asked for."""
+    histories, weights = cases.histories, torch.zeros(len(cases), count + 1)
+    of_events = np.zeros_like(histories.items) if histories.kinds is None else histories.kinds
+    weights[:, target] = 1
+    return torch.from_numpy(pad(np.split(of_events, histories.offsets[1:-1]), length)), weights

@@ -98,8 +98,11 @@ def folds_of(events: Events, split: Split, base: RunConfig) -> list[Split]:
         raise InputError("a search needs held-out events to compare trials by: choose a split")
     if split.kind != "k-fold":
         return [split]
-    folds = base.train.folds
-    return [split_events(events.frame, "k-fold", folds=folds, fold=fold) for fold in range(folds)]
+    folds, target = base.train.folds, base.train.target
+    return [
+        split_events(events.frame, "k-fold", folds=folds, fold=fold, target=target)
+        for fold in range(folds)
+    ]
 
 
 def tune(
@@ -253,7 +256,8 @@ class _Search:
                 value = line["validation_NDCG@10"]
                 self.lines.write(f"{where}epoch {done} of {epochs}: validation NDCG@10 {value:.4f}")
             if trial is not None:
-                trial.report(line["validation_NDCG@10"], line["epoch"])
+                step = line["epoch"] + epochs * (line.get("kinds") == "with")  # the second training
+                trial.report(line["validation_NDCG@10"], step)
                 if not is_last and trial.should_prune():
                     raise optuna.TrialPruned(f"behind the median after {done} epochs")
             if not is_last:

@@ -6,6 +6,8 @@ score(user, item) = <user, e(item)>. Choices (docs/training.md has their effects
 * e(item) = id embedding + weighted sum of feature embeddings, folded into one table for export.
 * With ``time_gaps``, the gap before an event is added to that event, and the gap before the next
   event to the query of the last block: neither changes a cached key.
+* With kinds of events, the kind of an event is added to that event, and the kind that is asked for
+  to the query of the last block, in the same way. Several can be asked for at once, by weights.
 * Blocks are pre-norm and causal, padding is on the right. Positions are rotary, and in the last
   block a relative bias: append-stable, so a state stays valid.
 * Serving computes the query of the last block, and all later layers, for the last event alone.
@@ -37,6 +39,11 @@ LARGEST = 2**31 - 1  # of integer settings
 LARGEST_SEED = 2**63 - 1  # of torch and numpy
 # Buckets of ranklet.time_gaps: before each event, and from an event to its target.
 Gaps = tuple[Tensor, Tensor]
+# Kind of each event (B, T), and what is asked for: the kind of each target (B, T) in training, the
+# weight of each kind (B, kinds + 1) in serving. Kind 0 is unknown: an event of any kind.
+Kinds = tuple[Tensor, Tensor]
+# Factor of the embeddings of kinds, without which answers to different kinds hardly differ.
+KIND_SCALE = 8
 
 
 def check_settings(config: object, *positive: str, **least: int) -> None:
@@ -228,10 +235,15 @@ class SequenceModel(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: ModelConfig, items: int, features: Features | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, items: int, features: Features | None = None, kinds: int = 0
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.kinds = config, kinds
         self.items = ItemTable(items, config.width, features)
+        if kinds:
+            self.kind = nn.Parameter(torch.empty(kinds + 1, config.width))
+            self.objective = nn.Parameter(torch.empty(kinds + 1, config.width))
         if config.time_gaps:
             self.since = nn.Embedding(BUCKETS, config.width)
             self.until = nn.Embedding(BUCKETS, config.width)
@@ -249,7 +261,7 @@ class SequenceModel(nn.Module):
         """Initialise every parameter.
 
         ====================  =========================================================
-        embeddings, gaps      N(0, 0.02), row 0 of items zero
+        embeddings            N(0, 0.02), row 0 of items zero
         linear weights        N(0, 0.02)
         linear biases         0
         bias of the distance  0
@@ -265,6 +277,9 @@ class SequenceModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if self.kinds:  # last, so that the other weights are those of a model without kinds
+            nn.init.normal_(self.kind, std=0.02)
+            nn.init.normal_(self.objective, std=0.02)
 
     def table(self, rows: Tensor | None = None) -> Tensor:
         """Return the item table, (items + 1, D), or some rows int64 (R,) of it, (R, D).
@@ -274,15 +289,22 @@ class SequenceModel(nn.Module):
         table: Tensor = self.items(rows)
         return functional.normalize(table, dim=-1) if self.config.scoring == "cosine" else table
 
-    def encode(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
+    def encode(
+        self,
+        history: Tensor,
+        table: Tensor,
+        gaps: Gaps | None = None,
+        kinds: Kinds | None = None,
+    ) -> Tensor:
         """Return the user vector after every event, for training, (B, T, D).
 
         The history is int64 (B, T), item indices, oldest first, padded with 0 on the right. The
         table is from ``table()``, once a step; scores are u @ table.T. With ``time_gaps``, gaps are
-        buckets before each event and until its target, both (B, T).
+        buckets before each event and until its target, both (B, T); so are the kinds of both.
         """
         since, until = gaps or (None, None)
-        x = self.dropout(self.embed(history, table, since))  # (B, T, D)
+        kind, asked = kinds or (None, None)
+        x = self.dropout(self.embed(history, table, since, kind))  # (B, T, D)
         if not self.config.blocks:
             return self.user(x)
         x = self._before_last(x)
@@ -290,19 +312,28 @@ class SequenceModel(nn.Module):
         key, value = final.keys_values(final.attention_norm(x))
         if until is not None:
             x = x + self.until(until)
+        if asked is not None:
+            x = x + KIND_SCALE * functional.embedding(asked, self.objective)
         query = final.split_heads(final.query(final.attention_norm(x)))
         return self.user(final.merge(x, biased_attention(query, key, value, self.bias)))
 
-    def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
+    def serve(
+        self,
+        history: Tensor,
+        table: Tensor,
+        gaps: Gaps | None = None,
+        kinds: Kinds | None = None,
+    ) -> Tensor:
         """Return the user vector after the last event, for serving, (B, D).
 
         Arguments are as in ``encode`` with T at least 1, but the second of the gaps is (B,), the
-        bucket between the last event and the next one.
+        bucket between the last event and the next one, and that of the kinds are weights.
         """
         last = (history != 0).sum(dim=1, keepdim=True) - 1  # (B, 1)
         last_of = last[:, :, None].expand(-1, -1, self.config.width)  # (B, 1, D)
         since, until = gaps or (None, None)
-        x = self.embed(history, table, since)  # (B, T, D)
+        kind, weights = kinds or (None, None)
+        x = self.embed(history, table, since, kind)  # (B, T, D)
         if not self.config.blocks:
             return self.user(x.gather(1, last_of))[:, 0]
         x = self._before_last(x)
@@ -311,6 +342,8 @@ class SequenceModel(nn.Module):
         x = x.gather(1, last_of)  # (B, 1, D)
         if until is not None:
             x = x + self.until(until)[:, None]
+        if weights is not None:
+            x = x + KIND_SCALE * (weights @ self.objective)[:, None]
         query = final.split_heads(final.query(final.attention_norm(x)))
         distance = last - torch.arange(history.shape[1], device=history.device)  # (B, T)
         mask = self.bias(history.shape[1])[:, distance.clamp(min=0)]  # (H, B, T)
@@ -330,9 +363,13 @@ class SequenceModel(nn.Module):
             x = block.merge(x, local_attention(query, key, value, self.config.attention_window))
         return x
 
-    def embed(self, history: Tensor, table: Tensor, since: Tensor | None) -> Tensor:
-        embedded: Tensor = functional.embedding(history, table) * self.config.width**0.5
-        return embedded if since is None else embedded + self.since(since)
+    def embed(
+        self, history: Tensor, table: Tensor, since: Tensor | None, kind: Tensor | None = None
+    ) -> Tensor:
+        x: Tensor = functional.embedding(history, table) * self.config.width**0.5
+        if since is not None:
+            x = x + self.since(since)
+        return x if kind is None else x + KIND_SCALE * functional.embedding(kind, self.kind)
 
     def user(self, x: Tensor) -> Tensor:
         """Return the user vectors of the residual stream."""

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranklet_training.model.attention import attention
-from ranklet_training.model.model import Gaps, ItemTable, ModelConfig
+from ranklet_training.model.model import Gaps, ItemTable, Kinds, ModelConfig
 
 
 class SeedModel(nn.Module):
     """Rating model with the interface of ``SequenceModel``; ``encode`` also takes user indices."""
+
+    kinds = 0
 
     def __init__(self, config: ModelConfig, items: int, users: int) -> None:
         super().__init__()
@@ -38,9 +40,16 @@ class SeedModel(nn.Module):
         x = functional.embedding(history, table) + self.users(users)[:, None]
         return self._attend(x, x, None)
 
-    def serve(self, history: Tensor, table: Tensor, gaps: Gaps | None = None) -> Tensor:
+    def serve(
+        self,
+        history: Tensor,
+        table: Tensor,
+        gaps: Gaps | None = None,
+        kinds: Kinds | None = None,
+    ) -> Tensor:
         """Return the user vector of the mean user after the last event, see ``SequenceModel``."""
         assert gaps is None
+        assert kinds is None
         is_event = history != 0
         x = functional.embedding(history, table) + self.users.weight.mean(dim=0)
         last = (is_event.sum(dim=1) - 1)[:, None, None].expand(-1, 1, self.config.width)

@@ -7,6 +7,7 @@
     best.safetensors    weights of the best validation NDCG@10, or the last if nothing is held out
     questions.safetensors   held-out histories and their next items, for the ranking gate of export
     evaluation.json     written by ``ranklet evaluate``, or copied by ``ranklet train --final``
+    without-kinds, with-kinds   folders of both trainings, until one is chosen (``kinds``)
     run.lock            held by the training process
 
 Files are safetensors, JSON and parquet, which run no code when opened, and are written atomically.
@@ -66,6 +67,7 @@ class Questions:
 
     histories: list[NDArray[np.int64]]  # none is empty
     targets: NDArray[np.int64] | None  # None: unknown
+    kinds: list[NDArray[np.int64]] | None = None  # of the events of each; None: unknown
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,22 @@ class Run:
         return bool(self.data.get("seen", {}).get("exclude_seen", False))
 
     @property
-    def kinds(self) -> Kinds:
+    def attribute_kinds(self) -> Kinds:
         """Return the kinds of the attributes of the items."""
         kinds: Kinds = self.data.get("attributes", {})
         return kinds
+
+    @property
+    def kinds(self) -> list[str]:
+        """Return the names of the kinds of events that the model uses, in index order."""
+        facts = self.data.get("kinds", {})
+        return list(facts["counts"]) if facts.get("used") else []
+
+    @property
+    def target(self) -> int:
+        """Return the index of the kind that the model is asked for by default, 0 for any."""
+        asked = self.config.train.target
+        return 1 + self.kinds.index(asked) if asked in self.kinds else 0
 
     def build_model(self) -> Model:
         """Return a model of this run without weights."""
@@ -103,8 +117,8 @@ class Run:
         names = self.config.train.feature_names
         if names and "attributes" not in self.data:
             raise RunError(f"{self.path} has features of an older version: train it again")
-        features = build_features(self.catalogue, self.kinds, names) if names else None
-        return SequenceModel(self.config.model, items, features)
+        features = build_features(self.catalogue, self.attribute_kinds, names) if names else None
+        return SequenceModel(self.config.model, items, features, len(self.kinds))
 
     def load_model(self) -> Model:
         """Return the model with the best weights, in evaluation mode and without gradients."""
@@ -126,13 +140,16 @@ class Run:
         try:
             items, ends, targets = (tensors[n].numpy() for n in ("items", "ends", "targets"))
             histories = np.split(items, ends[:-1])
+            kinds = None
+            if "kinds" in tensors:
+                kinds = np.split(tensors["kinds"].numpy(), ends[:-1])
             index = np.concatenate([items, targets])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RunError(f"{path} is damaged: {error!r}") from error
         is_known = index.dtype == np.int64 and ((index > 0) & (index <= self.catalogue.height))
         if len(histories) != len(targets) or not all(map(len, histories)) or not np.all(is_known):
             raise RunError(f"{path} is damaged: its questions are not about this catalogue")
-        return Questions(histories, targets)
+        return Questions(histories, targets, kinds if self.kinds else None)
 
     def write_questions(self, questions: Questions) -> None:
         """Write held-out questions into the run folder."""
@@ -142,6 +159,8 @@ class Run:
             "ends": np.cumsum([len(history) for history in questions.histories]),
             "targets": questions.targets,
         }
+        if questions.kinds is not None:
+            arrays["kinds"] = np.concatenate(questions.kinds)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         write_tensors(self.path / "questions.safetensors", tensors, {})
 

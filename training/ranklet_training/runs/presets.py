@@ -39,6 +39,8 @@ class TrainConfig:
     split: SplitKind = "leave-one-out"
     folds: int = 5
     fold: int = 0
+    target: str = ""  # kind of the events that validation and test ask about; "": any
+    kinds: Literal["auto", "use", "ignore"] = "auto"  # auto: where they gain validation NDCG@10
     checkpoint_steps: int = 500  # a checkpoint is also written after every epoch
 
     def __post_init__(self) -> None:

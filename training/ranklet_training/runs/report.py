@@ -41,12 +41,16 @@ class Lines:
 class Report:
     """Progress of one training."""
 
-    def __init__(self, total: int, epochs: int, progress: Progress, *, show: bool) -> None:
-        """Start at a progress; an epoch has ``total`` targets."""
+    def __init__(
+        self, total: int, epochs: int, progress: Progress, *, show: bool, name: str = ""
+    ) -> None:
+        """Start at a progress; an epoch has ``total`` targets. ``name`` tells trainings apart."""
         self._total, self._epochs = total, epochs
+        self._name = f"{name}, " if name else ""
         self._lines = Lines(show=show)
         self._bar = tqdm(
             total=total * epochs,
+            desc=name or None,
             initial=progress.epoch * total + progress.targets_seen,
             unit=" events",
             unit_scale=True,
@@ -62,7 +66,7 @@ class Report:
         self._bar.update(count)
         if self._lines.is_due:
             self._lines.write(
-                f"epoch {progress.epoch + 1} of {self._epochs}: "
+                f"{self._name}epoch {progress.epoch + 1} of {self._epochs}: "
                 f"{progress.targets_seen / self._total:.0%}, "
                 f"loss {progress.loss_sum / progress.targets_seen:.3f}"
             )
@@ -75,6 +79,6 @@ class Report:
         self._bar.set_postfix(figures)
         shown = ", ".join(f"{name} {figure}" for name, figure in figures.items())
         self._lines.write(
-            f"epoch {line['epoch'] + 1} of {self._epochs}: {shown}, "
+            f"{self._name}epoch {line['epoch'] + 1} of {self._epochs}: {shown}, "
             f"{line['targets_per_second']:,} targets/s, {line['seconds']:.0f} s"
         )

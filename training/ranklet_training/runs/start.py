@@ -4,8 +4,9 @@ import platform
 import re
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -24,20 +25,14 @@ from ranklet_training.data.events import Events
 from ranklet_training.data.features import build_features
 from ranklet_training.data.split import Split
 from ranklet_training.data.trending import Recent, recent_events
-from ranklet_training.runs.checkpoint import (
-    Questions,
-    Run,
-    read_run,
-    read_tensors,
-    write_run,
-)
+from ranklet_training.runs.checkpoint import Questions, Run, read_run, read_tensors, write_run
+from ranklet_training.runs.kinds import FOLDERS, TRAINED, plan_kinds, trained_files
 from ranklet_training.runs.presets import RunConfig, setting_differences
 
 HELD_OUT = 10_000  # validation questions of a run
-# Before and after the first step.
+# Before the first step.
 MADE = ("config.json", "catalogue.parquet", "questions.safetensors", "evaluation.json")
-TRAINED = ("metrics.jsonl", "last.safetensors", "best.safetensors")
-BESIDE = ("run.lock", "tensorboard")
+BESIDE = ("run.lock", "tensorboard", *FOLDERS.values())
 # Temporary files of a killed training.
 TORN = re.compile(rf"\.({'|'.join(map(re.escape, (*MADE, *TRAINED)))})\.[0-9a-f]{{8}}\.tmp")
 
@@ -62,7 +57,7 @@ def start_run(
 
     Raises:
         RunError: The folder has other content, ratings are missing for the seed model, timestamps
-            are not integers for ``time_gaps``, or titles are not text.
+            are not integers for ``time_gaps``, kinds can't be used, or titles are not text.
     """
     check_new(path)
     ratings = split.training.ratings
@@ -91,6 +86,7 @@ def start_run(
         "rating_mean": None if ratings is None else float(ratings.mean()),
         "split": split.notes,
         "instants": split.instants,
+        "kinds": plan_kinds(config, split),
         "reading": {**(reading or {}), **events.reading},
         "attributes": kinds,
         "source": source,
@@ -116,7 +112,7 @@ def kinds_of(items: pl.DataFrame, reading: dict[str, str], earlier: Run | None =
         InputError: The chosen kinds can't be read.
         DataError: A chosen column is not there.
     """
-    before = earlier.kinds if earlier else {}
+    before = earlier.attribute_kinds if earlier else {}
     known = {name: kind for name, kind in before.items() if name in items.columns}
     return attribute_kinds(items, {**known, **parse_kinds(reading.get("attributes", ""))})
 
@@ -150,15 +146,16 @@ def final_settings(run: Run) -> RunConfig:
     """Return the settings of a finished run for a training on all events.
 
     The learning rate falls over as many epochs as in the run, and training stops after the best
-    one: that is how the weights were made whose held-out figures are known. RunError: the run is
-    not finished, or has no held-out events.
+    one: that is how the weights were made whose held-out figures are known. Kinds of events are
+    used if the run uses them. RunError: the run is not finished, or has no held-out events.
     """
     train = run.config.train
     if train.split == "none":
         raise RunError(f"{run.path} was itself trained on all events: take a run with a split")
     if not read_tensors(run.path / "last.safetensors")[1].get("done"):
         raise RunError(f"the training of {run.path} is not finished: resume it (--resume)")
-    train = replace(train, split="none", stop_after=_epochs(run))
+    kinds: Literal["use", "ignore"] = "use" if run.kinds else "ignore"
+    train = replace(train, split="none", stop_after=_epochs(run), kinds=kinds)
     return replace(run.config, train=train)
 
 
@@ -171,7 +168,7 @@ def _facts_of(earlier: Run | None) -> dict[str, Any]:
     """Return what a final run keeps of the data of the run that was measured."""
     if earlier is None:
         return {}
-    names = ("digest", "events", "users", "items", "split", "instants")
+    names = ("digest", "events", "users", "items", "split", "instants", "kinds")
     facts = {name: earlier.data.get(name) for name in names}
     return {
         "earlier": {**facts, "epochs": _epochs(earlier)},
@@ -189,7 +186,7 @@ def _figures_of(earlier: Run | None) -> bytes:
 def check_new(path: Path) -> None:
     """Raise RunError if a folder holds a run with a step, or other files than those of runs."""
     names = {file.name for file in path.iterdir()} if path.exists() else set()
-    if "config.json" in names and not names.isdisjoint(TRAINED):
+    if "config.json" in names and trained_files(path):
         raise RunError(f"{path} already holds a run: resume it (--resume) or choose another folder")
     # A process may have been killed while it made a run.
     if others := [n for n in names if n not in (*MADE, *BESIDE) and not TORN.fullmatch(n)]:
@@ -204,9 +201,18 @@ def _held_out(split: Split, length: int) -> Questions | None:
     cases = split.validation
     rows = np.random.default_rng(0).permutation(len(cases))[:HELD_OUT]
     held_out = cases.take(rows).drop_unknown()
+    offsets = held_out.histories.offsets.tolist()
     known = np.flatnonzero((held_out.histories.lengths > 0) & (held_out.targets > 0))
-    histories = [held_out.histories[row][-length:] for row in known.tolist()]
-    return Questions(histories, held_out.targets[known]) if histories else None
+    if not len(known):
+        return None
+    latest = [slice(max(begin, end - length), end) for begin, end in pairwise(offsets)]
+    cut = [latest[row] for row in known.tolist()]
+    items, kinds = held_out.histories.items, held_out.histories.kinds
+    return Questions(
+        [items[events] for events in cut],
+        held_out.targets[known],
+        None if kinds is None else [kinds[events] for events in cut],
+    )
 
 
 def reopen_run(path: Path, events: Events, config: RunConfig | None = None) -> Run:

@@ -30,7 +30,7 @@ from ranklet_training.judge.new_items import measure_new_items, read_catalogue
 from ranklet_training.judge.subjects import model_scorer
 from ranklet_training.model.cooccurrence import cooccurrence_table
 from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
-from ranklet_training.model.model import Gaps, reset_dropout
+from ranklet_training.model.model import Gaps, Kinds, reset_dropout
 from ranklet_training.model.optimizer import Optimizer, clip_gradients, make_optimizer, shrink_l1
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import (
@@ -42,11 +42,15 @@ from ranklet_training.runs.checkpoint import (
     write_config,
     write_tensors,
 )
+from ranklet_training.runs.kinds import decide_kinds
 from ranklet_training.runs.report import Report
 from ranklet_training.runs.start import TORN
 
 # Share of rows that train without their time gaps, so that a bundle also ranks without times.
 WITHOUT_GAPS = 0.1
+# The same for the kinds of events, and for the kind that is asked for. Cases of any kind ask for
+# none, so that with them more rows train for it.
+WITHOUT_KINDS, WITHOUT_TARGET = 0.1, 0.5
 # Share of repeats among the validation answers from which seen items are not masked: masked, each
 # of them is a miss, whatever the model learned.
 MANY_REPEATS = 0.1
@@ -72,29 +76,22 @@ def train(
 
     The split is of the events of the run, by its settings. ``log`` receives every line of
     ``metrics.jsonl``. ``show_progress`` draws a bar on stderr, or writes a line an epoch and a
-    minute where stderr is no terminal. At the end the data facts of the run get ``seen``: the share
-    of repeats among the validation answers, NDCG@10 of the best weights with and without seen
-    items, and the better of both as the default of a bundle; and ``new_items``, see
-    ``measure_new_items``.
+    minute where stderr is no terminal. A run that leaves open whether its model uses the kinds of
+    events trains without and with them, see ``kinds``. At the end the data facts of the run get
+    ``seen``: the share of repeats among the validation answers, NDCG@10 of the best weights with
+    and without seen items, and the better of both as the default of a bundle; and ``new_items``,
+    see ``measure_new_items``.
 
     Raises:
         RunError: The loss is not finite; the last checkpoint and the best weights are kept.
     """
     begin = time.perf_counter()
-    config = run.config.train
-    model, optimizer, progress = _prepare(run, split)
-    total = targets_per_epoch(split.training, config.windows, run.config.model.max_length)
-    with closing(Report(total, config.last_epoch, progress, show=show_progress)) as report:
-        while not progress.done:
-            speed = _train_epoch(run, split, model, optimizer, progress, report)
-            metrics = _validate(model, split)
-            _end_epoch(run, model, progress, metrics)
-            line = _log_line(progress, metrics, speed, time.perf_counter() - begin)
-            _append_line(run.path / "metrics.jsonl", line)
-            save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
-            report.epoch(line)
-            if log is not None:
-                log(line)
+
+    def to_end(run: Run, variant: str = "") -> Progress:
+        return _train_to_end(run, split, log, show_progress, begin, variant)
+
+    decide_kinds(run, lambda run, variant: to_end(run, variant).best_ndcg)
+    progress = to_end(run)
     best, metrics = run.load_model(), run.best_metrics()
     if len(split.validation):
         run.data["seen"] = _measure_seen(best, split, metrics["NDCG@10"])
@@ -102,6 +99,32 @@ def train(
         write_config(run)
     seconds = time.perf_counter() - begin
     return TrainResult(best, metrics, progress.best_epoch, progress.epoch, seconds)
+
+
+def _train_to_end(
+    run: Run, split: Split, log: Log | None, show_progress: bool, begin: float, variant: str
+) -> Progress:
+    """Train from the last checkpoint, or from the start, to the end.
+
+    ``variant`` is with or without kinds, "" where there is one training.
+    """
+    config, name = run.config.train, f"{variant} kinds" if variant else ""
+    model, optimizer, progress = _prepare(run, split)
+    total = targets_per_epoch(split.training, config.windows, run.config.model.max_length)
+    report = Report(total, config.last_epoch, progress, show=show_progress, name=name)
+    with closing(report):
+        while not progress.done:
+            speed = _train_epoch(run, split, model, optimizer, progress, report)
+            metrics = _validate(model, split)
+            _end_epoch(run, model, progress, metrics)
+            line = _log_line(progress, metrics, speed, time.perf_counter() - begin)
+            line |= {"kinds": variant} if variant else {}
+            _append_line(run.path / "metrics.jsonl", line)
+            save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
+            report.epoch(line)
+            if log is not None:
+                log(line)
+    return progress
 
 
 def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
@@ -142,6 +165,7 @@ def _train_epoch(
         seed=config.seed,
         epoch=progress.epoch,
         with_gaps=run.config.model.time_gaps,
+        with_kinds=bool(model.kinds),
     )
     for batch in islice(batches, progress.step_in_epoch, None):
         fraction = (progress.epoch + progress.targets_seen / total) / config.epochs
@@ -199,9 +223,10 @@ def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]
     dtype = getattr(torch, config.head_dtype)
     random = np.random.Generator(np.random.Philox([config.seed, step]))
     gaps = _gaps(batch, random) if run.config.model.time_gaps else None
+    kinds = _kinds(batch, random, is_asked=run.target > 0) if model.kinds else None
     if config.loss == "softmax":
         table = model.table()
-        users = model.encode(history, table, gaps)[is_target]  # (N, D)
+        users = model.encode(history, table, gaps, kinds)[is_target]  # (N, D)
         return softmax_loss(users, table, right, dtype), len(right)
     items = run.catalogue.height
     if config.loss == "sampled-softmax":
@@ -214,7 +239,7 @@ def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]
     rows, place = torch.unique(needed, return_inverse=True)  # sorted
     parts = place[1:].split([history.numel(), len(right), negatives.numel()])
     table = model.table(rows)
-    users = model.encode(parts[0].view_as(history), table, gaps)[is_target]
+    users = model.encode(parts[0].view_as(history), table, gaps, kinds)[is_target]
     if config.loss == "sampled-softmax":
         loss = sampled_softmax_loss(users, table, parts[1], parts[2], items, dtype)
     else:
@@ -231,6 +256,20 @@ def _gaps(batch: Batch, random: np.random.Generator) -> Gaps:
     since = np.where(is_known[:, 0], batch.since, UNKNOWN)
     until = np.where(is_known[:, 1], batch.until, UNKNOWN)
     return torch.from_numpy(since), torch.from_numpy(until)
+
+
+def _kinds(batch: Batch, random: np.random.Generator, *, is_asked: bool) -> Kinds:
+    """Return the kinds of a batch, unknown for a random share of the rows.
+
+    The share of unknown targets is larger unless a kind ``is_asked`` for by default.
+    """
+    assert batch.kinds is not None
+    assert batch.target_kinds is not None
+    shares = WITHOUT_KINDS, WITHOUT_KINDS if is_asked else WITHOUT_TARGET
+    is_known = random.random((len(batch.history), 2)) >= shares
+    kinds = np.where(is_known[:, :1], batch.kinds, 0)
+    asked = np.where(is_known[:, 1:], batch.target_kinds, 0)
+    return torch.from_numpy(kinds), torch.from_numpy(asked)
 
 
 def draw_negatives(random: np.random.Generator, count: int, items: int) -> Tensor:
@@ -257,7 +296,7 @@ def _masks_seen(split: Split) -> bool:
 def _ranks(model: Model, split: Split, *, mask_seen: bool) -> Ranks:
     """Return the ranks of the validation targets."""
     items = len(split.vocabulary)
-    scorer = model_scorer(model, split.training.counts(items))
+    scorer = model_scorer(model, split.training.counts(items), split.target_kind)
     return rank_targets(scorer, split.validation, mask_seen=mask_seen, items=items).ranks
 
 
@@ -282,11 +321,13 @@ def _measure_seen(model: Model, split: Split, validated: float) -> dict[str, Any
 def _measure_new_items(run: Run, model: Model) -> dict[str, Any]:
     """Return how a bundle ranks items without events, {} if that can't be measured."""
     questions = run.read_questions()
-    if questions is None or not run.kinds:
+    if questions is None or not run.attribute_kinds:
         return {}
     catalogue = read_catalogue(run, model)
     events = run.catalogue["training_events"].to_numpy().astype(np.int64)
-    return measure_new_items(model, catalogue, events, questions, masked=run.exclude_seen)
+    return measure_new_items(
+        model, catalogue, events, questions, masked=run.exclude_seen, target=run.target
+    )
 
 
 def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> None:
