@@ -100,7 +100,7 @@ def test_a_bundle_has_every_program_that_it_can_use(
     assert [name for name in WITHOUT_ITEMS if programs[name].least_users > 1] == ["score_many"]
     manifest = degenerate_model.ranker.manifest
     many = ["score_many"] if manifest.precision == "int8" else []
-    every = ["encode", "encode_rows", "append", "score", *many, "item", "model"]
+    every = ["encode", "encode_rows", "append", "score", *many, "model", "item"]
     assert list(manifest.programs) == every
     axes = {"batch", "length", "events", "biases", "k", "pool", "items", "features"}
     for each in (two_block_graphs.manifest, manifest):
