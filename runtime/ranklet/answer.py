@@ -28,13 +28,14 @@ from ranklet.engine.engine import (
 from ranklet.errors import InputError
 from ranklet.explanation import Explanation, explain
 from ranklet.question import Question, Top
-from ranklet.ranking import Margin, Ranking
+from ranklet.ranking import Margin, Origin, Ranking
 from ranklet.request import Request
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
 DEEPER = 4  # times as many items are looked at where a question needs more
 NO_HISTORY = Request(None, 0, NONE, None)
+NOBODY: list[Indices] = []
 
 
 class Answers:
@@ -45,7 +46,8 @@ class Answers:
     ) -> None:
         """Rank the items of a catalogue."""
         self.engine, self.catalogue = engine, catalogue
-        self._manifest, self._opened, self._digest = manifest, opened, manifest.digest
+        self._manifest, self._opened = manifest, opened
+        self._origin = Origin(manifest.digest, catalogue.titles)
         self._pool, self._rounding = manifest.pool, manifest.rounding
         self._is_grown = len(catalogue.added) > 0
 
@@ -149,11 +151,23 @@ class Answers:
         self, users: Floats, requests: Sequence[Request], question: Question, left: int
     ) -> list[Ranking]:
         """Rank the catalogue for users; ``left`` is as of ``_left``, the same for all."""
-        tops = self._best(users, requests, question, question.depth, left)
-        return [
-            self._answer(request, question, top, users[row])
-            for row, (request, top) in enumerate(zip(requests, tops, strict=True))
-        ]
+        depth, vocabulary = question.depth, self.catalogue.vocabulary
+        best = self._score(users, requests, question, depth, left)
+        has_outside = best.pool_scores is not None and left == self._pool.size(depth)
+        rankings = []
+        for row, request in enumerate(requests):
+            user = users[row]
+            if question.is_cut or self._is_grown:
+                top = self._top(best, row, user, request, question, depth, left)
+                rankings.append(self._answer(request, question, top, user))
+                continue
+            margin, scores = None, best.scores[row]
+            if has_outside:  # else a pool of all items that are left needs no proof
+                margin = self._margin(user, scores.item(-1), best.pool_scores.item(row, -1))  # type: ignore[union-attr]
+            ids = vocabulary.ids(best.items[row])
+            unknown = request.unknown
+            rankings.append(Ranking(ids, scores, unknown, False, None, margin, self._origin))
+        return rankings
 
     def _rank_candidates(self, user: Floats, request: Request, question: Question) -> Ranking:
         """Rank candidates by their rows for a user, (1, D)."""
@@ -191,10 +205,9 @@ class Answers:
             items, scores = items[: question.k], scores[: question.k]
         margin = None
         if top.floor is not None and self._rounding is not None and user is not None:
-            margin = Margin(user.copy(), top.scores.item(last), top.floor, self._rounding)
+            margin = self._margin(user, top.scores.item(last), top.floor)
         ids = catalogue.vocabulary.ids(items)
-        titles, unknown = catalogue.titles, request.unknown
-        return Ranking(ids, scores, unknown, is_cold, self._digest, None, margin, titles)
+        return Ranking(ids, scores, request.unknown, is_cold, None, margin, self._origin)
 
     def _explained(
         self,
@@ -216,7 +229,8 @@ class Answers:
         if user is None:
             return self._most_popular(request, question, depth)
         left = self._left(request, question, depth)
-        return self._best(user[None], (request,), question, depth, left)[0]
+        best = self._score(user[None], (request,), question, depth, left)
+        return self._top(best, 0, user, request, question, depth, left)
 
     def _explain(
         self, history: History, items: Indices, ids: list[str] | list[int], examined: int
@@ -226,43 +240,55 @@ class Answers:
         events = self.catalogue.vocabulary.ids(history.items)
         return Explanation(ids, events, effects, self.catalogue.titles)
 
-    def _best(
+    def _score(
         self,
         users: Floats,
         requests: Sequence[Request],
         question: Question,
         depth: int,
         left: int,
-    ) -> list[Top]:
-        """Return the ``depth`` best items for users, (B, D)."""
-        bias, excluded, demoted = question.bias or self.catalogue.own, [], []
+    ) -> Best:
+        """Return the ``depth`` best items of the bundle for users, (B, D)."""
+        if not left:
+            none = np.zeros((len(users), 0))
+            return Best(none.astype(np.int64), none.astype(np.float32))
+        bias, excluded, demoted = question.bias or self.catalogue.own, NOBODY, NOBODY
         if len(requests[0].excluded):
             excluded = [self._in_bundle(request.excluded) for request in requests]
         if len(requests[0].demoted):
             demoted = [self._in_bundle(request.demoted) for request in requests]
-        if not left:
-            best = Best(np.zeros((len(users), 0), np.int64), np.zeros((len(users), 0), np.float32))
-        else:
-            best = self.engine.score(
-                users,
-                min(depth, left),
-                left,
-                bias=bias.table,
-                has_boosts=bias.has_boosts,
-                excluded=excluded,
-                demoted=demoted,
-                penalty=question.penalty,
-            )
-        # A pool of all items that are left needs no proof.
-        has_outside = left == self._pool.size(depth) and best.pool_scores is not None
-        tops = []
-        for row, request in enumerate(requests):
-            floor = best.pool_scores.item(row, -1) if has_outside else None  # type: ignore[union-attr]
-            top = Top(best.items[row], best.scores[row], floor, is_all=left < depth)
-            if self._is_grown:
-                top = self._with_added(top, users[row], request, question, depth)
-            tops.append(top)
-        return tops
+        return self.engine.score(
+            users,
+            min(depth, left),
+            left,
+            bias.table,
+            bias.has_boosts,
+            excluded,
+            demoted,
+            question.penalty,
+        )
+
+    def _top(
+        self,
+        best: Best,
+        row: int,
+        user: Floats,
+        request: Request,
+        question: Question,
+        depth: int,
+        left: int,
+    ) -> Top:
+        """Return the best items for one of some users, with those of added items."""
+        floor = None
+        if left == self._pool.size(depth) and best.pool_scores is not None:
+            floor = best.pool_scores.item(row, -1)
+        top = Top(best.items[row], best.scores[row], floor, is_all=left < depth)
+        return self._with_added(top, user, request, question, depth) if self._is_grown else top
+
+    def _margin(self, user: Floats, last: float, floor: float) -> Margin:
+        """Return the margin of a ranking."""
+        assert self._rounding is not None
+        return Margin(user.copy(), last, floor, self._rounding)
 
     def _with_added(
         self, top: Top, user: Floats, request: Request, question: Question, depth: int

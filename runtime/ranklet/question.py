@@ -176,6 +176,10 @@ def read_question(
     bias = None
     if type(k) is not int or k < 1:
         k = check_k(k)
+    is_whole = where is None and boost is None and eligible is None and seen_recently is None
+    has_limits = min_score is not None or at_most is not None
+    if is_whole and not has_limits and _is_plain(skip, diversity, cold, explain):
+        return Question(k, depth=k)
     if where is not None or boost is not None or eligible is not None:
         bias = _bias(catalogue, eligible, where, boost)
     limits = () if at_most is None else _limits(catalogue, at_most)
@@ -186,7 +190,7 @@ def read_question(
     if type(diversity) is not float or diversity != 0:
         diversity = bounded(diversity, "diversity", 1.0, 0.0)
     penalty = 0.0 if seen_recently is None else bounded(penalty, "penalty", LARGEST_BOOST, 0.0)
-    if cold not in COLD:
+    if not isinstance(cold, str) or cold not in COLD:
         raise InputError(f"cold must be 'popular' or 'trending', got {show(cold)}")
     examined = 0 if explain is False else _examined(explain)
     depth, is_cut = skip + k, bool(skip or limits or diversity or min_score is not None)
@@ -197,6 +201,19 @@ def read_question(
     by_trend = cold != "popular"
     return Question(
         k, bias, skip, min_score, limits, diversity, penalty, by_trend, examined, depth, is_cut
+    )
+
+
+def _is_plain(skip: object, diversity: object, cold: object, explain: object) -> bool:
+    """Return whether these are the defaults, of their types."""
+    return (
+        explain is False
+        and type(skip) is int
+        and skip == 0
+        and type(diversity) is float
+        and diversity == 0
+        and type(cold) is str
+        and cold == "popular"
     )
 
 

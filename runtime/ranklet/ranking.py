@@ -26,7 +26,6 @@ class Ranking:
             popularity of the item, its share of the training events.
         unknown: The number of history ids that the catalogue lacks.
         cold: Whether no event of the history is known. The items are then the most popular ones.
-        bundle: The digest of the manifest of the bundle that made the ranking.
         explanation: The events of the history that led to each item, if that was asked for.
     """
 
@@ -34,10 +33,14 @@ class Ranking:
     scores: NDArray[np.float32]
     unknown: int
     cold: bool
-    bundle: str = ""
     explanation: Explanation | None = None
     _margin: "Margin | None" = None
-    _titles: Titles | None = None
+    _origin: "Origin | None" = None
+
+    @property
+    def bundle(self) -> str:
+        """The digest of the manifest of the bundle that made the ranking."""
+        return self._origin.bundle if self._origin else ""
 
     @property
     def exact(self) -> bool:
@@ -82,7 +85,8 @@ class Ranking:
             "item": items,
             "popularity" if self.cold else "score": [f"{s:.4f}" for s in self.scores[:SHOWN_ROWS]],
         }
-        titles = self._titles.of(items) if self._titles else None
+        names = self._origin.titles if self._origin else None
+        titles = names.of(items) if names else None
         if titles and titles != [str(item) for item in items]:
             columns["title"] = titles
         head = "".join(f"<th>{name}</th>" for name in columns)
@@ -96,8 +100,15 @@ class Ranking:
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         """Pickle everything but the titles, which belong to the open bundle."""
-        values = (self.items, self.scores, self.unknown, self.cold, self.bundle)
-        return Ranking, (*values, self.explanation, self._margin)
+        values = (self.items, self.scores, self.unknown, self.cold, self.explanation)
+        return Ranking, (*values, self._margin, Origin(self.bundle, None))
+
+
+class Origin(NamedTuple):
+    """What made a ranking."""
+
+    bundle: str  # digest of the manifest
+    titles: Titles | None
 
 
 class Margin(NamedTuple):

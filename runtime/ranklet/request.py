@@ -38,6 +38,7 @@ class Reader:
         self.max_length, self.uses_times = manifest.max_length, manifest.uses_times
         self.time_unit = manifest.checked_unit  # "": times are not checked
         self.exclude_seen = manifest.exclude_seen  # default of requests
+        self._silent, self._is_grown = catalogue.silent, len(catalogue.added) > 0
         self.kinds = EventKinds(manifest.kinds)
 
     def excludes_seen(self, exclude_seen: bool | None) -> bool:
@@ -67,10 +68,9 @@ class Reader:
         """
         indices = self.vocabulary.index(history, name, unknown=unknown)
         known = indices if np.count_nonzero(indices) == len(indices) else indices[indices > 0]
-        silent = self.catalogue.silent
         items, since, until, of_events = known, NONE, UNKNOWN, NONE
-        if silent is not None and silent[known].any():
-            items = known[~silent[known]]
+        if self._silent is not None and self._silent[known].any():
+            items = known[~self._silent[known]]
         if times is not None or now is not None:
             since, until = self._gaps(indices, times, now, name)
         if kinds is not None:
@@ -83,9 +83,9 @@ class Reader:
         events = None
         if len(items):
             latest = -self.max_length
-            events = self.with_rows(
-                History(items[latest:], since[latest:], until, of_events, objective)
-            )
+            events = History(items[latest:], since[latest:], until, of_events, objective)
+            if self._is_grown:
+                events = self.with_rows(events)
         fewer = NONE if demoted is None else self.demoted(demoted, name)
         return Request(events, len(indices) - len(known), excluded, chosen, fewer)
 

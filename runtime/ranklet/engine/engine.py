@@ -272,7 +272,6 @@ class Engine:
         users: Floats,
         k: int,
         pool: int,
-        *,
         bias: Floats | None = None,
         has_boosts: bool = False,
         excluded: Sequence[Indices] = (),
