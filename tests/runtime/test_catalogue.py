@@ -122,7 +122,8 @@ class World:
 def draw(random: np.random.Generator, world: World) -> tuple[list[str], dict[str, Any]]:
     """Draw a history and a request."""
     some = [str(item) for item in random.choice(world.ids, 300, replace=False)]
-    history = [item for item in some[: random.integers(1, 30)] if not item.endswith("x")]
+    known = [item for item in some if not item.endswith("x")]  # the others are no events
+    history = known[: random.integers(1, 30)]
     brands = [str(b) for b in random.choice(BRANDS, random.integers(1, 9), replace=False)]
     conditions: list[Any] = [
         "in_stock",
@@ -149,7 +150,7 @@ def draw(random: np.random.Generator, world: World) -> tuple[list[str], dict[str
     }
     chosen = random.random(len(options)) < 0.35
     how |= {n: v for (n, v), is_on in zip(options.items(), chosen, strict=True) if is_on}
-    return history or some[:1], how
+    return history, how
 
 
 @pytest.fixture(scope="module")
