@@ -107,6 +107,8 @@ class Limits:
 
     def take(self, place: int) -> bool:
         """Count an item unless one of its values has enough; return whether it was counted."""
+        if not self._codes:
+            return True
         pairs = list(zip(self._codes, self._counts, strict=True))
         for (most, codes), counts in pairs:
             if any(counts.get(code, 0) >= most for code in codes[place]):
@@ -136,20 +138,21 @@ def marginal_relevance(
     [0, 1] among these, and s its largest cosine with an item that was chosen before. Source:
     Carbonell and Goldstein, "The Use of MMR", SIGIR 1998.
     """
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
-    spread = float(scores[0] - scores.min()) or 1.0
-    relevance = (1 - diversity) * (scores - scores.min()) / spread
-    nearest = np.full(len(rows), -diversity, dtype=np.float32)
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    # Vectors of this length have cosines times the diversity as products.
+    unit = rows * (diversity**0.5 / np.maximum(lengths, np.finfo(np.float32).tiny))
+    least = scores.min()
+    relevance = (scores - least) * ((1 - diversity) / (float(scores[0] - least) or 1.0))
+    nearest, worth = np.full((2, len(rows)), -diversity, dtype=np.float32)
     places: list[int] = []
     for _ in range(len(rows)):
         if len(places) == wanted:
             break
-        place = int((relevance - nearest).argmax())
+        place = int(np.subtract(relevance, nearest, out=worth).argmax())
         relevance[place] = -np.inf
         if limits.take(place):
             places.append(place)
-            np.maximum(nearest, diversity * (unit @ unit[place]), out=nearest)
+            np.maximum(nearest, unit @ unit[place], out=nearest)
     return np.array(places, dtype=np.int64)
 
 
