@@ -101,7 +101,7 @@ def test_a_bundle_has_every_program_that_it_can_use(
     manifest = degenerate_model.ranker.manifest
     many = ["score_many"] if manifest.precision == "int8" else []
     every = ["encode", "encode_rows", "append", "score", *many, "model", "item"]
-    assert list(manifest.programs) == every
+    assert sorted(manifest.programs) == sorted(every)
     axes = {"batch", "length", "events", "biases", "k", "pool", "items", "features"}
     for each in (two_block_graphs.manifest, manifest):
         assert axes_of(each) <= axes
