@@ -17,8 +17,6 @@ def ranking_row(ranking: Ranking) -> dict[str, Any]:
     """
     row = ranking.to_dict()
     del row["bundle"]
-    if ranking.explanation is not None:
-        row["explanation"] = ranking.explanation.to_dict()
     return row | {"scores": [round(score, 6) for score in row["scores"]]}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from ranklet.attributes import Attributes
-from ranklet.bundle.manifest import ITEM, NewItems
+from ranklet.bundle.manifest import BEHIND, ITEM, NewItems
 from ranklet.engine.engine import Engine
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import ParityError
@@ -26,7 +26,7 @@ EPSILON = 1e-20  # keeps the length of a row of zeros from being 0
 # Of a row of length 1. The sums are fp32, in another order than those of torch.
 ROW_TOLERANCE = 1e-5
 FEATURES = 64  # of each compared row
-UNMEASURED = NewItems(bias=-1000.0, in_histories=False, figures={})
+UNMEASURED = NewItems(bias=BEHIND, in_histories=False, figures={})
 
 
 @dataclass(frozen=True)

@@ -196,11 +196,14 @@ class Answers:
         is_cold = request.history is None and user is None
         if question.is_cut:
             depth = question.depth
-            while (places := question.choose(catalogue, top, is_cold=is_cold)) is None:
+            while (places := question.choose(catalogue, top)) is None:
                 depth *= DEEPER
                 top = self._deeper(request, question, depth, user)
-            items, scores = top.items[places], top.scores[places]
+            # The proof covers items that ``min_score`` drops: another could have reached it.
             last = -1 if question.diversity else int(places.max(initial=0))
+            if question.min_score is not None and not is_cold:
+                places = places[top.scores[places] >= question.min_score]
+            items, scores = top.items[places], top.scores[places]
         elif len(items) > question.k:
             items, scores = items[: question.k], scores[: question.k]
         margin = None
@@ -231,14 +234,6 @@ class Answers:
         left = self._left(request, question, depth)
         best = self._score(user[None], (request,), question, depth, left)
         return self._top(best, 0, user, request, question, depth, left)
-
-    def _explain(
-        self, history: History, items: Indices, ids: list[str] | list[int], examined: int
-    ) -> Explanation:
-        """Return what the events of a history do to the scores of some items."""
-        effects = explain(self.engine, history, self.catalogue.rows(items), examined)
-        events = self.catalogue.vocabulary.ids(history.items)
-        return Explanation(ids, events, effects, self.catalogue.titles)
 
     def _score(
         self,

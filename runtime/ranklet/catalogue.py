@@ -77,10 +77,6 @@ class Eligible:
 
     Attributes:
         count: The number of its items that the catalogue had when it was made.
-        items: Its items.
-        vocabulary: The ids that they are indices of.
-        owner: The ranker that takes it.
-        compiled: What it is in the latest catalogue that used it.
     """
 
     def __init__(self, items: ItemSet, vocabulary: Vocabulary, owner: object) -> None:
@@ -313,11 +309,16 @@ class Catalogue:
         """Return the catalogue with a named filter."""
         return replace(self, sets={**self.sets, name: items}).fresh()
 
-    def following(self, old: "Catalogue") -> "Catalogue":
-        """Return this catalogue with the named filters and the removed items of another."""
+    def following(self, old: "Catalogue", before: Floats) -> "Catalogue":
+        """Return this catalogue with the named filters and the removed items of another.
+
+        ``before`` is the bias of the other's bundle: what that left out was not removed since.
+        """
         sets = {n: items.moved(old.vocabulary, self.vocabulary) for n, items in old.sets.items()}
         every = np.arange(1, len(old.vocabulary) + 1)
-        removed = old.vocabulary.ids(every[old.at(old.own, every) < NEVER / 2])
+        is_removed = old.at(old.own, every) < NEVER / 2
+        is_removed[: old.last] &= before[0, 1 : old.last + 1] > NEVER / 2
+        removed = old.vocabulary.ids(every[is_removed])
         places = self.vocabulary.index(removed)
         table = self.own.table.copy()
         table[0, places[places > 0]] = NEVER

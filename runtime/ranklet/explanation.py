@@ -20,7 +20,7 @@ from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, Engine, Floats, Histo
 from ranklet.time_gaps import UNKNOWN
 from ranklet.titles import Titles
 
-EXAMINED = 5  # events of most attention; each costs about as much as a tenth of a ranking
+EXAMINED = 5  # events of most attention: together about two plain rankings (benchmarks/living.py)
 SHOWN_ITEMS, SHOWN_REASONS = 10, 3
 
 

@@ -121,8 +121,10 @@ class KeptHistory:
         if serving is log.serving:
             return
         found = vocabulary.index([event.item for event in log.aside[: counts.aside]]).tolist()
-        is_event = [serving.catalogue.counts(index) for index in found]
-        if serving.engine is log.serving.engine and not any(is_event):
+        is_stale = any(serving.catalogue.counts(index) for index in found)
+        # Added items may have other rows, and may not count any more.
+        is_stale |= any(item > vocabulary.sorted for item in log.items[: counts.events])
+        if serving.engine is log.serving.engine and not is_stale:
             pairs = zip(log.aside, found, strict=False)
             aside = [event._replace(known=index) for event, index in pairs]
             moved = log._replace(serving=serving, aside=aside)

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 
 from ranklet.bundle.manifest import NEVER, NewItems
 from ranklet.bundle.vocabulary import ItemId, Vocabulary
-from ranklet.catalogue import Added, Bias, Catalogue, Mask
+from ranklet.catalogue import LARGEST_BOOST, Added, Bias, Catalogue, Mask
 from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
 from ranklet.item_features import ItemEncoder
 from ranklet.item_table import ItemTable, read_item_table
 from ranklet.serving import Serving
 from ranklet.values import Ids, bounded, show
-
-LARGEST_BIAS = 1e6
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,8 @@ def add_items(
     # Rows of the table whose items have no trained row: new ones, and those that were added before.
     untrained = np.flatnonzero(indices > old.last)
     rows = _rows(serving, items, untrained, vectors, like)
+    if in_histories is None and len(old.added):  # all added items are alike
+        in_histories = old.silent is None or not old.silent[-1]
     settings = _settings(serving, vectors, like, bias, in_histories)
     added = _grown(old, vocabulary, indices[untrained], rows, settings)
     titles = items.titles or []
@@ -113,7 +113,7 @@ def _settings(
     if in_histories is not None and not isinstance(in_histories, bool | np.bool_):
         raise InputError(f"in_histories must be True or False, got {show(in_histories)}")
     return NewItems(
-        measured.bias if bias is None else bounded(bias, "bias", LARGEST_BIAS),
+        measured.bias if bias is None else bounded(bias, "bias", LARGEST_BOOST),
         measured.in_histories if in_histories is None else bool(in_histories),
         {},
     )

@@ -71,11 +71,10 @@ class Question(NamedTuple):
     depth: int = 0
     is_cut: bool = False
 
-    def choose(self, catalogue: Catalogue, top: Top, *, is_cold: bool) -> NDArray[np.int64] | None:
-        """Return the places of the answer among the best items, in its order.
+    def choose(self, catalogue: Catalogue, top: Top) -> NDArray[np.int64] | None:
+        """Return the places of the page among the best items, in its order, before ``min_score``.
 
-        None: more items must be looked at. ``is_cold``: scores are popularities, to which
-        ``min_score`` does not apply.
+        None: more items must be looked at.
         """
         wanted, items, scores = self.skip + self.k, top.items, top.scores
         limits = Limits(catalogue.attributes, self.at_most, items)
@@ -89,10 +88,7 @@ class Question(NamedTuple):
             places = np.arange(min(wanted, len(items)))
         if len(places) < wanted and not top.is_all:
             return None
-        places = places[self.skip :]
-        if self.min_score is not None and not is_cold:
-            places = places[scores[places] >= self.min_score]
-        return places
+        return places[self.skip :]
 
 
 class Limits:

@@ -101,7 +101,7 @@ class Ranker:
                 owner=old.catalogue.owner,
                 check_digests=check_digests,
             )
-            new = new.changed(new.catalogue.following(old.catalogue))
+            new = new.changed(new.catalogue.following(old.catalogue, old.engine.bias))
             trial = Ranker(new)
             check_golden(trial, with_model=False)
             trial._warm_up()
@@ -267,7 +267,7 @@ class Ranker:
             cold: Rank for a user without a known event by popularity, or by that of the latest days
                 of the training (``"trending"``).
             explain: Whether ``Ranking.explanation`` says which events of the history led to each
-                item. It examines the 8 events with most attention, or as many as this says.
+                item. It examines the 5 events with most attention, or as many as this says.
             unknown: ``"skip"`` or ``"error"`` for ids of ``history`` and ``candidates`` that the
                 catalogue lacks.
 
@@ -628,9 +628,10 @@ class Ranker:
                 item.onnx makes rows from attributes.
             like: Known items that a new one is like, by its id: its row is their mean.
             bias: Points that are added to the scores of the new items. None: of attributes what
-                export measured on held-out items, else 0. -1000 ranks them behind all others.
-            in_histories: Whether all added items count as events of a history; None: as export
-                measured. Otherwise they are seen items, and nothing else.
+                training measured on held-out items, else 0. -1000 ranks them behind all others.
+            in_histories: Whether all added items count as events of a history; None: as those that
+                were added before, else as training measured. Otherwise they are seen items, and
+                nothing else.
 
         Raises:
             InputError: A value can't be used, or a new item can't be placed; nothing was added.

@@ -56,7 +56,9 @@ class Serving:
         nothing = np.zeros(0, dtype=np.float32)
         added = Added(nothing.reshape(0, manifest.width), nothing, np.zeros(0))
         titles = Titles(opened, manifest, vocabulary)
-        own = Bias.of(engine.bias, nothing)
+        own = Bias(engine.bias, nothing, manifest.items, 0, has_boosts=False)
+        if engine.has_own_bias:
+            own = Bias.of(engine.bias, nothing)
         with opened.unchanged(SILENT) as folder:
             silent = read_silent(folder, manifest)
         catalogue = Catalogue(

@@ -263,6 +263,17 @@ def test_exact_is_a_proof_with_boosts(with_attributes: Any) -> None:
     assert proven > 5
 
 
+def test_a_least_score_below_the_pool_is_no_proof(with_attributes: Any) -> None:
+    world = World(*with_attributes("int4"))
+    for place in range(20):
+        history = world.ids[place : place + 5]
+        whole = world.ranker.rank(history, k=10)
+        least = float(whole.scores[2]) - 1e-4
+        cut = world.ranker.rank(history, k=10, min_score=least)
+        assert cut.items == whole.items[:3]
+        assert cut.exact == whole.exact  # an item outside may reach what the others do not
+
+
 def test_a_filter_that_leaves_three_items_gives_three(grown: World) -> None:
     three = grown.ids[10:13]
     grown.ranker.define("three", three)
@@ -449,6 +460,22 @@ def test_added_items_are_seen_items_and_perhaps_events(with_attributes: Any) -> 
     users.append([world.ids[7], "mine"])
     assert users.rank(k=5)[0].items == again.items
     assert users.rank(k=5)[1].items == ranker.rank([*history, "mine"], k=5).items
+
+
+def test_a_kept_user_follows_an_added_item_whose_row_changes(with_attributes: Any) -> None:
+    world = World(*with_attributes("int8"))
+    ranker, row, ids = world.ranker, [{"item_id": "mine"}], world.ids
+    ranker.add_items(row, like={"mine": [ids[0]]}, in_histories=True)
+    history = [ids[5], ids[6], "mine"]
+    user = ranker.user(history)
+    before = user.rank(k=5)
+    ranker.add_items(row, like={"mine": [ids[900]]})  # counts in histories, as before
+    after = ranker.rank(history, k=5)
+    assert after.scores != pytest.approx(before.scores, abs=1e-2)
+    assert user.rank(k=5).scores == pytest.approx(after.scores, abs=CLOSE)
+    ranker.add_items(row, like={"mine": [ids[900]]}, in_histories=False)
+    assert user.rank(k=5).items == ranker.rank([ids[5], ids[6]], k=5).items
+    assert (len(user), user.unknown) == (2, 0)
 
 
 def test_nothing_is_added_if_an_item_cannot_be_placed(with_attributes: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ranklet import BundleError, Manifest, Ranker, RankletError
+from ranklet_export.catalogue import Changes, save_catalogue
 from ranklet_export.export import Settings, export_random
 
 THREADS = 8
@@ -150,6 +151,17 @@ def test_kept_users_filters_and_removed_items_follow(versions: list[Path]) -> No
     assert {*ranker.rank(["1"], eligible=eligible).items} == {"5", "315"}
     assert "7" not in ranker.rank(["1"], k=320).items
     assert len(ranker) == 319
+
+
+def test_an_item_that_a_new_bundle_ranks_again_stays_ranked(
+    versions: list[Path], tmp_path: Path
+) -> None:
+    save_catalogue(versions[0], Changes(removed=["7", "8"]), tmp_path / "less")
+    ranker = Ranker.load(tmp_path / "less", provider="cpu")
+    ranker.remove_items(["9"])
+    assert len(ranker) == 297
+    ranker.reload(versions[0])
+    assert {*ranker.rank(["1"], k=300).items} == {*ranker.ids} - {"9"}
 
 
 def test_times_of_a_kept_user_follow(

@@ -47,6 +47,7 @@ OPTIONAL = {"exclude_seen", "kinds", "target", "attributes", "new_items", "expla
 MAX_MANIFEST_BYTES = 1 << 20
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
+BEHIND = -1000.0  # the bias that ranks new items behind all others
 # Files above this many bytes are hashed by ``ranklet verify`` only: to read a table of gigabytes
 # would cost what mapping it saves.
 HASHED_UP_TO = 1 << 28
@@ -169,7 +170,7 @@ class Attribute:
 class NewItems:
     """How items that training never saw are ranked, as measured at export on held-out items."""
 
-    bias: float  # added to their scores; -1000.0 puts them behind all others
+    bias: float  # added to their scores; ``BEHIND`` puts them behind all others
     in_histories: bool  # whether they count as events of a history
     figures: dict[str, Any]  # what decided that
 
@@ -301,7 +302,7 @@ class Manifest:
         if not figures:
             return "new items are ranked behind all others, as nothing was held out to measure them"
         every, warm = figures["all_NDCG@10"], figures["warm_NDCG@10"]
-        chosen = f"with a bias of {bias:g}" if bias > -1000 else "behind all others"
+        chosen = f"with a bias of {bias:g}" if bias > BEHIND else "behind all others"
         inside = "count" if self.new_items.in_histories else "do not count"
         return (
             f"new items are ranked {chosen} and {inside} in histories: of "

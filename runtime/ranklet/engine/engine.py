@@ -97,8 +97,8 @@ class Engine:
         with opened.unchanged(BIAS) as folder:
             if (of_items := read_bias(folder, manifest)) is not None:
                 self.bias[0, 1 : manifest.items + 1] = of_items
-        opened_bias = self.bias[self.bias > NEVER / 2]
-        self._has_boosts = bool(opened_bias.any())
+        self.has_own_bias = of_items is not None
+        self._has_boosts = self.has_own_bias and bool(self.bias[self.bias > NEVER / 2].any())
         # A run that excludes items holds a bias of its own, which is large in a large catalogue.
         self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None

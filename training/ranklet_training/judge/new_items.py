@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranklet.attributes import Attributes
+from ranklet.bundle.manifest import BEHIND
 from ranklet.item_features import ItemFeatures, Ragged
 from ranklet_training.data.features import read_features
 from ranklet_training.data.sequences import Ints, pad
@@ -30,7 +31,6 @@ from ranklet_training.runs.checkpoint import Model, Questions, Run
 
 HELD_OUT = 0.1  # share of the trained items
 BIASES = (1.0, 0.5, 0.0, -0.25, -0.5, -0.75, -1.0, -1.5, -2.0, -3.0, -4.0)  # of scores
-BEHIND = -1000.0  # a bias that puts new items behind all others
 # Standard errors by which a bias must gain, and by which a larger one may be below the best: the
 # best of a flat curve is a matter of chance, and new items that are shown get events.
 CLEAR, SAME = 2.0, 0.5
