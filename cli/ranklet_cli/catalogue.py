@@ -55,7 +55,7 @@ adding = combine(
     click.option(
         "--bias",
         type=float,
-        help="Points added to the scores of new items.  [default: as the export measured, else 0]",
+        help="Points added to the scores of new items.  [default: as training measured, else 0]",
     ),
 )
 columns = combine(
@@ -83,7 +83,8 @@ def catalogue() -> None:
 def add(bundle: Path, items: Path, out: Path | None, replace: bool, **options: Any) -> None:
     """Add the new ITEMS of a file, and take titles and attributes of known ones from it.
 
-    Whether they count as events of histories is what the export measured; see inspect.
+    Training measured whether items that are placed by attributes count as events of histories;
+    inspect shows it. Others do not count.
 
     Example: ranklet catalogue add bundle new.csv --out newer
     """

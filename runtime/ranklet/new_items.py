@@ -106,7 +106,7 @@ def _settings(
     bias: float | None,
     in_histories: bool | None,
 ) -> NewItems:
-    """Return bias and use in histories: as told, else what export measured for attributes."""
+    """Return bias and use in histories: as told, else what training measured for attributes."""
     measured = serving.manifest.new_items
     if measured is None or vectors is not None or like is not None:
         measured = NewItems(0.0, in_histories=False, figures={})

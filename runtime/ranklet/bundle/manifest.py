@@ -168,7 +168,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class NewItems:
-    """How items that training never saw are ranked, as measured at export on held-out items."""
+    """How items that training never saw are ranked, as training measured on held-out items."""
 
     bias: float  # added to their scores; ``BEHIND`` puts them behind all others
     in_histories: bool  # whether they count as events of a history
