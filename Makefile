@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUILD := build
 DATA ?= data
 
-.PHONY: demo docs test slow check lint pipeline ml-100k ml-1m quality clean
+.PHONY: demo docs test slow faults check lint pipeline ml-100k ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
@@ -21,6 +21,10 @@ test: .venv/.dev
 # All shapes, full products, statistics, interrupts between any two lines.
 slow: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# Bit flips, hostile bundles, kills, full disks, forks, hours of requests; writes docs/faults.md.
+faults: .venv/.dev
+	PYTHONPATH=tests $(BIN)/python -m faults
 
 check: lint test slow
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from commands import run
 
+from commands import run
 from ranklet import Manifest, Ranker
 
 FOUR_DIGITS = 5e-5

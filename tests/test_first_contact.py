@@ -13,11 +13,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from commands import run
-from raw_logs import Event, write_music, write_shop
 
+from commands import run
 from ranklet import Ranker
 from ranklet_training.data.events import Columns, read_events
+from raw_logs import Event, write_music, write_shop
 
 TINY = [f"--set={pair}" for pair in ("width=16", "max_length=32", "epochs=3")]
 SHOP = ["--user-column=customer_id", "--item-column=sku", "--timestamp-column=created_at"]

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from commands import ask, call, run
 
+from commands import ask, call, run
 from ranklet import Ranker
 from ranklet.engine.engine import History
 from ranklet.errors import DataError, RunError

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from commands import run
 
+from commands import run
 from ranklet import Manifest
 from ranklet_training.data.simulator import simulate
 from ranklet_training.runs.presets import PRESETS

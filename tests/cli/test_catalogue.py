@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from commands import ask, call, run
 
+from commands import ask, call, run
 from ranklet import Manifest, Ranker
 from ranklet.verify import verify
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import onnx
 import pytest
-from commands import ask, call
 
+from commands import ask, call
 from ranklet.bundle.folder import describe_files
 from ranklet.bundle.manifest import Manifest
 from ranklet_cli.group import cli

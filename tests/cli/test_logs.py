@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from commands import call, run
 
+from commands import call, run
 from ranklet import Ranker
 from ranklet.bundle.manifest import Manifest
 from ranklet_training.events import Columns, Events, read_events, read_items

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from commands import ask, call, run
 
+from commands import ask, call, run
 from ranklet import Ranker
 from ranklet_training.data.simulator import simulate
 

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from commands import ask, call
 
+from commands import ask, call
 from ranklet.bundle.manifest import Manifest
 from ranklet_cli.group import cli
 from ranklet_training.data.simulator import Simulation

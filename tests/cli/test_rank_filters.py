@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import ask, call, run
 
+from commands import ask, call, run
 from ranklet import Manifest, Ranker
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import describe_files, read_vocabulary, write_catalogue

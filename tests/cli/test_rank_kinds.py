@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from commands import ask, call, run
 
+from commands import ask, call, run
 from ranklet import Manifest, Ranker
 
 HISTORY, KINDS = ["i00003", "i00007", "i00003"], ["view", None, "buy"]

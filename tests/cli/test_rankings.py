@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from commands import call
 
+from commands import call
 from ranklet import Ranker
 from ranklet.bundle.folder import describe_files
 from ranklet.bundle.manifest import Manifest

@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from commands import ask, call
 
+from commands import ask, call
 from ranklet_cli.options import PRESET_NAMES
 from ranklet_training.data.simulator import Simulation, simulate
 from ranklet_training.runs.checkpoint import Run, locked, read_tensors, write_tensors

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import call
 
+from commands import call
 from ranklet_training.data.simulator import Simulation
 
 SMALL = {"width": 8, "blocks": 1, "max_length": 20, "dropout": 0.2, "epochs": 2}
