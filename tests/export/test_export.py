@@ -182,6 +182,23 @@ def test_what_others_keep_is_not_replaced(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
+@pytest.mark.parametrize("settings", [Settings(), REPLACE], ids=["new", "replace"])
+def test_what_appeared_during_an_export_stays(
+    tiny_run: Run, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, real = tmp_path / "bundle", export.model_card
+
+    def late(*arguments: Any) -> str:
+        bundle.mkdir()
+        (bundle / "thesis.tex").write_text("precious")
+        return real(*arguments)
+
+    monkeypatch.setattr(export, "model_card", late)
+    with pytest.raises(BundleError, match=r"bundle (exists|is not a bundle)"):
+        export_bundle(tiny_run.path, bundle, settings)
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "thesis.tex"]
+
+
 def test_a_bundle_behind_a_link_is_replaced_where_it_lies(
     tiny_run: Run, tiny_bundle: Path, tmp_path: Path
 ) -> None:

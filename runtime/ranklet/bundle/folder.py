@@ -34,7 +34,7 @@ from ranklet.bundle.manifest import (
 )
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.errors import BundleError
-from ranklet.files.atomic import sha256
+from ranklet.files.atomic import recover, sha256
 
 TEXTS_IN_MEMORY = 1 << 17  # ids or titles; more are searched where they lie
 
@@ -57,6 +57,7 @@ class Opened:
             self.folder = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL
             raise BundleError(f"{path} is damaged or no path: {error}") from error
+        recover(self.folder)
         self.files: dict[str, File] = {}
         self._then = {name: self._identity(name) for name in FILE_NAMES}
 
