@@ -125,8 +125,10 @@ def save_catalogue(
     check_target(target, replace=replace_target)
     old = Serving.open(bundle, "cpu", 1, owner=None, check_digests=True)
     new = _Catalogue(old, changes)
-    with new_bundle(target, replace=replace_target) as folder, old.opened.unchanged(*FILE_NAMES):
-        return _write(old, new, changes, folder)
+    with new_bundle(target, replace=replace_target) as folder:
+        manifest = _write(old, new, changes, folder)
+        old.opened.check(*FILE_NAMES)
+    return manifest
 
 
 class _Catalogue:
