@@ -163,6 +163,33 @@ def test_success_replaces_the_old_and_leaves_nothing_else(tmp_path: Path, action
     assert len(list(folder.iterdir())) == 1
 
 
+@BOTH
+@pytest.mark.usefixtures("renaming")
+def test_a_failure_names_the_file_and_not_its_temporary(
+    tmp_path: Path, action: Action, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, found = Faults(monkeypatch, OSError), []
+    for n in itertools.count(1):
+        folder = prepare(tmp_path / str(n), BEFORE[action])
+        faults.countdown = n
+        try:
+            action(folder)
+        except OSError as error:
+            found.append(str(error).replace(str(folder), "FOLDER"))
+        else:
+            break
+    names = {write: ("file",), fill: ("bundle", "bundle/a", "bundle/b")}[action]
+    assert {*found} <= {f"[Errno 5] injected: 'FOLDER/{name}'" for name in names}
+    assert len(found) > 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_what_a_full_device_refuses_is_named(tmp_path: Path) -> None:
+    for action in (atomic_write, atomic.append):
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            action(Path("/dev/full"), NEW)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
 @BOTH
 def test_what_is_only_half_made_vanishes(tmp_path: Path, action: Action, error: Any) -> None:

@@ -1,4 +1,7 @@
-"""Write files so that a reader finds either the whole new file or the old one."""
+"""Write files so that a reader finds either the whole new file or the old one.
+
+A failure is an OSError that names the file, or a file in the folder, by its final name.
+"""
 
 import errno
 import hashlib
@@ -34,6 +37,18 @@ def _aside(path: Path) -> Path:
 
 
 @contextmanager
+def _named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name ``path`` in an OSError that names nothing, as those of writes, or its temporary."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or path)
+        error.filename = name.replace(str(temporary), str(path)) if temporary else name
+        del error.filename2
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Give a binary file to fill; on success it takes the place of ``path``, else it vanishes.
 
@@ -44,28 +59,35 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     if descriptor := DESCRIPTOR.fullmatch(str(path)):
         name = descriptor[1] or descriptor[2]
         number = {"stdout": 1, "stderr": 2}.get(name) or int(name.rpartition("/")[2])
-        with os.fdopen(os.dup(number), "wb") as file:
+        with _named(path), os.fdopen(os.dup(number), "wb") as file:
             yield file
         return
     mode = path.stat().st_mode if path.exists() else None
     if mode is not None and not stat.S_ISREG(mode):
-        with path.open("wb") as file:
+        with _named(path), path.open("wb") as file:
             yield file
         return
     path = path.resolve()
     temporary = _aside(path)
-    try:
-        with temporary.open("xb") as file:
-            if mode is not None:
-                temporary.chmod(stat.S_IMODE(mode))
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with _named(path, temporary):
+        try:
+            with temporary.open("xb") as file:
+                if mode is not None:
+                    temporary.chmod(stat.S_IMODE(mode))
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Write ``data`` behind what is in a file."""
+    with _named(path), path.open("ab") as file:
+        file.write(data)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -89,13 +111,14 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     recover(path)
     temporary = _aside(path)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        _put(temporary, path, replace=replace)
-        _sync(path.parent)
+        with _named(path, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.iterdir():
+                _sync(file)
+            _sync(temporary)
+            _put(temporary, path, replace=replace)
+            _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # half a folder, or what was replaced
 
