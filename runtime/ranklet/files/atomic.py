@@ -79,7 +79,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error says more
+                temporary.unlink()
             raise
         _sync(path.parent)
 
