@@ -223,8 +223,8 @@ CAMPAIGNS = [
         "the n-th write, sync, open, mkdir or rename of a command fails",
         "Old files stay whole, no temporary stays, the message names path and reason.",
         fail_in_turn,
-        short=15,
-        middle=100,
+        short=10,
+        middle=50,
         long=400,
     ),
     Campaign(
