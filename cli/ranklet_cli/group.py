@@ -1,7 +1,6 @@
 """The command group, and the exit status of each error."""
 
 import logging
-import re
 import sys
 from typing import Any, NoReturn
 
@@ -66,11 +65,9 @@ class Commands(click.Group):
 
 
 def _describe(error: OSError) -> str:
-    """Return path and reason, with the final name of a temporary file of ``atomic_file``."""
-    if error.filename is None:
-        return str(error)
-    path = re.sub(r"\.([^/\\]+)\.[0-9a-f]{8}\.tmp", r"\1", str(error.filename))
-    return f"{path}: {error.strerror}"
+    """Return path and reason."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 def _stop(message: str, status: int) -> NoReturn:

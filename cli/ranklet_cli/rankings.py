@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,7 +105,9 @@ def _parquet(file: BinaryIO, id_type: str) -> Iterator[Write]:
             "user_id has several types, or exceeds int64, and a column of parquet has one: write "
             "every user_id as text"
         ) from error
-    pl.concat(parts).insert_column(0, column).write_parquet(file)
+    data = BytesIO()  # polars would write errors of its own into a file
+    pl.concat(parts).insert_column(0, column).write_parquet(data)
+    file.write(data.getbuffer())
 
 
 FORMATS = {

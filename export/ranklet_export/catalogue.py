@@ -38,7 +38,7 @@ from ranklet.bundle.manifest import (
 from ranklet.bundle.vocabulary import ItemId, Vocabulary
 from ranklet.engine.engine import Engine, History
 from ranklet.errors import InputError
-from ranklet.files.atomic import atomic_folder, atomic_write
+from ranklet.files.atomic import atomic_write
 from ranklet.item_table import check_ids
 from ranklet.ranker import Ranker
 from ranklet.serving import Serving
@@ -46,7 +46,7 @@ from ranklet.values import show
 from ranklet.verify import verify
 from ranklet_export.card import model_card
 from ranklet_export.rewrite import Places, write_graphs
-from ranklet_export.target import check_target
+from ranklet_export.target import check_target, new_bundle
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -125,8 +125,10 @@ def save_catalogue(
     check_target(target, replace=replace_target)
     old = Serving.open(bundle, "cpu", 1, owner=None, check_digests=True)
     new = _Catalogue(old, changes)
-    with atomic_folder(target) as folder, old.opened.unchanged(*FILE_NAMES):
-        return _write(old, new, changes, folder)
+    with new_bundle(target, replace=replace_target) as folder:
+        manifest = _write(old, new, changes, folder)
+        old.opened.check(*FILE_NAMES)
+    return manifest
 
 
 class _Catalogue:

@@ -21,7 +21,7 @@ from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Attribute, Manifest, P
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine
 from ranklet.errors import InputError, ParityError, PrecisionError, RunError
-from ranklet.files.atomic import atomic_folder, atomic_write
+from ranklet.files.atomic import atomic_write
 from ranklet.ranker import Ranker
 from ranklet.serving import Serving
 from ranklet_export.card import model_card
@@ -30,7 +30,7 @@ from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.items import ItemSource, check_items, read_item_source
 from ranklet_export.parity import ParityReport, check_parity
-from ranklet_export.target import check_target
+from ranklet_export.target import check_target, new_bundle
 from ranklet_training.judge.evaluate import SERVED
 from ranklet_training.model.model import ModelConfig, SequenceModel
 from ranklet_training.runs.checkpoint import Model, Questions, read_run
@@ -252,7 +252,7 @@ def _export_as(
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
-    with atomic_folder(bundle) as folder:
+    with new_bundle(bundle, replace=settings.replace) as folder:
         graphs = export_graphs(model, folder, precision, compact=settings.compact, new=source.new)
         trending = None if source.recent is None else shares(source.recent)
         write_catalogue(folder, source.vocabulary, source.titles, shares(source.counts), trending)
@@ -276,7 +276,7 @@ def _export_as(
         manifest = replace(manifest, parity=asdict(parity), gate=gate, explanation=explanation)
         atomic_write(folder / CARD, model_card(manifest, ranker).encode())
         replace(manifest, files=describe_files(folder)).write(folder)
-    size = sum(path.stat().st_size for path in bundle.iterdir())
+        size = sum(path.stat().st_size for path in folder.iterdir())
     seconds = time.perf_counter() - begin
     return ExportReport(bundle, size, precision, graphs.nodes, parity, gate, seconds)
 

@@ -1,10 +1,28 @@
 """Target of a bundle: what a new bundle may take the place of."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ranklet.bundle.manifest import FILE_NAMES, MANIFEST
 from ranklet.errors import BundleError
+from ranklet.files.atomic import atomic_folder
+
+
+@contextmanager
+def new_bundle(bundle: Path, *, replace: bool) -> Iterator[Path]:
+    """Give an empty folder to fill, which takes the place of ``bundle`` in the end, or vanishes.
+
+    Raises:
+        BundleError: As ``check_target``, of what is there in the end.
+    """
+    try:
+        with atomic_folder(bundle, replace=replace) as folder:
+            yield folder
+            check_target(bundle, replace=replace)  # it may be hours since the first check
+    except FileExistsError as error:
+        raise BundleError(_taken(bundle)) from error
 
 
 def check_target(bundle: Path, *, replace: bool) -> None:
@@ -22,16 +40,21 @@ def check_target(bundle: Path, *, replace: bool) -> None:
     if not bundle.exists():
         return
     if not replace:
-        raise BundleError(f"{bundle} exists: choose another folder, or replace it (--replace)")
+        raise BundleError(_taken(bundle))
     try:
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
         parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
+        strange = sorted({path.name for path in bundle.iterdir()} - parts)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         is_bundle = False
     if not is_bundle:
         raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
-    if strange := sorted({path.name for path in bundle.iterdir()} - parts):
+    if strange:
         raise BundleError(
             f"{bundle} is not replaced: it holds {strange[0]!r}, which is no part of a bundle"
         )
+
+
+def _taken(bundle: Path) -> str:
+    return f"{bundle} exists: choose another folder, or replace it (--replace)"

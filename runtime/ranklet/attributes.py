@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet import attribute_values as read
+from ranklet.bundle.folder import read_or_map
 from ranklet.bundle.manifest import ATTRIBUTES, FILTERABLE, Array, Attribute, Kind, Manifest
 from ranklet.bundle.vocabulary import Texts
 from ranklet.errors import BundleError, InputError
@@ -325,10 +326,10 @@ class _Read(Attributes):
     """Attributes of a file, whose columns are checked at first use."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        """Map the file."""
+        """Read or map the file."""
         self._path, self._arrays, features = path, dict[str, Arrays](), dict[str, Arrays]()
         try:
-            file = np.memmap(path, np.uint8, "r") if ATTRIBUTES in manifest.files else None
+            file = read_or_map(path, "u1") if ATTRIBUTES in manifest.files else None
             for name, kind, places in map(_parts, manifest.attributes):
                 arrays: Arrays = {
                     key: np.zeros(0, array.type)
@@ -339,7 +340,7 @@ class _Read(Attributes):
                 own = FILTERABLE.get(kind, ())
                 self._arrays[name] = arrays
                 features[name] = {key: arrays[key] for key in arrays if key not in own}
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise BundleError(f"{path} is damaged: {error}") from error
         kinds = {attribute.name: attribute.kind for attribute in manifest.attributes}
         super().__init__(manifest.items, kinds, {}, features)

@@ -59,9 +59,8 @@ class Ranker:
             provider: ``"cuda"`` raises where CUDA does not run; ``"auto"`` may take the CPU and
                 says so in ``Ranker.provider``.
             threads: Threads of one ranking.
-            check_digests: Compare files of up to 256 MiB with their SHA-256 (``ranklet verify``
-                compares all). Without it a damaged bundle can give wrong answers; sizes are always
-                compared.
+            check_digests: Compare all files with their SHA-256, large ones while the engine loads.
+                Without it a damaged bundle can give wrong answers; sizes are always compared.
             warm_up: Rank a few times, so that the first request is as fast as the others.
 
         Raises:

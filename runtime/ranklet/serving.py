@@ -1,5 +1,6 @@
 """Serving: a bundle and its catalogue, everything that answers a request, replaced as one."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from ranklet.answer import Answers
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, read_silent, read_vocabulary
-from ranklet.bundle.manifest import FILE_NAMES, SILENT, Manifest
+from ranklet.bundle.manifest import FILE_NAMES, HASHED_FIRST, SILENT, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.catalogue import Added, Bias, Catalogue
 from ranklet.engine.engine import Engine
@@ -35,11 +36,12 @@ class Serving:
         """Open a bundle, see ``Ranker.load``; ``owner`` is what its filters belong to."""
         opened = Opened(path)
         with opened.unchanged(*FILE_NAMES) as folder:
-            manifest = Manifest.read(folder, check_digests=check_digests)
+            manifest = Manifest.read(folder, check_digests=check_digests, hash_up_to=HASHED_FIRST)
             opened.files = manifest.files
-            engine = Engine(opened, manifest, provider, threads)
-            vocabulary = read_vocabulary(folder, manifest)
-            attributes = Attributes.read(folder, manifest)
+            with manifest.hashing_large(folder) if check_digests else nullcontext():
+                engine = Engine(opened, manifest, provider, threads)
+                vocabulary = read_vocabulary(folder, manifest)
+                attributes = Attributes.read(folder, manifest)
         return cls.start(opened, manifest, engine, vocabulary, attributes, owner)
 
     @classmethod

@@ -115,6 +115,17 @@ def test_no_history_gives_a_file_without_rankings(
     assert len(pl.read_parquet(tmp_path / name) if name == "o.parquet" else []) == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("name", ["o", "o.jsonl", "o.jsonl.gz", "o.csv", "o.csv.gz", "o.parquet"])
+def test_a_full_disk_is_named_with_the_file(
+    name: str, tiny_bundle: Path, histories: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    result = call("rank", tiny_bundle, "--input", histories, "--output", tmp_path / name)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {tmp_path / name}: No space left on device\n"
+
+
 @pytest.mark.parametrize("name", ["o.txt", "o.json", "o.parquet.gz", "o.gz", "o.xlsx", "o.tsv"])
 def test_another_suffix_is_refused(
     name: str, tiny_bundle: Path, histories: Path, tmp_path: Path

@@ -37,7 +37,7 @@ def test_the_table_is_in_the_file_once_where_the_manifest_says(
     data = (folder / WEIGHTS).read_bytes()
     assert data.count(rows.tobytes()) == 1
     assert data.index(rows.tobytes()) == manifest.table.offset
-    np.testing.assert_array_equal(map_table(folder, manifest), rows)
+    np.testing.assert_array_equal(map_table(folder / WEIGHTS, manifest.table), rows)
 
 
 def test_nothing_local_is_in_any_file_of_the_bundle(tiny_bundle: Path, tiny_run: Run) -> None:
@@ -180,6 +180,23 @@ def test_what_others_keep_is_not_replaced(
     with pytest.raises(BundleError, match=message):
         export_bundle(tiny_run.path, tmp_path, REPLACE)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("settings", [Settings(), REPLACE], ids=["new", "replace"])
+def test_what_appeared_during_an_export_stays(
+    tiny_run: Run, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, real = tmp_path / "bundle", export.model_card
+
+    def late(*arguments: Any) -> str:
+        bundle.mkdir()
+        (bundle / "thesis.tex").write_text("precious")
+        return real(*arguments)
+
+    monkeypatch.setattr(export, "model_card", late)
+    with pytest.raises(BundleError, match=r"bundle (exists|is not a bundle)"):
+        export_bundle(tiny_run.path, bundle, settings)
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "thesis.tex"]
 
 
 def test_a_bundle_behind_a_link_is_replaced_where_it_lies(

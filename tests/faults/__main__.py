@@ -18,6 +18,9 @@ from faults.world import ROOT
 
 MODULES: tuple[str, ...] = (
     # One name a line, in the order of the table.
+    "damage",
+    "writes",
+    "replacing",
 )
 PAGE = ROOT / "docs" / "faults.md"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ranklet.files import atomic
 from ranklet.files.atomic import atomic_file, atomic_folder, atomic_write, sha256
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
@@ -33,6 +34,7 @@ class Faults:
         owners = {"fsync": os, "rename": Path, "replace": Path, "mkdir": Path}
         for name, owner in owners.items():
             monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name)))
+        monkeypatch.setattr(atomic, "_rename", self.wrap(atomic._rename))
         monkeypatch.setattr(Path, "open", self.wrap(self.open))
 
     def step(self) -> None:
@@ -62,8 +64,18 @@ class Faults:
         return Writer(file) if file.writable() else io.BufferedReader(file)
 
 
+@pytest.fixture(params=["one step", "several"])
+def renaming(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Return how a folder is replaced; without renameat2 in several steps."""
+    if request.param == "several":
+        monkeypatch.setattr(atomic, "_rename", atomic._rename_in_steps)
+    return str(request.param)
+
+
 @pytest.fixture(params=[OSError, KeyboardInterrupt], ids=["error", "Ctrl-C"])
-def faults(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Faults:
+def faults(
+    renaming: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Faults:
     return Faults(monkeypatch, request.param)
 
 
@@ -149,6 +161,33 @@ def test_success_replaces_the_old_and_leaves_nothing_else(tmp_path: Path, action
     action(folder)
     assert contents(folder) == AFTER[action]
     assert len(list(folder.iterdir())) == 1
+
+
+@BOTH
+@pytest.mark.usefixtures("renaming")
+def test_a_failure_names_the_file_and_not_its_temporary(
+    tmp_path: Path, action: Action, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, found = Faults(monkeypatch, OSError), []
+    for n in itertools.count(1):
+        folder = prepare(tmp_path / str(n), BEFORE[action])
+        faults.countdown = n
+        try:
+            action(folder)
+        except OSError as error:
+            found.append(str(error).replace(str(folder), "FOLDER"))
+        else:
+            break
+    names = {write: ("file",), fill: ("bundle", "bundle/a", "bundle/b")}[action]
+    assert {*found} <= {f"[Errno 5] injected: 'FOLDER/{name}'" for name in names}
+    assert len(found) > 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_what_a_full_device_refuses_is_named(tmp_path: Path) -> None:
+    for action in (atomic_write, atomic.append):
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            action(Path("/dev/full"), NEW)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
@@ -240,3 +279,94 @@ def test_a_folder_is_replaced_where_it_lies(kind: str, tmp_path: Path) -> None:
         (made / "new").write_bytes(NEW)
     assert {path.name for path in tmp_path.rglob("*")} == {"link", "folder", "new"}
     assert link.is_symlink()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["replaced", "new"])
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it takes several steps")
+def test_a_kill_at_any_moment_leaves_a_whole_folder(there: bool, tmp_path: Path) -> None:
+    code = """
+import os, shutil, sys
+from pathlib import Path
+from ranklet.files import atomic
+import ctypes, secrets
+
+def write(steps):
+    def trace(frame, event, argument):
+        nonlocal steps
+        steps -= 1
+        if not steps:
+            os.kill(os.getpid(), 9)
+        return trace
+    sys.settrace(lambda frame, *_: trace if frame.f_code.co_filename in FILES else None)
+    with atomic.atomic_folder(Path(sys.argv[1], str(number), "bundle")) as folder:
+        for name in "ab":
+            (folder / name).write_text("new")
+    os._exit(0)
+
+FILES, number = (atomic.__file__, shutil.__file__), 0
+while True:
+    number += 1
+    folder = Path(sys.argv[1], str(number), "bundle")
+    folder.parent.mkdir()
+    if sys.argv[2:]:
+        folder.mkdir()
+        (folder / "old").write_text("old")
+    child = os.fork()
+    if not child:
+        write(number)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+    arguments = [sys.executable, "-c", code, str(tmp_path), *(["there"] if there else [])]
+    subprocess.run(arguments, check=True)
+    found = [
+        sorted(path.name for path in (parent / "bundle").glob("*")) for parent in tmp_path.iterdir()
+    ]
+    before = ["old"] if there else []
+    assert len(found) > 40
+    assert {*map(tuple, found)} == {tuple(before), ("a", "b")}
+
+
+@pytest.mark.usefixtures("renaming")
+def test_many_writers_of_one_folder_leave_that_of_one(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(50):
+            with atomic_folder(tmp_path / "bundle") as folder:
+                for name in "ab":
+                    (folder / name).write_text(str(number))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, range(6)))
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert len({*contents(tmp_path / "bundle").values()}) == 1
+
+
+@pytest.mark.usefixtures("renaming")
+@pytest.mark.parametrize("other", ["folder", "empty", "file", "link"])
+def test_what_appeared_meanwhile_stays(other: str, tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    make = {
+        "folder": lambda: prepare(path, {"other": OLD}),
+        "empty": path.mkdir,
+        "file": lambda: path.write_bytes(OLD),
+        "link": lambda: path.symlink_to("nowhere"),
+    }
+
+    def write() -> None:
+        with atomic_folder(path, replace=False) as folder:
+            (folder / "new").write_bytes(NEW)
+            make[other]()
+
+    with pytest.raises(FileExistsError, match="bundle"):
+        write()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+    assert contents(tmp_path) == {"folder": {"bundle/other": OLD}, "file": {"bundle": OLD}}.get(
+        other, {}
+    )
+
+
+def test_a_folder_that_a_killed_process_had_moved_aside_comes_back(tmp_path: Path) -> None:
+    aside = prepare(tmp_path / ".bundle.0123abcd.old", BEFORE[write])
+    atomic.recover(tmp_path / "bundle")
+    assert contents(tmp_path / "bundle") == BEFORE[write]
+    assert not aside.exists()

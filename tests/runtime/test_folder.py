@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from ranklet import BundleError, Manifest, Ranker
+from ranklet import BundleError, Manifest, Ranker, serving
 from ranklet.bundle import folder as folder_module
+from ranklet.bundle import manifest
 from ranklet.bundle.folder import (
     describe_files,
     map_table,
@@ -22,7 +24,7 @@ from ranklet.bundle.folder import (
     read_vocabulary,
     write_catalogue,
 )
-from ranklet.bundle.manifest import Program, Tensor
+from ranklet.bundle.manifest import WEIGHTS, Program, Tensor
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.engine import programs
 from ranklet.engine.engine import History
@@ -78,7 +80,7 @@ def test_a_bundle_may_lack_titles(bundle: Path, sign: Any, ids: list[str]) -> No
 
 def test_the_table_is_mapped_row_by_row(tiny_bundle: Path, exported: Any) -> None:
     made = exported(Settings(precision="int8"))
-    table = map_table(tiny_bundle, Manifest.read(tiny_bundle))
+    table = map_table(tiny_bundle / WEIGHTS, Manifest.read(tiny_bundle).table)
     assert table.shape == (61, 16)
     rows = made.model.table().detach().numpy()
     # A score is the product of a row and a user of length 1.
@@ -91,7 +93,7 @@ ENDS = np.arange(1, 61, dtype="<i8") * 6
 WRONG_ENDS = {
     "fewer": (ENDS[:-1].tobytes(), "holds 59 numbers for 60 items"),
     "half a number": (ENDS.tobytes() + b"\0", "is damaged"),
-    "nothing": (b"", "is damaged"),
+    "nothing": (b"", "holds 0 numbers for 60 items"),
     "int32": (ENDS.astype("<i4").tobytes(), "holds 30 numbers for 60 items"),
     "big-endian": (ENDS.astype(">i8").tobytes(), "do not fit together"),
     "past the end": ((ENDS + 1).tobytes(), "do not fit together"),
@@ -110,7 +112,7 @@ def test_wrong_ends_are_refused(
     (bundle / "items.ends.i64").write_bytes(data)
     sign(bundle, manifest)
     for most in (60, 0):  # in memory, and mapped
-        monkeypatch.setattr(folder_module, "TEXTS_IN_MEMORY", most)
+        monkeypatch.setattr(folder_module, "TEXTS_SEARCHED", most)
         with pytest.raises(BundleError, match=message):
             Ranker.load(bundle)
 
@@ -255,15 +257,17 @@ def test_golden_answers_are_asked_of_every_program(
         verify(bundle, provider="cpu")
 
 
-def test_what_is_too_large_to_be_hashed_at_every_load_is_verified(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["weights.bin", "titles.utf8"])
+def test_a_large_file_is_hashed_while_the_engine_loads(
+    bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defaults = {"check_digests": True, "hash_up_to": 0}
-    monkeypatch.setattr(Manifest.read.__func__, "__kwdefaults__", defaults)  # type: ignore[attr-defined]
-    change_last_byte(bundle / "titles.utf8")
+    monkeypatch.setattr(serving, "HASHED_FIRST", 0)
+    monkeypatch.setattr(manifest, "HASHED_FIRST", 0)
     assert len(Ranker.load(bundle, provider="cpu")) == 60
-    with pytest.raises(BundleError, match=r"titles\.utf8 is not what the manifest says"):
-        verify(bundle, provider="cpu")
+    change_last_byte(bundle / name)
+    with pytest.raises(BundleError, match=rf"{name} is not what the manifest says"):
+        Ranker.load(bundle, provider="cpu")
+    assert len(Ranker.load(bundle, provider="cpu", check_digests=False)) == 60
 
 
 # A folder that is replaced while it is open
@@ -350,6 +354,31 @@ def test_the_working_directory_may_change(
         late(ranker, ids)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the weights stay mapped")
+@pytest.mark.parametrize("damage", ["overwritten", "truncated"])
+@pytest.mark.parametrize("searched", [False, True], ids=["texts", "searched texts"])
+def test_a_bundle_that_is_overwritten_in_place_gives_the_old_answers(
+    bundle: Path, ids: list[str], damage: str, searched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if searched:
+        monkeypatch.setattr(folder_module, "TEXTS_SEARCHED", 0)
+    ranker = Ranker.load(bundle, provider="cpu")
+
+    def answers() -> list[object]:
+        user = ranker.user(ids[:2])
+        user.append(ids[3])
+        users = ranker.rank_batch([ids[i : i + 3] for i in range(8)])
+        every = [*users, ranker.rank([]), ranker.rank(ids[:2], candidates=ids[:9]), user.rank()]
+        values = [value for ranking in every for value in (ranking.items, [*ranking.scores])]
+        return [*values, ranker.titles(ids), ranker.similar(ids[0]).items]
+
+    before = answers()
+    for path in bundle.iterdir():
+        size = path.stat().st_size if damage == "overwritten" else 0
+        path.write_bytes(bytes([255]) * size)
+    assert answers() == before
+
+
 def test_a_link_may_point_to_another_bundle_from_now_on(
     bundle: Path, ids: list[str], tmp_path: Path
 ) -> None:
@@ -368,7 +397,7 @@ def test_a_link_may_point_to_another_bundle_from_now_on(
 def test_a_large_catalogue_ranks_and_reads_as_a_small_one(
     tiny_bundle: Path, tiny_ranker: Ranker, ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "TEXTS_IN_MEMORY", 0)
+    monkeypatch.setattr(folder_module, "TEXTS_SEARCHED", 0)
     mapped = Ranker.load(tiny_bundle, provider="cpu")
     assert isinstance(mapped.vocabulary.all_ids, Texts)
     for history in (ids[:5], [*ids[:3], "nowhere"], [], ids[::-1]):

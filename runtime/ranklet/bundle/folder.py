@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +31,14 @@ from ranklet.bundle.manifest import (
     TRENDING,
     File,
     Manifest,
+    Table,
 )
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.errors import BundleError
-from ranklet.files.atomic import sha256
+from ranklet.files.atomic import recover, sha256
 
-TEXTS_IN_MEMORY = 1 << 17  # ids or titles; more are searched where they lie
+TEXTS_SEARCHED = 1 << 17  # ids or titles; more are searched in their blob
+MAPPED_FROM = 1 << 26  # bytes; a smaller file is read, so that nobody can change it afterwards
 
 
 class Opened:
@@ -57,6 +59,7 @@ class Opened:
             self.folder = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL
             raise BundleError(f"{path} is damaged or no path: {error}") from error
+        recover(self.folder)
         self.files: dict[str, File] = {}
         self._then = {name: self._identity(name) for name in FILE_NAMES}
 
@@ -65,13 +68,20 @@ class Opened:
         """Yield the folder, to read these files from.
 
         Raises:
-            BundleError: One of them was replaced or removed before or during that.
+            BundleError: One of them was replaced or removed before or during that, or can't be
+                read.
         """
-        self._check(names)
-        yield self.folder
-        self._check(names)
+        self.check(*names)
+        try:
+            yield self.folder
+        except OSError as error:
+            self.check(*names)
+            reason = f"{error.filename or self.folder} can't be read: {error.strerror}"
+            raise BundleError(reason) from error
+        self.check(*names)
 
-    def _check(self, names: Sequence[str]) -> None:
+    def check(self, *names: str) -> None:
+        """Raise BundleError if one of these files was replaced or removed."""
         for name in names:
             now = self._identity(name)
             if now != self._then[name] and not (now and self._is_copy(name)):
@@ -186,11 +196,13 @@ def read_silent(folder: Path, manifest: Manifest) -> NDArray[np.bool_] | None:
     return silent
 
 
-def map_table(folder: Path, manifest: Manifest) -> NDArray[np.floating]:
+def map_table(file: Path | BinaryIO, table: Table) -> NDArray[np.floating]:
     """Map the item table, (items + 1, width): nothing is read before a row is used."""
-    table = manifest.table
     shape = (table.rows, table.columns)
-    return np.memmap(folder / table.file, table.type, "r", offset=table.offset, shape=shape)
+    try:
+        return np.memmap(file, table.type, "r", offset=table.offset, shape=shape)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} can't be read: {error}") from error
 
 
 def _write_texts(folder: Path, name: str, texts: Sequence[str]) -> None:
@@ -201,25 +213,33 @@ def _write_texts(folder: Path, name: str, texts: Sequence[str]) -> None:
 
 
 def _read_texts(folder: Path, name: str, count: int) -> Sequence[str]:
-    """Read texts; many are mapped instead."""
+    """Read texts; many are searched in their blob."""
     ends = _read_array(folder / f"{name}.ends.i64", "<i8", count)
     path = folder / f"{name}.utf8"
-    if ends[0] < 0 or ends[-1] != path.stat().st_size or (ends[1:] < ends[:-1]).any():
+    blob = read_or_map(path, "u1").data
+    if ends[0] < 0 or ends[-1] != len(blob) or (ends[1:] < ends[:-1]).any():
         raise BundleError(f"{path} and its ends do not fit together")
-    if count > TEXTS_IN_MEMORY:
-        return Texts(np.memmap(path, np.uint8, "r").data, ends.data)
-    blob, places = path.read_bytes(), [0, *ends.tolist()]
+    if count > TEXTS_SEARCHED:
+        return Texts(blob, ends.data)
+    texts, places = bytes(blob), [0, *ends.tolist()]
     try:
-        return [blob[a:b].decode() for a, b in pairwise(places)]
+        return [texts[a:b].decode() for a, b in pairwise(places)]
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} is not UTF-8: {error}") from error
 
 
 def _read_array(path: Path, dtype: str, count: int) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.memmap(path, dtype, "r")
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} is damaged: {error}") from error
+    array = read_or_map(path, dtype)
     if len(array) != count:
         raise BundleError(f"{path} holds {len(array)} numbers for {count} items")
     return array
+
+
+def read_or_map(path: Path, dtype: str) -> NDArray[Any]:
+    """Read the array of a small file, or map that of a large one."""
+    try:
+        if path.stat().st_size < MAPPED_FROM:
+            return np.frombuffer(path.read_bytes(), dtype)
+        return np.memmap(path, dtype, "r")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error

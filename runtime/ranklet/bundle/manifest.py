@@ -7,6 +7,9 @@ The parts are in one file because they are one document.
 
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -50,7 +53,7 @@ NEVER = -3e38  # below every score, and still a finite number
 BEHIND = -1000.0  # the bias that ranks new items behind all others
 # Files above this many bytes are hashed by ``ranklet verify`` only: to read a table of gigabytes
 # would cost what mapping it saves.
-HASHED_UP_TO = 1 << 28
+HASHED_FIRST = 1 << 26  # bytes of a file; a larger one is hashed while the engine loads
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 # Bits of the codes that choose from the catalogue, for the precisions that have codes.
 CODE_BITS: dict[Precision, int] = {"int8": 8, "int4": 4}
@@ -320,7 +323,7 @@ class Manifest:
 
     @classmethod
     def read(
-        cls, path: str | Path, *, check_digests: bool = True, hash_up_to: int = HASHED_UP_TO
+        cls, path: str | Path, *, check_digests: bool = True, hash_up_to: int = sys.maxsize
     ) -> "Manifest":
         """Read the manifest of a bundle; check it, and the files against it.
 
@@ -328,7 +331,7 @@ class Manifest:
             path: Folder of the bundle.
             check_digests: Hash the files. Without it only names and sizes are compared, and a
                 flipped bit in the weights gives wrong answers without an error.
-            hash_up_to: Files of more bytes are not hashed.
+            hash_up_to: Files of more bytes are left to ``hashing_large``.
 
         Raises:
             BundleError: Something is missing, damaged, unknown or of another format.
@@ -336,12 +339,30 @@ class Manifest:
         folder = Path(path)
         manifest = cls._parse(folder, check_digest=check_digests)
         for name, expected in manifest.files.items():
-            try:
-                is_hashed = check_digests and expected.size <= hash_up_to
-                _check_file(folder / name, expected, check_digest=is_hashed)
-            except OSError as error:
-                raise BundleError(f"{folder / name} can't be read: {error}") from error
+            is_hashed = check_digests and expected.size <= hash_up_to
+            _check_file(folder / name, expected, check_digest=is_hashed)
         return manifest
+
+    @contextmanager
+    def hashing_large(self, folder: Path) -> Iterator[None]:
+        """Hash the files of more than ``HASHED_FIRST`` bytes beside the block.
+
+        BundleError at its end: one of them is not what the manifest says.
+        """
+        large = [name for name in self.files if self.files[name].size > HASHED_FIRST]
+        if not large:
+            yield
+            return
+        from concurrent.futures import ThreadPoolExecutor  # for large bundles alone
+
+        with ThreadPoolExecutor(1) as thread:
+            checks = [
+                thread.submit(_check_file, folder / name, self.files[name], check_digest=True)
+                for name in large
+            ]
+            yield
+            for check in checks:
+                check.result()
 
     @classmethod
     def _parse(cls, folder: Path, *, check_digest: bool) -> "Manifest":
@@ -434,7 +455,7 @@ class Manifest:
             raise ValueError(f"the item table holds {self.table.type!r} for {self.precision}")
         size = np.dtype(self.table.type).itemsize
         end = self.table.offset + size * self.table.rows * self.table.columns
-        if self.table.file not in self.files or end > self.files[self.table.file].size:
+        if self.table.file != WEIGHTS or end > self.files[WEIGHTS].size:
             raise ValueError("the item table lies outside its file")
         if self.table.offset < 0 or self.table.rows != self.items + 1:
             raise ValueError(f"the item table has {self.table.rows} rows for {self.items} items")
@@ -503,12 +524,15 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_file(path: Path, expected: File, *, check_digest: bool) -> None:
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: copy the whole bundle again")
-    if path.stat().st_size != expected.size:
-        raise BundleError(
-            f"{path} has {path.stat().st_size} bytes, the manifest says {expected.size}: "
-            "copy the whole bundle again"
-        )
-    if check_digest and sha256(path) != expected.sha256:
-        raise BundleError(f"{path} is not what the manifest says (SHA-256): copy it again")
+    try:
+        if not path.is_file():
+            raise BundleError(f"{path} is missing: copy the whole bundle again")
+        if (size := path.stat().st_size) != expected.size:
+            raise BundleError(
+                f"{path} has {size} bytes, the manifest says {expected.size}: "
+                "copy the whole bundle again"
+            )
+        if check_digest and sha256(path) != expected.sha256:
+            raise BundleError(f"{path} is not what the manifest says (SHA-256): copy it again")
+    except OSError as error:
+        raise BundleError(f"{path} can't be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Memory pages of large tables on Linux: huge ones for what is scanned, few for what is looked up.
+"""Memory pages of tables on Linux: huge ones for what is scanned, few for what is looked up.
 
 * onnxruntime packs the table that it scans into pages of 4 KiB, whose address translation takes
   half the time of the scan; pages of 2 MiB avoid it (10M items, 1 thread: 58 ms, then 35 ms).
@@ -9,19 +9,38 @@
 
 All of this is advice to the kernel: no result depends on it, and systems that do not know it (no
 Linux, or one older than 6.1) ignore it.
+
+The mappings of a small file are put on a copy in memory: who overwrites the file would change
+answers otherwise, and who truncates it would end the process (SIGBUS).
 """
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, RLock, Thread
+from typing import BinaryIO, NamedTuple
+from weakref import finalize
 
 DONT_NEED, PAGE_OUT, COLLAPSE = 4, 21, 25  # of madvise(2)
 LARGE = 1 << 24  # bytes; smaller regions gain nothing
+MAP_PRIVATE_FIXED = 0x12  # of mmap(2)
 FORGET_EVERY = 0.02  # seconds, in which up to 100 MB are read
 
 Region = tuple[int, int]  # address, bytes
+
+
+class Mapping(NamedTuple):
+    """A line of /proc/self/maps."""
+
+    start: int
+    size: int
+    rights: str  # as "rw-p"
+    offset: int  # in the file
+    path: str  # empty: anonymous memory
+
 
 MAPPING = RLock()  # held while a huge file is mapped, so that each reader knows its own mapping
 
@@ -88,6 +107,10 @@ def new_regions(path: str) -> Iterator[list[Region]]:
 
 def regions(path: str) -> list[Region]:
     """Return the large regions of a mapped file; with no path, those of anonymous memory."""
+    return [(m.start, m.size) for m in _mappings() if m.size >= LARGE and m.path == path]
+
+
+def _mappings() -> list[Mapping]:
     if sys.platform != "linux":
         return []
     try:
@@ -96,11 +119,52 @@ def regions(path: str) -> list[Region]:
         return []
     found = []
     for line in lines:
-        addresses, _, _, _, _, *name = line.split(maxsplit=5)
+        addresses, rights, offset, _, _, *name = line.split(maxsplit=5)
         start, end = (int(address, 16) for address in addresses.split("-"))
-        if end - start >= LARGE and "".join(name) == path:
-            found.append((start, end - start))
+        found.append(Mapping(start, end - start, rights, int(offset, 16), "".join(name)))
     return found
+
+
+class Copy:
+    """A copy of a small file in memory, which Linux has (memfd_create)."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file; AttributeError or OSError: the system has no such copies."""
+        self.descriptor = os.memfd_create(path.name)
+        finalize(self, os.close, self.descriptor)
+        with path.open("rb") as file, open(self.descriptor, "wb", closefd=False) as copy:
+            shutil.copyfileobj(file, copy)
+
+    def open(self) -> BinaryIO:
+        """Return the copy as a file."""
+        return open(self.descriptor, "rb", closefd=False)
+
+
+@contextmanager
+def mapped_to(copy: Copy | None, path: str) -> Iterator[None]:
+    """On exit, put what this thread has mapped of a file onto its copy, at the same addresses."""
+    if copy is None:
+        yield
+        return
+    with MAPPING:
+        before = {mapping.start for mapping in _mappings()}
+        yield
+        for mapping in _mappings():
+            if mapping.path == path and mapping.start not in before and "p" in mapping.rights:
+                _map(mapping, copy.descriptor)
+
+
+def _map(place: Mapping, descriptor: int) -> None:
+    """Call mmap(2)."""
+    import ctypes
+
+    rights = sum(1 << bit for bit, right in enumerate("rwx") if right in place.rights)
+    call = ctypes.CDLL(None, use_errno=True).mmap
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    call.restype = ctypes.c_void_p
+    how = (rights, MAP_PRIVATE_FIXED, descriptor, place.offset)
+    if call(place.start, place.size, *how) != place.start:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def advise(region: Region, advice: int) -> None:

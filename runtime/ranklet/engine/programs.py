@@ -1,7 +1,7 @@
 """Onnxruntime sessions of a bundle's programs, loaded on first use."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from threading import RLock
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,9 @@ from ranklet.errors import BundleError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-# Bytes of weights from which memory pages matter, and from which lookups could fill memory; rows of
-# lookups (each maps up to 2 MiB) after which their pages are dropped.
+# Bytes of weights up to which they are copied into memory and from which memory pages matter, and
+# from which lookups could fill memory; rows of lookups (each maps up to 2 MiB) after which their
+# pages are dropped.
 LARGE_WEIGHTS, HUGE_WEIGHTS, MOST_LOOKUPS = 1 << 26, 1 << 30, 256
 
 
@@ -43,10 +44,17 @@ class Programs:
         self.mapped: list[memory.Region] = []
         self._lookups = 0
         self._size = manifest.files[WEIGHTS].size
+        weights = opened.folder / WEIGHTS
+        self._copy = None
+        if self._size < LARGE_WEIGHTS:
+            with opened.unchanged(WEIGHTS), suppress(AttributeError, OSError):
+                self._copy = memory.Copy(weights)
         session, self.provider = self._load(ENCODE, provider)
         self._sessions[ENCODE] = session
         with self._mapping():
-            self.table: NDArray[np.floating] = map_table(opened.folder, manifest)
+            self.table: NDArray[np.floating] = map_table(
+                self._copy.open() if self._copy else weights, manifest.table
+            )
 
     def session(self, name: str) -> "InferenceSession":
         """Return the session of a program; concurrent calls load it once."""
@@ -72,7 +80,12 @@ class Programs:
         weights = str((self._opened.folder / WEIGHTS).resolve())
         before = memory.regions("") if self._size >= LARGE_WEIGHTS else []
         kept_out = memory.kept_out(weights) if self._size >= HUGE_WEIGHTS else nullcontext()
-        with self._opened.unchanged(program.file, WEIGHTS) as folder, self._mapping(), kept_out:
+        with (
+            self._opened.unchanged(program.file, WEIGHTS) as folder,
+            memory.mapped_to(self._copy, weights),
+            self._mapping(),
+            kept_out,
+        ):
             session, device = create_session(folder / program.file, provider, self._threads)
         if self._size >= LARGE_WEIGHTS and device == "cpu":
             memory.use_huge_pages(before)

@@ -334,7 +334,7 @@ def _write(
     }
     text = [f"- {key}: {value}" for key, value in lines.items() if value is not None]
     # A new folder appears with all files, in an existing one each file appears whole.
-    with nullcontext(folder) if folder.exists() else atomic_folder(folder) as place:
+    with nullcontext(folder) if folder.exists() else atomic_folder(folder, replace=False) as place:
         write_frame(place / fetched.events.name, events)
         write_frame(place / fetched.items.name, items)
         atomic_write(place / "SOURCE.md", "\n".join([f"# {source.name}", "", *text, ""]).encode())

@@ -127,4 +127,6 @@ def _unusable(database: Path, error: Exception) -> RunError:
             f"{database} is locked by another program: close it and run the same command again; "
             "finished trials are kept"
         )
+    if "disk" in reason:  # full, or failing
+        return RunError(f"{database} can't be written: {reason.splitlines()[0]}")
     return RunError(f"{database} is damaged, or of another optuna: {reason.splitlines()[0]}")

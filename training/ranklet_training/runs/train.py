@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ranklet.errors import RunError
-from ranklet.files.atomic import atomic_write
+from ranklet.files.atomic import append, atomic_write
 from ranklet.time_gaps import UNKNOWN
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.data.split import Split
@@ -119,7 +119,7 @@ def _train_to_end(
             _end_epoch(run, model, progress, metrics)
             line = _log_line(progress, metrics, speed, time.perf_counter() - begin)
             line |= {"kinds": variant} if variant else {}
-            _append_line(run.path / "metrics.jsonl", line)
+            append(run.path / "metrics.jsonl", (json.dumps(line) + "\n").encode())
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
             report.epoch(line)
             if log is not None:
@@ -355,11 +355,6 @@ def _log_line(progress: Progress, metrics: Metrics, speed: float, seconds: float
     progress.step_in_epoch = progress.targets_seen = 0
     progress.loss_sum = 0.0
     return line
-
-
-def _append_line(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _keep_lines(path: Path, epoch: int) -> None:
