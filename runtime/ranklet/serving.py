@@ -8,7 +8,8 @@ import numpy as np
 from ranklet.answer import Answers
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, read_silent, read_vocabulary
-from ranklet.bundle.manifest import FILE_NAMES, SILENT, Manifest
+from ranklet.bundle.graph import check_graphs
+from ranklet.bundle.manifest import FILE_NAMES, HASHED_UP_TO, SILENT, WEIGHTS, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.catalogue import Added, Bias, Catalogue
 from ranklet.engine.engine import Engine
@@ -37,6 +38,8 @@ class Serving:
         with opened.unchanged(*FILE_NAMES) as folder:
             manifest = Manifest.read(folder, check_digests=check_digests)
             opened.files = manifest.files
+            is_small = manifest.files[WEIGHTS].size <= HASHED_UP_TO
+            check_graphs(folder, manifest, with_weights=check_digests and is_small)
             engine = Engine(opened, manifest, provider, threads)
             vocabulary = read_vocabulary(folder, manifest)
             attributes = Attributes.read(folder, manifest)

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ranklet.bundle.graph import check_graphs
 from ranklet.bundle.manifest import GOLDEN, Manifest
 from ranklet.engine.sessions import Provider
 from ranklet.golden import check_golden
@@ -37,6 +38,7 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
     """
     path = Path(path)
     manifest = Manifest.read(path, hash_up_to=sys.maxsize)  # every file, however large
+    check_graphs(path, manifest, with_weights=True)
     ranker = Ranker.load(path, provider=provider, threads=threads, check_digests=False)
     differences = check_golden(ranker)
     files = manifest.files
