@@ -85,6 +85,15 @@ def function(model: ModelProto) -> None:
     model.functions.append(helper.make_function("own", "f", [], [], [], []))
 
 
+def node(model: ModelProto, operator: str) -> onnx.NodeProto:
+    return next(each for each in model.graph.node if each.op_type == operator)
+
+
+def batches(model: ModelProto) -> None:
+    """onnxruntime 1.32 aborts."""
+    node(model, "GatherND").attribute[0].i = -(2**63)
+
+
 CHANGES: dict[str, tuple[Change, str]] = {
     "Loop": (loop, "operator 'Loop' of domain ''"),
     "If": (append(helper.make_node("If", ["x"], ["y"])), "operator 'If' of domain ''"),
@@ -101,7 +110,24 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a tensor as an attribute": (tensor_attribute, "it has a field 5 of wire type 2"),
     "an attribute without a type": (
         lambda model: model.graph.node[0].attribute.add(name="x"),
-        "an attribute of type None of Sign",
+        "attribute 'x' of Sign is 0",
+    ),
+    "an attribute of another operator": (
+        lambda model: model.graph.node[0].attribute.append(helper.make_attribute("axis", 0)),
+        "attribute 'axis' of Sign is 0",
+    ),
+    "more outputs than parts": (  # onnxruntime 1.32 aborts
+        append(helper.make_node("Split", ["x"], ["y", "z"], num_outputs=1)),
+        "attribute 'num_outputs' of Split is 1",
+    ),
+    "a huge axis of a node": (batches, "attribute 'batch_dims' of GatherND is 9223372036854775808"),
+    "an empty input": (
+        lambda model: node(model, "LayerNormalization").input.__setitem__(2, ""),
+        "LayerNormalization of 3 inputs and 1 outputs",
+    ),
+    "no input": (
+        lambda model: node(model, "MatMul").ClearField("input"),
+        "MatMul of 0 inputs and 1 outputs",
     ),
     "a function": (function, "it has a field 25 of wire type 2"),
     "metadata": (

@@ -12,13 +12,14 @@ A graph is a protobuf message; every field is a tag, and a number or some bytes
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.manifest import SCORE, WEIGHTS, Manifest
+from ranklet.bundle.manifest import CHUNK, SCORE, WEIGHTS, WIDEST, Manifest
 from ranklet.errors import BundleError
 from ranklet.values import show
 
@@ -28,33 +29,100 @@ PIECE = 1 << 18  # bytes read at once
 
 CONTRIB = "com.microsoft"
 OPSETS = {"": range(20, 24), CONTRIB: range(1, 2)}
+# Operators by domain: the fewest and the most inputs, and the attributes.
 OPERATORS = {
     "": {
-        *("Abs", "Add", "And", "ArgMax", "Attention", "Cast", "Clip", "Concat", "CumSum"),
-        *("Div", "Equal", "Expand", "Gather", "GatherElements", "GatherND", "Gelu"),
-        *("Gemm", "GreaterOrEqual", "IsNaN", "LayerNormalization", "Less", "MatMul"),
-        *("Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "QuantizeLinear"),
-        *("RMSNormalization", "Range", "ReduceL2", "ReduceMax", "ReduceSum", "Reshape"),
-        *("RotaryEmbedding", "ScatterElements", "Shape", "Sigmoid", "Sign", "Slice"),
-        *("Softmax", "Split", "Squeeze", "Sub", "Sum", "TopK", "Transpose", "Unsqueeze"),
-        "Where",
+        "Abs": (1, 1, ""),
+        "Add": (2, 2, ""),
+        "And": (2, 2, ""),
+        "ArgMax": (1, 1, "axis select_last_index"),
+        "Attention": (3, 4, "is_causal kv_num_heads q_num_heads scale"),
+        "Cast": (1, 1, "to"),
+        "Clip": (2, 3, ""),
+        "Concat": (2, 4, "axis"),
+        "CumSum": (2, 2, "exclusive reverse"),
+        "Div": (2, 2, ""),
+        "Equal": (2, 2, ""),
+        "Expand": (2, 2, ""),
+        "Gather": (2, 2, "axis"),
+        "GatherElements": (2, 2, "axis"),
+        "GatherND": (2, 2, "batch_dims"),
+        "Gelu": (1, 1, "approximate"),
+        "Gemm": (3, 3, "transB"),
+        "GreaterOrEqual": (2, 2, ""),
+        "IsNaN": (1, 1, ""),
+        "LayerNormalization": (3, 3, "axis epsilon stash_type"),
+        "Less": (2, 2, ""),
+        "MatMul": (2, 2, ""),
+        "Max": (2, 2, ""),
+        "Min": (2, 2, ""),
+        "Mod": (2, 2, ""),
+        "Mul": (2, 2, ""),
+        "Neg": (1, 1, ""),
+        "Not": (1, 1, ""),
+        "Or": (2, 2, ""),
+        "Pad": (2, 2, ""),
+        "QuantizeLinear": (3, 3, ""),
+        "RMSNormalization": (2, 2, "epsilon"),
+        "Range": (3, 3, ""),
+        "ReduceL2": (2, 2, "keepdims noop_with_empty_axes"),
+        "ReduceMax": (2, 2, "keepdims"),
+        "ReduceSum": (2, 2, "keepdims noop_with_empty_axes"),
+        "Reshape": (2, 2, "allowzero"),
+        "RotaryEmbedding": (4, 4, "num_heads"),
+        "ScatterElements": (3, 3, "axis"),
+        "Shape": (1, 1, "end start"),
+        "Sigmoid": (1, 1, ""),
+        "Sign": (1, 1, ""),
+        "Slice": (3, 4, ""),
+        "Softmax": (1, 1, "axis"),
+        "Split": (1, 1, "axis num_outputs"),
+        "Squeeze": (1, 2, ""),
+        "Sub": (2, 2, ""),
+        "Sum": (3, 3, ""),
+        "TopK": (2, 2, "largest sorted"),
+        "Transpose": (1, 1, "perm"),
+        "Unsqueeze": (2, 2, ""),
+        "Where": (3, 3, ""),
     },
-    CONTRIB: {"MatMulNBits", "MatMulIntegerToFloat"},
+    CONTRIB: {
+        "MatMulIntegerToFloat": (6, 6, ""),
+        "MatMulNBits": (3, 3, "K N accuracy_level bits block_size"),
+    },
+}
+OUTPUTS = {"Split": 2, "TopK": 2}  # all others have one
+# The least and the most of integer attributes: onnxruntime crashes on some others.
+AXES, FLAG, HEADS = (-1, 3), (0, 1), (1, 1 << 10)
+INTEGERS = {
+    **dict.fromkeys(("axis", "start", "end", "perm"), AXES),
+    **dict.fromkeys(("allowzero", "batch_dims", "exclusive", "is_causal", "keepdims"), FLAG),
+    **dict.fromkeys(("largest", "noop_with_empty_axes", "reverse", "select_last_index"), FLAG),
+    **dict.fromkeys(("sorted", "stash_type", "transB"), FLAG),
+    **dict.fromkeys(("kv_num_heads", "num_heads", "q_num_heads"), HEADS),
+    **{"num_outputs": (2, 2), "to": (1, 10), "accuracy_level": (4, 4), "bits": (4, 8)},
+    **{"K": (1, WIDEST), "block_size": (16, WIDEST), "N": (CHUNK, 1 << 40)},
 }
 # Element types of tensors (TensorProto.DataType), as numpy writes them.
 TYPES = {1: "<f4", 2: "|u1", 3: "|i1", 5: "<i2", 7: "<i8", 9: "|b1", 10: "<f2"}
-ATTRIBUTE_TYPES = {1, 2, 3, 7}  # a float, an integer, a text, integers
+VALUES = {1: "float", 2: "integer", 3: "text", 7: "integers"}  # of attributes, by type
 
 # Fields of onnx.proto by tag: eight times the number, plus 0 for an integer, 2 for bytes and 5 for
 # four bytes. Those without a name are known and not looked at.
 MODEL = {8: "", 18: "", 58: "graph", 66: "opsets"}  # 8, 18: version, producer
 OPSET = {10: "domain", 16: "version"}
 GRAPH = {10: "nodes", 18: "", 42: "tensors", 90: "", 98: ""}  # name, inputs, outputs
-NODE = {10: "", 18: "", 26: "", 34: "operator", 42: "attributes", 50: "", 58: "domain"}
-ATTRIBUTE = {10: "", 21: "", 24: "", 34: "", 64: "", 160: "type"}  # name, and a value by type
+NODE = {
+    **{10: "inputs", 18: "outputs", 26: "", 34: "operator"},  # 26, 50: name, note
+    **{42: "attributes", 50: "", 58: "domain"},
+}
+ATTRIBUTE = {
+    **{10: "name", 21: "float", 24: "integer", 34: "text"},
+    **{64: "integers", 160: "type"},
+}
 TENSOR = {8: "dims", 16: "type", 66: "name", 74: "content", 106: "places", 112: "is_stored"}
 PLACE = {10: "key", 18: "value"}
-REPEATED = {"opsets", "nodes", "tensors", "attributes", "dims", "places"}
+REPEATED = {"opsets", "nodes", "tensors", "inputs", "outputs", "attributes", "integers"}
+REPEATED |= {"dims", "places"}
 
 
 class Stored(NamedTuple):
@@ -119,10 +187,27 @@ def _check_node(node: dict[str, Any]) -> None:
     domain, operator = _text(node, "domain"), _text(node, "operator")
     if operator not in OPERATORS.get(domain, ()):
         raise ValueError(f"operator {show(operator)} of domain {show(domain)}")
+    fewest, most, names = OPERATORS[domain][operator]
+    inputs, outputs = node.get("inputs", ()), node.get("outputs", ())
+    is_whole = all((*inputs, *outputs)) and fewest <= len(inputs) <= most
+    if not is_whole or len(outputs) != OUTPUTS.get(operator, 1):
+        raise ValueError(f"{operator} of {len(inputs)} inputs and {len(outputs)} outputs")
     for attribute in node.get("attributes", ()):
-        kind = _fields(attribute, ATTRIBUTE).get("type")
-        if kind not in ATTRIBUTE_TYPES:
-            raise ValueError(f"an attribute of type {show(kind)} of {operator}")
+        _check_attribute(attribute, operator, names)
+
+
+@lru_cache(maxsize=1 << 8)  # most are the same
+def _check_attribute(attribute: bytes, operator: str, names: str) -> None:
+    fields = _fields(attribute, ATTRIBUTE)
+    name, kind = _text(fields, "name"), VALUES.get(fields.get("type", 0), "")
+    value = fields.get(kind, 0)
+    least, largest = INTEGERS.get(name, (0, 0))
+    whole = {"integer": [value], "integers": value}.get(kind, [])
+    is_known = name in names.split() and kind in fields
+    if not is_known or any(
+        not least <= number - (number >> 63 << 64) <= largest for number in whole
+    ):
+        raise ValueError(f"attribute {show(name)} of {operator} is {show(value)}")
 
 
 def _stored(tensor: dict[str, Any], size: int) -> Iterator[Stored]:
