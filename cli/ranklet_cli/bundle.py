@@ -8,10 +8,13 @@ from typing import Any
 import click
 
 from ranklet.bundle.manifest import Attribute, Manifest
+from ranklet.errors import BundleError
 from ranklet.values import show
 from ranklet_cli.evaluate import format_evaluation
 from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, session
 
+# What facts of another form than ranklet writes lead to.
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of a second
 
 
@@ -128,6 +131,18 @@ def inspect(bundle: Path, as_json: bool) -> None:
     manifest = Manifest.read(bundle)
     if as_json:
         return print_json(manifest)
+    try:
+        lines = _describe(bundle, manifest)
+    except MALFORMED as error:
+        raise BundleError(
+            f"{bundle} says of itself what ranklet does not write ({show(error)}); --json shows "
+            "all of it"
+        ) from error
+    click.echo("\n".join(lines))
+
+
+def _describe(bundle: Path, manifest: Manifest) -> list[str]:
+    """Return what the manifest says, for people; its facts may be of any form."""
     settings, facts = manifest.training["model"], manifest.data
     lines = [
         f"{bundle}: format {manifest.format}, {manifest.precision}",
@@ -151,7 +166,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         lines += ["", text]
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]
-    click.echo("\n".join(lines))
+    return lines
 
 
 def _describe_kinds(manifest: Manifest) -> str:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.manifest import ENCODE_ROWS, GOLDEN, MODEL, SCORE_MANY, Manifest
+from ranklet.bundle.manifest import (
+    ENCODE_ROWS,
+    GOLDEN,
+    MAX_MANIFEST_BYTES,
+    MODEL,
+    SCORE_MANY,
+    Manifest,
+)
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.catalogue import Bias
 from ranklet.engine.engine import Engine, History
@@ -14,11 +21,14 @@ from ranklet.engine.programs import Programs
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import BundleError
 from ranklet.ranking import Ranking
-from ranklet.values import Ids
+from ranklet.values import Ids, show
 
 if TYPE_CHECKING:
     from ranklet.ranker import Ranker
 
+# What golden answers of another form lead to.
+MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+MALFORMED += (RecursionError,)
 # Another processor or provider sums in another order; cosines over the temperature reach 14.
 SCORE_TOLERANCE = 1e-3
 # The golden answers are of full precision: fp16 rounds tables to one part in 2048.
@@ -42,6 +52,8 @@ def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
     engine, vocabulary, path = ranker.engine, ranker.vocabulary, ranker.path / GOLDEN
     tolerance = _tolerance(ranker.manifest)
     try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
         golden = json.loads(path.read_bytes())
         differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
         for number, answer in enumerate(golden if with_model else []):
@@ -55,8 +67,8 @@ def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
                 name = f"golden answer {number} of {ENCODE_ROWS}"
                 differences.append(_difference(ranking, answer, name, tolerance))
         check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: {error!r}") from error
+    except MALFORMED as error:
+        raise BundleError(f"{path} is damaged: {show(error)}") from error
     if not differences:
         raise BundleError(f"{path} holds no answers")
     return differences
@@ -139,7 +151,7 @@ def _difference(ranking: Ranking, answer: dict[str, Any], name: str, tolerance: 
     moved = np.array([a != b for a, b in zip(ranking.items, answer["items"], strict=True)])
     if not difference <= tolerance or (moved & ~is_tied).any():
         raise BundleError(
-            f"{name} differs on this machine: expected {answer['items']}, got "
-            f"{ranking.items}; scores differ by {difference:.2e} (tolerance {tolerance})"
+            f"{name} differs on this machine: expected {show(answer['items'])}, got "
+            f"{show(ranking.items)}; scores differ by {difference:.2e} (tolerance {tolerance})"
         )
     return difference

@@ -27,6 +27,7 @@ from ranklet.bundle.manifest import ITEM, LEARNED
 from ranklet.engine.engine import Engine, Floats
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import BundleError, InputError
+from ranklet.values import show
 
 TITLE = "title"
 WORD = re.compile(r"[^\W_]+")
@@ -68,7 +69,13 @@ class ItemFeatures:
         self.codes_of = dict[str, slice]()  # of each attribute
         self.count = 1  # of codes
         for name, kind in attributes.kinds.items():
-            array = attributes.features[name][LEARNED[kind][0]]
+            array, *others = (attributes.features[name][key] for key in LEARNED[kind])
+            of_words = kind != "text" or not len(array) or 0 <= array.min() <= array.max() < BUCKETS
+            if not of_words or any(len(array) != len(other) for other in others):
+                raise BundleError(
+                    f"the features of attribute {show(name)} do not fit together: the bundle is "
+                    "damaged; copy it again"
+                )
             first, self.count = self.count, self.count + len(array)
             self.count += kind == "number"  # edges lie between the buckets
             self.codes_of[name] = slice(first, self.count)

@@ -9,7 +9,8 @@ import numpy as np
 from ranklet.answer import Answers
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, read_silent, read_vocabulary
-from ranklet.bundle.manifest import FILE_NAMES, HASHED_FIRST, SILENT, Manifest
+from ranklet.bundle.graph import check_graphs
+from ranklet.bundle.manifest import FILE_NAMES, HASHED_FIRST, SILENT, WEIGHTS, Manifest
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.catalogue import Added, Bias, Catalogue
 from ranklet.engine.engine import Engine
@@ -38,6 +39,8 @@ class Serving:
         with opened.unchanged(*FILE_NAMES) as folder:
             manifest = Manifest.read(folder, check_digests=check_digests, hash_up_to=HASHED_FIRST)
             opened.files = manifest.files
+            is_small = manifest.files[WEIGHTS].size <= HASHED_FIRST
+            check_graphs(folder, manifest, with_weights=check_digests and is_small)
             with manifest.hashing_large(folder) if check_digests else nullcontext():
                 engine = Engine(opened, manifest, provider, threads)
                 vocabulary = read_vocabulary(folder, manifest)

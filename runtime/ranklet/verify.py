@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ranklet.bundle.graph import check_graphs
 from ranklet.bundle.manifest import GOLDEN, Manifest
 from ranklet.engine.sessions import Provider
 from ranklet.golden import check_golden
@@ -36,6 +37,7 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
     """
     path = Path(path)
     manifest = Manifest.read(path)
+    check_graphs(path, manifest, with_weights=True)
     ranker = Ranker.load(path, provider=provider, threads=threads, check_digests=False)
     differences = check_golden(ranker)
     files = manifest.files

@@ -138,7 +138,10 @@ def write_array(path: Path, array: NDArray[Any], dtype: str) -> None:
 def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """Read the ids of a bundle."""
     if manifest.id_type == "string":
-        return Vocabulary(_read_texts(folder, "items", manifest.items))
+        texts = _read_texts(folder, "items", manifest.items)
+        if isinstance(texts, list) and texts != sorted({*texts}):
+            raise BundleError(f"{folder / 'items.utf8'} is not sorted, so ids would not be found")
+        return Vocabulary(texts)
     numbers = _read_array(folder / "items.i64", "<i8", manifest.items).astype(np.int64)
     if (numbers[1:] <= numbers[:-1]).any():
         raise BundleError(f"{folder / 'items.i64'} is not sorted, so ids would not be found")
@@ -189,7 +192,12 @@ def read_silent(folder: Path, manifest: Manifest) -> NDArray[np.bool_] | None:
         items = np.fromfile(folder / SILENT, "<i8")
     except OSError as error:
         raise BundleError(f"{folder / SILENT} can't be read: {error}") from error
-    if not len(items) or items.min() < 1 or items.max() > manifest.items:
+    if (
+        not len(items)
+        or items.nbytes != manifest.files[SILENT].size
+        or items.min() < 1
+        or items.max() > manifest.items
+    ):
         raise BundleError(f"{folder / SILENT} holds no item indices of this catalogue")
     silent = np.zeros(manifest.items + 1, dtype=np.bool_)
     silent[items] = True

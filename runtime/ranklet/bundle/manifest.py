@@ -7,10 +7,12 @@ The parts are in one file because they are one document.
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 
 from ranklet.errors import BundleError
 from ranklet.files.atomic import atomic_write, sha256
+from ranklet.time_gaps import SCALES
+from ranklet.values import show
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
@@ -48,6 +52,10 @@ FILE_NAMES = frozenset(
 # Keys that older bundles lack.
 OPTIONAL = {"exclude_seen", "kinds", "target", "attributes", "new_items", "explanation"}
 MAX_MANIFEST_BYTES = 1 << 20
+LONGEST_REASON = 1000  # characters of a message
+MOST_NESTED = 32  # lists and objects inside each other
+# Bounds of what is allocated before a weight is read: far beyond any trained model.
+LONGEST, WIDEST, MOST_USERS = 1 << 16, 1 << 14, 1 << 10
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
 BEHIND = -1000.0  # the bias that ranks new items behind all others
@@ -67,6 +75,14 @@ FILTERABLE: dict[str, tuple[str, ...]] = {
     "categories": _TEXTS,
     "number": ("numbers",),
 }
+# Types that an array may have, of those that need one.
+ARRAY_TYPES = {
+    **{name: ("<i4",) for name in ("codes", "seen", "buckets")},
+    **{name: ("<f8",) for name in ("numbers", "edges")},
+    **{name: ("<i4", "<i8") for name in ("ends", "value_ends")},
+    **{name: ("<f4", "<f8") for name in ("idf", "mean")},
+    "values": ("|u1",),
+}
 # The arrays of what new items need of each kind (``item_features``).
 LEARNED: dict[str, tuple[str, ...]] = {
     "category": ("seen",),
@@ -84,6 +100,14 @@ class Tensor:
     name: str
     type: str  # as onnxruntime writes it, like "tensor(int64)"
     shape: list[int | str]
+
+    def fits(self, other: "Tensor") -> bool:
+        """Return whether another one is the same, whatever its dynamic axes are called."""
+        pairs = zip(self.shape, other.shape, strict=False)
+        is_same = len(self.shape) == len(other.shape) and all(
+            a == b or (isinstance(a, str) and isinstance(b, str)) for a, b in pairs
+        )
+        return is_same and (self.name, self.type) == (other.name, other.type)
 
 
 @dataclass(frozen=True)
@@ -234,29 +258,69 @@ class Manifest:
     @property
     def state_rows(self) -> dict[str, int]:
         """Return the rows of each state array: the inputs x of append.onnx with an output new_x."""
-        append, rows = self.programs[APPEND], dict[str, int]()
+        append = self.programs[APPEND]
         given = {tensor.name for tensor in append.outputs}
-        for tensor in append.inputs:
-            if f"new_{tensor.name}" not in given:
-                continue
-            match tensor.shape:
-                case [str(), int(count), self.width] if count > 0:
-                    rows[tensor.name] = count
-                case _:
-                    raise ValueError(f"{APPEND} keeps {tensor.name} as {tensor.shape}")
-        return rows
+        return {t.name: _axis(t, 1) for t in append.inputs if f"new_{t.name}" in given}
 
     @property
     def attention_heads(self) -> int:
         """Return the heads whose weights encode_rows.onnx gives, 0 if it gives none."""
         program = self.programs.get(ENCODE_ROWS)
-        for tensor in program.outputs if program else []:
-            match tensor.name, tensor.shape:
-                case "attention", [str(), int(heads), str()] if heads > 0:
-                    return heads
-                case "attention", _:
-                    raise ValueError(f"{ENCODE_ROWS} gives {tensor.name} as {tensor.shape}")
-        return 0
+        outputs = program.outputs if program else []
+        return next((_axis(tensor, 1) for tensor in outputs if tensor.name == "attention"), 0)
+
+    @property
+    def contracts(self) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+        """Return the inputs and the outputs that each program must have."""
+
+        def floats(name: str, *axes: int | str) -> Tensor:
+            return Tensor(name, "tensor(float)", [*axes])
+
+        def integers(name: str, *axes: int | str) -> Tensor:
+            return Tensor(name, "tensor(int64)", [*axes])
+
+        def asked(length: int | str) -> list[Tensor]:
+            times = [integers("since", "batch", length), integers("until", "batch")]
+            objective = floats("objective", "batch", len(self.kinds) + 1)
+            kinds = [integers("kind", "batch", length), objective]
+            return [*(times if self.uses_times else ()), *(kinds if self.kinds else ())]
+
+        width, heads, rows = self.width, self.attention_heads, self.state_rows
+        history = [integers("history", "batch", "length"), *asked("length")]
+        user, k = floats("user", "batch", width), integers("k", 1)
+        events = [floats(name, "batch", "events", width) for name in rows]
+        states = [floats(name, "batch", count, width) for name, count in rows.items()]
+        attention = [floats("attention", "batch", heads, "length")] if heads else []
+        scored = CHUNK * (self.items // CHUNK + 1)
+        pool = [integers("pool", 1)] if self.rounding else []
+        pooled = [floats("pool_scores", "batch", "pool")] if self.rounding else []
+        best = [integers("items", "batch", "k"), floats("scores", "batch", "k")]
+        score = [user, floats("bias", "biases", scored), k, *pool], [*pooled, *best]
+        place = integers("position", "batch", 1, 1)
+        first = self.programs[FIRST_BLOCK].outputs if FIRST_BLOCK in self.programs else []
+        return {
+            ENCODE: (history, [*events, user]),
+            ENCODE_LONG: (history, [*events, user]),
+            ENCODE_ROWS: (
+                [*history, floats("rows", "batch", "length", width)],
+                [*events, *attention, user],
+            ),
+            APPEND: (
+                [integers("item", "batch", 1), place, *asked(1), *states],
+                [*(replace(state, name=f"new_{state.name}") for state in states), user],
+            ),
+            SCORE: score,
+            SCORE_MANY: score,
+            FIRST_BLOCK: (
+                [floats("rows", "items", width)],
+                [floats(n, "items", width) for n in FIRST_BLOCK_ROWS[: max(3, len(first))]],
+            ),
+            ITEM: (
+                [integers("codes", "batch", "features"), floats("weights", "batch", "features")],
+                [floats("row", "batch", width)],
+            ),
+            MODEL: ([*history, k], [*best, user]),
+        }
 
     @property
     def time_unit(self) -> str:
@@ -374,6 +438,7 @@ class Manifest:
             if path.stat().st_size > MAX_MANIFEST_BYTES:
                 raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes")
             document = json.loads(path.read_bytes().decode(), object_pairs_hook=_no_duplicates)
+            _check_json(document)
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path} is damaged: {error}") from error
         if not isinstance(document, dict) or not isinstance(document.get("format"), int):
@@ -381,7 +446,7 @@ class Manifest:
         if document["format"] != FORMAT:
             todo = "upgrade ranklet" if document["format"] > FORMAT else "export the run again"
             raise BundleError(
-                f"{folder} has bundle format {document['format']} and this version reads "
+                f"{folder} has bundle format {show(document['format'])} and this version reads "
                 f"{FORMAT}: {todo}"
             )
         expected, digest = document.pop("digest", None), _digest(document)
@@ -390,59 +455,81 @@ class Manifest:
             manifest._check()
         except KeyError as error:
             raise BundleError(f"{path} does not follow the bundle format: no {error}") from error
-        except (TypeError, AttributeError, ValueError) as error:
-            raise BundleError(f"{path} does not follow the bundle format: {error}") from error
+        except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            reason = str(error)[:LONGEST_REASON]
+            raise BundleError(f"{path} does not follow the bundle format: {reason}") from error
         if check_digest and digest != expected:
             raise BundleError(f"{path} is not what was written (SHA-256): copy it again")
         return manifest
 
     def _check(self) -> None:
-        for name in ("format", "items", "max_length", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}")
+        most = {"items": 2**62, "max_length": LONGEST, "width": WIDEST}
+        for name, largest in most.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} is {getattr(self, name)}, of 1 to {largest:,}")
         if (self.rounding is None) != (self.precision not in CODE_BITS):
             raise ValueError(f"precision {self.precision}, rounding {self.rounding}")
+        if self.rounding and not min(self.rounding.row_error, self.rounding.row_norm) >= 0:
+            raise ValueError(f"rounding {self.rounding}")
         if self.pool.factor < 1 or self.pool.minimum < 1:
             raise ValueError(f"pool {self.pool}")
+        if self.new_items and abs(self.new_items.bias) > -BEHIND:
+            raise ValueError(f"new items have a bias of {self.new_items.bias}")
+        if len(set(self.kinds)) < len(self.kinds) or "" in self.kinds:
+            raise ValueError(f"kinds {show(self.kinds)}")
         self._check_programs()
-        self._check_kinds()
         self._check_files()
         self._check_table()
+        self._check_contracts()
         self._check_attributes()
-        _ = self.state_rows, self.attention_heads
+        self._check_facts()
 
     def _check_programs(self) -> None:
         if unknown := set(self.programs) - set(PROGRAMS):
-            raise ValueError(f"unknown programs {sorted(unknown)}")
+            raise ValueError(f"unknown programs {show(sorted(unknown))}")
         if missing := NEEDED - set(self.programs):
             raise ValueError(f"no program {sorted(missing)}")
         for name, program in self.programs.items():
             if program.file != f"{name}.onnx":
-                raise ValueError(f"program {name} lies in {program.file!r}")
-        reach = [0, *self.programs[ENCODE].lengths]
-        if long := self.programs.get(ENCODE_LONG):
-            reach += long.lengths
-        ends = list(zip(reach[::2], reach[1::2], strict=False))
-        is_whole = len(reach) == (5 if long else 3) and all(b == a + 1 for a, b in ends)
-        if reach[-1] < self.max_length or not is_whole:
-            raise ValueError(f"histories of up to {self.max_length} events, encoders for {ends}")
-        bias = self.programs[SCORE].input("bias")
-        rows = bias.shape[1] if bias and len(bias.shape) == 2 else 0
-        if not isinstance(rows, int) or rows <= self.items:
-            raise ValueError(f"{SCORE} has {rows} rows for {self.items} items")
+                raise ValueError(f"program {name} lies in {show(program.file)}")
+            if not 1 <= program.least_users <= MOST_USERS:
+                raise ValueError(f"{name} is for {program.least_users} users and more")
+        longest = self.programs.get(ENCODE_LONG)
+        begin = longest.lengths[0] if longest and longest.lengths else self.max_length + 1
+        lengths = {
+            ENCODE: [1, begin - 1],
+            ENCODE_LONG: [begin, self.max_length],
+            ENCODE_ROWS: [1, self.max_length],
+        }
+        for name, program in self.programs.items():
+            if program.lengths != lengths.get(name, []) or begin < 2:
+                raise ValueError(
+                    f"{name} is for histories of {show(program.lengths)} events instead of "
+                    f"{lengths.get(name, [])}, in a bundle for histories of up to {self.max_length}"
+                )
 
-    def _check_kinds(self) -> None:
-        if len(set(self.kinds)) < len(self.kinds) or "" in self.kinds:
-            raise ValueError(f"kinds {self.kinds}")
-        for name in {ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, MODEL} & set(self.programs):
-            kind, objective = (self.programs[name].input(n) for n in ("kind", "objective"))
-            weights = objective.shape[1:] if objective else [1]
-            if weights != [len(self.kinds) + 1] or bool(kind) != bool(self.kinds):
-                raise ValueError(f"{name} does not take the {len(self.kinds)} kinds of events")
+    def _check_contracts(self) -> None:
+        rows = self.state_rows
+        blocks = [f"{part}_{n}" for n in range(len(rows) // 2) for part in ("key", "value")]
+        if list(rows) != [*blocks, "events"][: len(rows)] or len(rows) % 2 != bool(rows):
+            raise ValueError(f"{APPEND} keeps {show(list(rows))}")
+        if not all(1 <= count <= LONGEST for count in rows.values()):
+            raise ValueError(f"{APPEND} keeps {show(rows)} rows")
+        if not 0 <= self.attention_heads <= self.width:
+            raise ValueError(f"{ENCODE_ROWS} gives the attention of {self.attention_heads} heads")
+        contracts = self.contracts
+        for name, program in self.programs.items():
+            for does, found, expected in (
+                ("takes", program.inputs, contracts[name][0]),
+                ("gives", program.outputs, contracts[name][1]),
+            ):
+                for tensor, other in zip_longest(found, expected):
+                    if not (tensor and other and tensor.fits(other)):
+                        raise ValueError(f"{name} {does} {show(tensor)} instead of {show(other)}")
 
     def _check_files(self) -> None:
         if unknown := set(self.files) - FILE_NAMES:
-            raise ValueError(f"unknown files {sorted(unknown)}")
+            raise ValueError(f"unknown files {show(sorted(unknown))}")
         files = {WEIGHTS, POPULARITY, GOLDEN, *ID_FILES[self.id_type]}
         files |= {program.file for program in self.programs.values()}
         files |= set(TITLE_FILES) if set(TITLE_FILES) & set(self.files) else set()
@@ -465,27 +552,37 @@ class Manifest:
     def _check_attributes(self) -> None:
         names = [attribute.name for attribute in self.attributes]
         if len(set(names)) != len(names):
-            raise ValueError(f"attributes {names}")
+            raise ValueError(f"attributes {show(names)}")
         size = self.files[ATTRIBUTES].size if ATTRIBUTES in self.files else 0
         for attribute in self.attributes:
             needed = {*FILTERABLE.get(attribute.kind, ())}
             needed |= {*LEARNED[attribute.kind]} if self.new_items else set()
             if missing := needed - {*attribute.arrays}:
-                raise ValueError(f"attribute {attribute.name!r} without {sorted(missing)}")
+                raise ValueError(f"attribute {show(attribute.name)} without {sorted(missing)}")
             for name, array in attribute.arrays.items():
+                place = f"{show(name)} of {show(attribute.name)}"
                 if min(array.offset, array.count) < 0 or array.offset + array.bytes > size:
-                    raise ValueError(f"{name} of {attribute.name!r} lies outside {ATTRIBUTES}")
+                    raise ValueError(f"{place} lies outside {ATTRIBUTES}")
+                if array.type not in ARRAY_TYPES.get(name, ()):
+                    raise ValueError(f"{place} holds {array.type}")
         if (self.new_items is None) != (ITEM not in self.programs):
-            raise ValueError(f"new items {self.new_items}, programs {sorted(self.programs)}")
+            raise ValueError(f"new items {show(self.new_items)}, programs {sorted(self.programs)}")
+
+    def _check_facts(self) -> None:
+        """Check what is said for people as far as a ranking or a message reads it."""
+        units = {self.time_unit, self.checked_unit} - {"", *SCALES}
+        if units:
+            raise ValueError(f"times in {show(sorted(units))}")
+        _ = self.seen_text, self.gate_text, self.new_items_text
 
 
 def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)
     """Build a dataclass from exactly its keys, but for ``OPTIONAL``, each of the annotated type."""
     hints = get_type_hints(kind)
     if not isinstance(values, dict):
-        raise TypeError(f"{kind.__name__} is {values!r}")
+        raise TypeError(f"{kind.__name__} is {show(values)}")
     if unknown := set(values) - set(hints):
-        raise ValueError(f"unknown keys {sorted(unknown)} in {kind.__name__}")
+        raise ValueError(f"unknown keys {show(sorted(unknown))} in {kind.__name__}")
     if missing := set(hints) - set(values) - OPTIONAL:
         raise ValueError(f"missing keys {sorted(missing)} in {kind.__name__}")
     return kind(**{k: _value(hints[k], v, f"{kind.__name__}.{k}") for k, v in values.items()})
@@ -508,7 +605,28 @@ def _value(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401
         return {key: _value(inner[1], part, name) for key, part in value.items()}
     elif hint is Any or type(value) is hint or (origin is Literal and value in inner):
         return value
-    raise TypeError(f"{name} is {value!r}")
+    raise TypeError(f"{name} is {show(value)}")
+
+
+def _axis(tensor: Tensor, place: int) -> int:
+    """Return an axis of a tensor, which must be fixed."""
+    axis = tensor.shape[place] if place < len(tensor.shape) else None
+    if not isinstance(axis, int):
+        raise ValueError(f"axis {place} of {show(tensor.name)} is {show(axis)}")
+    return axis
+
+
+def _check_json(value: Any, depth: int = MOST_NESTED) -> None:  # noqa: ANN401
+    """Refuse what JSON of Python takes and others do not: NaN, infinity, half characters."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a number is {value}")
+    elif isinstance(value, dict | list):
+        if not depth:
+            raise ValueError(f"lists and objects are nested more than {MOST_NESTED} deep")
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_json(part, depth - 1)
 
 
 def _digest(document: dict[str, Any]) -> str:

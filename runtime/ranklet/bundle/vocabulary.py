@@ -174,17 +174,31 @@ class Vocabulary:
         return self._index_of.get(item) or self._index_of_added.get(item)
 
     def ids(self, indices: NDArray[np.int64]) -> list[str] | list[int]:
-        """Return the ids that belong to indices between 1 and the number of items."""
+        """Return the ids that belong to indices between 1 and the number of items.
+
+        Raises:
+            BundleError: An index is not: a graph answers outside of its catalogue.
+        """
+        places = indices.tolist()
+        if places and min(places) < 1:
+            raise outside(min(places))
+        try:
+            return self._ids(indices, places)
+        except IndexError as error:
+            raise outside(max(places)) from error
+
+    def _ids(self, indices: NDArray[np.int64], places: list[int]) -> list[str] | list[int]:
         if self._added and (indices > self.sorted).any():
             last, added = self.sorted, self._added
-            return [
+            every: list[Any] = [
                 added[i - last - 1]
                 if i > last
                 else (self._texts[i - 1] if self.is_text else int(self._numbers[i - 1]))
-                for i in indices.tolist()
+                for i in places
             ]
+            return every
         if self.is_text:
-            return [self._texts[index - 1] for index in indices.tolist()]
+            return [self._texts[index - 1] for index in places]
         numbers: list[int] = self._numbers[indices - 1].tolist()
         return numbers
 
@@ -240,6 +254,14 @@ class Vocabulary:
         places = np.searchsorted(self._numbers, values)
         places[places == len(self._numbers)] = 0
         return np.where(self._numbers[places] == values, places + 1, 0)
+
+
+def outside(index: int) -> BundleError:
+    """Return the error of an item index that a graph gave and the catalogue lacks."""
+    return BundleError(
+        f"a graph of the bundle answers item {index}, which is none of its catalogue: the bundle "
+        "is damaged; export the run again"
+    )
 
 
 def _is_int64(text: str) -> bool:
