@@ -7,7 +7,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from ranklet.engine.engine import (
 )
 from ranklet.errors import InputError
 from ranklet.explanation import Explanation, explain
+from ranklet.forks import cached_property
 from ranklet.question import Question, Top
 from ranklet.ranking import Margin, Origin, Ranking
 from ranklet.request import Request

@@ -15,7 +15,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, RLock, Thread
+from threading import Event, Thread
+
+from ranklet.forks import ProcessLock
 
 DONT_NEED, PAGE_OUT, COLLAPSE = 4, 21, 25  # of madvise(2)
 LARGE = 1 << 24  # bytes; smaller regions gain nothing
@@ -23,7 +25,8 @@ FORGET_EVERY = 0.02  # seconds, in which up to 100 MB are read
 
 Region = tuple[int, int]  # address, bytes
 
-MAPPING = RLock()  # held while a huge file is mapped, so that each reader knows its own mapping
+# Held while a huge file is mapped, so that each reader knows its own mapping.
+MAPPING = ProcessLock()
 
 
 def use_huge_pages(before: list[Region]) -> None:
@@ -78,7 +81,7 @@ def kept_out(path: str) -> Iterator[None]:
 def new_regions(path: str) -> Iterator[list[Region]]:
     """Yield a list; on exit it holds the regions of a file that this thread has mapped inside."""
     found: list[Region] = []
-    with MAPPING:
+    with MAPPING.lock:
         before = regions(path)
         yield found
         for start, size in regions(path):
