@@ -68,5 +68,10 @@ def _start_anew() -> None:
         inherited.after_fork()
 
 
+# Held while onnxruntime makes a session and holds a lock of the whole process: a fork waits for it.
+UNFORKED = RLock()
 if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=UNFORKED.acquire, after_in_parent=UNFORKED.release, after_in_child=UNFORKED.release
+    )
     os.register_at_fork(after_in_child=_start_anew)
