@@ -18,7 +18,7 @@ Answer = Callable[[Ranker], list[Ranking]]
 def requests(ids: list[str], rng: np.random.Generator) -> list[Answer]:
     """Return requests of every kind, of random histories."""
     found: list[Answer] = []
-    for length in (1, 2, 5, 13, 50, 200):
+    for length in (1, 2, 5, 13, 50):
         one, two, some = (rng.choice(ids, length).tolist() for _ in range(3))
         k = int(rng.integers(1, 60))
         found += [
