@@ -3,16 +3,22 @@
 Its own imports are those that Python has made at its start.
 
 * SIGINT, SIGTERM and SIGHUP raise SystemExit, so that all cleanups run; the status is 128 + number.
-  A signal during an import waits for its end.
+  A signal during an import waits for its end. Only while Python itself starts, before it has come
+  to this module, does it answer Ctrl-C on its own.
 * What can't be written to stderr is dropped. Writing to a closed stdout fails.
 """
 
 import io
 import os
-import signal
 import sys
 import time
 from types import FrameType
+
+try:
+    import signal  # defines enums, which takes as long as all before it
+except KeyboardInterrupt:  # before the handlers
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 UNWINDING = 1.0  # seconds after a signal in which others are ignored, so that cleanups end

@@ -7,7 +7,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from math import inf
 from typing import TypeVar
 
@@ -29,6 +28,7 @@ from ranklet.engine.engine import (
 )
 from ranklet.errors import BundleError, InputError
 from ranklet.explanation import Explanation, explain
+from ranklet.forks import cached_property
 from ranklet.question import Question, Top
 from ranklet.ranking import Margin, Origin, Ranking
 from ranklet.request import Request

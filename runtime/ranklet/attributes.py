@@ -10,7 +10,6 @@ keeps what new items need of them, in more arrays of the same attributes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from ranklet.bundle.folder import read_or_map
 from ranklet.bundle.manifest import ATTRIBUTES, FILTERABLE, Array, Attribute, Kind, Manifest
 from ranklet.bundle.vocabulary import Texts
 from ranklet.errors import BundleError, InputError
+from ranklet.forks import cached_property
 from ranklet.values import show
 
 Indices = NDArray[np.int64]

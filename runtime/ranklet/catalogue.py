@@ -6,8 +6,6 @@ compiled once to a ``Bias``, what is added to the score of each item; the latest
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from threading import Lock
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
@@ -18,6 +16,7 @@ from ranklet.bundle.manifest import NEVER
 from ranklet.bundle.vocabulary import ItemId, Unknown, Vocabulary
 from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
+from ranklet.forks import cached_property
 from ranklet.titles import Titles
 from ranklet.values import Ids, bounded, listed, show
 
@@ -332,7 +331,6 @@ class Kept:
     def __init__(self) -> None:
         """Keep nothing yet."""
         self._values: dict[Hashable, Bias] = {}
-        self._lock = Lock()
 
     def get(self, key: Hashable) -> Bias | None:
         """Return a kept bias."""
@@ -341,10 +339,9 @@ class Kept:
     def put(self, key: Hashable, bias: Bias) -> None:
         """Keep a bias, and drop the oldest ones that are too many."""
         most = max(2, MOST_KEPT // (bias.table.nbytes + bias.added.nbytes))
-        with self._lock:
-            self._values[key] = bias
-            while len(self._values) > most:
-                del self._values[next(iter(self._values))]
+        self._values[key] = bias
+        for oldest in [*self._values][:-most]:
+            self._values.pop(oldest, None)
 
 
 WHERE = (

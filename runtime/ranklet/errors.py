@@ -2,7 +2,7 @@
 
 RankletError
 ├── BundleError      a bundle is missing, damaged, or of another format
-├── ProviderError    the execution provider that was asked for is not the one that would run
+├── ProviderError    the execution provider that was asked for does not run, or not in this process
 ├── InputError       a request is not usable (also a ValueError)
 │   └── DataError    an event log or an item file is not usable
 ├── RunError         a training run is missing, damaged, or does not match what was asked
@@ -36,7 +36,10 @@ class DataError(InputError):
 
 
 class ProviderError(RankletError):
-    """The execution provider that was asked for is not the one that would run."""
+    """The execution provider that was asked for does not run, has failed, or stayed in a parent.
+
+    A forked child can't use a ranker of its parent: it loads the bundle anew.
+    """
 
     exit_code = 5
 

@@ -5,7 +5,6 @@ It is in one file because it is one class: signatures, what they mean, and a few
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import RLock
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +17,7 @@ from ranklet.engine.engine import Engine, Floats
 from ranklet.engine.sessions import Provider
 from ranklet.errors import InputError
 from ranklet.event_kinds import Kinds, Objective
+from ranklet.forks import ProcessLock
 from ranklet.golden import check_golden
 from ranklet.new_items import Addition, add_items, remove_items, retitle
 from ranklet.question import Cold, read_question
@@ -40,7 +40,7 @@ class Ranker:
     def __init__(self, serving: Serving) -> None:
         """Use ``Ranker.load``."""
         self._current = Current(serving)
-        self._changing = RLock()
+        self._changing = ProcessLock()
 
     @classmethod
     def load(
@@ -91,7 +91,7 @@ class Ranker:
         Raises:
             BundleError: The new bundle is missing or damaged, or gives a wrong answer.
         """
-        with self._changing:
+        with self._changing.lock:
             old = self._serving
             new = Serving.open(
                 self.path if path is None else Path(path),
@@ -600,7 +600,7 @@ class Ranker:
         """
         if not isinstance(name, str) or not name or name.startswith("!"):
             raise InputError(f"name is {show(name)}; a filter has a name, without '!' before it")
-        with self._changing:
+        with self._changing.lock:
             serving = self._serving
             items = ItemSet.read(ids, serving.catalogue.vocabulary)
             self._current.serving = serving.changed(serving.catalogue.defined(name, items))
@@ -635,7 +635,7 @@ class Ranker:
         Raises:
             InputError: A value can't be used, or a new item can't be placed; nothing was added.
         """
-        with self._changing:
+        with self._changing.lock:
             serving = self._serving
             catalogue, addition = add_items(serving, table, vectors, like, bias, in_histories)
             self._current.serving = serving.changed(catalogue)
@@ -649,7 +649,7 @@ class Ranker:
         Raises:
             InputError: The catalogue lacks one; nothing was removed.
         """
-        with self._changing:
+        with self._changing.lock:
             serving = self._serving
             self._current.serving = serving.changed(remove_items(serving.catalogue, items))
 
@@ -659,7 +659,7 @@ class Ranker:
         Raises:
             InputError: The catalogue lacks one, or a title is no text; nothing was changed.
         """
-        with self._changing:
+        with self._changing.lock:
             serving = self._serving
             self._current.serving = serving.changed(retitle(serving.catalogue, titles))
 

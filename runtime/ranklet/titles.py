@@ -1,7 +1,6 @@
 """Titles of a catalogue: names of items for people, read at first use."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 
@@ -9,6 +8,7 @@ from ranklet.bundle.folder import Opened, read_titles
 from ranklet.bundle.manifest import TITLE_FILES, Manifest
 from ranklet.bundle.vocabulary import ItemId, Vocabulary
 from ranklet.errors import InputError
+from ranklet.forks import cached_property
 from ranklet.values import flat, show
 
 

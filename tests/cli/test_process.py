@@ -86,6 +86,22 @@ def test_a_signal_during_the_imports_ends_with_one_line(folder: Path) -> None:
 
 
 @posix
+@pytest.mark.parametrize("start", ["import ranklet_cli.main", "import ranklet_cli.__main__"])
+def test_ctrl_c_before_the_handlers_are_set_ends_with_one_line(start: str) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules.pop('signal', None)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'signal': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"{start}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (130, b"interrupted\n", b"")
+
+
+@posix
 def test_a_signal_while_torch_is_imported_waits_for_the_end_of_the_import() -> None:
     code = (
         "import os, signal, sys, time\n"

@@ -8,13 +8,13 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from copy import copy
-from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.errors import BundleError, InputError
+from ranklet.forks import cached_property
 from ranklet.values import Ids, flat, integers, show
 
 ItemId: TypeAlias = int | str

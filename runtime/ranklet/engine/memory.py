@@ -20,9 +20,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, RLock, Thread
+from threading import Event, Thread
 from typing import BinaryIO, NamedTuple
 from weakref import finalize
+
+from ranklet.forks import ProcessLock
 
 DONT_NEED, PAGE_OUT, COLLAPSE = 4, 21, 25  # of madvise(2)
 LARGE = 1 << 24  # bytes; smaller regions gain nothing
@@ -30,6 +32,9 @@ MAP_PRIVATE_FIXED = 0x12  # of mmap(2)
 FORGET_EVERY = 0.02  # seconds, in which up to 100 MB are read
 
 Region = tuple[int, int]  # address, bytes
+
+# Held while a huge file is mapped, so that each reader knows its own mapping.
+MAPPING = ProcessLock()
 
 
 class Mapping(NamedTuple):
@@ -40,9 +45,6 @@ class Mapping(NamedTuple):
     rights: str  # as "rw-p"
     offset: int  # in the file
     path: str  # empty: anonymous memory
-
-
-MAPPING = RLock()  # held while a huge file is mapped, so that each reader knows its own mapping
 
 
 def use_huge_pages(before: list[Region]) -> None:
@@ -97,7 +99,7 @@ def kept_out(path: str) -> Iterator[None]:
 def new_regions(path: str) -> Iterator[list[Region]]:
     """Yield a list; on exit it holds the regions of a file that this thread has mapped inside."""
     found: list[Region] = []
-    with MAPPING:
+    with MAPPING.lock:
         before = regions(path)
         yield found
         for start, size in regions(path):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,8 @@ from ranklet.bundle.manifest import ENCODE, WEIGHTS, Manifest, Tensor
 from ranklet.engine import memory
 from ranklet.engine.runs import Device
 from ranklet.engine.sessions import Provider, create_session
-from ranklet.errors import BundleError
+from ranklet.errors import BundleError, ProviderError
+from ranklet.forks import INHERITED, ProcessLock, leak
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -39,7 +39,7 @@ class Programs:
         """Load encode.onnx, which decides the provider of all programs, see ``Ranker.load``."""
         self.manifest = manifest
         self._opened, self._threads = opened, threads
-        self._loading = RLock()
+        self._loading, self._is_of_parent = ProcessLock(), False
         self._sessions: dict[str, InferenceSession] = {}  # while they live, so do their mappings
         self.mapped: list[memory.Region] = []
         self._lookups = 0
@@ -55,14 +55,25 @@ class Programs:
             self.table: NDArray[np.floating] = map_table(
                 self._copy.open() if self._copy else weights, manifest.table
             )
+        INHERITED.add(self)
+
+    def after_fork(self) -> None:
+        """Leave the sessions alone: a forked child can neither run nor free them."""
+        leak(self._sessions)
+        self._sessions, self._is_of_parent = {}, True
 
     def session(self, name: str) -> "InferenceSession":
         """Return the session of a program; concurrent calls load it once."""
         session = self._sessions.get(name)
         if session is None:
-            with self._loading:
+            with self._loading.lock:
                 session = self._sessions.get(name)
                 if session is None:
+                    if self._is_of_parent:
+                        raise ProviderError(
+                            f"{self._opened.folder} was loaded before this process was forked, and "
+                            "onnxruntime works only where it was started: load it in the child"
+                        )
                     session, _ = self._load(name, self.provider)
                     self._sessions[name] = session
         return session

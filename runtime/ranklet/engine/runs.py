@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ranklet.engine.sessions import ORT_ERRORS
 from ranklet.errors import ProviderError
+from ranklet.forks import INHERITED, leak
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
@@ -150,6 +151,12 @@ class Runs:
         self._idle: dict[Hashable, list[Run]] = {}
         self._most = most
         self.bytes = 0  # of the runs made since the pool was emptied, in use or not
+        INHERITED.add(self)
+
+    def after_fork(self) -> None:
+        """Leave the runs of the parent alone: their sessions don't work in a forked child."""
+        leak(self._idle)
+        self._idle, self.bytes = {}, 0
 
     def idle(self, kind: Hashable) -> list[Run]:
         """Return the idle runs of a shape, to take from and to give back to."""

@@ -15,6 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ranklet.errors import BundleError, InputError, ProviderError
 from ranklet.extras import pip_install
+from ranklet.forks import UNFORKED
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -107,15 +108,16 @@ def _load(graph: Path, threads: int, cuda: dict[str, str] | None = None) -> "Inf
             f"{graph} can't be opened: onnxruntime takes UTF-8 alone; rename the folder"
         ) from error
     try:
-        # Without enable_fallback=0 a failed load prints to stdout, which breaks --json.
-        return onnxruntime.InferenceSession(
-            str(graph),
-            options,
-            providers=providers,
-            enable_fallback=0,
-            # For one row it makes one node of two and puts a Reshape before and after it.
-            disabled_optimizers=["MatMulAddFusion"],
-        )
+        with UNFORKED:
+            # Without enable_fallback=0 a failed load prints to stdout, which breaks --json.
+            return onnxruntime.InferenceSession(
+                str(graph),
+                options,
+                providers=providers,
+                enable_fallback=0,
+                # For one row it makes one node of two and puts a Reshape before and after it.
+                disabled_optimizers=["MatMulAddFusion"],
+            )
     except ORT_ERRORS as error:
         raise BundleError(f"onnxruntime can't load {graph}: {error}") from error
 
