@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import BundleError
 from ranklet.files.atomic import atomic_write, sha256
+from ranklet.values import folder_path
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
@@ -333,7 +334,7 @@ class Manifest:
         Raises:
             BundleError: Something is missing, damaged, unknown or of another format.
         """
-        folder = Path(path)
+        folder = folder_path(path)
         manifest = cls._parse(folder, check_digest=check_digests)
         for name, expected in manifest.files.items():
             try:
