@@ -207,6 +207,8 @@ def whole(value: Any, name: str, least: int, most: int | None = None) -> int:  #
 
 def flag(value: Any, name: str) -> bool:  # noqa: ANN401 (anything may come from outside)
     """Return a truth value; refuse what is neither true nor false, such as a list of items."""
+    if type(value) is bool:
+        return value
     truth = plain(value)
     if type(truth) not in (bool, int):
         raise InputError(f"{name} must be True or False, got {show(value)}")
