@@ -24,6 +24,7 @@ from ranklet.errors import InputError, ParityError, PrecisionError, RunError
 from ranklet.files.atomic import atomic_write
 from ranklet.ranker import Ranker
 from ranklet.serving import Serving
+from ranklet.values import reason
 from ranklet_export.card import model_card
 from ranklet_export.explanations import measure_explanations
 from ranklet_export.gate import check_ranking
@@ -33,7 +34,7 @@ from ranklet_export.parity import ParityReport, check_parity
 from ranklet_export.target import check_target, new_bundle
 from ranklet_training.judge.evaluate import SERVED
 from ranklet_training.model.model import ModelConfig, SequenceModel
-from ranklet_training.runs.checkpoint import Model, Questions, read_run
+from ranklet_training.runs.checkpoint import MALFORMED, Model, Questions, has_file, read_run
 from ranklet_training.runs.presets import RunConfig, configure
 
 logger = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ def _read_source(path: Path, exclude_seen: bool | None) -> Source:
 
 def _read_evaluation(path: Path, *, exclude_seen: bool) -> dict[str, Any]:
     """Return the table of a run; "as served" is by the default of the bundle."""
-    if not path.exists():
+    if not has_file(path):
         return {}
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
@@ -217,8 +218,8 @@ def _read_evaluation(path: Path, *, exclude_seen: bool) -> dict[str, Any]:
                 served = row["masked" if exclude_seen else "unmasked"]
                 row.update(exclude_seen=exclude_seen, served=served)
         found["protocols"]["served"] = SERVED[exclude_seen]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RunError(f"{path} is damaged or old ({error!r}): evaluate the run again") from error
+    except MALFORMED as error:
+        raise RunError(f"{path} is damaged or old ({reason(error)}): evaluate again") from error
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ranklet.bundle.manifest import FILE_NAMES, MANIFEST
 from ranklet.errors import BundleError
 from ranklet.files.atomic import atomic_folder
+from ranklet.values import reason, show
 
 
 @contextmanager
@@ -37,11 +38,15 @@ def check_target(bundle: Path, *, replace: bool) -> None:
         raise BundleError(
             f"{bundle.resolve()} is not UTF-8, which onnx needs: rename it"
         ) from error
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{bundle} can't be written: {reason(error)}") from error
     if not bundle.exists():
         return
     if not replace:
         raise BundleError(_taken(bundle))
     try:
+        if not (bundle / MANIFEST).is_file():  # a pipe would be waited for
+            raise ValueError
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
         parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
@@ -52,7 +57,7 @@ def check_target(bundle: Path, *, replace: bool) -> None:
         raise BundleError(f"{bundle} is not a bundle, so it is not replaced")
     if strange:
         raise BundleError(
-            f"{bundle} is not replaced: it holds {strange[0]!r}, which is no part of a bundle"
+            f"{bundle} is not replaced: it holds {show(strange[0])}, which is no part of a bundle"
         )
 
 

@@ -18,7 +18,7 @@ from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
 from ranklet.forks import cached_property
 from ranklet.titles import Titles
-from ranklet.values import Ids, bounded, listed, show
+from ranklet.values import Ids, bounded, kind, listed, plain, show
 
 Mask: TypeAlias = NDArray[np.bool_]
 MOST_KEPT = 1 << 26  # bytes of compiled filters
@@ -52,10 +52,10 @@ class ItemSet:
     @classmethod
     def read(cls, ids: Ids, vocabulary: Vocabulary, unknown: Unknown = "skip") -> "ItemSet":
         """Look up ids; InputError as ``Vocabulary.index``."""
-        every = listed(ids)
+        every = listed(ids, "ids")
         indices = vocabulary.index(every, "ids", unknown=unknown)
         lacking = np.flatnonzero(indices == 0).tolist()
-        return cls(np.setdiff1d(indices, [0]), [every[place] for place in lacking])
+        return cls(np.setdiff1d(indices, [0]), [plain(every[place]) for place in lacking])
 
     def moved(self, old: Vocabulary, new: Vocabulary) -> "ItemSet":
         """Return the same items in another vocabulary."""
@@ -379,5 +379,5 @@ def _frozen(value: object) -> Hashable:
     if hasattr(value, "__array__"):
         return "list", *map(_frozen, np.asarray(value).ravel().tolist())
     if not isinstance(value, Hashable):
-        raise InputError(f"where or boost holds {show(value)}, a {type(value).__name__}")
+        raise InputError(f"where or boost holds {show(value)}, a {kind(value)}")
     return type(value), value

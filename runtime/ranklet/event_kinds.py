@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.errors import InputError
-from ranklet.values import bounded, flat, show
+from ranklet.values import bounded, flat, mapping, plain, show
 
 Kinds: TypeAlias = Sequence[str | None] | NDArray[Any]  # one for each event; None: unknown
 Objective: TypeAlias = str | Mapping[str | None, float]  # None: an event of any kind
@@ -37,12 +37,12 @@ class EventKinds:
         """
         if not self.names:
             raise InputError(NO_KINDS)
-        try:
-            return self._index[kind]
-        except (KeyError, TypeError):  # the latter: a list, for example
-            raise InputError(
-                f"{name} is {show(kind)}, and the kinds of this bundle are {show(self.names)}"
-            ) from None
+        text = plain(kind)
+        if (text is None or type(text) is str) and text in self._index:
+            return self._index[text]
+        raise InputError(
+            f"{name} is {show(kind)}, and the kinds of this bundle are {show(self.names)}"
+        )
 
     def indices(self, kinds: Kinds, events: int, name: str) -> NDArray[np.int64]:
         """Return the index of each kind, one for each of ``events``; errors call them ``name``.
@@ -60,7 +60,7 @@ class EventKinds:
             )
         try:
             found = [self._index[kind] for kind in given]
-        except (KeyError, TypeError):
+        except Exception:  # of the methods of what is no kind
             found = [self.index(kind, f"{name}[{place}]") for place, kind in enumerate(given)]
         return np.array(found, dtype=np.int64)
 
@@ -75,15 +75,11 @@ class EventKinds:
             return None
         if not self.names:
             raise InputError(NO_KINDS)
-        if isinstance(objective, str):
-            objective = {objective: 1.0}
-        if not isinstance(objective, Mapping):
-            raise InputError(
-                f"objective is {show(objective)}; pass a kind of events, or weights of some like "
-                f"{{{show(self.names[0])}: 1}}"
-            )
+        if issubclass(type(objective), str):
+            objective = {plain(objective): 1.0}
+        usage = f"pass a kind of events, or weights of some like {{{show(self.names[0])}: 1}}"
         weights = np.zeros(len(self.names) + 1, dtype=np.float32)
-        for kind, weight in objective.items():
+        for kind, weight in mapping(objective, "objective", usage).items():
             place = self.index(kind, "a kind of objective")
             weights[place] = bounded(weight, f"objective of {show(kind)}", LARGEST_WEIGHT)
         if not weights.any():

@@ -19,6 +19,7 @@ from ranklet.bundle.vocabulary import ItemId
 from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, Engine, Floats, History, Indices
 from ranklet.time_gaps import UNKNOWN
 from ranklet.titles import Titles
+from ranklet.values import whole
 
 EXAMINED = 5  # events of most attention: together about two plain rankings (benchmarks/living.py)
 SHOWN_ITEMS, SHOWN_REASONS = 10, 3
@@ -57,7 +58,12 @@ class Explanation:
     _titles: Titles | None = None
 
     def reasons(self, place: int) -> list[Reason]:
-        """Return the examined events for the item at a place of the ranking, largest drop first."""
+        """Return the examined events for the item at a place of the ranking, largest drop first.
+
+        Raises:
+            InputError: The ranking has no such place; they count from 0.
+        """
+        place = whole(place, "place", 0, len(self.items) - 1)
         attention, examined, drops = self.effects
         return [
             Reason(event, self.events[event], float(drop), float(attention[event]))

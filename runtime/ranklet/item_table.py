@@ -14,7 +14,7 @@ import numpy as np
 
 from ranklet.bundle.vocabulary import REASON, ItemId, Vocabulary
 from ranklet.errors import InputError
-from ranklet.values import Ids, flat, integers, show
+from ranklet.values import Ids, flat, integers, plain, show
 
 LISTED = 20  # names in a message
 FORMS = "pass a dict of columns, a list of dicts, or a table of pandas, polars or pyarrow"
@@ -63,7 +63,7 @@ def read_item_table(
             )
     titles = values.pop(title_column, None)
     if titles is not None:
-        titles = [_title(value, f"{title_column}[{row}]") for row, value in enumerate(titles)]
+        titles = [read_title(value, f"{title_column}[{row}]") for row, value in enumerate(titles)]
     return ItemTable(ids, titles, values)
 
 
@@ -74,7 +74,7 @@ def check_ids(vocabulary: Vocabulary, ids: Ids, name: str) -> list[ItemId]:
         InputError: An id is missing, of another type or there twice; it is called ``name``.
     """
     items = flat(ids, name)
-    raw = items if isinstance(items, list) else items.tolist()
+    raw = list(map(plain, items)) if isinstance(items, list) else items.tolist()
     vocabulary.index(raw, name)  # refuses other types
     checked: list[ItemId] = raw if vocabulary.is_text else integers(raw, name, REASON).tolist()
     if len(set(checked)) < len(checked) or "" in checked:
@@ -127,18 +127,20 @@ def _values(column: Any, name: str) -> list[Any]:  # noqa: ANN401
     return [None if isinstance(value, FLOATS) and value != value else value for value in values]
 
 
-def _title(value: object, place: str) -> str | None:
-    if value is None or value == "":
+def read_title(value: object, place: str) -> str | None:
+    """Return a title, a number as text, or None for none."""
+    title = plain(value)
+    if title is None or title == "":
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
+    if type(title) in (int, float):
+        return str(title)
+    if type(title) is not str:
         raise InputError(f"{place} is {show(value)}; a title is text")
     try:
-        value.encode()
+        title.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{place} is {show(value)}, which is not valid Unicode") from error
-    return value
+    return title
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from ranklet.event_kinds import Kinds
 from ranklet.request import Request, beside
 from ranklet.serving import Current, Serving
 from ranklet.time_gaps import UNKNOWN, bucket_until
-from ranklet.values import Ids, Times, flat, whole_number
+from ranklet.values import Ids, Times, flat, plain, whole_number
 
 APPENDED = 4  # new events
 # Appending one event takes as long as encoding these (docs/development/log.md).
@@ -323,7 +323,7 @@ def _sorted_out(
             times.append(time)
             kinds.append(kind)
         else:
-            aside.append(Aside(counts.events + len(items), item, time, kind, index))
+            aside.append(Aside(counts.events + len(items), plain(item), time, kind, index))
     unknown = sum(event.known == 0 for event in aside)
     after = counts._replace(
         events=counts.events + len(items),

@@ -18,9 +18,9 @@ from ranklet.catalogue import LARGEST_BOOST, Added, Bias, Catalogue, Mask
 from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
 from ranklet.item_features import ItemEncoder
-from ranklet.item_table import ItemTable, read_item_table
+from ranklet.item_table import ItemTable, read_item_table, read_title
 from ranklet.serving import Serving
-from ranklet.values import Ids, bounded, show
+from ranklet.values import Ids, bounded, flag, mapping, reading, show
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ def remove_items(catalogue: Catalogue, ids: Ids) -> Catalogue:
 
 def retitle(catalogue: Catalogue, titles: Mapping[ItemId, str]) -> Catalogue:
     """Return a catalogue with other titles of some items, see ``Ranker.retitle``."""
-    if not isinstance(titles, Mapping):
-        raise InputError(f"titles is {show(titles)}; pass {{item id: title}}")
-    indices = catalogue.vocabulary.index(list(titles), "titles", unknown="error")
-    for item, title in titles.items():
-        if not isinstance(title, str):
+    given = mapping(titles, "titles", "pass {item id: title}")
+    indices = catalogue.vocabulary.index(list(given), "titles", unknown="error").tolist()
+    changed = {}
+    for index, (item, title) in zip(indices, given.items(), strict=True):
+        if not issubclass(type(title), str):
             raise InputError(f"the title of {show(item)} is {show(title)}; a title is text")
-    changed = dict(zip(indices.tolist(), titles.values(), strict=True))
+        changed[index] = read_title(title, f"the title of {show(item)}") or ""
     return replace(catalogue, titles=catalogue.titles.with_titles(catalogue.vocabulary, changed))
 
 
@@ -110,11 +110,9 @@ def _settings(
     measured = serving.manifest.new_items
     if measured is None or vectors is not None or like is not None:
         measured = NewItems(0.0, in_histories=False, figures={})
-    if in_histories is not None and not isinstance(in_histories, bool | np.bool_):
-        raise InputError(f"in_histories must be True or False, got {show(in_histories)}")
     return NewItems(
         measured.bias if bias is None else bounded(bias, "bias", LARGEST_BOOST),
-        measured.in_histories if in_histories is None else bool(in_histories),
+        measured.in_histories if in_histories is None else flag(in_histories, "in_histories"),
         {},
     )
 
@@ -134,7 +132,8 @@ def _rows(
         given = _vectors(vectors, len(items.ids), width)
         rows, is_placed = _scaled(catalogue, given[wanted]), ~is_placed
     place_of = {items.ids[row]: place for place, row in enumerate(wanted.tolist())}
-    for item, others in (like or {}).items():
+    usage = "pass {new id: known ids}"
+    for item, others in mapping({} if like is None else like, "like", usage).items():
         if item not in place_of:
             raise InputError(f"like has {show(item)}, which is no new item of the table")
         known = catalogue.vocabulary.index(others, f"like[{show(item)}]", unknown="error")
@@ -163,10 +162,8 @@ def _rows(
 
 def _vectors(vectors: Any, count: int, width: int) -> Floats:  # noqa: ANN401
     """Return ready-made vectors, (items of the table, D)."""
-    try:
+    with reading("vectors"):
         array = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"vectors is no array of numbers: {error}") from error
     if array.shape != (count, width):
         raise InputError(
             f"vectors has shape {array.shape}; pass one vector of {width} numbers for each of the "

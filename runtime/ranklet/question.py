@@ -23,7 +23,18 @@ from ranklet.catalogue import (
 from ranklet.engine.engine import Floats, Indices
 from ranklet.errors import InputError
 from ranklet.explanation import EXAMINED
-from ranklet.values import Ids, bounded, check_k, show, whole
+from ranklet.values import (
+    Ids,
+    bounded,
+    check_k,
+    choice,
+    flag,
+    kind,
+    mapping,
+    reading,
+    show,
+    whole,
+)
 
 Cold = Literal["popular", "trending"]
 COLD = ("popular", "trending")
@@ -184,13 +195,12 @@ def read_question(
     limits = () if at_most is None else _limits(catalogue, at_most)
     if min_score is not None:
         min_score = bounded(min_score, "min_score", 3e38)
-    if skip != 0 or type(skip) is not int:
+    if type(skip) is not int or skip != 0:
         skip = whole(skip, "skip", 0)
     if type(diversity) is not float or diversity != 0:
         diversity = bounded(diversity, "diversity", 1.0, 0.0)
     penalty = 0.0 if seen_recently is None else bounded(penalty, "penalty", LARGEST_BOOST, 0.0)
-    if not isinstance(cold, str) or cold not in COLD:
-        raise InputError(f"cold must be 'popular' or 'trending', got {show(cold)}")
+    cold = choice(cold, "cold", COLD)
     examined = 0 if explain is False else _examined(explain)
     depth, is_cut = skip + k, bool(skip or limits or diversity or min_score is not None)
     if diversity:
@@ -219,25 +229,24 @@ def _is_plain(skip: object, diversity: object, cold: object, explain: object) ->
 def _bias(
     catalogue: Catalogue, eligible: Eligible | None, where: Where | None, boost: Boost | None
 ) -> Bias:
-    if eligible is not None:
-        if not isinstance(eligible, Eligible):
-            kind = type(eligible).__name__
-            raise InputError(f"eligible is a {kind}; pass what Ranker.eligible(ids) returns")
-        where = eligible if where is None else [eligible, *listed_conditions(where)]
-    return catalogue.bias(where, boost)
+    if eligible is not None and type(eligible) is not Eligible:
+        raise InputError(f"eligible is a {kind(eligible)}; pass what Ranker.eligible(ids) returns")
+    with reading("where or boost"):
+        if eligible is not None:
+            where = eligible if where is None else [eligible, *listed_conditions(where)]
+        return catalogue.bias(where, boost)
 
 
 def _limits(catalogue: Catalogue, at_most: object) -> tuple[tuple[str, int], ...]:
     """Return attributes and their limits."""
-    if not isinstance(at_most, Mapping):
-        raise InputError(f"at_most is {show(at_most)}; pass {{attribute: number}}")
-    for name in at_most:
+    limits = mapping(at_most, "at_most", "pass {attribute: number}")
+    for name in limits:
         catalogue.attributes.values(name)  # raises its errors
-    return tuple((n, whole(most, f"at_most of {show(n)}", 1)) for n, most in at_most.items())
+    return tuple((n, whole(most, f"at_most of {show(n)}", 1)) for n, most in limits.items())
 
 
 def _examined(explain: object) -> int:
     """Return the number of events to examine."""
-    if isinstance(explain, bool | np.bool_):
-        return EXAMINED if explain else 0
+    if issubclass(type(explain), bool | np.bool_):
+        return EXAMINED if flag(explain, "explain") else 0
     return whole(explain, "explain", 1)

@@ -14,7 +14,7 @@ from ranklet.bundle.manifest import Manifest
 from ranklet.bundle.vocabulary import ItemId, Unknown, Vocabulary
 from ranklet.catalogue import Boost, Eligible, ItemSet, Where
 from ranklet.engine.engine import Engine, Floats
-from ranklet.engine.sessions import Provider
+from ranklet.engine.sessions import MAX_THREADS, PROVIDERS, Provider
 from ranklet.errors import InputError
 from ranklet.event_kinds import Kinds, Objective
 from ranklet.forks import ProcessLock
@@ -25,7 +25,20 @@ from ranklet.ranking import Ranking
 from ranklet.request import Request
 from ranklet.serving import Current, Serving
 from ranklet.user import User, Users
-from ranklet.values import IdLists, Ids, Times, lists, show
+from ranklet.values import (
+    IdLists,
+    Ids,
+    Times,
+    choice,
+    flag,
+    flat,
+    folder_path,
+    lists,
+    plain,
+    reading,
+    show,
+    whole,
+)
 
 WARM_UP = 3  # requests
 
@@ -66,12 +79,18 @@ class Ranker:
         Raises:
             BundleError: The bundle is missing, damaged or of a newer format.
             ProviderError: CUDA was asked for and does not run.
+            InputError: An argument can't be used.
         """
+        is_warm = flag(warm_up, "warm_up")
         serving = Serving.open(
-            Path(path), provider, threads, owner=object(), check_digests=check_digests
+            folder_path(path),
+            choice(provider, "provider", PROVIDERS),
+            whole(threads, "threads", 1, MAX_THREADS),
+            owner=object(),
+            check_digests=flag(check_digests, "check_digests"),
         )
         ranker = cls(serving)
-        if warm_up:
+        if is_warm:
             ranker._warm_up()
         return ranker
 
@@ -90,11 +109,14 @@ class Ranker:
 
         Raises:
             BundleError: The new bundle is missing or damaged, or gives a wrong answer.
+            InputError: An argument can't be used.
         """
+        folder = self.path if path is None else folder_path(path)
+        check_digests = flag(check_digests, "check_digests")
         with self._changing.lock:
             old = self._serving
             new = Serving.open(
-                self.path if path is None else Path(path),
+                folder,
                 old.engine.provider,
                 old.engine.threads,
                 owner=old.catalogue.owner,
@@ -484,7 +506,7 @@ class Ranker:
             where=where,
             at_most=at_most,
             skip=skip,
-            cold="trending" if trending else "popular",
+            cold="trending" if flag(trending, "trending") else "popular",
         )
         return serving.answers.popular(question)
 
@@ -562,7 +584,8 @@ class Ranker:
         Raises:
             InputError: A value can't be used, or the lists differ in length.
         """
-        rows = lists(histories, "histories")
+        given = lists(histories, "histories")
+        rows = [flat(row, f"histories[{place}]") for place, row in enumerate(given)]
         instants = [None] * len(rows) if times is None else lists(times, "times", len(rows))
         of_events = [None] * len(rows) if kinds is None else lists(kinds, "kinds", len(rows))
         users = Users(self._current, len(rows))
@@ -598,7 +621,8 @@ class Ranker:
         Raises:
             InputError: The name or an id can't be used.
         """
-        if not isinstance(name, str) or not name or name.startswith("!"):
+        name = plain(name)
+        if type(name) is not str or not name or name.startswith("!"):
             raise InputError(f"name is {show(name)}; a filter has a name, without '!' before it")
         with self._changing.lock:
             serving = self._serving
@@ -635,7 +659,7 @@ class Ranker:
         Raises:
             InputError: A value can't be used, or a new item can't be placed; nothing was added.
         """
-        with self._changing.lock:
+        with self._changing.lock, reading("an argument of add_items"):
             serving = self._serving
             catalogue, addition = add_items(serving, table, vectors, like, bias, in_histories)
             self._current.serving = serving.changed(catalogue)

@@ -12,7 +12,7 @@ from ranklet.engine.engine import NONE, Floats, History
 from ranklet.errors import InputError
 from ranklet.event_kinds import EventKinds, Kinds
 from ranklet.time_gaps import UNKNOWN, bucket_until, buckets_before, unit_by_size
-from ranklet.values import Ids, Times, check_flag, listed, whole_number, whole_numbers
+from ranklet.values import Ids, Times, flag, listed, whole_number, whole_numbers
 
 ORDER_ALONE = "this bundle does not use times: its model was trained on order alone"
 
@@ -45,8 +45,7 @@ class Reader:
         """Return whether a request excludes seen items; None is the default."""
         if exclude_seen is None:
             return self.exclude_seen
-        check_flag(exclude_seen)
-        return bool(exclude_seen)
+        return flag(exclude_seen, "exclude_seen")
 
     def read(
         self,
@@ -102,7 +101,8 @@ class Reader:
 
     def demoted(self, items: Ids, name: str = "history") -> Indices:
         """Return the items that lose points."""
-        indices = self.vocabulary.index(listed(items), beside(name, "seen_recently"))
+        place = beside(name, "seen_recently")
+        indices = self.vocabulary.index(listed(items, place), place)
         return indices[indices > 0]
 
     def filters(
@@ -115,12 +115,13 @@ class Reader:
     ) -> tuple[Indices, Indices | None]:
         """Return the excluded items, and the candidates if there are any."""
         if exclude is not None:
-            dropped = self.vocabulary.index(listed(exclude), beside(name, "exclude"))
+            place = beside(name, "exclude")
+            dropped = self.vocabulary.index(listed(exclude, place), place)
             excluded = np.concatenate([excluded, dropped[dropped > 0]])
         if candidates is None:
             return excluded, None
         place = beside(name, "candidates")
-        chosen = self.vocabulary.index(listed(candidates), place, unknown=unknown)
+        chosen = self.vocabulary.index(listed(candidates, place), place, unknown=unknown)
         return excluded, np.setdiff1d(chosen, np.append(excluded, 0))
 
     def instants(

@@ -9,7 +9,7 @@ from ranklet.bundle.manifest import TITLE_FILES, Manifest
 from ranklet.bundle.vocabulary import ItemId, Vocabulary
 from ranklet.errors import InputError
 from ranklet.forks import cached_property
-from ranklet.values import flat, show
+from ranklet.values import flat, plain, show
 
 
 class Titles:
@@ -37,14 +37,13 @@ class Titles:
     def of(self, items: Sequence[ItemId]) -> list[str]:
         """Return the title of each item, or its id if it has none."""
         ids = flat(items, "items")
-        if self._of_bundle is None and not self.changed:
-            return [str(item) for item in ids]
         indices = self._vocabulary.index(ids, "items").tolist()
-        return [self._at(i) or str(item) for item, i in zip(ids, indices, strict=True)]
+        return [self._at(i) or str(plain(item)) for item, i in zip(ids, indices, strict=True)]
 
     def find(self, text: str) -> list[str] | list[int]:
         """Return the ids of items whose title contains ``text``, ignoring case."""
-        if not isinstance(text, str):
+        text = plain(text)
+        if type(text) is not str:
             raise InputError(f"text is {show(text)}; pass a part of a title")
         part, titles = text.casefold(), enumerate(self._of_bundle or [], 1)
         found = {i for i, title in titles if i not in self.changed and part in title.casefold()}

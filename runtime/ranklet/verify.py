@@ -9,6 +9,7 @@ from ranklet.bundle.manifest import GOLDEN, Manifest
 from ranklet.engine.sessions import Provider
 from ranklet.golden import check_golden
 from ranklet.ranker import Ranker
+from ranklet.values import folder_path
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def verify(path: str | Path, *, provider: Provider = "auto", threads: int = 1) -
         BundleError: Something is not as the manifest says, or an answer differs.
         ProviderError: CUDA was asked for and does not run.
     """
-    path = Path(path)
+    path = folder_path(path)
     manifest = Manifest.read(path)
     check_graphs(path, manifest, with_weights=True)
     ranker = Ranker.load(path, provider=provider, threads=threads, check_digests=False)

@@ -21,6 +21,7 @@ MODULES: tuple[str, ...] = (
     "damage",
     "writes",
     "replacing",
+    "options",
 )
 PAGE = ROOT / "docs" / "faults.md"
 

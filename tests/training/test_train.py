@@ -796,5 +796,5 @@ def test_json_that_is_nested_too_deeply_is_damaged(
     run = start(epochs=1)
     train(run, split, show_progress=False)
     (run.path / name).write_text("[" * 99_999 + "\n")
-    with pytest.raises(RunError, match=r"is damaged: RecursionError\("):
+    with pytest.raises(RunError, match=r"is damaged: RecursionError: "):
         train(reopen_run(run.path, events), split)

@@ -23,6 +23,7 @@ from ranklet_cli.bench.timers import AppendTimer, CallTimer, StageTimer, WaitTim
 
 DEFAULT_LENGTHS = (10, 50, 200)
 MIN_RUNS = 100  # the least number with a 99th percentile
+LARGEST = 10**9  # of any number
 SINGLE_RUNS = 200  # of timers that report only medians
 BLOCKS_A_NOTE = 5
 
@@ -79,6 +80,8 @@ class Sweep:
 def _check(name: str, value: object, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InputError(f"{name} must be an integer of at least {least}, got {show(value)}")
+    if value > LARGEST:
+        raise InputError(f"{name} must be at most {LARGEST:,}, got {show(value)}")
     return int(value)
 
 

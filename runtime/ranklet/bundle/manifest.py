@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ranklet.errors import BundleError
 from ranklet.files.atomic import atomic_write, sha256
 from ranklet.time_gaps import SCALES
-from ranklet.values import show
+from ranklet.values import folder_path, show
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
@@ -400,7 +400,7 @@ class Manifest:
         Raises:
             BundleError: Something is missing, damaged, unknown or of another format.
         """
-        folder = Path(path)
+        folder = folder_path(path)
         manifest = cls._parse(folder, check_digest=check_digests)
         for name, expected in manifest.files.items():
             is_hashed = check_digests and expected.size <= hash_up_to

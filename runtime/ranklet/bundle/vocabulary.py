@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ranklet.errors import BundleError, InputError
 from ranklet.forks import cached_property
-from ranklet.values import Ids, flat, integers, show
+from ranklet.values import Ids, choice, flat, integers, kind, plain, show
 
 ItemId: TypeAlias = int | str
 Unknown: TypeAlias = Literal["skip", "error"]  # what to do with ids that the catalogue lacks
@@ -150,15 +150,15 @@ class Vocabulary:
         Raises:
             InputError: An id is not of this catalogue's type, or ``ids`` is not a flat sequence.
         """
-        if unknown not in ("skip", "error"):
-            raise InputError(f"unknown must be 'skip' or 'error', got {unknown!r}")
+        if type(unknown) is not str or unknown != "skip":
+            unknown = choice(unknown, "unknown", ("skip", "error"))
         items = ids if type(ids) is list else flat(ids, name)
         indices = (
             self._index_texts(items, name) if self.is_text else self._index_numbers(items, name)
         )
         if self._added:
             for place in np.flatnonzero(indices == 0).tolist():
-                indices[place] = self._index_of_added.get(items[place], 0)
+                indices[place] = self._index_of_added.get(plain(items[place]), 0)
         if unknown == "error" and not indices.all():
             place = int(indices.argmin())
             raise InputError(
@@ -169,9 +169,10 @@ class Vocabulary:
 
     def find(self, item: object) -> int | None:
         """Return the index of a known text id, None for all else."""
-        if not (isinstance(item, str) and self.is_text):
+        text = item if type(item) is str else plain(item)
+        if type(text) is not str or not self.is_text:
             return None
-        return self._index_of.get(item) or self._index_of_added.get(item)
+        return self._index_of.get(text) or self._index_of_added.get(text)
 
     def ids(self, indices: NDArray[np.int64]) -> list[str] | list[int]:
         """Return the ids that belong to indices between 1 and the number of items.
@@ -221,14 +222,12 @@ class Vocabulary:
         ids = ids if isinstance(ids, list) else ids.tolist()
         try:
             return np.fromiter(map(self._index_of.get, ids), np.int64, len(ids))
-        except (TypeError, ValueError):  # an id that is unknown or can't be one
+        except Exception:  # an id that is unknown, or can't be one: its methods may raise anything
             return self._index_each(ids, name)
 
     def _index_each(self, ids: list[Any], name: str) -> NDArray[np.int64]:
-        try:
-            indices = [self._index_of.get(item) or 0 for item in ids]
-        except (TypeError, ValueError):  # an unhashable id is no text; named below
-            indices = [0] * len(ids)
+        texts = [item if type(item) is str else plain(item) for item in ids]
+        indices = [(type(text) is str and self._index_of.get(text)) or 0 for text in texts]
         for place in [place for place, index in enumerate(indices) if not index]:
             _check_text(ids[place], f"{name}[{place}]")
         return np.array(indices, dtype=np.int64)
@@ -238,7 +237,7 @@ class Vocabulary:
             try:
                 values = integers(ids, name, REASON)
             except InputError:
-                is_other = [isinstance(item, str) and not _is_int64(item) for item in ids]
+                is_other = [type(item) is str and not _is_int64(item) for item in map(plain, ids)]
                 if not any(is_other):
                     raise
                 pairs = zip(ids, is_other, strict=True)
@@ -269,12 +268,11 @@ def _is_int64(text: str) -> bool:
 
 
 def _check_text(item: object, place: str) -> None:
-    if not isinstance(item, str):
-        raise InputError(
-            f"{place} is {show(item)} ({type(item).__name__}); this bundle has text item ids"
-        )
+    text = plain(item)
+    if type(text) is not str:
+        raise InputError(f"{place} is {show(item)} ({kind(item)}); this bundle has text item ids")
     try:
-        item.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"{place} is {show(item)}, which is not valid Unicode: {error.reason}"

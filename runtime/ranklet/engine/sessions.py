@@ -8,12 +8,12 @@ import logging
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from ranklet.errors import BundleError, InputError, ProviderError
+from ranklet.errors import BundleError, ProviderError
 from ranklet.extras import pip_install
 from ranklet.forks import UNFORKED
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Provider = Literal["auto", "cpu", "cuda"]
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 MAX_THREADS = 1024
 ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32, which is on by default, keeps 10 bits of each factor: scores would be off by a thousandth.
@@ -56,14 +57,9 @@ def create_session(
         threads: For the work inside one run, from 1 to ``MAX_THREADS``.
 
     Raises:
-        InputError: ``provider`` or ``threads`` is not one of these.
         ProviderError: CUDA was asked for and is not what would run.
         BundleError: onnxruntime can't load the graph.
     """
-    if provider not in ("auto", "cpu", "cuda"):
-        raise InputError(f"provider must be 'auto', 'cpu' or 'cuda', got {provider!r}")
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads must be a positive integer up to {MAX_THREADS}, got {threads!r}")
     available = onnxruntime.get_available_providers()
     has_cuda = ORT_NAMES["cuda"] in available
     if provider == "cpu" or (provider == "auto" and not has_cuda):

@@ -36,6 +36,7 @@ from ranklet_training.model.attention import (
 )
 
 LARGEST = 2**31 - 1  # of integer settings
+LARGEST_FLOAT = 1e12  # of others in size; the inverse is the smallest
 LARGEST_SEED = 2**63 - 1  # of torch and numpy
 # Buckets of ranklet.time_gaps: before each event, and from an event to its target.
 Gaps = tuple[Tensor, Tensor]
@@ -60,6 +61,10 @@ def check_settings(config: object, *positive: str, **least: int) -> None:
             raise ValueError(f"{name} must be at least {least[name]}, got {value}")
         if name in positive and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        if isinstance(value, float) and math.isfinite(value) and value:
+            if not 1 / LARGEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+                bounds = f"{1 / LARGEST_FLOAT:g} to {LARGEST_FLOAT:g}"
+                raise ValueError(f"{name} must be 0 or from {bounds} in size, got {value}")
 
 
 @dataclass(frozen=True)

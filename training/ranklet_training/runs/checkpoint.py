@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import polars as pl
@@ -34,16 +34,21 @@ from torch import Tensor, nn
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
+from ranklet.values import reason
 from ranklet_training.data.attributes import Kinds
 from ranklet_training.data.features import build_features
 from ranklet_training.data.tables import write_frame
 from ranklet_training.model.model import SequenceModel
 from ranklet_training.model.optimizer import Optimizer
 from ranklet_training.model.seed import SeedModel
+from ranklet_training.runs.facts import check_facts
 from ranklet_training.runs.presets import RunConfig
 
 RUN_FORMAT = 3
-FACTS = ("digest", "users", "items", "events", "training_users", "split")  # required of data
+MALFORMED: tuple[type[Exception], ...] = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+    *(OSError, PolarsError, safetensors.SafetensorError),
+)
 Model = SequenceModel | SeedModel
 
 
@@ -128,13 +133,17 @@ class Run:
 
     def best_metrics(self) -> dict[str, float]:
         """Return the validation metrics of the best weights, empty if nothing is held out."""
-        metadata = read_tensors(self.path / "best.safetensors")[1]
-        return {name: value for name, value in metadata.items() if name != "epoch"}
+        path = self.path / "best.safetensors"
+        metadata = read_tensors(path)[1]
+        metrics = {name: value for name, value in metadata.items() if name != "epoch"}
+        if not all(type(value) is float for value in metrics.values()):
+            raise RunError(f"{path} is damaged: its metrics are no numbers")
+        return metrics
 
     def read_questions(self) -> Questions | None:
         """Return the held-out questions, or None for a run without them."""
         path = self.path / "questions.safetensors"
-        if not path.exists():
+        if not has_file(path):
             return None
         tensors, _ = read_tensors(path)
         try:
@@ -144,8 +153,8 @@ class Run:
             if "kinds" in tensors:
                 kinds = np.split(tensors["kinds"].numpy(), ends[:-1])
             index = np.concatenate([items, targets])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise RunError(f"{path} is damaged: {error!r}") from error
+        except MALFORMED as error:
+            raise RunError(f"{path} is damaged: {reason(error)}") from error
         is_known = index.dtype == np.int64 and ((index > 0) & (index <= self.catalogue.height))
         if len(histories) != len(targets) or not all(map(len, histories)) or not np.all(is_known):
             raise RunError(f"{path} is damaged: its questions are not about this catalogue")
@@ -216,24 +225,52 @@ def write_config(run: Run) -> None:
 
 def read_run(path: Path) -> Run:
     """Open a run folder; RunError: it is not a run, damaged, or of another format."""
-    if not (path / "config.json").is_file():
+    if not has_file(path / "config.json"):
         raise RunError(f"{path} is not a run: it has no config.json; train one with ranklet train")
     try:
         document = json.loads((path / "config.json").read_bytes())
         if document["format"] != RUN_FORMAT:
             raise RunError(f"{path} has run format {document['format']}, not {RUN_FORMAT}")
+        if not has_file(path / "catalogue.parquet"):
+            raise RunError(f"the run {path} has no catalogue.parquet: copy the whole run again")
         catalogue = pl.read_parquet(path / "catalogue.parquet")
         config, data = RunConfig.from_dict(document), document["data"]
-        for name in FACTS:
-            _ = data[name]
-        if not isinstance(data.get("reading", {}), dict):
-            raise TypeError("reading is no object")
-        types = [catalogue[name].dtype for name in ("item_id", "training_events")]
-        if types[0] not in (pl.String, pl.Int64) or not types[1].is_integer():
-            raise TypeError(f"item_id and training_events are {types}")
-        return Run(path, config, data, document["versions"], catalogue)
-    except (KeyError, TypeError, ValueError, OSError, RecursionError, PolarsError) as error:
-        raise RunError(f"the run {path} is damaged: {error!r}") from error
+        versions = document["versions"]
+        check_facts(data)
+        _check_catalogue(catalogue, data)
+        if not all(map(_is_text, [*versions, *versions.values()])):
+            raise TypeError("versions are no texts")
+        return Run(path, config, data, versions, catalogue)
+    except MALFORMED as error:
+        raise RunError(f"the run {path} is damaged: {reason(error)}") from error
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _check_catalogue(catalogue: pl.DataFrame, data: dict[str, Any]) -> None:
+    """Raise TypeError unless it has sorted ids, as many as the data, and counts of their events."""
+    items, counts = catalogue["item_id"], [catalogue["training_events"]]
+    counts += [catalogue["recent_events"]] if "recent_events" in catalogue.columns else []
+    if items.dtype not in (pl.String, pl.Int64) or not all(c.dtype.is_integer() for c in counts):
+        raise TypeError(f"item_id is {items.dtype}, and its events are {counts[0].dtype}")
+    is_counted = all(not c.null_count() and (c >= 0).all() for c in counts)
+    is_sorted = not items.null_count() and items.is_sorted() and items.is_unique().all()
+    if not len(items) or not is_counted or not is_sorted:
+        raise TypeError("the catalogue has no sorted ids with their numbers of events")
+    title = catalogue.schema.get("title", pl.String)
+    if title not in (pl.String, pl.Null):
+        raise TypeError(f"titles are {title}")
+
+
+def has_file(path: Path) -> bool:
+    """Return whether a file of a run is there; RunError: something else has its name."""
+    if path.is_file():
+        return True
+    if path.exists() or path.is_symlink():  # a pipe would be waited for
+        raise RunError(f"{path} is no file: remove it, or copy the whole run again")
+    return False
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -244,21 +281,23 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of ``write_tensors``; RunError: it is missing or damaged."""
-    if not path.is_file():
+    if not has_file(path):
         raise RunError(f"{path} is missing: the training has not reached its first checkpoint")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["ranklet"])
+        if not isinstance(metadata, dict):
+            raise TypeError("its metadata is no object")
         return load_file(path), metadata
-    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {error}") from error
+    except MALFORMED as error:
+        raise RunError(f"{path} is damaged: {reason(error)}") from error
 
 
 def _load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"the weights of {source} do not fit this model: {error}") from error
+        raise RunError(f"the weights of {source} do not fit this model: {reason(error)}") from error
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
@@ -281,7 +320,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progr
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
                 state[key] = value
-    try:
-        return Progress(**metadata)
-    except TypeError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
+    if {name: type(value) for name, value in metadata.items()} != get_type_hints(Progress):
+        raise RunError(f"{path} is damaged: its progress is not what a training writes")
+    return Progress(**metadata)

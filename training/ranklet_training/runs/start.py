@@ -25,7 +25,14 @@ from ranklet_training.data.events import Events
 from ranklet_training.data.features import build_features
 from ranklet_training.data.split import Split
 from ranklet_training.data.trending import Recent, recent_events
-from ranklet_training.runs.checkpoint import Questions, Run, read_run, read_tensors, write_run
+from ranklet_training.runs.checkpoint import (
+    Questions,
+    Run,
+    has_file,
+    read_run,
+    read_tensors,
+    write_run,
+)
 from ranklet_training.runs.kinds import FOLDERS, TRAINED, plan_kinds, trained_files
 from ranklet_training.runs.presets import RunConfig, setting_differences
 
@@ -161,7 +168,11 @@ def final_settings(run: Run) -> RunConfig:
 
 def _epochs(run: Run) -> int:
     """Return the number of epochs that made the best weights."""
-    return int(read_tensors(run.path / "best.safetensors")[1]["epoch"]) + 1
+    path = run.path / "best.safetensors"
+    epoch = read_tensors(path)[1].get("epoch")
+    if type(epoch) is not int or not 0 <= epoch < run.config.train.epochs:
+        raise RunError(f"{path} is damaged: its epoch is {show(epoch)}")
+    return epoch + 1
 
 
 def _facts_of(earlier: Run | None) -> dict[str, Any]:
@@ -180,7 +191,7 @@ def _facts_of(earlier: Run | None) -> dict[str, Any]:
 def _figures_of(earlier: Run | None) -> bytes:
     """Return the evaluation of the run that was measured, empty without one."""
     path = earlier and earlier.path / "evaluation.json"
-    return path.read_bytes() if path and path.exists() else b""
+    return path.read_bytes() if path and has_file(path) else b""
 
 
 def check_new(path: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ranklet.errors import RunError
 from ranklet.files.atomic import append, atomic_write
 from ranklet.time_gaps import UNKNOWN
+from ranklet.values import reason
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.data.split import Split
 from ranklet_training.judge.evaluate import MASKED, UNMASKED, rank_targets
@@ -34,9 +35,11 @@ from ranklet_training.model.model import Gaps, Kinds, reset_dropout
 from ranklet_training.model.optimizer import Optimizer, clip_gradients, make_optimizer, shrink_l1
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.checkpoint import (
+    MALFORMED,
     Model,
     Progress,
     Run,
+    has_file,
     load_checkpoint,
     save_checkpoint,
     write_config,
@@ -137,7 +140,7 @@ def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
         if TORN.fullmatch(torn.name) and torn.is_file():
             torn.unlink()
     last = run.path / "last.safetensors"
-    if last.exists():
+    if has_file(last):
         progress = load_checkpoint(last, model, optimizer)
         _keep_lines(run.path / "metrics.jsonl", progress.epoch)
         return model, optimizer, progress
@@ -359,10 +362,10 @@ def _log_line(progress: Progress, metrics: Metrics, speed: float, seconds: float
 
 def _keep_lines(path: Path, epoch: int) -> None:
     """Drop the metric lines that a killed training wrote after its last checkpoint."""
-    if path.exists():
+    if has_file(path):
         lines = path.read_text(errors="replace").splitlines(keepends=True)
         try:
             kept = [x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] < epoch]
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise RunError(f"{path} is damaged: {error!r}") from error
+        except MALFORMED as error:
+            raise RunError(f"{path} is damaged: {reason(error)}") from error
         atomic_write(path, "".join(kept).encode())
