@@ -35,8 +35,9 @@ TESTS = {  # of each module, those first that are quick
     "request.py": ["reader", "requests"],
     "bundle/vocabulary.py": ["vocabulary"],
     "bundle/folder.py": ["folder", "reload"],
+    "bundle/graph.py": ["graph"],
     "bundle/manifest.py": ["manifest", "folder"],
-    "files/atomic.py": ["files"],
+    "files/atomic.py": ["descriptors", "files"],
     "files/json_lines.py": ["json_lines"],
 }
 
