@@ -28,6 +28,7 @@ faults: .venv/.dev
 
 # Small faults in the code that checks requests, bundles and files, and the tests that notice.
 mutate: .venv/.assure
+	rm -rf $(BUILD)/mutation
 	$(BIN)/python benchmarks/mutation.py $(FILES)
 
 # Known vulnerabilities of everything that development installs, where a service answers.

@@ -30,6 +30,7 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 ROOT = Path(__file__).parents[1]
 BUILT = ROOT / "build" / "mutation"
 SECONDS = 120  # after which a run counts as an endless loop
+CONSTANTS = (str, int, float, tuple, list, dict)
 TYPE_ALIAS = cst.Name("TypeAlias")
 TESTS = {  # of each module, those first that are quick
     "request.py": ["reader", "requests"],
@@ -58,11 +59,10 @@ def _changes(node: cst.CSTNode, in_message: bool = False) -> Iterator[tuple[cst.
     in_message = in_message or isinstance(node, cst.Raise)
     for kind, operator in mutation_operators:
         if isinstance(node, kind):
-            new = list(operator(node))  # of texts only the first: the others differ in case
-            texts = 0 if in_message else 1
-            yield from (
-                (node, each) for each in (new[:texts] if operator is operator_string else new)
-            )
+            new = list(operator(node))
+            if operator is operator_string:
+                new = new[: 0 if in_message else 1]  # the others differ in case
+            yield from ((node, each) for each in new)
     match node:
         case cst.If(test=test) | cst.While(test=test):
             inner = test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
@@ -102,7 +102,9 @@ def exchange(module: ModuleType, code: str) -> None:
                     setattr(other, name, new)
         elif isinstance(new, type):
             for key, value in vars(new).items():
-                _exchange(vars(old).get(key), value) or _set(old, key, value)
+                is_constant = isinstance(value, CONSTANTS) and not key.startswith("__")
+                if not _exchange(vars(old).get(key), value) and is_constant:
+                    setattr(old, key, value)
         else:
             _exchange(old, new)
 
@@ -119,11 +121,6 @@ def _exchange(old: object, new: object) -> bool:
     old.__code__, old.__defaults__ = new.__code__, new.__defaults__
     old.__kwdefaults__ = new.__kwdefaults__
     return True
-
-
-def _set(kind: type, name: str, value: object) -> None:
-    if isinstance(value, str | int | float | tuple | list | dict) and not name.startswith("__"):
-        setattr(kind, name, value)
 
 
 class Campaign:

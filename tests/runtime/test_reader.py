@@ -11,7 +11,8 @@ import pytest
 
 from ranklet import InputError, Manifest, Ranker
 from ranklet.catalogue import Catalogue
-from ranklet.request import Reader, beside
+from ranklet.engine.engine import NONE
+from ranklet.request import Reader, Request, beside
 from ranklet.time_gaps import UNKNOWN
 
 ITEMS, ADDED, LENGTH = 60, 5, 12
@@ -96,6 +97,10 @@ def test_nothing_is_filtered_where_nothing_was_asked(reader: Reader) -> None:
     none = reader.read(["i00001"], candidates=[]).candidates
     assert none is not None
     assert none.tolist() == []
+
+
+def test_a_request_demotes_nothing_by_default() -> None:
+    assert Request(None, 0, NONE, None).demoted.size == 0
 
 
 def test_an_objective_goes_with_the_history(reader: Reader) -> None:
