@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUILD := build
 DATA ?= data
 
-.PHONY: demo docs test slow faults check lint pipeline ml-100k ml-1m quality clean
+.PHONY: demo docs test slow faults mutate audit sbom check lint pipeline ml-100k ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
@@ -25,6 +25,22 @@ slow: .venv/.dev
 # Bit flips, hostile bundles, kills, full disks, forks, hours of requests; writes docs/faults.md.
 faults: .venv/.dev
 	PYTHONPATH=tests $(BIN)/python -m faults
+
+# Small faults in the code that checks requests, bundles and files, and the tests that notice.
+mutate: .venv/.assure
+	rm -rf $(BUILD)/mutation
+	$(BIN)/python benchmarks/mutation.py $(FILES)
+
+# Known vulnerabilities of everything that development installs, where a service answers.
+audit: .venv/.assure
+	$(BIN)/python .ci/audit.py
+
+# What a device installs, as CycloneDX: build/ranklet-VERSION.cdx.json, for a release.
+sbom: .venv/.assure
+	rm -rf $(BUILD)/device && $(PYTHON) -m venv --without-pip $(BUILD)/device
+	$(BIN)/python -m pip --python $(BUILD)/device/bin/python install --quiet '.[cpu]'
+	$(BIN)/cyclonedx-py environment $(BUILD)/device/bin/python --pyproject pyproject.toml --mc-type library \
+		--output-reproducible --output-file $(BUILD)/ranklet-$$($(BIN)/python -c "import ranklet; print(ranklet.__version__)").cdx.json
 
 check: lint test slow
 
@@ -81,4 +97,8 @@ clean:
 .venv/.dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+.venv/.assure: .venv/.dev
+	$(BIN)/python -m pip install --quiet -e '.[assure]'
 	touch $@

@@ -11,7 +11,8 @@ from ranklet.bundle.manifest import Attribute, Manifest
 from ranklet.errors import BundleError
 from ranklet.values import show
 from ranklet_cli.evaluate import format_evaluation
-from ranklet_cli.options import FOLDER, PATH, choice, json_flag, print_json, session
+from ranklet_cli.options import FILE, FOLDER, PATH, choice, json_flag, print_json, session
+from ranklet_cli.signature import check_signature
 
 # What facts of another form than ranklet writes lead to.
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
@@ -102,14 +103,17 @@ def onnx(bundle: Path, file: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @session
+@click.option("--key", type=FILE, help="Public key, PEM: check the signature of ranklet sign, too.")
 @json_flag
-def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
+def verify(bundle: Path, provider: Any, threads: int, key: Path | None, as_json: bool) -> None:
     """Check the digests, graph contract and golden answers of a BUNDLE on this machine.
 
     Example: ranklet verify models/ml-latest-small
     """
     from ranklet.verify import verify as verify_bundle
 
+    if key:
+        check_signature(bundle, key)
     report = verify_bundle(bundle, provider=provider, threads=threads)
     if as_json:
         return print_json(report)
@@ -118,6 +122,8 @@ def verify(bundle: Path, provider: Any, threads: int, as_json: bool) -> None:
         f"{report.files} files, {report.bytes / 1e6:.2f} MB, {report.items:,} items, "
         f"{report.golden} answers, scores differ by at most {report.max_score_difference:.1e}"
     )
+    if key:
+        click.echo(f"signed by the owner of {key}")
 
 
 @click.command()

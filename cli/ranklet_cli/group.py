@@ -16,11 +16,13 @@ from ranklet_cli.catalogue import catalogue
 from ranklet_cli.compare import compare
 from ranklet_cli.evaluate import evaluate
 from ranklet_cli.rank import rank
+from ranklet_cli.signature import sign
 from ranklet_cli.similar import popular, similar
 from ranklet_cli.train import data, train
 from ranklet_cli.tune import tune
 
 EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots", "optuna": "tune"}
+EXTRAS |= dict.fromkeys(("model_signing", "OpenSSL"), "sign")
 NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 
 
@@ -93,5 +95,5 @@ def cli() -> None:
 
 
 MAKING = (data, train, tune, evaluate, compare, export, catalogue, onnx)
-for command in (*MAKING, verify, inspect, rank, similar, popular, bench):
+for command in (*MAKING, sign, verify, inspect, rank, similar, popular, bench):
     cli.add_command(command)

@@ -293,3 +293,91 @@ def test_bytes_that_are_no_text_are_named_when_they_are_shown() -> None:
     assert texts[0] == "a"
     with pytest.raises(BundleError, match="text 1 of the catalogue is not UTF-8"):
         Vocabulary(texts).ids(np.array([1, 2]))
+
+
+def test_a_recent_text_is_not_searched_again() -> None:
+    blob = bytearray(b"abc")
+    texts = Texts(memoryview(blob), np.array([1, 2, 3]).data)
+    assert texts.get("b") == 2
+    blob[:] = b"xyz"
+    assert (texts.get("b"), texts.get("c"), texts.get("y")) == (2, None, 2)
+
+
+# Ids that were added to a loaded catalogue
+
+GROWN: dict[str, tuple[Vocabulary, list[Any], list[Any]]] = {
+    "texts": (
+        Vocabulary(["a", "c"]).grown(["d"]).grown(["b", ""]),
+        ["a", "c", "d", "b", ""],
+        ["x"],
+    ),
+    "mapped texts": (Vocabulary(texts_of(["a", "c"])).grown(["b"]), ["a", "c", "b"], ["x"]),
+    "numbers": (
+        Vocabulary(np.array([-5, 7])).grown([9]).grown([-(2**63), 0]),
+        [-5, 7, 9, -(2**63), 0],
+        [8, 2**63 - 1, "NEW"],
+    ),
+    "nothing added": (Vocabulary(["a", "c"]), ["a", "c"], ["b"]),
+}
+
+
+@pytest.mark.parametrize(("vocabulary", "ids", "others"), GROWN.values(), ids=GROWN)
+def test_added_ids_come_behind_the_sorted_ones_in_their_order(
+    vocabulary: Vocabulary, ids: list[Any], others: list[Any]
+) -> None:
+    assert len(vocabulary) == len(ids)
+    assert list(vocabulary.all_ids) == ids
+    assert len(vocabulary.all_ids) == len(ids)
+    assert (list(vocabulary.all_ids[1:]), vocabulary.all_ids[-1]) == (ids[1:], ids[-1])
+    for place, item in enumerate(ids):
+        assert vocabulary.all_ids[place] == item
+        assert vocabulary.ids(np.array([place + 1])) == [item]
+        assert vocabulary.index([item]).tolist() == [place + 1]
+        assert vocabulary.find(item) == (place + 1 if vocabulary.is_text else None)
+    everything = np.arange(len(ids), 0, -1)
+    assert vocabulary.ids(everything) == ids[::-1]
+    mixed = [others[0], *ids, *others]
+    assert vocabulary.index(mixed).tolist() == [0, *range(1, len(ids) + 1), *[0] * len(others)]
+    with pytest.raises(InputError, match=rf"^history\[{len(ids)}\] is {others[0]!r}, which the"):
+        vocabulary.index([*ids, others[0]], unknown="error")
+    assert vocabulary.index(ids[::-1], unknown="error").tolist() == everything.tolist()
+
+
+def test_growing_leaves_the_vocabulary_as_it_is() -> None:
+    for vocabulary, new in ((Vocabulary(["a"]), "b"), (Vocabulary(np.array([1])), 2)):
+        grown = vocabulary.grown([new])
+        assert (len(vocabulary), len(grown), grown.sorted) == (1, 2, 1)
+        assert vocabulary.index([new]).tolist() == [0]
+        assert vocabulary.id_type == grown.id_type == ("string" if new == "b" else "int64")
+
+
+def test_the_ids_that_are_shown_can_not_be_written_and_those_of_the_caller_can() -> None:
+    mine = np.array([1, 2])
+    shown = Vocabulary(mine).all_ids
+    with pytest.raises(ValueError, match="read-only"):
+        shown[0] = 5  # type: ignore[index]
+    mine[0] = 0
+    assert Vocabulary(["a"]).index(np.array([], dtype=np.int64)).tolist() == []
+
+
+def test_typed_integers_end_where_int64_ends() -> None:
+    ends = [str(-(2**63)), str(2**63 - 1), "0", "-1"]
+    assert NUMBERS.parse(ends) == [-(2**63), 2**63 - 1, 0, -1]
+    beyond = [str(-(2**63) - 1), str(2**63), "1" * 20, "-" + "1" * 20]
+    assert NUMBERS.parse(beyond) == beyond
+
+
+def test_unsigned_integers_are_ids_up_to_the_largest_of_int64() -> None:
+    for dtype in ("<u8", ">u8"):
+        assert LIMITS.index(np.array([2**63 - 1, 0], dtype)).tolist() == [4, 3]
+
+
+def test_a_surrogate_is_named_with_the_reason_of_python() -> None:
+    with pytest.raises(InputError, match=r"which is not valid Unicode: surrogates not allowed$"):
+        TEXTS.index(["\ud800"])
+
+
+def test_a_text_that_is_an_integer_is_refused_among_others_of_its_kind() -> None:
+    with pytest.raises(InputError, match=r"^seen\[0\] is '7' \(str\); this bundle has integer it"):
+        NUMBERS.index(["7", "x"], "seen")
+    assert NUMBERS.index(["x", 0, 200]).tolist() == [0, 0, 5]
