@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUILD := build
 DATA ?= data
 
-.PHONY: demo docs test slow faults check lint pipeline ml-100k ml-1m quality clean
+.PHONY: demo docs web test test-web slow faults check lint pipeline ml-100k ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
@@ -13,6 +13,20 @@ demo: .venv/.base
 # The manual, into build/site; a broken link or a warning is an error.
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The films in a browser: build the page, and serve it. Needs Node 18 or newer.
+web: web/node_modules
+	cd web && npm run --silent demo
+	@echo 'open http://localhost:8000'
+	$(PYTHON) -m http.server 8000 --directory web/demo/dist
+
+# The package for the web, in Node and in Chromium.
+test-web: web/node_modules
+	cd web && npm test
+
+web/node_modules: web/package-lock.json
+	cd web && npm ci --no-audit --no-fund
+	touch $@
 
 # Every promise, on few shapes.
 test: .venv/.dev
