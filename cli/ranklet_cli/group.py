@@ -16,12 +16,19 @@ from ranklet_cli.bundle import export, inspect, onnx, verify
 from ranklet_cli.catalogue import catalogue
 from ranklet_cli.compare import compare
 from ranklet_cli.evaluate import evaluate
+from ranklet_cli.export_to import export_to
 from ranklet_cli.rank import rank
 from ranklet_cli.similar import popular, similar
 from ranklet_cli.train import data, train
 from ranklet_cli.tune import tune
 
-EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots", "optuna": "tune"}
+EXTRAS = {
+    "onnx": "export",
+    "onnxscript": "export",
+    "matplotlib": "plots",
+    "optuna": "tune",
+    "mlflow": "mlflow",
+}
 NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 
 
@@ -95,6 +102,6 @@ def cli() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-MAKING = (data, train, tune, evaluate, compare, export, catalogue, onnx)
+MAKING = (data, train, tune, evaluate, compare, export, catalogue, onnx, export_to)
 for command in (*MAKING, verify, inspect, rank, similar, popular, bench):
     cli.add_command(command)
