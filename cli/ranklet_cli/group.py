@@ -17,6 +17,7 @@ from ranklet_cli.catalogue import catalogue
 from ranklet_cli.compare import compare
 from ranklet_cli.evaluate import evaluate
 from ranklet_cli.export_to import export_to
+from ranklet_cli.push import push
 from ranklet_cli.rank import rank
 from ranklet_cli.similar import popular, similar
 from ranklet_cli.train import data, train
@@ -103,5 +104,5 @@ def cli() -> None:
 
 
 MAKING = (data, train, tune, evaluate, compare, export, catalogue, onnx, export_to)
-for command in (*MAKING, verify, inspect, rank, similar, popular, bench):
+for command in (*MAKING, push, verify, inspect, rank, similar, popular, bench):
     cli.add_command(command)
