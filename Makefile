@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUILD := build
 DATA ?= data
 
-.PHONY: demo docs web test test-web slow faults check lint pipeline ml-100k ml-1m quality clean
+.PHONY: demo docs web dist arm64 test test-web slow faults check lint pipeline ml-100k ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
@@ -23,6 +23,17 @@ web: web/node_modules
 # The package for the web, in Node and in Chromium.
 test-web: web/node_modules
 	cd web && npm test
+
+# The packages of a release: sdist, the wheel that it builds, and the one for the web.
+dist: .venv/.dev web/node_modules
+	rm -rf $(BUILD)/dist && mkdir -p $(BUILD)/dist
+	$(BIN)/python -m build --outdir $(BUILD)/dist
+	cd web && npm run --silent build && npm pack --silent --pack-destination ../$(BUILD)/dist
+	ls -l $(BUILD)/dist
+
+# The golden answers on an emulated ARM processor (Debian, as root).
+arm64:
+	bash tests/arm64.sh
 
 web/node_modules: web/package-lock.json
 	cd web && npm ci --no-audit --no-fund

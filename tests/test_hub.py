@@ -147,7 +147,7 @@ class Hub(BaseHTTPRequestHandler):
         else:
             self.answer({}, 404)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def send(self, path: str) -> None:
         data = self.files[path.rpartition("/")[2]]

@@ -15,7 +15,7 @@ from ranklet.values import show
 FILES = [MANIFEST, *sorted(FILE_NAMES)]
 
 
-def _library() -> Any:
+def _library() -> Any:  # noqa: ANN401 (a module)
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
