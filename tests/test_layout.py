@@ -41,6 +41,7 @@ ADAPTERS = {
     "hub.py": {"huggingface_hub"},
     "mlflow.py": {"mlflow", "pandas"},
     "mlflow_model.py": {"mlflow", "pandas"},
+    "polars.py": {"polars"},
     "triton_client.py": {"tritonclient"},
 }
 SOURCES = {
