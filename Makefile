@@ -4,7 +4,8 @@ BIN := .venv/bin
 BUILD := build
 DATA ?= data
 
-.PHONY: demo docs test slow faults mutate audit sbom check lint pipeline ml-100k ml-1m quality clean
+.PHONY: demo docs web dist arm64 test test-web slow faults mutate audit sbom check lint
+.PHONY: pipeline ml-100k ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
@@ -13,6 +14,31 @@ demo: .venv/.base
 # The manual, into build/site; a broken link or a warning is an error.
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The films in a browser: build the page, and serve it. Needs Node 18 or newer.
+web: web/node_modules
+	cd web && npm run --silent demo
+	@echo 'open http://localhost:8000'
+	$(PYTHON) -m http.server 8000 --directory web/demo/dist
+
+# The package for the web, in Node and in Chromium.
+test-web: web/node_modules
+	cd web && npm test
+
+# The packages of a release: sdist, the wheel that it builds, and the one for the web.
+dist: .venv/.dev web/node_modules
+	rm -rf $(BUILD)/dist && mkdir -p $(BUILD)/dist
+	$(BIN)/python -m build --outdir $(BUILD)/dist
+	cd web && npm run --silent build && npm pack --silent --pack-destination ../$(BUILD)/dist
+	ls -l $(BUILD)/dist
+
+# The golden answers on an emulated ARM processor (Debian, as root).
+arm64:
+	bash tests/arm64.sh
+
+web/node_modules: web/package-lock.json
+	cd web && npm ci --no-audit --no-fund
+	touch $@
 
 # Every promise, on few shapes.
 test: .venv/.dev

@@ -15,13 +15,21 @@ from ranklet_cli.bundle import export, inspect, onnx, verify
 from ranklet_cli.catalogue import catalogue
 from ranklet_cli.compare import compare
 from ranklet_cli.evaluate import evaluate
+from ranklet_cli.export_to import export_to
+from ranklet_cli.push import push
 from ranklet_cli.rank import rank
 from ranklet_cli.signature import sign
 from ranklet_cli.similar import popular, similar
 from ranklet_cli.train import data, train
 from ranklet_cli.tune import tune
 
-EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots", "optuna": "tune"}
+EXTRAS = {
+    "onnx": "export",
+    "onnxscript": "export",
+    "matplotlib": "plots",
+    "optuna": "tune",
+    "mlflow": "mlflow",
+}
 EXTRAS |= dict.fromkeys(("model_signing", "OpenSSL"), "sign")
 NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
 
@@ -94,6 +102,6 @@ def cli() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-MAKING = (data, train, tune, evaluate, compare, export, catalogue, onnx)
-for command in (*MAKING, sign, verify, inspect, rank, similar, popular, bench):
+MAKING = (data, train, tune, evaluate, compare, export, catalogue, onnx, export_to)
+for command in (*MAKING, sign, push, verify, inspect, rank, similar, popular, bench):
     cli.add_command(command)

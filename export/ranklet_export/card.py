@@ -1,5 +1,6 @@
 """Model card of a bundle: facts of the manifest, and latency on the exporting machine."""
 
+import json
 import statistics
 import time
 from typing import Any
@@ -22,6 +23,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     settings = manifest.training["model"]
     size = sum(file.size for file in manifest.files.values()) / 1e6
     parts = [
+        *_front_matter(manifest),
         "# Model card",
         "",
         f"A ranklet bundle: ranks {len(ranker):,} items for a history of up to "
@@ -59,6 +61,22 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
     if data.get("source"):
         parts += ["", "## Source and terms of the data", "", data["source"].strip()]
     return "\n".join(parts) + "\n"
+
+
+def _front_matter(manifest: Manifest) -> list[str]:
+    """Return what the Hugging Face Hub reads of a card: one key and JSON value a line, in YAML."""
+    facts: dict[str, Any] = {
+        "library_name": "ranklet",
+        "tags": ["ranklet", "onnx", "recommendation", "sequential-recommendation"],
+    }
+    if quality := manifest.quality:
+        row = quality["rows"][0]
+        data = {"type": "events", "name": manifest.data["digest"][:16]}
+        task = {"type": "recommendation", "name": quality["protocol"]}
+        metrics = [{"type": name, "value": value} for name, value in row["served"].items()]
+        result = {"task": task, "dataset": data, "metrics": metrics}
+        facts["model-index"] = [{"name": row["model"], "results": [result]}]
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in facts.items()), "---", ""]
 
 
 def _kinds(manifest: Manifest) -> list[str]:

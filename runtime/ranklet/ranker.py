@@ -94,6 +94,36 @@ class Ranker:
             ranker._warm_up()
         return ranker
 
+    @classmethod
+    def from_hub(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        digest: str | None = None,
+        provider: Provider = "auto",
+        threads: int = 1,
+        warm_up: bool = False,
+    ) -> "Ranker":
+        """Open a bundle of the Hugging Face Hub, downloaded once; needs the extra ``hub``.
+
+        Args:
+            name: ``"owner/name"``.
+            revision: A branch, tag or commit; None: the main branch.
+            digest: That of the manifest, ``manifest.digest``; any other bundle is refused.
+            provider: As in ``load``.
+            threads: As in ``load``.
+            warm_up: As in ``load``.
+
+        Raises:
+            BundleError: There is no such bundle, it is damaged, or it has another digest.
+            ProviderError: CUDA was asked for and does not run.
+        """
+        from ranklet.hub import download
+
+        folder = download(name, revision, digest)
+        return cls.load(folder, provider=provider, threads=threads, warm_up=warm_up)
+
     def reload(self, path: str | Path | None = None, *, check_digests: bool = True) -> None:
         """Replace the bundle while other threads rank, and return when it answers.
 
