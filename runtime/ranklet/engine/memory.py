@@ -148,7 +148,7 @@ def mapped_to(copy: Copy | None, path: str) -> Iterator[None]:
     if copy is None:
         yield
         return
-    with MAPPING:
+    with MAPPING.lock:
         before = {mapping.start for mapping in _mappings()}
         yield
         for mapping in _mappings():
