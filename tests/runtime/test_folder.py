@@ -344,6 +344,31 @@ def test_a_bundle_that_is_replaced_while_a_program_loads_is_refused(
         ranker.rank(ids[:2])
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (manifest, "_check_file"),
+        (programs, "create_session"),
+        (programs, "map_table"),
+        (serving, "read_vocabulary"),
+        (serving.Attributes, "read"),
+    ],
+)
+def test_a_bundle_that_goes_away_while_it_loads_is_named(
+    owner: Any, name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(owner, name)
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        if bundle.exists():
+            bundle.rename(bundle.with_name("aside"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, late)
+    with pytest.raises(BundleError, match=REPLACED):
+        Ranker.load(bundle, provider="cpu")
+
+
 def test_the_working_directory_may_change(
     bundle: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
