@@ -227,7 +227,7 @@ CAMPAIGNS = [
         "the n-th write, sync, open, mkdir or rename of a command fails",
         "Old files stay whole, no temporary stays, the message names path and reason.",
         fail_in_turn,
-        short=10,
+        short=5,
         middle=50,
         long=360,
     ),
