@@ -322,6 +322,16 @@ def test_a_bundle_that_was_copied_anew_goes_on(bundle: Path, ids: list[str], lat
     late(ranker, ids)
 
 
+def test_a_path_that_is_too_long_is_named() -> None:
+    with pytest.raises(BundleError, match="is damaged or no path: .*too long"):
+        Ranker.load("x" * 5000)
+
+
+def test_a_bundle_that_a_killed_process_had_moved_aside_loads(bundle: Path) -> None:
+    bundle.rename(bundle.with_name(".bundle.0123abcd.old"))
+    assert len(Ranker.load(bundle, provider="cpu")) == 60
+
+
 def test_a_bundle_that_was_removed_is_named(bundle: Path, ids: list[str]) -> None:
     rankers = [Ranker.load(bundle, provider="cpu") for _ in LATE]
     shutil.rmtree(bundle)

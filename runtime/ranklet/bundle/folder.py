@@ -57,9 +57,9 @@ class Opened:
         """
         try:
             self.folder = path.resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL
+            recover(self.folder)
+        except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL, long names
             raise BundleError(f"{path} is damaged or no path: {error}") from error
-        recover(self.folder)
         self.files: dict[str, File] = {}
         self._then = {name: self._identity(name) for name in FILE_NAMES}
 
