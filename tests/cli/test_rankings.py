@@ -115,7 +115,7 @@ def test_no_history_gives_a_file_without_rankings(
     assert len(pl.read_parquet(tmp_path / name) if name == "o.parquet" else []) == 0
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("name", ["o", "o.jsonl", "o.jsonl.gz", "o.csv", "o.csv.gz", "o.parquet"])
 def test_a_full_disk_is_named_with_the_file(
     name: str, tiny_bundle: Path, histories: Path, tmp_path: Path

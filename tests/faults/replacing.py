@@ -100,10 +100,9 @@ def contend(count: int, rng: np.random.Generator, folder: Path) -> Tally:
     tally, target = Tally(), bundle(folder, "live")
     versions = [bundle(folder, "first"), _other_version(folder / "second")]
     digests = {Manifest.read(version).digest for version in versions}
-    writers = [
-        _child(WRITE, target, versions[number % 2], -(-count // WRITERS))
-        for number in range(WRITERS)
-    ]
+    most = min(WRITERS, count)
+    times = -(-count // most)
+    writers = [_child(WRITE, target, versions[number % 2], times) for number in range(most)]
     while any(writer.poll() is None for writer in writers):
         _load(target, digests, tally)
     for writer in writers:
@@ -111,7 +110,7 @@ def contend(count: int, rng: np.random.Generator, folder: Path) -> Tally:
         if writer.returncode:
             tally.failed(f"a writer ended with {writer.returncode}: {errors[-500:]}")
         else:
-            tally.ended("replaced whole", -(-count // WRITERS))
+            tally.ended("replaced whole", times)
     _load(target, digests, tally)
     if left := sorted({path.name for path in folder.iterdir()} - {"live", "first", "second"}):
         tally.failed(f"left {left}")
@@ -242,7 +241,7 @@ CAMPAIGNS = [
         "a bundle replaced by four processes, and loaded meanwhile",
         "Every load gets one of the bundles or a named error; nothing else stays.",
         contend,
-        short=4,
+        short=2,
         middle=100,
         long=400,
     ),

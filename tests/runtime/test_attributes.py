@@ -13,6 +13,7 @@ import pytest
 
 from ranklet import BundleError, InputError, Manifest
 from ranklet.attributes import Attributes, Categories
+from ranklet.bundle import folder
 from ranklet.bundle.folder import describe_files
 from ranklet.bundle.manifest import ATTRIBUTES, Kind
 
@@ -189,8 +190,9 @@ def test_dates_are_days_and_categories_of_their_text() -> None:
 
 @pytest.mark.parametrize("name", ["codes", "ends", "value_ends"])
 def test_damaged_arrays_are_named(
-    attributes: Attributes, stored: Any, tmp_path: Path, name: str
+    attributes: Attributes, stored: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(folder, "MAPPED_FROM", 0)
     mapped = stored(attributes)
     array = attributes.write(tmp_path)[1].arrays[name]
     with (tmp_path / ATTRIBUTES).open("r+b") as file:

@@ -183,7 +183,7 @@ def test_a_failure_names_the_file_and_not_its_temporary(
     assert len(found) > 3
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
 def test_what_a_full_device_refuses_is_named(tmp_path: Path) -> None:
     for action in (atomic_write, atomic.append):
         with pytest.raises(OSError, match="No space left on device: '/dev/full'"):

@@ -322,6 +322,16 @@ def test_a_bundle_that_was_copied_anew_goes_on(bundle: Path, ids: list[str], lat
     late(ranker, ids)
 
 
+def test_a_path_that_is_too_long_is_named() -> None:
+    with pytest.raises(BundleError, match=r"is damaged or no path: .*too long"):
+        Ranker.load("x" * 5000)
+
+
+def test_a_bundle_that_a_killed_process_had_moved_aside_loads(bundle: Path) -> None:
+    bundle.rename(bundle.with_name(".bundle.0123abcd.old"))
+    assert len(Ranker.load(bundle, provider="cpu")) == 60
+
+
 def test_a_bundle_that_was_removed_is_named(bundle: Path, ids: list[str]) -> None:
     rankers = [Ranker.load(bundle, provider="cpu") for _ in LATE]
     shutil.rmtree(bundle)
@@ -342,6 +352,31 @@ def test_a_bundle_that_is_replaced_while_a_program_loads_is_refused(
     monkeypatch.setattr(programs, "create_session", replace_first)
     with pytest.raises(BundleError, match=r"weights\.bin was replaced"):
         ranker.rank(ids[:2])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (manifest, "_check_file"),
+        (programs, "create_session"),
+        (programs, "map_table"),
+        (serving, "read_vocabulary"),
+        (serving.Attributes, "read"),
+    ],
+)
+def test_a_bundle_that_goes_away_while_it_loads_is_named(
+    owner: Any, name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(owner, name)
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        if bundle.exists():
+            bundle.rename(bundle.with_name("aside"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, late)
+    with pytest.raises(BundleError, match=REPLACED):
+        Ranker.load(bundle, provider="cpu")
 
 
 def test_the_working_directory_may_change(

@@ -1,6 +1,7 @@
 """Advice on memory pages changes no answer, and is harmless where nobody takes it."""
 
 import mmap
+import os
 import re
 import sys
 import time
@@ -60,6 +61,24 @@ def resident_bytes(path: Path) -> int:
     mappings = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
     sizes = [re.search(r"^Rss: +(\d+) kB$", rest, re.MULTILINE) for rest in mappings]
     return 1024 * sum(int(size[1]) for size in sizes if size)
+
+
+@on_linux
+@pytest.mark.parametrize("folder", ["plain", "with spaces", os.fsdecode(b"latin \xe9")])
+def test_what_is_mapped_of_a_file_lies_in_its_copy(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / folder / "weights.bin"
+    path.parent.mkdir()
+    path.write_bytes(bytes(range(256)) * 100)
+    copy = memory.Copy(path)
+    with path.open("rb") as file, memory.mapped_to(copy, str(path)):
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        part = mmap.mmap(file.fileno(), 512, access=mmap.ACCESS_COPY, offset=mmap.PAGESIZE)
+    os.truncate(path, 0)
+    assert whole[:] == bytes(range(256)) * 100
+    assert part[:] == bytes(range(256)) * 2
+    with copy.open() as file:
+        assert file.read() == whole[:]
+    assert str(path) not in os.fsdecode(Path("/proc/self/maps").read_bytes())
 
 
 @on_linux

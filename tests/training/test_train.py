@@ -133,8 +133,8 @@ def test_a_training_killed_in_a_step_resumes_to_the_same_bits(
     assert killed_and_resumed(start(), split, "_step", step, after=True) == uninterrupted
 
 
-END_OF_EPOCH = ["_validate", "write_tensors", "_end_epoch", "_append_line", "save_checkpoint"]
-KILLS = [(1, True, "_append_line"), (3, False, "save_checkpoint")]  # the others are slow
+END_OF_EPOCH = ["_validate", "write_tensors", "_end_epoch", "append", "save_checkpoint"]
+KILLS = [(1, True, "append"), (3, False, "save_checkpoint")]  # the others are slow
 EVERY_KILL = product([1, 3], [False, True], END_OF_EPOCH)
 
 
@@ -154,14 +154,14 @@ def test_a_training_killed_at_the_end_of_an_epoch_resumes_to_the_same_bits(
 def test_a_torn_metric_line_is_written_anew(
     start: Start, split: Split, uninterrupted: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def torn(path: Path, line: dict[str, Any]) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps(line)[:40])
+    def torn(path: Path, line: bytes) -> None:
+        with path.open("ab") as file:
+            file.write(line[:40])
         raise Killed
 
     run = start()
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_append_line", torn)
+        patch.setattr(training, "append", torn)
         with pytest.raises(Killed):
             train(run, split, show_progress=False)
     assert finish(run, split) == uninterrupted

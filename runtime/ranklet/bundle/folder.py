@@ -57,9 +57,9 @@ class Opened:
         """
         try:
             self.folder = path.resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL
+            recover(self.folder)
+        except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL, long names
             raise BundleError(f"{path} is damaged or no path: {error}") from error
-        recover(self.folder)
         self.files: dict[str, File] = {}
         self._then = {name: self._identity(name) for name in FILE_NAMES}
 
@@ -74,8 +74,10 @@ class Opened:
         self.check(*names)
         try:
             yield self.folder
-        except OSError as error:
-            self.check(*names)
+        except (OSError, BundleError) as error:
+            self.check(*names)  # the reason of much else
+            if isinstance(error, BundleError):
+                raise
             reason = f"{error.filename or self.folder} can't be read: {error.strerror}"
             raise BundleError(reason) from error
         self.check(*names)
@@ -249,5 +251,5 @@ def read_or_map(path: Path, dtype: str) -> NDArray[Any]:
         if path.stat().st_size < MAPPED_FROM:
             return np.frombuffer(path.read_bytes(), dtype)
         return np.memmap(path, dtype, "r")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise BundleError(f"{path} is damaged: {error}") from error

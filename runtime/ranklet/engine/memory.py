@@ -44,7 +44,6 @@ class Mapping(NamedTuple):
     size: int
     rights: str  # as "rw-p"
     offset: int  # in the file
-    path: str  # empty: anonymous memory
 
 
 def use_huge_pages(before: list[Region]) -> None:
@@ -109,21 +108,24 @@ def new_regions(path: str) -> Iterator[list[Region]]:
 
 def regions(path: str) -> list[Region]:
     """Return the large regions of a mapped file; with no path, those of anonymous memory."""
-    return [(m.start, m.size) for m in _mappings() if m.size >= LARGE and m.path == path]
+    return [(each.start, each.size) for each in _mappings(path) if each.size >= LARGE]
 
 
-def _mappings() -> list[Mapping]:
+def _mappings(path: str) -> list[Mapping]:
     if sys.platform != "linux":
         return []
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        lines = os.fsdecode(Path("/proc/self/maps").read_bytes()).split("\n")[:-1]
     except OSError:
         return []
     found = []
     for line in lines:
+        if not line.endswith(path):
+            continue
         addresses, rights, offset, _, _, *name = line.split(maxsplit=5)
-        start, end = (int(address, 16) for address in addresses.split("-"))
-        found.append(Mapping(start, end - start, rights, int(offset, 16), "".join(name)))
+        if "".join(name) == path:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            found.append(Mapping(start, end - start, rights, int(offset, 16)))
     return found
 
 
@@ -139,6 +141,7 @@ class Copy:
 
     def open(self) -> BinaryIO:
         """Return the copy as a file."""
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
         return open(self.descriptor, "rb", closefd=False)
 
 
@@ -149,10 +152,10 @@ def mapped_to(copy: Copy | None, path: str) -> Iterator[None]:
         yield
         return
     with MAPPING.lock:
-        before = {mapping.start for mapping in _mappings()}
+        before = {mapping.start for mapping in _mappings(path)}
         yield
-        for mapping in _mappings():
-            if mapping.path == path and mapping.start not in before and "p" in mapping.rights:
+        for mapping in _mappings(path):
+            if mapping.start not in before and "p" in mapping.rights:
                 _map(mapping, copy.descriptor)
 
 
