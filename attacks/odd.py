@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -76,11 +75,10 @@ def odd_bits(seed: int, number: int) -> tuple[str, Make]:
     return f"odd bits {number} of seed {seed}", make
 
 
-ODD: dict[str, Callable[[int, int], tuple[str, Make]]] = {
-    "manifest": odd_manifest,
-    "graph": odd_graph,
-    "bits": odd_bits,
-}
+def odd_bundle(seed: int, number: int) -> tuple[str, Make]:
+    """Return a name and an attack of a kind: half of them by the manifest."""
+    kinds = (odd_manifest, odd_graph, odd_manifest, odd_bits)
+    return kinds[number % 4](seed, number)
 
 
 def _has(holder: Any, key: Any) -> bool:  # noqa: ANN401
@@ -138,7 +136,9 @@ def _number(graph: onnx.GraphProto, draw: random.Random) -> None:
 def _shape(graph: onnx.GraphProto, draw: random.Random) -> None:
     """Give a tensor the shape of as many numbers."""
     chosen = draw.choice([t for t in graph.initializer if len(t.dims) > 1])
-    chosen.dims[:] = draw.choice(([*chosen.dims][::-1], [chosen.dims[0] * chosen.dims[1]], [1, *chosen.dims]))
+    chosen.dims[:] = draw.choice(
+        ([*chosen.dims][::-1], [chosen.dims[0] * chosen.dims[1]], [1, *chosen.dims])
+    )
 
 
 def _place(graph: onnx.GraphProto, draw: random.Random) -> None:
