@@ -1,7 +1,7 @@
 """Odd bundles drawn from a seed: one value of the manifest, or some of a graph, is another."""
 
-import json
 import random
+from copy import deepcopy
 from typing import Any
 
 import onnx
@@ -19,26 +19,31 @@ VALUES: list[Any] = [
 GONE = object()
 
 
+def change(document: Any, draw: random.Random) -> None:  # noqa: ANN401
+    """Change, remove, add or copy a value somewhere in a JSON document."""
+    places = [*_places(document)]
+    (holder, key), (other, place), action = (
+        draw.choice(places),
+        draw.choice(places),
+        draw.randrange(8),
+    )
+    if action == 0 and isinstance(holder, dict):
+        del holder[key]
+    elif action == 1:
+        holder[key] = deepcopy(other[place])
+    elif action == 2 and isinstance(holder, list):
+        holder.insert(0, draw.choice(VALUES))
+    else:
+        holder[key] = deepcopy(draw.choice(VALUES))
+
+
 def odd_manifest(seed: int, number: int) -> tuple[str, Make]:
     """Return a name and an attack that changes a value of the manifest."""
     draw = random.Random(f"manifest {seed} {number}")
 
     def make(bundle: Bundle) -> None:
-        places = [*_places(bundle.manifest)]
         for _ in range(draw.choice((1, 1, 1, 2))):
-            holder, key = draw.choice(places)
-            action = draw.randrange(8)
-            if action == 0 and isinstance(holder, dict):
-                holder.pop(key, None)
-            elif action == 1:
-                other, place = draw.choice(places)
-                value = json.loads(json.dumps(other[place] if _has(other, place) else None))
-                if _has(holder, key):
-                    holder[key] = value
-            elif action == 2 and isinstance(holder, list):
-                holder.insert(0, draw.choice(VALUES))
-            elif _has(holder, key):
-                holder[key] = draw.choice(VALUES)
+            change(bundle.manifest, draw)
         bundle.sign()
 
     return f"odd manifest {number} of seed {seed}", make
@@ -79,10 +84,6 @@ def odd_bundle(seed: int, number: int) -> tuple[str, Make]:
     """Return a name and an attack of a kind: half of them by the manifest."""
     kinds = (odd_manifest, odd_graph, odd_manifest, odd_bits)
     return kinds[number % 4](seed, number)
-
-
-def _has(holder: Any, key: Any) -> bool:  # noqa: ANN401
-    return key in holder if isinstance(holder, dict) else key < len(holder)
 
 
 def _places(value: Any) -> Any:  # noqa: ANN401
