@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUILD := build
 DATA ?= data
 
-.PHONY: demo docs test slow faults check lint pipeline ml-100k ml-1m quality clean
+.PHONY: demo docs test slow faults fuzz check lint pipeline ml-100k ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
 demo: .venv/.base
@@ -25,6 +25,11 @@ slow: .venv/.dev
 # Bit flips, hostile bundles, kills, full disks, forks, hours of requests; writes docs/faults.md.
 faults: .venv/.dev
 	PYTHONPATH=tests $(BIN)/python -m faults
+
+# Random bytes for the readers of bundles, saved users and logs, for so many seconds in all.
+SECONDS ?= 1800
+fuzz: .venv/.dev
+	cd tests && ../$(BIN)/python -m fuzz $(SECONDS)
 
 check: lint test slow
 
