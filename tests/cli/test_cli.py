@@ -93,6 +93,19 @@ def test_facts_of_another_form_are_named(
     assert "says of itself what ranklet does not write" in shown.stderr
 
 
+@pytest.mark.parametrize("training", [{}, {"model": [], "train": {}}, {"model": {}, "train": 1.5}])
+def test_settings_of_another_form_are_named(
+    tiny_bundle: Path, tmp_path: Path, training: dict[str, Any]
+) -> None:
+    bundle, log = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle")), tmp_path / "log.csv"
+    replace(Manifest.read(bundle), training=training).write(bundle)
+    rows = (f"{user},i0000{user + n},{n}\n" for user in range(1, 4) for n in range(5))
+    log.write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    judged = call("evaluate", bundle, log)
+    assert judged.exit_code == BundleError.exit_code
+    assert "was trained with settings that ranklet does not write" in judged.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "name", "reason"),
     [
