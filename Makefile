@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUILD := build
 DATA ?= data
 
-.PHONY: demo docs web dist arm64 test test-web slow faults mutate audit sbom check lint
+.PHONY: demo docs web dist arm64 test test-web slow faults fuzz mutate audit sbom check lint
 .PHONY: pipeline ml-100k ml-1m quality clean
 
 # Rank with the shipped bundle: numpy, click and onnxruntime, no torch.
@@ -52,6 +52,10 @@ slow: .venv/.dev
 faults: .venv/.dev
 	PYTHONPATH=tests $(BIN)/python -m faults
 
+# Random bytes for the readers of bundles, saved users and logs, for so many seconds in all.
+SECONDS ?= 1800
+fuzz: .venv/.dev
+	cd tests && ../$(BIN)/python -m fuzz $(SECONDS)
 # Small faults in the code that checks requests, bundles and files, and the tests that notice.
 mutate: .venv/.assure
 	rm -rf $(BUILD)/mutation

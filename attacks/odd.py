@@ -1,8 +1,7 @@
 """Odd bundles drawn from a seed: one value of the manifest, or some of a graph, is another."""
 
-import json
 import random
-from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import onnx
@@ -20,26 +19,31 @@ VALUES: list[Any] = [
 GONE = object()
 
 
+def change(document: Any, draw: random.Random) -> None:  # noqa: ANN401
+    """Change, remove, add or copy a value somewhere in a JSON document."""
+    places = [*_places(document)]
+    (holder, key), (other, place), action = (
+        draw.choice(places),
+        draw.choice(places),
+        draw.randrange(8),
+    )
+    if action == 0 and isinstance(holder, dict):
+        del holder[key]
+    elif action == 1:
+        holder[key] = deepcopy(other[place])
+    elif action == 2 and isinstance(holder, list):
+        holder.insert(0, draw.choice(VALUES))
+    else:
+        holder[key] = deepcopy(draw.choice(VALUES))
+
+
 def odd_manifest(seed: int, number: int) -> tuple[str, Make]:
     """Return a name and an attack that changes a value of the manifest."""
     draw = random.Random(f"manifest {seed} {number}")
 
     def make(bundle: Bundle) -> None:
-        places = [*_places(bundle.manifest)]
         for _ in range(draw.choice((1, 1, 1, 2))):
-            holder, key = draw.choice(places)
-            action = draw.randrange(8)
-            if action == 0 and isinstance(holder, dict):
-                holder.pop(key, None)
-            elif action == 1:
-                other, place = draw.choice(places)
-                value = json.loads(json.dumps(other[place] if _has(other, place) else None))
-                if _has(holder, key):
-                    holder[key] = value
-            elif action == 2 and isinstance(holder, list):
-                holder.insert(0, draw.choice(VALUES))
-            elif _has(holder, key):
-                holder[key] = draw.choice(VALUES)
+            change(bundle.manifest, draw)
         bundle.sign()
 
     return f"odd manifest {number} of seed {seed}", make
@@ -76,15 +80,10 @@ def odd_bits(seed: int, number: int) -> tuple[str, Make]:
     return f"odd bits {number} of seed {seed}", make
 
 
-ODD: dict[str, Callable[[int, int], tuple[str, Make]]] = {
-    "manifest": odd_manifest,
-    "graph": odd_graph,
-    "bits": odd_bits,
-}
-
-
-def _has(holder: Any, key: Any) -> bool:  # noqa: ANN401
-    return key in holder if isinstance(holder, dict) else key < len(holder)
+def odd_bundle(seed: int, number: int) -> tuple[str, Make]:
+    """Return a name and an attack of a kind: half of them by the manifest."""
+    kinds = (odd_manifest, odd_graph, odd_manifest, odd_bits)
+    return kinds[number % 4](seed, number)
 
 
 def _places(value: Any) -> Any:  # noqa: ANN401
@@ -138,7 +137,9 @@ def _number(graph: onnx.GraphProto, draw: random.Random) -> None:
 def _shape(graph: onnx.GraphProto, draw: random.Random) -> None:
     """Give a tensor the shape of as many numbers."""
     chosen = draw.choice([t for t in graph.initializer if len(t.dims) > 1])
-    chosen.dims[:] = draw.choice(([*chosen.dims][::-1], [chosen.dims[0] * chosen.dims[1]], [1, *chosen.dims]))
+    chosen.dims[:] = draw.choice(
+        ([*chosen.dims][::-1], [chosen.dims[0] * chosen.dims[1]], [1, *chosen.dims])
+    )
 
 
 def _place(graph: onnx.GraphProto, draw: random.Random) -> None:

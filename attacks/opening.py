@@ -6,13 +6,17 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from ranklet import Ranker, RankletError, Ranking
+from ranklet import Ranker, Ranking, RankletError
 from ranklet.verify import verify
 from ranklet_cli.bundle import inspect
 
 HISTORY = ["1", "2571", "260", "50", "6"]
 LONGEST_MESSAGE = 2_000  # characters
-AS_BEFORE, OTHERWISE, REFUSED = "answered as before", "answered from its catalogue", "refused by name"
+AS_BEFORE, OTHERWISE, REFUSED = (
+    "answered as before",
+    "answered from its catalogue",
+    "refused by name",
+)
 
 
 def open_bundle(folder: Path, expected: list[Any] | None = None) -> str:
@@ -23,7 +27,7 @@ def open_bundle(folder: Path, expected: list[Any] | None = None) -> str:
         expected: The answers of the shipped bundle; None: nothing is compared.
 
     Returns:
-        How it ended, one of the three texts above.
+        How it ended, one of the three texts above, and what the error says.
 
     Raises:
         Exception: Something that is no error of ranklet's, or a wrong answer.
@@ -37,7 +41,7 @@ def open_bundle(folder: Path, expected: list[Any] | None = None) -> str:
     except RankletError as error:
         if len(str(error)) > LONGEST_MESSAGE:
             raise AssertionError(f"a message of {len(str(error))} characters") from error
-        return REFUSED
+        return f"{REFUSED}: {error}"
     return AS_BEFORE if found == expected else OTHERWISE
 
 

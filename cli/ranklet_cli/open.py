@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ranklet.errors import InputError
+from ranklet.errors import BundleError, InputError
 from ranklet.ranker import Ranker
+from ranklet.values import show
 from ranklet_cli.options import COLUMNS, note
 
 if TYPE_CHECKING:
@@ -244,9 +245,15 @@ def _open_model(path: Path) -> "Run | Ranker":
 def _config(model: "Run | Ranker") -> "RunConfig":
     from ranklet_training.runs.presets import RunConfig
 
-    if isinstance(model, Ranker):
+    if not isinstance(model, Ranker):
+        return model.config
+    try:
         return RunConfig.from_dict(model.manifest.training)
-    return model.config
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"{model.path} was trained with settings that ranklet does not write ({show(error)}): "
+            "export the run again"
+        ) from error
 
 
 def _facts(model: "Run | Ranker") -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet.bundle.damage import check_items, finite, not_finite
 from ranklet.bundle.folder import Opened, read_popularity, read_trending
 from ranklet.bundle.manifest import NEVER, POPULARITY, TRENDING, Manifest
-from ranklet.bundle.vocabulary import outside
 from ranklet.catalogue import Catalogue
 from ranklet.engine.engine import (
     MOST_EVENTS,
@@ -26,7 +26,7 @@ from ranklet.engine.engine import (
     History,
     Indices,
 )
-from ranklet.errors import BundleError, InputError
+from ranklet.errors import InputError
 from ranklet.explanation import Explanation, explain
 from ranklet.forks import cached_property
 from ranklet.question import Question, Top
@@ -143,7 +143,7 @@ class Answers:
         users = np.zeros((len(histories), self._manifest.width), dtype=np.float32)
         for part in by_length([len(history.items) for history in histories]):
             users[part] = self.engine.encode([histories[row] for row in part])
-        return self._finite(users)
+        return finite(users)
 
     def popular(self, question: Question) -> Ranking:
         """Rank by popularity alone."""
@@ -166,7 +166,7 @@ class Answers:
             margin, scores = None, best.scores[row]
             last = scores.item(-1)
             if not -inf < last <= scores.item(0) < inf:  # NaN, too
-                raise self._not_finite()
+                raise not_finite()
             if has_outside:  # else a pool of all items that are left needs no proof
                 margin = self._margin(user, last, best.pool_scores.item(row, -1))  # type: ignore[union-attr]
             ids = vocabulary.ids(best.items[row])
@@ -282,10 +282,8 @@ class Answers:
         floor = None
         if left == self._pool.size(depth) and best.pool_scores is not None:
             floor = best.pool_scores.item(row, -1)
-        items, scores = best.items[row], self._finite(best.scores[row])
-        if len(items) and not 0 < items.min() <= items.max() <= self.catalogue.last:
-            raise outside(int(items.max() if items.min() > 0 else items.min()))
-        top = Top(items, scores, floor, is_all=left < depth)
+        check_items(best.items[row], self.catalogue.last)
+        top = Top(best.items[row], finite(best.scores[row]), floor, is_all=left < depth)
         return self._with_added(top, user, request, question, depth) if self._is_grown else top
 
     def _margin(self, user: Floats, last: float, floor: float) -> Margin:
@@ -322,20 +320,9 @@ class Answers:
     def _scores(self, user: Floats, items: Indices) -> Floats:
         """Return the scores of items for a user, (D,), by their rows."""
         if not self._is_grown:
-            return self._finite(self.engine.score_rows(user, items))
+            return finite(self.engine.score_rows(user, items))
         scores: Floats = np.einsum("nd,d->n", self.catalogue.rows(items), user)
-        return self._finite(scores)
-
-    def _finite(self, values: Floats) -> Floats:
-        if not np.isfinite(values).all():
-            raise self._not_finite()
-        return values
-
-    def _not_finite(self) -> BundleError:
-        return BundleError(
-            f"a graph of {self._opened.folder} gives NaN or infinity: the bundle is damaged; "
-            "export the run again"
-        )
+        return finite(scores)
 
     def _left(self, request: Request, question: Question, depth: int) -> int:
         """Return the number of items that can be ranked, at most the size of the pool."""

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from ranklet.ranker import Ranker
 
 # What golden answers of another form lead to.
-MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-MALFORMED += (RecursionError,)
+MALFORMED: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    RecursionError,
+)
 # Another processor or provider sums in another order; cosines over the temperature reach 14.
 SCORE_TOLERANCE = 1e-3
 # The golden answers are of full precision: fp16 rounds tables to one part in 2048.

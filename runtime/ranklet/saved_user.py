@@ -110,15 +110,19 @@ def _check(counts: Counts) -> None:
     encoded, position = counts.encoded, counts.position
     if not position <= encoded <= counts.events or bool(encoded) != bool(position):
         raise ValueError(f"{counts.events} events, {encoded} encoded, {position} of a state")
+    places = [event.place for event in log.aside]
+    times = [*log.times, *(event.time for event in log.aside)]
     for name, values, least, most in (
         ("item", log.items, 1, len(catalogue.vocabulary)),
         ("since", log.since, 0, BUCKETS - 1),
-        ("time", [time for time in log.times if time is not None], -(2**63), 2**63 - 1),
+        ("time", [time for time in times if time is not None], -(2**63), 2**63 - 1),
         ("kind", [*log.kinds, *(event.kind for event in log.aside)], 0, len(kinds)),
-        ("place", [event.place for event in log.aside], 0, counts.events),
+        ("place", places, 0, counts.events),
     ):
         if not all(type(value) is int and least <= value <= most for value in values):
             raise ValueError(f"{name} outside {least} to {most}")
+    if places != sorted(places):
+        raise ValueError("events aside that are not in order")
     if not all(map(catalogue.counts, log.items)):
         raise ValueError("an item that does not count in histories")
     lengths = len(log.times), len(log.kinds), len(log.aside)

@@ -35,4 +35,4 @@ def buckets_before(times: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def bucket_until(now: int, last: int) -> int:
     """Return the bucket of the gap from the last event to now, exact for any int64."""
-    return int(gap_buckets(np.array([min(now - last, 2**63 - 1)], dtype=np.int64))[0])
+    return int(gap_buckets(np.array([min(max(now - last, 0), 2**63 - 1)], dtype=np.int64))[0])

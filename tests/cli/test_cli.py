@@ -4,13 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import onnx
 import pytest
 
 from commands import ask, call
+from ranklet import BundleError
 from ranklet.bundle.folder import describe_files
 from ranklet.bundle.manifest import Manifest
 from ranklet_cli.group import cli
@@ -77,6 +80,30 @@ def test_train_evaluate_export_rank(log: Path, tmp_path: Path) -> None:
     card = (bundle / "README.md").read_text()
     assert f"{judged['rows'][0]['masked']['NDCG@10']:.4f}" in card
     assert call("inspect", bundle).exit_code == 0
+
+
+@pytest.mark.parametrize("facts", [{"training": {}}, {"data": {"events": "many"}}])
+def test_facts_of_another_form_are_named(
+    tiny_bundle: Path, tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    replace(Manifest.read(bundle), **facts).write(bundle)
+    shown = call("inspect", bundle)
+    assert shown.exit_code == BundleError.exit_code
+    assert "says of itself what ranklet does not write" in shown.stderr
+
+
+@pytest.mark.parametrize("training", [{}, {"model": [], "train": {}}, {"model": {}, "train": 1.5}])
+def test_settings_of_another_form_are_named(
+    tiny_bundle: Path, tmp_path: Path, training: dict[str, Any]
+) -> None:
+    bundle, log = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle")), tmp_path / "log.csv"
+    replace(Manifest.read(bundle), training=training).write(bundle)
+    rows = (f"{user},i0000{user + n},{n}\n" for user in range(1, 4) for n in range(5))
+    log.write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    judged = call("evaluate", bundle, log)
+    assert judged.exit_code == BundleError.exit_code
+    assert "was trained with settings that ranklet does not write" in judged.stderr
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ MODULES: tuple[str, ...] = (
     "writes",
     "replacing",
     "options",
+    "hostile",
 )
 PAGE = ROOT / "docs" / "faults.md"
 

@@ -213,7 +213,7 @@ def test_arrays_outside_their_file_are_named(
     manifest = replace(tiny_ranker.manifest, files=files, attributes=written, new_items=None)
     manifest = replace(manifest, programs={**manifest.programs})
     manifest.programs.pop("item")
-    with pytest.raises(ValueError, match=r"codes of 'brand' lies outside attributes\.bin"):
+    with pytest.raises(ValueError, match=r"'codes' of 'brand' lies outside attributes\.bin"):
         manifest._check()
     lacking = replace(written[2], arrays={})
     with pytest.raises(ValueError, match=r"attribute 'price' without \['numbers'\]"):

@@ -24,7 +24,7 @@ from ranklet.bundle.folder import (
     read_vocabulary,
     write_catalogue,
 )
-from ranklet.bundle.manifest import WEIGHTS, Program, Tensor
+from ranklet.bundle.manifest import MAX_MANIFEST_BYTES, WEIGHTS, Program, Tensor
 from ranklet.bundle.vocabulary import Texts, Vocabulary
 from ranklet.engine import programs
 from ranklet.engine.engine import History
@@ -125,8 +125,10 @@ WRONG_FILES = {
     "infinity": ("popularity.f32", np.full(60, np.inf, "<f4").tobytes(), "holds NaN or infinity"),
     "fewer": ("popularity.f32", bytes(4 * 59), "holds 59 numbers for 60 items"),
     "a pickle": ("popularity.f32", pickle.dumps([0.5] * 60), "is damaged|holds"),
-    "no graph": ("score.onnx", b"a graph", r"onnxruntime can't load .*score\.onnx"),
-    "zeros": ("append.onnx", bytes(1000), r"onnxruntime can't load .*append\.onnx"),
+    "no graph": ("score.onnx", b"a graph", r"score\.onnx is no graph of a bundle"),
+    "zeros": ("append.onnx", bytes(1000), r"append\.onnx is no graph of a bundle"),
+    "falling texts": ("items.utf8", b"i00002" * 30 + b"i00001" * 30, r"items\.utf8 is not sorted"),
+    "half a number": ("silent.i64", bytes([1, *bytes(8)]), "holds no item indices"),
 }
 
 
@@ -203,6 +205,12 @@ def test_a_bundle_is_verified(tiny_bundle: Path) -> None:
 
 
 WRONG_GOLDEN = {
+    "blanks": (b" " * MAX_MANIFEST_BYTES + b"[]", "it is larger than 1,048,576 bytes"),
+    "a number beyond floats": (
+        b'[{"history": ["i00001"], "items": ["i00001"], "scores": [1' + b"0" * 400 + b"]}]",
+        "golden.json is damaged: OverflowError",
+    ),
+    "no UTF-8": (b'["\xff", "' + b"x" * 10_000, "golden.json is damaged: .{,200}$"),
     "no list": (b"7", "golden.json is damaged"),
     "nothing": (b"[]", "golden.json holds no answers"),
     "no JSON": (b"[", "golden.json is damaged"),

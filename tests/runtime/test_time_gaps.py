@@ -42,3 +42,7 @@ def test_a_gap_beyond_int64_is_the_longest() -> None:
 def test_gaps_beyond_int64_are_long() -> None:
     times = np.array([-(2**62) - 5, 2**62 + 5, 2**62 + 6])
     assert buckets_before(times).tolist() == [UNKNOWN, BUCKETS - 1, 2]
+
+
+def test_a_gap_below_none_is_none() -> None:
+    assert bucket_until(-(2**63), 2**63 - 1) == bucket_until(0, 0)

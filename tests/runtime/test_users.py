@@ -435,6 +435,15 @@ def count(place: int, value: object) -> Callable[[dict[str, Any], Indices], obje
     return lambda header, _: header["counts"].__setitem__(place, value)
 
 
+def aside(*events: list[Any]) -> Callable[[dict[str, Any], Indices], object]:
+    """Return a change of the events that do not count."""
+
+    def change(header: dict[str, Any], _: Indices) -> None:
+        header["aside"], header["counts"][1] = [*events], len(events)
+
+    return change
+
+
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any], Indices], object], str]] = {
     "item -1": (lambda _, numbers: numbers[0].put(2, -1), f"item outside 1 to {ITEMS}"),
     "item 0": (lambda _, numbers: numbers[0].put(0, 0), f"item outside 1 to {ITEMS}"),
@@ -449,6 +458,12 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any], Indices], object], str]] = 
     "very many events": (count(0, 10**30), "does not follow the format"),
     "fewer than none": (count(0, -2), "does not follow the format"),
     "aside": (count(1, 1), "0 events aside"),
+    "aside at a time": (aside([0, "x", "now", 0]), "time outside -9223372036854775"),
+    "aside at no place": (aside([8, "x", None, 0]), "place outside 0 to 7"),
+    "aside out of order": (aside([5, "x", None, 0], [2, "y", None, 0]), "not in order"),
+    "aside of no text": (aside([0, "\ud800", None, 0]), "not valid Unicode"),
+    "aside of three": (aside([0, "x", None]), "does not follow the format"),
+    "state of lists": (lambda header, _: header.update(aside=[[]] * 9), "does not follow"),
     "late": (
         lambda header, _: header.update(times=[2**63] * 7),
         "time outside -9223372036854775",

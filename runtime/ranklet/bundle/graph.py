@@ -150,7 +150,7 @@ def check_graphs(folder: Path, manifest: Manifest, *, with_weights: bool) -> Non
         try:
             if path.stat().st_size > LARGEST_GRAPH:
                 raise ValueError(f"it is larger than {LARGEST_GRAPH:,} bytes")
-            tensors = {*_stored_tensors(path.read_bytes(), size)}
+            tensors = {*stored_tensors(path.read_bytes(), size)}
             if name == SCORE and not any(_is_table(tensor, manifest) for tensor in tensors):
                 raise ValueError("it does not have the item table of the manifest")
         except (OSError, ValueError, IndexError) as error:
@@ -160,7 +160,7 @@ def check_graphs(folder: Path, manifest: Manifest, *, with_weights: bool) -> Non
         _check_weights(folder / WEIGHTS, stored)
 
 
-def _stored_tensors(data: bytes, size: int) -> Iterator[Stored]:
+def stored_tensors(data: bytes, size: int) -> Iterator[Stored]:
     """Check a model, and yield its tensors that lie in a weights.bin of some bytes.
 
     Raises:

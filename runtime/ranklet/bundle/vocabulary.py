@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet.bundle.damage import outside
 from ranklet.errors import BundleError, InputError
 from ranklet.forks import cached_property
 from ranklet.values import Ids, choice, flat, integers, kind, plain, show
@@ -253,14 +254,6 @@ class Vocabulary:
         places = np.searchsorted(self._numbers, values)
         places[places == len(self._numbers)] = 0
         return np.where(self._numbers[places] == values, places + 1, 0)
-
-
-def outside(index: int) -> BundleError:
-    """Return the error of an item index that a graph gave and the catalogue lacks."""
-    return BundleError(
-        f"a graph of the bundle answers item {index}, which is none of its catalogue: the bundle "
-        "is damaged; export the run again"
-    )
 
 
 def _is_int64(text: str) -> bool:

@@ -11,6 +11,7 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet.bundle.damage import check_items, states_of
 from ranklet.bundle.folder import Opened, read_bias
 from ranklet.bundle.manifest import (
     APPEND,
@@ -23,7 +24,6 @@ from ranklet.bundle.manifest import (
     SCORE_MANY,
     Manifest,
 )
-from ranklet.bundle.vocabulary import outside
 from ranklet.engine.programs import Programs
 from ranklet.engine.runs import MOST_KEPT, Arrays, Run, Runs
 from ranklet.engine.sessions import Provider
@@ -169,21 +169,10 @@ class Engine:
             self.programs.count_lookups(batch * length)
         run.go()
         users = run.outputs["user"].copy()
-        states = self._states(run, batch, length) if keep else []
+        states = states_of(run.grown(), batch, length) if keep else []
         attention = run.outputs["attention"].copy() if "attention" in run.outputs else None
         idle.append(run)
         return users, states, attention
-
-    @staticmethod
-    def _states(run: Run, batch: int, length: int) -> list[list[Floats]]:
-        """Return the arrays of each history that an encoder gave."""
-        arrays = run.grown()
-        if any(len(array) != batch or array.shape[1] < length for array in arrays):
-            raise BundleError(
-                "an encoder of the bundle gives the state of too few events: the bundle is "
-                "damaged; export the run again"
-            )
-        return [[array[row] for array in arrays] for row in range(batch)]
 
     @staticmethod
     def _fill_times(inputs: Arrays, histories: Sequence[History]) -> None:
@@ -323,8 +312,7 @@ class Engine:
         outputs = run.outputs
         items, scores = outputs["items"].copy(), outputs["scores"].copy()
         if adds_bias:
-            if not 0 < items.min() <= items.max() <= self.manifest.items:
-                raise outside(int(items.max() if items.min() > 0 else items.min()))
+            check_items(items, self.manifest.items)
             scores += np.take_along_axis(np.broadcast_to(added, (batch, added.shape[1])), items, 1)
             order = np.lexsort((items, -scores))[:, :k]
             items, scores = (np.take_along_axis(part, order, 1) for part in (items, scores))
