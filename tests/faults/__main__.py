@@ -18,6 +18,12 @@ from faults.world import ROOT
 
 MODULES: tuple[str, ...] = (
     # One name a line, in the order of the table.
+    "threads",
+    "forks",
+    "signals",
+    "kills",
+    "reloads",
+    "soak",
 )
 PAGE = ROOT / "docs" / "faults.md"
 

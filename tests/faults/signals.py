@@ -51,7 +51,9 @@ def stop(number: int, after: float, arguments: tuple[object, ...], folder: Path)
     errors = process.communicate(timeout=120)[1]
     status, left = process.returncode, listed(folder) - before
     name = signal.Signals(number).name
-    what = f"{name} after {after:.3f} s of {arguments[:2]}: status {status}, left {left}, {errors!r}"
+    what = (
+        f"{name} after {after:.3f} s of {arguments[:2]}: status {status}, left {left}, {errors!r}"
+    )
     if status == 0:
         return "done before the signal", ""
     if left or errors.count("interrupted\n") > 1:
