@@ -96,7 +96,7 @@ CAMPAIGNS = [
         "SIGKILL at a random moment of a training",
         "resumed, it ends with the weights of an uninterrupted training",
         kill,
-        short=4,
+        short=1,
         middle=20,
         long=50,
     )

@@ -96,7 +96,7 @@ CAMPAIGNS = [
         f"reload of a good or a damaged bundle while {THREADS} threads rank",
         "no call fails, and no answer is mixed of two bundles",
         reload,
-        short=10,
+        short=4,
         middle=100,
         long=1_000,
     )

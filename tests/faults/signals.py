@@ -93,7 +93,7 @@ CAMPAIGNS = [
         "signal at a random time of rank, verify, catalogue, bench, train or export",
         "exit status 128 and the number of the signal, one line, nothing left",
         interrupt,
-        short=3,
+        short=2,
         middle=14,
         long=200,
     )

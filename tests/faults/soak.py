@@ -117,7 +117,7 @@ CAMPAIGNS = [
         "mixed requests of one process, with filters, kept users, new items, reloads and errors",
         "memory stays flat",
         soak,
-        short=2_000,
+        short=1_000,
         middle=20_000,
         long=1_000_000,
     )
