@@ -34,9 +34,12 @@ settings = {"epochs": 3, "width": 8, "max_length": 8, "dropout": 0.1, "targets_p
 def start(name):
     return start_run(folder / name, configure(settings), events, split)
 
-def digests(run):
+def outcome(run):
     paths = sorted(run.path.glob("*.safetensors"))
-    return [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
+    weights = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
+    lines = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+    timings = ("seconds", "targets_per_second")
+    return weights, [{k: v for k, v in line.items() if k not in timings} for line in lines]
 
 whole, begin = start("whole"), time.perf_counter()
 train(whole, split, show_progress=False)  # also loads what torch loads late
@@ -61,7 +64,7 @@ while killed < count:
         _, status = os.waitpid(child, 0)
         os.close(read)
     left = [path.name for path in run.path.glob(".*")]
-    is_right = status == 0 and digests(run) == digests(whole) and not left
+    is_right = status == 0 and outcome(run) == outcome(whole) and not left
     print(json.dumps([turn, kills, is_right, status, left]), flush=True)
     killed += kills
 """
@@ -83,7 +86,7 @@ def kill(count: int, rng: np.random.Generator, folder: Path) -> Tally:
     )
     for turn, kills, is_right, status, left in map(json.loads, done.stdout.splitlines()):
         if is_right:
-            tally.ended("resumed to equal weights (SHA-256)", kills)
+            tally.ended("resumed to equal weights (SHA-256) and metrics", kills)
         else:
             tally.failed(f"seed {seed}, run {turn}, {kills} kills: status {status}, left {left}")
     if done.returncode:
