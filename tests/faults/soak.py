@@ -11,8 +11,8 @@ from faults.campaign import Campaign, Tally
 from faults.world import SHIPPED
 
 ROUND = 5_000  # requests between two looks at the memory
-# Requests from which growth counts. It takes 50,000 until the pools are full (memory rises and falls
-# by 16 MiB, as the pool of runs fills and is emptied) and malloc keeps what each reload needs.
+# Requests from which growth counts. It takes 50,000 until malloc keeps what each reload needs, and
+# then memory rises and falls by 16 MiB, as the pool of runs fills and is emptied.
 MANY = 500_000
 MOST_GROWN = 8.0  # MiB from a tenth of the requests to their end, by a fitted line
 
