@@ -58,7 +58,7 @@ def stop(number: int, after: float, arguments: tuple[object, ...], folder: Path)
         return "done before the signal", ""
     if left or errors.count("interrupted\n") > 1:
         return "", what
-    if status == 128 + number and "Traceback" not in errors:
+    if status == 128 + number and "Traceback" not in errors and "Error" not in errors:
         return f"status {status}, nothing left ({name})", ""
     if status in (-number, 1) and "ranklet" not in errors:
         return "stopped while Python itself started", ""
