@@ -16,6 +16,7 @@ from ranklet_cli.catalogue import catalogue
 from ranklet_cli.compare import compare
 from ranklet_cli.evaluate import evaluate
 from ranklet_cli.export_to import export_to
+from ranklet_cli.main import STOPPED
 from ranklet_cli.push import push
 from ranklet_cli.rank import rank
 from ranklet_cli.signature import sign
@@ -81,7 +82,8 @@ def _describe(error: OSError) -> str:
 
 
 def _stop(message: str, status: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
+    if not STOPPED:  # else it may be the answer of a library to a signal
+        click.echo(f"Error: {message}", err=True)
     sys.exit(status)
 
 

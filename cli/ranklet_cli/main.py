@@ -21,6 +21,7 @@ except KeyboardInterrupt:  # before the handlers
     sys.exit(130)
 
 STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+STOPPED: list[int] = []  # the signals that arrived
 UNWINDING = 1.0  # seconds after a signal in which others are ignored, so that cleanups end
 
 
@@ -44,16 +45,16 @@ class Notes(io.TextIOWrapper):
 
 def main() -> None:
     """Run the command line; a signal ends it with one line, without a traceback."""
-    stopped = _stop_on_signals()
+    _stop_on_signals()
     status: str | int | None = None
     try:
         _open_streams()
         status = _run()
     except BaseException:  # also what a library makes of the signal
-        if not stopped:
+        if not STOPPED:
             raise
-    if stopped:
-        status = 128 + stopped[0]
+    if STOPPED:
+        status = 128 + STOPPED[0]
     if isinstance(status, int) and status > 128:
         sys.stderr.write("interrupted\n")
     status = _flush_stdout() or status
@@ -96,14 +97,17 @@ def _open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # titles, paths
 
 
-def _stop_on_signals() -> list[int]:
-    """Raise SystemExit at each signal that is not ignored; return the list that receives them."""
-    stopped: list[int] = []
+def _stop_on_signals() -> None:
+    """Raise SystemExit at each signal that is not ignored, and note it in ``STOPPED``.
+
+    A library that was calling back to Python may drop it, print that, and fail in its own way.
+    """
     latest = -UNWINDING
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal latest
-        stopped.append(number)
+        STOPPED.append(number)
+        sys.unraisablehook = lambda _: None
         if hasattr(signal, "setitimer") and _is_importing(frame):  # try again soon
             signal.signal(signal.SIGALRM, lambda _, now: stop(number, now))
             signal.setitimer(signal.ITIMER_REAL, 0.001)
@@ -114,7 +118,6 @@ def _stop_on_signals() -> list[int]:
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
-    return stopped
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -124,6 +124,24 @@ def test_a_signal_while_torch_is_imported_waits_for_the_end_of_the_import() -> N
 
 
 @posix
+def test_a_signal_that_a_library_drops_before_it_fails_ends_with_one_line() -> None:
+    code = (
+        "import os, signal\n"
+        "from ranklet_cli import main\n"
+        "class Dropped:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def work():\n"
+        "    from ranklet_cli.group import _stop\n"
+        "    Dropped()\n"
+        "    _stop('a library failed', 4)\n"
+        "main._run = work\n"
+        "main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (143, b"interrupted\n", b"")
+
+
+@posix
 def test_a_second_signal_does_not_stop_the_cleanup(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, pathlib\n"

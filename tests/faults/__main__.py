@@ -19,10 +19,19 @@ from faults.world import ROOT
 MODULES: tuple[str, ...] = (
     # One name a line, in the order of the table.
     "damage",
+    "hostile",
+    "options",
+    "inputs",
+    "commands",
+    "logs",
     "writes",
     "replacing",
-    "options",
-    "hostile",
+    "threads",
+    "forks",
+    "signals",
+    "kills",
+    "reloads",
+    "soak",
 )
 PAGE = ROOT / "docs" / "faults.md"
 

@@ -110,7 +110,7 @@ CAMPAIGNS = [
         "that load and rank",
         "the child ends; it refuses what it inherits by name, and loads its own",
         fork,
-        short=8,
+        short=4,
         middle=60,
         long=300,
     )

@@ -51,12 +51,14 @@ def stop(number: int, after: float, arguments: tuple[object, ...], folder: Path)
     errors = process.communicate(timeout=120)[1]
     status, left = process.returncode, listed(folder) - before
     name = signal.Signals(number).name
-    what = f"{name} after {after:.3f} s of {arguments[:2]}: status {status}, left {left}, {errors!r}"
+    what = (
+        f"{name} after {after:.3f} s of {arguments[:2]}: status {status}, left {left}, {errors!r}"
+    )
     if status == 0:
         return "done before the signal", ""
     if left or errors.count("interrupted\n") > 1:
         return "", what
-    if status == 128 + number and "Traceback" not in errors:
+    if status == 128 + number and "Traceback" not in errors and "Error" not in errors:
         return f"status {status}, nothing left ({name})", ""
     if status in (-number, 1) and "ranklet" not in errors:
         return "stopped while Python itself started", ""
@@ -91,7 +93,7 @@ CAMPAIGNS = [
         "signal at a random time of rank, verify, catalogue, bench, train or export",
         "exit status 128 and the number of the signal, one line, nothing left",
         interrupt,
-        short=3,
+        short=2,
         middle=14,
         long=200,
     )

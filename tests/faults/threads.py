@@ -69,7 +69,7 @@ CAMPAIGNS = [
         f"call of one of {THREADS} threads that share a ranker and change every microsecond",
         "the answer of one thread, to the bit",
         share_a_ranker,
-        short=256,
+        short=128,
         middle=6_400,
         long=64_000,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ranklet import Ranker
-from ranklet.forks import ProcessLock, cached_property
+from ranklet.forks import UNFORKED, ProcessLock, cached_property
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that fork")
 
@@ -155,4 +155,23 @@ def test_a_property_that_another_thread_computes_is_computed_anew_in_a_child() -
         os._exit(slow.value)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     may_end.set()
+    thread.join()
+
+
+def test_a_fork_waits_for_a_session_that_another_thread_makes() -> None:
+    is_begun, made = threading.Event(), list[str]()
+
+    def make() -> None:
+        with UNFORKED:
+            is_begun.set()
+            threading.Event().wait(0.1)
+            made.append("session")
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    is_begun.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(7 if made else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     thread.join()

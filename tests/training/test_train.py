@@ -6,8 +6,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -231,70 +229,6 @@ def test_questions_of_new_items_are_not_kept(
     assert questions is not None
     assert questions.targets is not None
     assert sorted(questions.targets) == sorted(t for t in split.validation.targets if t)
-
-
-# One process that forks many trainings and kills each with SIGKILL at a random moment. Forked
-# children use torch and numpy alone: the threads of polars do not survive a fork. Their bars share
-# one lock, which a child that is killed while it holds it would never give back.
-KILLER = """
-import os, random, select, signal, sys, tempfile, threading
-from dataclasses import replace
-from pathlib import Path
-from ranklet_training.data.events import read_events
-from ranklet_training.data.simulator import simulate
-from ranklet_training.data.split import split_events
-from ranklet_training.runs.start import reopen_run
-from ranklet_training.runs.train import train
-from tqdm import tqdm
-
-tqdm.set_lock(threading.RLock())
-path, seed = Path(sys.argv[1]), int(sys.argv[2])
-events = read_events(simulate(users=150, items=60, clusters=4, mean_length=15, seed=3).events)
-split = split_events(events.frame)
-run = reopen_run(path, events)
-with tempfile.TemporaryDirectory() as warm:  # what torch loads in its first step is loaded once
-    train(replace(run, path=Path(warm)), split, show_progress=False)
-moments, kills = random.Random(seed), 0
-while True:
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        train(run, split, show_progress=False)
-        os.write(write, b"done")
-        os._exit(0)
-    os.close(write)
-    # More and more patient, so that it ends.
-    is_done = select.select([read], [], [], moments.uniform(0, 0.005 * (kills + 1)))[0]
-    if not is_done:
-        os.kill(child, signal.SIGKILL)
-        kills += 1
-    _, status = os.waitpid(child, 0)
-    os.close(read)
-    if is_done:
-        assert status == 0, status
-        break
-print(kills)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them")
-def test_a_training_killed_by_the_system_at_random_moments_ends_with_the_same_bits(
-    start: Start, uninterrupted: object
-) -> None:
-    run, seed = start(), int.from_bytes(os.urandom(2), "big")
-    killer = subprocess.run(
-        [sys.executable, "-c", KILLER, str(run.path), str(seed)],
-        # Without a GPU, whose threads would not survive a fork either.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert killer.returncode == 0, killer.stderr
-    assert int(killer.stdout) >= 3, f"seed {seed}: {killer.stdout}"
-    assert outcome(run) == uninterrupted, f"seed {seed}"
-    assert not list(run.path.glob(".*")), f"seed {seed}: half-written files were left"
 
 
 # Refusals.
