@@ -22,7 +22,9 @@ from ranklet_cli.train import data, train
 from ranklet_cli.tune import tune
 
 EXTRAS = {"onnx": "export", "onnxscript": "export", "matplotlib": "plots", "optuna": "tune"}
-NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
+LOOP = "Symlink loop"  # the same of pathlib
+# In the messages of torch's RuntimeErrors.
+NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")
 
 
 class Commands(click.Group):
@@ -55,10 +57,10 @@ class Commands(click.Group):
         except OSError as error:
             _stop(_describe(error), 1)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and NO_MEMORY not in str(error):
+            refused = _refused(error)
+            if refused is None:
                 raise
-            reason = str(error).split(f"{NO_MEMORY}: ")[-1].partition("\n")[0]
-            _stop(f"not enough memory: {reason or 'try smaller settings'}", 1)
+            _stop(refused, 1)
         except UnicodeEncodeError as error:  # a path, as a rule, that a library can't take
             _stop(f"{show(error.object)} is not UTF-8: rename the file or folder", 4)
         except KeyboardInterrupt:  # click would end with status 1
@@ -71,6 +73,16 @@ def _describe(error: OSError) -> str:
         return str(error)
     path = re.sub(r"\.([^/\\]+)\.[0-9a-f]{8}\.tmp", r"\1", str(error.filename))
     return f"{path}: {error.strerror}"
+
+
+def _refused(error: Exception) -> str | None:
+    """Return what the system refused; None: the error is of another kind."""
+    if LOOP in str(error):
+        return f"{error}: remove the link"
+    if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
+        return None
+    reason = str(error).split(f"{NO_MEMORY[0]}: ")[-1].partition("\n")[0]
+    return f"not enough memory: {reason or 'try smaller settings'}"
 
 
 def _stop(message: str, status: int) -> NoReturn:
