@@ -19,6 +19,8 @@ from faults.world import ROOT
 MODULES: tuple[str, ...] = (
     # One name a line, in the order of the table.
     "options",
+    "commands",
+    "logs",
 )
 PAGE = ROOT / "docs" / "faults.md"
 

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,7 @@ from ranklet_training.data.columns import EXACT, TEXT, show_type, whole_numbers
 from ranklet_training.data.delimited import Delimited
 
 _TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+FEW_DIGITS = 16  # with the point: any of them is a float64 of its own
 _JSON = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 SUFFIXES = (".parquet", *_TEXT, *_JSON)
 NUMBERS = (int, float)
@@ -358,13 +360,40 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of JSON)
     return int(value) if is_whole else value
 
 
+def _write_out(rows: list[dict[str, Any]], long: set[str]) -> None:
+    """Make all numbers text, as in a csv file, where a column has some of too many digits."""
+    cells = ((name, value) for row in rows for name, value in row.items())
+    for name in {name for name, value in cells if isinstance(value, str) and value in long}:
+        for row in rows:
+            if type(value := row.get(name)) in (int, float):
+                row[name] = repr(value)
+
+
+def _parse_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of JSON lines, in which no number loses digits."""
+    long = set[str]()
+
+    def number(text: str) -> float | str:
+        """Return a number, or as text one of more digits than float64 keeps."""
+        value = float(text)
+        if len(text) <= FEW_DIGITS or Decimal(text) == Decimal(repr(value)):
+            return value
+        long.add(text)
+        return text
+
+    rows = [row for _, row in read_json_lines(path, parse_float=number)]
+    if not rows:
+        raise DataError(f"{path} holds no rows; {_EXPECTED}")
+    if long:
+        _write_out(rows, long)
+    return rows
+
+
 def _read_rows(
     path: Path, ids: Sequence[Sequence[str]], lists: Collection[str]
 ) -> list[dict[str, Any]]:
     """Read JSON lines and check the types of ids, which polars would convert."""
-    rows = [row for _, row in read_json_lines(path)]
-    if not rows:
-        raise DataError(f"{path} holds no rows; {_EXPECTED}")
+    rows = _parse_rows(path)
     for group in ids:
         first_of: dict[type, str] = {}
         for number, row in enumerate(rows, start=1):
