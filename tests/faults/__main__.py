@@ -18,6 +18,7 @@ from faults.world import ROOT
 
 MODULES: tuple[str, ...] = (
     # One name a line, in the order of the table.
+    "inputs",
     "options",
     "commands",
     "logs",
