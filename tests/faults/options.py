@@ -220,7 +220,7 @@ CAMPAIGNS = [
         "odd values for a parameter of a public function",
         "an answer or an error with a name, of bounded length",
         run,
-        short=1_500,
+        short=1_000,
         middle=15_000,
         long=60_000,
     )
