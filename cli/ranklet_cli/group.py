@@ -32,7 +32,9 @@ EXTRAS = {
     "mlflow": "mlflow",
 }
 EXTRAS |= dict.fromkeys(("model_signing", "OpenSSL"), "sign")
-NO_MEMORY = "can't allocate memory"  # in the message of torch's RuntimeError
+LOOP = "Symlink loop"  # the same of pathlib
+# In the messages of torch's RuntimeErrors.
+NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")
 
 
 class Commands(click.Group):
@@ -65,10 +67,10 @@ class Commands(click.Group):
         except OSError as error:
             _stop(_describe(error), 1)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and NO_MEMORY not in str(error):
+            refused = _refused(error)
+            if refused is None:
                 raise
-            reason = str(error).split(f"{NO_MEMORY}: ")[-1].partition("\n")[0]
-            _stop(f"not enough memory: {reason or 'try smaller settings'}", 1)
+            _stop(refused, 1)
         except UnicodeEncodeError as error:  # a path, as a rule, that a library can't take
             _stop(f"{show(error.object)} is not UTF-8: rename the file or folder", 4)
         except KeyboardInterrupt:  # click would end with status 1
@@ -79,6 +81,16 @@ def _describe(error: OSError) -> str:
     """Return path and reason."""
     reason = error.strerror or str(error)
     return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+def _refused(error: Exception) -> str | None:
+    """Return what the system refused; None: the error is of another kind."""
+    if LOOP in str(error):
+        return f"{error}: remove the link"
+    if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
+        return None
+    reason = str(error).split(f"{NO_MEMORY[0]}: ")[-1].partition("\n")[0]
+    return f"not enough memory: {reason or 'try smaller settings'}"
 
 
 def _stop(message: str, status: int) -> NoReturn:

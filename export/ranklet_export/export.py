@@ -219,7 +219,8 @@ def _read_evaluation(path: Path, *, exclude_seen: bool) -> dict[str, Any]:
                 row.update(exclude_seen=exclude_seen, served=served)
         found["protocols"]["served"] = SERVED[exclude_seen]
     except MALFORMED as error:
-        raise RunError(f"{path} is damaged or old ({reason(error)}): evaluate again") from error
+        why = f"damaged or old ({reason(error)})"
+        raise RunError(f"{path} is {why}: evaluate the run again") from error
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.errors import InputError
-from ranklet.values import show
+from ranklet.values import kind, show
 
 # What writers put where there is no value: SQL and JSON, Objective-C and Oracle, DBeaver, Python,
 # pandas (its whole list), R, spreadsheets, MySQL and Hive, JavaScript, Ruby, C. None of them is
@@ -51,7 +51,7 @@ def category(value: object, name: str) -> str | None:
     if isinstance(value, int | float | datetime.date):
         return str(value)
     raise InputError(
-        f"{name} is {show(value)} ({type(value).__name__}); categories are text, numbers, truth "
+        f"{name} is {show(value)} ({kind(value)}); categories are text, numbers, truth "
         "values or dates"
     )
 
@@ -97,7 +97,7 @@ def number(value: object, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         found = math.inf
     if not math.isfinite(found):
-        raise InputError(f"{name} is {show(value)} ({type(value).__name__}), not a finite number")
+        raise InputError(f"{name} is {show(value)} ({kind(value)}), not a finite number")
     return found
 
 
@@ -113,7 +113,7 @@ def text(value: object, name: str) -> str:
         return value
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
         return str(value)
-    raise InputError(f"{name} is {show(value)} ({type(value).__name__}), not text")
+    raise InputError(f"{name} is {show(value)} ({kind(value)}), not text")
 
 
 def vector(value: object, name: str, width: int) -> NDArray[np.float32]:

@@ -151,6 +151,7 @@ def test_default_lengths_end_at_the_maximum_of_the_bundle(tiny_bundle: Path) -> 
         ({"lengths": (5, 21)}, "length 21 is above the maximum of this bundle, 20"),
         ({"lengths": ()}, "length is an empty list"),
         ({"lengths": (0,)}, "length must be an integer of at least 1, got 0"),
+        ({"batches": (10**23,)}, "batch must be at most 1,000,000,000, got 1000"),
         ({"batches": 4}, "batch must be a list of positive integers, got 4"),
         ({"batches": "4"}, "batch must be a list of positive integers, got '4'"),
         ({"threads": (1.5,)}, r"threads must be an integer of at least 1, got 1\.5"),

@@ -186,3 +186,14 @@ def test_a_base_package_that_is_missing_is_one_line(package: str, message: str) 
     assert done.returncode == 1
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["onnx", "similar"])
+def test_a_link_that_leads_to_itself_is_named(tmp_path: Path, command: str) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    bundle = Path(__file__).parents[2] / "models" / "ml-latest-small"
+    paths = {"onnx": (bundle, loop), "similar": (loop, "1")}[command]
+    result = call(command, *paths)
+    assert result.exit_code in (1, 2)
+    assert str(loop) in result.stderr

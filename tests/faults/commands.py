@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,17 +155,10 @@ def odd_files(folder: Path) -> list[Path]:
     return [*folder.iterdir(), folder / "missing.csv", Path("/dev/null")]
 
 
-RIGHT = """
+# Right command lines; those of SLOW take seconds, and come up once in a while.
+QUICK = """
 data synthetic NEW
-train LOG --out NEW TINY
-train LOG --out NEW TINY --config TOML --preset small --duplicates exact
-tune LOG --out NEW TINY --trials 2 --seed 1 --search learning_rate=1e-3:1e-2:log
-evaluate RUN LOG
-evaluate BUNDLE LOG --on validation
-compare RUN BUNDLE LOG --resamples 20 --seed 1
-compare --log OUTCOMES --control A --ratio 1:1 --resamples 20 --seed 1
-export RUN NEW --precision fp32
-export --random items=20,width=8,blocks=1,heads=1 NEW
+compare --log OUTCOMES --control A --ratio 1:1 --resamples 1000 --seed 1
 catalogue remove BUNDLE 1,50 --out NEW
 catalogue retitle BUNDLE TITLES --out NEW
 catalogue add BUNDLE TITLES --like new=1 --bias 1 --out NEW
@@ -179,7 +174,18 @@ rank BUNDLE --input LOG -k 2
 similar BUNDLE 50 -k 3
 popular BUNDLE -k 3 --define a=IDS --where a
 bench BUNDLE --length 5 --runs 100 --load none --batch 1 -k 2 --compare REPORT
-"""  # as a rule right; the report of the last one is not, or it would take seconds
+"""  # the report of the last one is none, or it would be slow
+SLOW = """
+train LOG --out NEW TINY
+train LOG --out NEW TINY --config TOML --preset small --duplicates exact
+tune LOG --out NEW TINY --trials 2 --seed 1 --search learning_rate=1e-3:1e-2:log
+evaluate RUN LOG
+evaluate BUNDLE LOG --on validation
+compare RUN BUNDLE LOG --resamples 1000 --seed 1
+export RUN NEW --precision fp32
+export --random items=20,width=8,blocks=1,heads=1 NEW
+"""
+SLOW_EACH = 12  # lines
 
 
 class Lines:
@@ -199,7 +205,7 @@ class Lines:
             "REPORT": "{}",
         }
         suffixes = {"TOML": "toml", "IDS": "txt", "ROWS": "jsonl", "REPORT": "json"}
-        self.names = {"BUNDLE": str(world.SHIPPED), "RUN": str(world.trained())}
+        self.names = {"BUNDLE": str(world.SHIPPED)}
         self.names["LOG"] = str(world.write_log(folder / "log.csv"))
         for name, text in texts.items():
             path = folder / f"{name.lower()}.{suffixes.get(name, 'csv')}"
@@ -208,7 +214,8 @@ class Lines:
 
     def line(self) -> list[str]:
         """Return the words of a command line."""
-        lines = RIGHT.strip().splitlines()
+        is_slow = self.rng.integers(SLOW_EACH) == 0
+        lines = (SLOW if is_slow else QUICK).strip().splitlines()
         words = [part for word in str(self.rng.choice(lines)).split() for part in self.right(word)]
         first = 1 + (words[0] == "catalogue")
         for _ in range(self.rng.integers(1, 3)):
@@ -228,7 +235,9 @@ class Lines:
         return words
 
     def right(self, word: str) -> list[str]:
-        """Return what a word of ``RIGHT`` stands for."""
+        """Return what a word of a right line stands for."""
+        if word == "RUN":
+            return [str(world.trained())]
         if word == "TINY":
             return [*world.TINY]
         if word == "NEW":
@@ -353,6 +362,8 @@ FILES += ("run.lock",)
 def run_on_runs(count: int, rng: np.random.Generator, folder: Path) -> Tally:
     """Run commands on runs of which one file is another."""
     tally, log = Tally(), world.write_log(folder / "log.csv")
+    if not count:
+        return tally
     whole = Path(shutil.copytree(world.trained(), folder / "whole"))
     assert ended(["evaluate", str(whole), str(log)]) == "status 0"
     for number in range(count):
@@ -371,21 +382,71 @@ def run_on_runs(count: int, rng: np.random.Generator, folder: Path) -> Tally:
     return tally
 
 
+STREAMS = ("<&-", ">&-", "2>&-", "</dev/null", ">/dev/full", "2>/dev/full")
+OF_STREAMS = (
+    *("rank BUNDLE --history 50", "rank BUNDLE --input ROWS", "rank BUNDLE --input -"),
+    *(
+        "popular BUNDLE",
+        "inspect BUNDLE --json",
+        "similar BUNDLE 50 --json",
+        "rank --help",
+        "--help",
+    ),
+    *(
+        "verify BUNDLE",
+        "rank BUNDLE --input ROWS --output BYTES",
+        "inspect BYTES",
+        "x",
+        "rank BYTES",
+    ),
+    *("data synthetic BYTES", "rank BUNDLE --input BYTES", "rank BUNDLE --history BYTES"),
+)
+
+
+def run_streams(count: int, rng: np.random.Generator, folder: Path) -> Tally:
+    """Run commands in processes whose streams are closed or full, also with names of any bytes."""
+    tally, rows = Tally(), folder / "h.jsonl"
+    rows.write_text('{"history":["50"]}\n')
+    names = {"BUNDLE": world.SHIPPED, "ROWS": rows, "BYTES": str(folder / "a\udcff\udc80")}
+    streams = [each for each in STREAMS if "full" not in each or Path("/dev/full").is_char_device()]
+    for number in range(count):
+        line = OF_STREAMS[number % len(OF_STREAMS)]
+        words = [shlex.quote(str(names.get(word, word))) for word in line.split()]
+        others = rng.permutation(streams)[: rng.integers(3)].tolist()
+        shell = " ".join([*world.COMMAND, *words, *others])
+        result = subprocess.run(
+            ["sh", "-c", os.fsencode(shell)], capture_output=True, timeout=SECONDS, cwd=folder
+        )
+        if b"Traceback" in result.stderr or result.returncode not in STATUSES:
+            tally.failed(f"{line} {others}: {result.returncode} {result.stderr[-300:]!r}")
+        else:
+            tally.ended(f"status {result.returncode}")
+    return tally
+
+
 CAMPAIGNS = [
+    Campaign(
+        "closed and full streams, names of any bytes",
+        "a documented exit status and no traceback",
+        run_streams,
+        short=1,
+        middle=16,
+        long=100,
+    ),
     Campaign(
         "odd command lines",
         "a documented exit status, and a reason in a few words",
         run_lines,
-        short=20,
-        middle=150,
-        long=3_000,
+        short=4,
+        middle=25,
+        long=600,
     ),
     Campaign(
         "commands on a run of which one file is another",
         "a documented exit status, and a reason in a few words",
         run_on_runs,
-        short=3,
-        middle=40,
-        long=400,
+        short=0,  # the tests of training have some
+        middle=8,
+        long=120,
     ),
 ]

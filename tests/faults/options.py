@@ -13,7 +13,8 @@ from faults.odd import odd
 from ranklet import Manifest, Ranker, RankletError
 from ranklet.verify import verify
 
-LONGEST = 2_000  # characters of a message
+LONGEST = 5_000  # characters of a message, with a path
+WITH_EVERYTHING = 20_000
 Ask = Callable[[Any], object]
 
 
@@ -139,6 +140,45 @@ def of_users(ranker: Ranker, ids: list[Any]) -> list[Place]:
     ]
 
 
+def of_everything(bundle: Path) -> list[Place]:
+    """Return parts of what a bundle with attributes, kinds and times takes, and the rest of it."""
+    ranker = Ranker.load(bundle, provider="cpu")
+    ids, times = [*ranker.ids[:3]], [1_700_000_000 + n for n in range(3)]
+
+    def rank(**options: Any) -> object:
+        return ranker.rank(ids, **options)
+
+    def add(**columns: Any) -> object:
+        before = ranker._current.serving
+        try:
+            return ranker.add_items({"item_id": [777], **columns}), ranker.rank(ids, k=2)
+        finally:
+            ranker._current.serving = before
+
+    def timed() -> Any:
+        return ranker.user(ids, times=times)
+
+    found = [
+        Place("where brand", lambda value: rank(where={"brand": value})),
+        Place("where not tags", lambda value: rank(where={"!tags": value})),
+        Place("where price", lambda value: rank(where={"price": value})),
+        Place("where price between", lambda value: rank(where={"price": (value, 20)})),
+        Place("at_most of brand", lambda value: rank(at_most={"brand": value})),
+        Place("objective of buy", lambda value: rank(objective={"buy": value})),
+        Place("a kind", lambda value: rank(kinds=["buy", value, None])),
+        Place("a time", lambda value: rank(times=[times[0], value, times[2]])),
+        Place("now", lambda value: rank(times=times, now=value)),
+        Place("now of a batch", lambda v: ranker.rank_batch([ids], times=[times], now=[v])),
+        Place("times of a batch", lambda value: ranker.rank_batch([ids], times=[value])),
+        Place("time of an event", lambda value: timed().append(ids[0], time=value)),
+        Place("kind of an event", lambda value: timed().append(ids[0], kind=value)),
+        Place("now of a user", lambda value: timed().rank(now=value)),
+        *(Place(f"a new {n}", lambda v, n=n: add(**{n: [v]})) for n in ("brand", "tags", "price")),
+        *(Place(f"new {n}", lambda v, n=n: add(**{n: v})) for n in ("brand", "tags", "price")),
+    ]
+    return found + places(bundle)
+
+
 def places(bundle: Path) -> list[Place]:
     """Return every parameter of the public functions of the runtime."""
     ranker = Ranker.load(bundle, provider="cpu")
@@ -162,6 +202,8 @@ def ended(call: Ask, value: object) -> str:
 def run(count: int, rng: np.random.Generator, folder: Path) -> Tally:
     """Pass odd values to parameters in turn."""
     tally, every = Tally(), places(world.SHIPPED)
+    if count >= WITH_EVERYTHING:  # worth the training of a bundle
+        every += of_everything(world.rich())
     for number in range(count):
         place = every[number % len(every)]
         seed = int(rng.integers(2**63))
@@ -178,7 +220,7 @@ CAMPAIGNS = [
         "odd values for a parameter of a public function",
         "an answer or an error with a name, of bounded length",
         run,
-        short=1_500,
+        short=1_000,
         middle=15_000,
         long=60_000,
     )

@@ -39,6 +39,27 @@ def trained() -> Path:
     return folder / "run"
 
 
+@cache
+def rich() -> Path:
+    """Return a bundle for reading only with number ids, attributes, kinds and times of events."""
+    folder = Path(mkdtemp(prefix="ranklet-faults-"))
+    events = [
+        (u, (u * 7 + e * 3) % 29, 1_700_000_000 + u * 1000 + e) for u in range(60) for e in range(9)
+    ]
+    rows = (f"{u},{i},{t},{'buy' if (u + t) % 3 else 'view'}\n" for u, i, t in events)
+    (folder / "log.csv").write_text("user_id,item_id,timestamp,event\n" + "".join(rows))
+    items = (f"{i},Title {i},b{i % 4},t{i % 3}|u{i % 2},{i * 1.5}\n" for i in range(29))
+    (folder / "items.csv").write_text("item_id,title,brand,tags,price\n" + "".join(items))
+    settings = ("time_gaps=true", "kinds=use", "features=brand,tags", "heads=1", *TINY[1::2])
+    kinds = "brand:category,tags:categories,price:number"
+    given = ["--items", folder / "items.csv", "--attributes", kinds]
+    given += [word for setting in settings for word in ("--set", setting)]
+    command("train", folder / "log.csv", "--out", folder / "run", *given, check=True)
+    options = ("--precision", "fp32", "--allow-drop", "1")
+    command("export", folder / "run", folder / "bundle", *options, check=True)
+    return folder / "bundle"
+
+
 def command(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}

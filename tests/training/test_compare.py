@@ -215,6 +215,7 @@ def damaged(bad: float) -> Values:
     ("a", "b", "options", "message"),
     [
         (numbers_of(0), numbers_of(1), {"resamples": 999}, "resamples .* least 1,000, got 999"),
+        (numbers_of(0), numbers_of(1), {"resamples": 10**23}, "resamples .* most 1,000,000, got 1"),
         (numbers_of(0), numbers_of(1), {"seed": -1}, "seed must be at least 0, got -1"),
         (numbers_of(0), numbers_of(1, 19), {}, "b has 19 users; a bootstrap needs at least 20"),
         (damaged(math.nan), numbers_of(1), {}, "a is nan for user 7, metric 2"),
@@ -635,3 +636,16 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"pip install '\.\[plots\]' in "):
         plot_comparison(outcomes, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("ratio", [(1e308, 1e308), (3e-308, 3e-308)], ids=str)
+def test_a_ratio_of_extreme_numbers_counts_as_their_quotient(ratio: tuple[float, float]) -> None:
+    assert sample_ratio(60, 40, ratio) == sample_ratio(60, 40)
+
+
+@pytest.mark.parametrize("ratio", [(1e308, 1.0), (1.0, 1e308), (5e-324, 1e308)], ids=str)
+def test_a_ratio_that_leaves_a_variant_without_users_is_refused(
+    ratio: tuple[float, float],
+) -> None:
+    with pytest.raises(InputError, match="below a millionth of all users"):
+        sample_ratio(60, 40, ratio)

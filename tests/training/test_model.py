@@ -272,6 +272,8 @@ def test_a_feature_that_is_not_there_or_has_no_value_is_refused() -> None:
         ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),
         ({"temperature": float("nan")}, "temperature must be above 0 and finite, got nan"),
         ({"rotary_base": 0.0}, "rotary_base must be above 0 and finite, got 0.0"),
+        ({"temperature": 1e-300}, "temperature must be 0 or from 1e-12 to 1e"),
+        ({"blocks": 257}, "blocks must be at most 256, got 257"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

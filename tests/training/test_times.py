@@ -287,3 +287,27 @@ def test_ties_are_told_if_most_events_have_them() -> None:
     assert read_events(pl.DataFrame(tied)).notes[-1].startswith(note)
     tied["timestamp"] = [1, 1, 2, 1, 2]
     assert not [note for note in read_events(pl.DataFrame(tied)).notes if "share" in note]
+
+
+LONG: dict[str, tuple[list[str], str | list[int]]] = {
+    "digits that tie": (["1700000000.1234567892", "1700000000.1234567891"], "has more digits than"),
+    "exponents that tie": (["1.7000000000000000001e18", "1.7e18"], "has more digits than"),
+    "digits that do not": (["1700000000.50000000001", "1700000000.25"], [8, 7]),
+    "a whole one": (["1700000002.0000000000000", "1700000001"], [8, 7]),
+}
+
+
+@pytest.mark.parametrize(("times", "expected"), LONG.values(), ids=LONG)
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_times_of_many_digits_keep_their_order_or_are_refused(
+    tmp_path: Path, name: str, times: list[str], expected: str | list[int]
+) -> None:
+    rows = [f'{{"user_id":1,"item_id":{7 + n},"timestamp":{t}}}' for n, t in enumerate(times)]
+    if name.endswith("csv"):
+        rows = ["user_id,item_id,timestamp", *(f"1,{7 + n},{t}" for n, t in enumerate(times))]
+    (tmp_path / name).write_text("\n".join(rows) + "\n")
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            read_events(tmp_path / name)
+    else:
+        assert read_events(tmp_path / name).frame["item_id"].to_list() == expected

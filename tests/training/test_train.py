@@ -732,3 +732,50 @@ def test_json_that_is_nested_too_deeply_is_damaged(
     (run.path / name).write_text("[" * 99_999 + "\n")
     with pytest.raises(RunError, match=r"is damaged: RecursionError: "):
         train(reopen_run(run.path, events), split)
+
+
+ODD_FACTS: dict[str, Any] = {
+    "digest": 1.5,
+    "events": "9",
+    "training_users": -(2**70),
+    "split": None,
+    "kinds": {"counts": [], "used": 1},
+    "reading": {"user_column": 5},
+    "attributes": ["brand"],
+    "seen": {"exclude_seen": "no"},
+    "new_items": {"bias": 1},
+    "instants": [None],
+    "earlier": {},
+}
+
+
+@pytest.mark.parametrize("name", ODD_FACTS)
+def test_a_fact_of_another_type_is_damaged(start: Start, name: str) -> None:
+    path = start(epochs=1).path / "config.json"
+    document = json.loads(path.read_bytes())
+    document["data"][name] = ODD_FACTS[name]
+    path.write_text(json.dumps(document))
+    with pytest.raises(RunError, match=f"is damaged: TypeError: {name} of data is not what"):
+        read_run(path.parent)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+@pytest.mark.parametrize(
+    "name", ["config.json", "catalogue.parquet", "metrics.jsonl", "last.safetensors"]
+)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    start: Start, split: Split, events: Events, name: str
+) -> None:
+    run = start(epochs=1)
+    train(run, split, show_progress=False)
+    (run.path / name).unlink()
+    os.mkfifo(run.path / name)
+    with pytest.raises(RunError, match=f"{re.escape(name)} is no file: remove it"):
+        train(reopen_run(run.path, events), split)
+
+
+def test_a_catalogue_that_is_not_sorted_is_damaged(start: Start) -> None:
+    path = start(epochs=1).path / "catalogue.parquet"
+    pl.read_parquet(path).reverse().write_parquet(path)
+    with pytest.raises(RunError, match="is damaged: TypeError: the catalogue has no sorted ids"):
+        read_run(path.parent)

@@ -10,7 +10,7 @@ import re
 import zlib
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,13 +22,14 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as a rule one of a pair
 
 
 def read_json_lines(
-    source: Path | BinaryIO, name: str | None = None
+    source: Path | BinaryIO, name: str | None = None, parse_float: Callable[[str], Any] = float
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the object of each line that is not blank, as soon as it is there.
 
     Args:
         source: A path, or an open file that is left open.
         name: The name of the source in messages, by default the path.
+        parse_float: Reads a number with a fraction or an exponent.
 
     Raises:
         DataError: The file or a line can't be read.
@@ -39,7 +40,7 @@ def read_json_lines(
             for number, line in enumerate(file, 1):
                 content = line.removeprefix(BOM_UTF8)
                 if content.strip():
-                    yield number, _object(content, f"{name}, line {number}")
+                    yield number, _object(content, f"{name}, line {number}", parse_float)
     except (OSError, EOFError, zlib.error) as error:  # gzip raises all three
         place = f" after line {number}" if number else ""
         reason = getattr(error, "strerror", None) or error
@@ -67,10 +68,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _object(line: bytes, where: str) -> dict[str, Any]:
+def _object(line: bytes, where: str, parse_float: Callable[[str], Any]) -> dict[str, Any]:
     try:
         text = line.decode()
-        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
+        value = json.loads(
+            text, parse_float=parse_float, parse_constant=_refuse, object_pairs_hook=_unique
+        )
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:

@@ -16,13 +16,12 @@ from typing import Any, Protocol
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from ranklet.attribute_values import MISSING
 from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_write
-from ranklet.files.json_lines import read_json_lines
 from ranklet.values import show
 from ranklet_training.data.columns import EXACT, TEXT, show_type, whole_numbers
 from ranklet_training.data.delimited import Delimited
+from ranklet_training.data.json_rows import read_rows
 
 _TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _JSON = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -147,7 +146,7 @@ def _open_file(
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); {_EXPECTED}")
     if kind in _JSON:
-        rows = _read_rows(path, ids, lists)
+        rows = read_rows(path, ids, lists)
         for row in rows:
             # Numbers become text as written.
             row.update({name: str(row[name]) for name in texts if type(row.get(name)) in NUMBERS})
@@ -348,40 +347,3 @@ def _named(name: str) -> Iterator[None]:
             f"{name} can't be read: {reason[:300]}; check that it is complete, of the type that "
             "its name says, and in UTF-8"
         ) from error
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any value of JSON)
-    """Return None for a missing id, and an integer for a whole float, as pandas may write it."""
-    if isinstance(value, str) and value.strip() in MISSING:
-        return None
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
-    return int(value) if is_whole else value
-
-
-def _read_rows(
-    path: Path, ids: Sequence[Sequence[str]], lists: Collection[str]
-) -> list[dict[str, Any]]:
-    """Read JSON lines and check the types of ids, which polars would convert."""
-    rows = [row for _, row in read_json_lines(path)]
-    if not rows:
-        raise DataError(f"{path} holds no rows; {_EXPECTED}")
-    for group in ids:
-        first_of: dict[type, str] = {}
-        for number, row in enumerate(rows, start=1):
-            for column in group:
-                value = row[column] = _plain(row.get(column))
-                if value is not None and isinstance(value, list) != (column in lists):
-                    expected = "a list of ids" if column in lists else "text or an integer"
-                    raise DataError(
-                        f"{path}: column {show(column)} holds in row {number} {show(value)}, which "
-                        f"is not {expected}"
-                    )
-                for part in value if isinstance(value, list) else [value]:
-                    if part is not None and type(part) not in first_of:
-                        first_of[type(part)] = f"{show(part)} in row {number}"
-        if len(first_of) > 1:
-            raise DataError(
-                f"{path}: column {' or '.join(map(show, group))} mixes types: "
-                f"{' and '.join(first_of.values())}; write all ids as text, or all as integers"
-            )
-    return rows

@@ -21,14 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.errors import InputError
+from ranklet.values import show
 
 Values = NDArray[np.float64]
 Ratio = tuple[float, float]  # control to treatment
 
 ALPHA = 0.05  # of the tests; intervals cover 1 - ALPHA
 MIN_RESAMPLES = 1000  # fewer leave no p-value well below ALPHA after Holm over ten metrics
+MAX_RESAMPLES = 1_000_000  # whose means are in memory
 MIN_USERS = 20  # the interval of fewer users is too narrow
 CHUNK = 1 << 20  # cells (resample, user) in memory at a time, about 30 MB
+LEAST_SHARE = 1e-6  # of the users of a variant
 MISMATCH = 0.001  # p-value of a sample ratio: one false alarm in a thousand correct splits
 
 
@@ -103,9 +106,14 @@ def holm(p: Sequence[float] | Values) -> Values:
 
 def check_resampling(resamples: int, seed: int) -> None:
     """Raise InputError if an option of a bootstrap is out of range."""
-    for name, value, least in (("resamples", resamples, MIN_RESAMPLES), ("seed", seed, 0)):
+    for name, value, least, most in (
+        ("resamples", resamples, MIN_RESAMPLES, MAX_RESAMPLES),
+        ("seed", seed, 0, 2**63 - 1),
+    ):
         if value < least:
             raise InputError(f"{name} must be at least {least:,}, got {value:,}")
+        if value > most:
+            raise InputError(f"{name} must be at most {most:,}, got {show(value)}")
 
 
 def _check_values(name: str, values: Values) -> Values:
@@ -178,7 +186,11 @@ def sample_ratio(control: int, treatment: int, ratio: Ratio = (1.0, 1.0)) -> Sam
     """
     if not all(0 < part < math.inf for part in ratio):
         raise InputError(f"a ratio is two positive numbers, got {ratio[0]:g}:{ratio[1]:g}")
-    share = ratio[0] / (ratio[0] + ratio[1])
+    share = 1 / (1 + ratio[1] / ratio[0])
+    if not LEAST_SHARE <= share <= 1 - LEAST_SHARE:
+        raise InputError(
+            f"a part of the ratio {ratio[0]:g}:{ratio[1]:g} is below a millionth of all users"
+        )
     users = control + treatment
     # (O - E)^2 is equal in both cells.
     chi_square = (control - users * share) ** 2 / (users * share * (1 - share))

@@ -36,7 +36,8 @@ from ranklet_training.model.attention import (
 )
 
 LARGEST = 2**31 - 1  # of integer settings
-LARGEST_FLOAT = 1e12  # of others in size; the inverse is the smallest
+SMALLEST_FLOAT, LARGEST_FLOAT = 1e-12, 1e12  # of others, in size
+MOST_BLOCKS = 256
 LARGEST_SEED = 2**63 - 1  # of torch and numpy
 # Buckets of ranklet.time_gaps: before each event, and from an event to its target.
 Gaps = tuple[Tensor, Tensor]
@@ -61,10 +62,10 @@ def check_settings(config: object, *positive: str, **least: int) -> None:
             raise ValueError(f"{name} must be at least {least[name]}, got {value}")
         if name in positive and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, got {value}")
-        if isinstance(value, float) and math.isfinite(value) and value:
-            if not 1 / LARGEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
-                bounds = f"{1 / LARGEST_FLOAT:g} to {LARGEST_FLOAT:g}"
-                raise ValueError(f"{name} must be 0 or from {bounds} in size, got {value}")
+        is_other = isinstance(value, float) and value != 0 and math.isfinite(value)
+        if is_other and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+            bounds = f"from {SMALLEST_FLOAT:g} to {LARGEST_FLOAT:g} in size"
+            raise ValueError(f"{name} must be 0 or {bounds}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         least = {"width": 1, "heads": 1, "feed_forward": 1, "max_length": 1}
         check_settings(self, "temperature", "rotary_base", blocks=0, attention_window=0, **least)
+        if self.blocks > MOST_BLOCKS:
+            raise ValueError(f"blocks must be at most {MOST_BLOCKS}, got {self.blocks}")
         if self.time_gaps and (self.blocks == 0 or self.kind == "seed"):
             raise ValueError("time_gaps needs a sequence model with at least 1 block")
         if self.width % (2 * self.heads):

@@ -27,7 +27,7 @@ import safetensors
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from polars.exceptions import PolarsError
+from polars.exceptions import PanicException, PolarsError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -45,9 +45,9 @@ from ranklet_training.runs.facts import check_facts
 from ranklet_training.runs.presets import RunConfig
 
 RUN_FORMAT = 3
-MALFORMED: tuple[type[Exception], ...] = (
+MALFORMED: tuple[type[BaseException], ...] = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
-    *(OSError, PolarsError, safetensors.SafetensorError),
+    *(OSError, PolarsError, PanicException, safetensors.SafetensorError),
 )
 Model = SequenceModel | SeedModel
 
