@@ -153,6 +153,11 @@ class Campaign:
         print(f"{self.path.name}: {len(tried) - alive} of {len(tried)} killed", flush=True)
         return True
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Log the failure that ends a run."""
+        if report.failed:
+            print(report.nodeid, report.longreprtext, sep="\n", flush=True)
+
     def is_killed(self, session: pytest.Session, code: str, seconds: float) -> bool:
         """Run the tests in a fork that has ``code`` as the module; return whether any failed."""
         child = os.fork()
