@@ -29,7 +29,6 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 
 ROOT = Path(__file__).parents[1]
 BUILT = ROOT / "build" / "mutation"
-SECONDS = 120  # after which a run counts as an endless loop
 CONSTANTS = (str, int, float, tuple, list, dict)
 TYPE_ALIAS = cst.Name("TypeAlias")
 TESTS = {  # of each module, those first that are quick
@@ -141,12 +140,13 @@ class Campaign:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run the tests without a fault, then with each; print the faults that none notices."""
-        code = self.path.read_text()
-        if self.is_killed(session, code, 20 * SECONDS):
+        code, start = self.path.read_text(), time.monotonic()
+        if self.is_killed(session, code, 3600):
             raise SystemExit(f"{self.path}: its tests fail without any fault")
+        seconds = 10 + 3 * (time.monotonic() - start)  # a fault may make a loop endless
         tried, alive = mutants(code)[:: self.every], 0
         for text in tried:
-            if not self.is_killed(session, text, SECONDS):
+            if not self.is_killed(session, text, seconds):
                 alive += 1
                 lines = unified_diff(code.splitlines(), text.splitlines(), n=0, lineterm="")
                 print(*[*lines][2:], sep="\n", flush=True)
