@@ -42,10 +42,11 @@ TESTS = {  # of each module, those first that are quick
 }
 
 
-def mutants(code: str) -> list[str]:
-    """Return the sources that differ from a module in one place."""
+def mutants(code: str, every: int) -> list[str]:
+    """Return sources that differ from a module in one place, of all changes every n-th."""
     module = cst.parse_module(code)
-    found = (module.deep_replace(old, new).code for old, new in _changes(module))
+    changes = list(_changes(module))[::every]
+    found = (module.deep_replace(old, new).code for old, new in changes)
     return [text for text in dict.fromkeys(found) if text != code and _compiles(text)]
 
 
@@ -144,7 +145,7 @@ class Campaign:
         if self.is_killed(session, code, 3600):
             raise SystemExit(f"{self.path}: its tests fail without any fault")
         seconds = 10 + 3 * (time.monotonic() - start)  # a fault may make a loop endless
-        tried, alive = mutants(code)[:: self.every], 0
+        tried, alive = mutants(code, self.every), 0
         for text in tried:
             if not self.is_killed(session, text, seconds):
                 alive += 1
