@@ -396,3 +396,5 @@ def test_a_text_that_is_an_integer_is_refused_among_others_of_its_kind() -> None
     with pytest.raises(InputError, match=r"^seen\[0\] is '7' \(str\); this bundle has integer it"):
         NUMBERS.index(["7", "x"], "seen")
     assert NUMBERS.index(["x", 0, 200]).tolist() == [0, 0, 5]
+    assert LIMITS.index(["NEW-7", 0, 1]).tolist() == [0, 3, 0]
+    assert NUMBERS.index(["NEW-7", 1]).tolist() == [0, 2]
