@@ -84,7 +84,7 @@ def test_an_open_file_is_read_by_its_name_and_left_open() -> None:
     with io.BytesIO(b'{"a": 1}\n\n{"a": 2}\n{') as file:
         rows = read_json_lines(file, "stdin")
         assert [next(rows), next(rows)] == [(1, {"a": 1}), (3, {"a": 2})]
-        with pytest.raises(DataError, match="^stdin, line 4 is not JSON"):
+        with pytest.raises(DataError, match=r"^stdin, line 4 is not JSON"):
             next(rows)
         assert not file.closed
 
