@@ -36,7 +36,7 @@ TESTS = {  # of each module, those first that are quick
     "bundle/vocabulary.py": ["vocabulary"],
     "bundle/folder.py": ["folder", "reload"],
     "bundle/graph.py": ["graph"],
-    "bundle/manifest.py": ["manifest", "folder"],
+    "bundle/manifest.py": ["format", "manifest", "folder"],
     "files/atomic.py": ["descriptors", "files"],
     "files/json_lines.py": ["json_lines"],
 }

@@ -1,0 +1,60 @@
+"""The names and numbers of bundle format 6, spelled out: other languages read them, too."""
+
+import re
+from pathlib import Path
+
+from ranklet.bundle import manifest as m
+
+BUNDLE_PAGE = Path(__file__).parents[2] / "docs" / "bundle.md"
+PROGRAMS = {
+    *("encode", "encode_long", "encode_rows", "append", "score", "score_many"),
+    *("first_block", "item", "model"),
+}
+
+
+def test_the_files_of_a_bundle_have_these_names() -> None:
+    assert set(m.PROGRAMS) == PROGRAMS
+    assert {
+        *(f"{program}.onnx" for program in PROGRAMS),
+        *("weights.bin", "golden.json", "README.md", "items.i64", "items.utf8"),
+        *("items.ends.i64", "titles.utf8", "titles.ends.i64", "popularity.f32", "trending.f32"),
+        *("bias.f32", "silent.i64", "attributes.bin"),
+    } == m.FILE_NAMES
+    assert m.MANIFEST == "manifest.json"
+    assert m.WEIGHTS == "weights.bin"
+    assert m.ID_FILES == {"int64": ("items.i64",), "string": ("items.utf8", "items.ends.i64")}
+    assert m.TITLE_FILES == ("titles.utf8", "titles.ends.i64")
+
+
+def test_every_file_is_in_the_manual() -> None:
+    page = BUNDLE_PAGE.read_text(encoding="utf-8")
+    assert {name for name in m.FILE_NAMES if f"`{name}`" not in page} == set()
+
+
+def test_a_manifest_may_lack_only_these_keys() -> None:
+    assert {
+        *("exclude_seen", "kinds", "target", "attributes", "new_items", "explanation"),
+    } == m.OPTIONAL
+    assert {"encode", "append", "score", "model"} == m.NEEDED
+
+
+def test_the_numbers_of_the_format() -> None:
+    assert (m.FORMAT, m.CHUNK, m.NEVER, m.BEHIND) == (6, 64, -3e38, -1000.0)
+    assert m.MAX_MANIFEST_BYTES == 1 << 20
+    assert m.CODE_BITS == {"int8": 8, "int4": 4}
+    assert m.FIRST_BLOCK_ROWS == ("queries", "keys", "values", "gates")
+
+
+def test_attributes_have_these_arrays() -> None:
+    texts = ("codes", "ends", "values", "value_ends")
+    expected = {"category": texts, "categories": texts, "number": ("numbers",)}
+    assert expected == m.FILTERABLE
+    assert {
+        **{kind: ("seen",) for kind in ("category", "categories")},
+        **{"number": ("edges",), "text": ("buckets", "idf"), "vector": ("mean",)},
+    } == m.LEARNED
+
+
+def test_the_format_is_that_of_the_manual() -> None:
+    page = BUNDLE_PAGE.read_text(encoding="utf-8")
+    assert re.search(rf"format {m.FORMAT}\b", page)
