@@ -34,7 +34,7 @@ TYPE_ALIAS = cst.Name("TypeAlias")
 TESTS = {  # of each module, those first that are quick
     "request.py": ["reader", "requests"],
     "bundle/vocabulary.py": ["vocabulary"],
-    "bundle/folder.py": ["folder", "reload"],
+    "bundle/folder.py": ["format", "folder", "reload"],
     "bundle/graph.py": ["graph"],
     "bundle/manifest.py": ["format", "manifest", "folder"],
     "files/atomic.py": ["descriptors", "files"],

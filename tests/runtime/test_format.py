@@ -1,9 +1,15 @@
 """The names and numbers of bundle format 6, spelled out: other languages read them, too."""
 
 import re
+import struct
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ranklet.bundle import manifest as m
+from ranklet.bundle.folder import read_vocabulary, write_catalogue
+from ranklet.bundle.vocabulary import Vocabulary
 
 BUNDLE_PAGE = Path(__file__).parents[2] / "docs" / "bundle.md"
 PROGRAMS = {
@@ -58,3 +64,25 @@ def test_attributes_have_these_arrays() -> None:
 def test_the_format_is_that_of_the_manual() -> None:
     page = BUNDLE_PAGE.read_text(encoding="utf-8")
     assert re.search(rf"format {m.FORMAT}\b", page)
+
+
+def test_arrays_are_little_endian_and_texts_one_blob_whatever_they_were(tmp_path: Path) -> None:
+    shares = np.array([0.5, 0.25], dtype=">f8")
+    write_catalogue(tmp_path, Vocabulary(["a", "\u00e9b"]), ["", "x"], shares, shares[::-1])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "items.utf8": b"a\xc3\xa9b",
+        "items.ends.i64": struct.pack("<2q", 1, 4),
+        "titles.utf8": b"x",
+        "titles.ends.i64": struct.pack("<2q", 0, 1),
+        "popularity.f32": struct.pack("<2f", 0.5, 0.25),
+        "trending.f32": struct.pack("<2f", 0.25, 0.5),
+    }
+
+
+def test_integer_ids_are_read_exactly(tiny_bundle: Path, tmp_path: Path) -> None:
+    ids = [-(2**63), 2**53 + 1, 2**63 - 1]
+    write_catalogue(tmp_path, Vocabulary(np.array(ids)), None, np.zeros(3, np.float32))
+    assert {path.name for path in tmp_path.iterdir()} == {"items.i64", "popularity.f32"}
+    assert (tmp_path / "items.i64").read_bytes() == struct.pack("<3q", *ids)
+    manifest = replace(m.Manifest.read(tiny_bundle), items=3, id_type="int64")
+    assert read_vocabulary(tmp_path, manifest).ids(np.array([1, 2, 3])) == ids
