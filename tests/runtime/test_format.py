@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ranklet.bundle import manifest as m
-from ranklet.bundle.folder import read_vocabulary, write_catalogue
+from ranklet.bundle.folder import read_silent, read_vocabulary, write_catalogue
 from ranklet.bundle.vocabulary import Vocabulary
+from ranklet.errors import BundleError
 
 BUNDLE_PAGE = Path(__file__).parents[2] / "docs" / "bundle.md"
 PROGRAMS = {
@@ -86,3 +88,22 @@ def test_integer_ids_are_read_exactly(tiny_bundle: Path, tmp_path: Path) -> None
     assert (tmp_path / "items.i64").read_bytes() == struct.pack("<3q", *ids)
     manifest = replace(m.Manifest.read(tiny_bundle), items=3, id_type="int64")
     assert read_vocabulary(tmp_path, manifest).ids(np.array([1, 2, 3])) == ids
+
+
+def test_silent_items_are_those_of_the_file_and_others_are_refused(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    manifest = m.Manifest.read(tiny_bundle)
+    assert read_silent(tmp_path, manifest) is None
+    entry = {"silent.i64": m.File(16, "")}
+    manifest = replace(manifest, items=4, files={**manifest.files, **entry})
+    with pytest.raises(BundleError, match=r"silent\.i64 can't be read: "):
+        read_silent(tmp_path, manifest)
+    (tmp_path / "silent.i64").write_bytes(struct.pack("<2q", 1, 4))
+    silent = read_silent(tmp_path, manifest)
+    assert silent is not None
+    assert silent.tolist() == [False, True, False, False, True]
+    for items in ([], [0], [1, 5], [-1, 2]):
+        (tmp_path / "silent.i64").write_bytes(struct.pack(f"<{len(items)}q", *items))
+        with pytest.raises(BundleError, match=r"silent\.i64 holds no item indices of this cat"):
+            read_silent(tmp_path, manifest)
