@@ -29,24 +29,24 @@ from mutmut.mutation.mutators import mutation_operators, operator_string
 
 ROOT = Path(__file__).parents[1]
 BUILT = ROOT / "build" / "mutation"
-SECONDS = 120  # after which a run counts as an endless loop
 CONSTANTS = (str, int, float, tuple, list, dict)
 TYPE_ALIAS = cst.Name("TypeAlias")
 TESTS = {  # of each module, those first that are quick
     "request.py": ["reader", "requests"],
     "bundle/vocabulary.py": ["vocabulary"],
-    "bundle/folder.py": ["folder", "reload"],
+    "bundle/folder.py": ["format", "folder", "reload"],
     "bundle/graph.py": ["graph"],
-    "bundle/manifest.py": ["manifest", "folder"],
+    "bundle/manifest.py": ["format", "manifest", "folder"],
     "files/atomic.py": ["descriptors", "files"],
     "files/json_lines.py": ["json_lines"],
 }
 
 
-def mutants(code: str) -> list[str]:
-    """Return the sources that differ from a module in one place."""
+def mutants(code: str, every: int) -> list[str]:
+    """Return sources that differ from a module in one place, of all changes every n-th."""
     module = cst.parse_module(code)
-    found = (module.deep_replace(old, new).code for old, new in _changes(module))
+    changes = list(_changes(module))[::every]
+    found = (module.deep_replace(old, new).code for old, new in changes)
     return [text for text in dict.fromkeys(found) if text != code and _compiles(text)]
 
 
@@ -141,17 +141,23 @@ class Campaign:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run the tests without a fault, then with each; print the faults that none notices."""
-        code = self.path.read_text()
-        if self.is_killed(session, code, 20 * SECONDS):
+        code, start = self.path.read_text(), time.monotonic()
+        if self.is_killed(session, code, 3600):
             raise SystemExit(f"{self.path}: its tests fail without any fault")
-        tried, alive = mutants(code)[:: self.every], 0
+        seconds = 10 + 3 * (time.monotonic() - start)  # a fault may make a loop endless
+        tried, alive = mutants(code, self.every), 0
         for text in tried:
-            if not self.is_killed(session, text, SECONDS):
+            if not self.is_killed(session, text, seconds):
                 alive += 1
                 lines = unified_diff(code.splitlines(), text.splitlines(), n=0, lineterm="")
                 print(*[*lines][2:], sep="\n", flush=True)
         print(f"{self.path.name}: {len(tried) - alive} of {len(tried)} killed", flush=True)
         return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Log the failure that ends a run."""
+        if report.failed:
+            print(report.nodeid, report.longreprtext, sep="\n", flush=True)
 
     def is_killed(self, session: pytest.Session, code: str, seconds: float) -> bool:
         """Run the tests in a fork that has ``code`` as the module; return whether any failed."""

@@ -15,6 +15,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
 @pytest.mark.parametrize("folder", ["/dev/fd", pytest.param("/proc/self/fd", marks=linux)])
 def test_a_descriptor_is_written_into_and_left_open(folder: str) -> None:
     source, target = os.pipe()
+    os.set_blocking(source, False)
     try:
         path = Path(folder, str(target))
         atomic_write(path, b"one, ")

@@ -1,6 +1,7 @@
 """JSON lines are read whole, or refused with the file, the line and what to do."""
 
 import gzip
+import io
 import json
 import zlib
 from pathlib import Path
@@ -70,6 +71,22 @@ def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
     with pytest.raises(DataError, match=rf"log\.jsonl, line 3 {words}"):
         read(tmp_path, b'{"a": 1}\n\n' + line + b"\n")
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_a_constant_that_json_lacks_is_named(tmp_path: Path, constant: str) -> None:
+    words = rf"line 1 is not JSON: {constant} is no number of JSON at column \d+; write one object"
+    with pytest.raises(DataError, match=words):
+        read(tmp_path, b'{"a": %s}' % constant.encode())
+
+
+def test_an_open_file_is_read_by_its_name_and_left_open() -> None:
+    with io.BytesIO(b'{"a": 1}\n\n{"a": 2}\n{') as file:
+        rows = read_json_lines(file, "stdin")
+        assert [next(rows), next(rows)] == [(1, {"a": 1}), (3, {"a": 2})]
+        with pytest.raises(DataError, match=r"^stdin, line 4 is not JSON"):
+            next(rows)
+        assert not file.closed
 
 
 def test_a_file_of_utf_16_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ranklet import InputError, Manifest, Ranker
 from ranklet.catalogue import Catalogue
 from ranklet.engine.engine import NONE
 from ranklet.request import Reader, Request, beside
+from ranklet.serving import Serving
 from ranklet.time_gaps import UNKNOWN
 
 ITEMS, ADDED, LENGTH = 60, 5, 12
@@ -20,13 +22,18 @@ SILENT = {3, 7, 8, 62}
 KINDS = ["buy", "cart", "view"]
 
 
+def grown(path: Path, added: int) -> Serving:
+    """Serve a bundle with some items more."""
+    ranker = Ranker.load(path, provider="cpu")
+    vectors = np.random.default_rng(0).normal(size=(added, ranker.manifest.width))
+    ranker.add_items([{"item_id": f"x{number}"} for number in range(added)], vectors=vectors)
+    return ranker._serving
+
+
 @pytest.fixture(scope="module")
 def served(exported: Callable[..., Any]) -> tuple[Catalogue, Manifest]:
     """A model with times and kinds, five added items and four that do not count as events."""
-    ranker = Ranker.load(exported(time_gaps=True, kinds="use").ranker.path, provider="cpu")
-    vectors = np.random.default_rng(0).normal(size=(ADDED, ranker.manifest.width))
-    ranker.add_items([{"item_id": f"x{number}"} for number in range(ADDED)], vectors=vectors)
-    serving = ranker._serving
+    serving = grown(exported(time_gaps=True, kinds="use").ranker.path, ADDED)
     silent = np.isin(np.arange(ITEMS + ADDED + 1), list(SILENT))
     return replace(serving.catalogue, silent=silent), serving.manifest
 
@@ -97,6 +104,46 @@ def test_nothing_is_filtered_where_nothing_was_asked(reader: Reader) -> None:
     none = reader.read(["i00001"], candidates=[]).candidates
     assert none is not None
     assert none.tolist() == []
+
+
+def test_one_added_item_has_its_row(tiny_bundle: Path) -> None:
+    serving = grown(tiny_bundle, 1)
+    reader = Reader(replace(serving.catalogue, silent=None), serving.manifest)
+    history = reader.read(["i00001", "x0"]).history
+    assert history is not None
+    assert history.rows is not None
+    assert history.rows.shape[0] == len(history.items) == 2
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_seen_items_are_excluded_as_the_bundle_says_if_nothing_is_asked(
+    served: tuple[Catalogue, Manifest], default: bool
+) -> None:
+    catalogue, manifest = served
+    reader = Reader(catalogue, replace(manifest, exclude_seen=default))
+    assert reader.excludes_seen(None) is default
+    assert reader.excludes_seen(True) is reader.excludes_seen(np.bool_(True)) is True  # type: ignore[arg-type]
+    assert reader.excludes_seen(False) is False
+    with pytest.raises(InputError, match=r"^exclude_seen must be True or False, got 'no'$"):
+        reader.excludes_seen("no")  # type: ignore[arg-type]
+
+
+def test_a_bundle_of_order_alone_says_so(tiny_ranker: Ranker) -> None:
+    words = "^this bundle does not use times: its model was trained on order alone$"
+    for ask in (
+        lambda reader: reader.read([], [], None),
+        lambda reader: reader.read([], now=5),
+        lambda reader: reader.instants([], 0, "times"),
+        lambda reader: reader.until(5, 5),
+    ):
+        with pytest.raises(InputError, match=words):
+            ask(tiny_ranker._serving.reader)
+
+
+def test_items_that_lose_points_are_named_alone_and_may_be_a_set(reader: Reader) -> None:
+    with pytest.raises(InputError, match=r"^seen_recently\[1\] is 5 \(int\)"):
+        reader.demoted(["", 5])
+    assert reader.demoted({"i00001"}).tolist() == reader.demoted(["x", "i00001"]).tolist() == [2]
 
 
 def test_a_request_demotes_nothing_by_default() -> None:

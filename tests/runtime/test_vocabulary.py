@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -278,8 +279,9 @@ def test_what_is_remembered_does_not_grow_without_end(monkeypatch: pytest.Monkey
     ids = [f"{number:03}" for number in range(100)]
     texts = texts_of(ids)
     for _ in range(2):
-        assert [texts.get(text) for text in ids] == list(range(1, 101))
-        assert len(texts._found) <= 5
+        for place, text in enumerate(ids, 1):
+            assert texts.get(text) == place
+            assert len(texts._found) <= 5
 
 
 @pytest.mark.parametrize("value", [None, 5, 5.0, b"a", ["a"], "\ud800"], ids=repr)
@@ -305,26 +307,27 @@ def test_a_recent_text_is_not_searched_again() -> None:
 
 # Ids that were added to a loaded catalogue
 
-GROWN: dict[str, tuple[Vocabulary, list[Any], list[Any]]] = {
+GROWN: dict[str, tuple[Callable[[], Vocabulary], list[Any], list[Any]]] = {
     "texts": (
-        Vocabulary(["a", "c"]).grown(["d"]).grown(["b", ""]),
+        lambda: Vocabulary(["a", "c"]).grown(["d"]).grown(["b", ""]),
         ["a", "c", "d", "b", ""],
         ["x"],
     ),
-    "mapped texts": (Vocabulary(texts_of(["a", "c"])).grown(["b"]), ["a", "c", "b"], ["x"]),
+    "mapped texts": (lambda: Vocabulary(texts_of(["a", "c"])).grown(["b"]), ["a", "c", "b"], ["x"]),
     "numbers": (
-        Vocabulary(np.array([-5, 7])).grown([9]).grown([-(2**63), 0]),
+        lambda: Vocabulary(np.array([-5, 7])).grown([9]).grown([-(2**63), 0]),
         [-5, 7, 9, -(2**63), 0],
         [8, 2**63 - 1, "NEW"],
     ),
-    "nothing added": (Vocabulary(["a", "c"]), ["a", "c"], ["b"]),
+    "nothing added": (lambda: Vocabulary(["a", "c"]), ["a", "c"], ["b"]),
 }
 
 
-@pytest.mark.parametrize(("vocabulary", "ids", "others"), GROWN.values(), ids=GROWN)
+@pytest.mark.parametrize(("make", "ids", "others"), GROWN.values(), ids=GROWN)
 def test_added_ids_come_behind_the_sorted_ones_in_their_order(
-    vocabulary: Vocabulary, ids: list[Any], others: list[Any]
+    make: Callable[[], Vocabulary], ids: list[Any], others: list[Any]
 ) -> None:
+    vocabulary = make()
     assert len(vocabulary) == len(ids)
     assert list(vocabulary.all_ids) == ids
     assert len(vocabulary.all_ids) == len(ids)
@@ -334,6 +337,7 @@ def test_added_ids_come_behind_the_sorted_ones_in_their_order(
         assert vocabulary.ids(np.array([place + 1])) == [item]
         assert vocabulary.index([item]).tolist() == [place + 1]
         assert vocabulary.find(item) == (place + 1 if vocabulary.is_text else None)
+    assert vocabulary.find(others[0]) is None
     everything = np.arange(len(ids), 0, -1)
     assert vocabulary.ids(everything) == ids[::-1]
     mixed = [others[0], *ids, *others]
@@ -341,6 +345,17 @@ def test_added_ids_come_behind_the_sorted_ones_in_their_order(
     with pytest.raises(InputError, match=rf"^history\[{len(ids)}\] is {others[0]!r}, which the"):
         vocabulary.index([*ids, others[0]], unknown="error")
     assert vocabulary.index(ids[::-1], unknown="error").tolist() == everything.tolist()
+
+
+def test_ids_are_taken_over_as_they_are_and_as_int64() -> None:
+    texts = ["a", "b"]
+    vocabulary = Vocabulary(texts)
+    texts[0] = "x"
+    assert vocabulary.ids(np.array([1])) == ["a"]
+    narrow = Vocabulary(np.array([1, 7], dtype=np.int32))
+    assert isinstance(narrow.all_ids, np.ndarray)
+    assert narrow.all_ids.dtype == np.int64
+    assert narrow.index([2**40, 7]).tolist() == [0, 2]
 
 
 def test_growing_leaves_the_vocabulary_as_it_is() -> None:
@@ -381,3 +396,5 @@ def test_a_text_that_is_an_integer_is_refused_among_others_of_its_kind() -> None
     with pytest.raises(InputError, match=r"^seen\[0\] is '7' \(str\); this bundle has integer it"):
         NUMBERS.index(["7", "x"], "seen")
     assert NUMBERS.index(["x", 0, 200]).tolist() == [0, 0, 5]
+    assert LIMITS.index(["NEW-7", 0, 1]).tolist() == [0, 3, 0]
+    assert NUMBERS.index(["NEW-7", 1]).tolist() == [0, 2]
