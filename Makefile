@@ -64,7 +64,7 @@ SMALL := $(BUILD)/ml-latest-small
 pipeline: .venv/.dev
 	rm -rf $(SMALL) && mkdir -p $(SMALL)
 	$(BIN)/ranklet data ml-latest-small $(SMALL)/data $(if $(FROM),--from $(FROM))
-	$(BIN)/ranklet train $(SMALL)/data/events.parquet --items $(SMALL)/data/items.parquet --out $(SMALL)/ml-latest-small
+	$(BIN)/ranklet train $(SMALL)/data/events.parquet --items $(SMALL)/data/items.parquet --attributes title:none --out $(SMALL)/ml-latest-small
 	$(BIN)/ranklet evaluate $(SMALL)/ml-latest-small $(SMALL)/data/events.parquet
 	$(BIN)/ranklet train $(SMALL)/data/events.parquet --items $(SMALL)/data/items.parquet --out $(SMALL)/final --final $(SMALL)/ml-latest-small
 	$(BIN)/ranklet export $(SMALL)/final models/ml-latest-small --compact --replace
