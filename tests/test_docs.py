@@ -75,7 +75,7 @@ COMMANDS = [
 def test_every_block_of_a_page_is_of_a_kind_that_is_checked(page: Path) -> None:
     blocks = blocks_of(page)
     assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks)
-    assert {language for language, _ in blocks} <= {"python", "bash", "text", "dockerfile"}
+    assert {language for language, _ in blocks} <= {"python", "bash", "text", "js"}
     for _, code in blocks:
         if shown := SNIPPET.fullmatch(code):
             assert (ROOT / shown[1]).is_file()

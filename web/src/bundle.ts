@@ -1,6 +1,6 @@
 /** The files of a bundle: fetched, compared with their digests, and kept by the browser. */
 
-import { base, read } from "#platform";
+import { base, read, subtle } from "#platform";
 
 import { canonical } from "./canonical.js";
 
@@ -127,9 +127,9 @@ async function checked(bytes: Uint8Array<ArrayBuffer>, at: URL): Promise<Manifes
 }
 
 async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
-  if (!globalThis.crypto?.subtle) {
+  if (!subtle) {
     throw new BundleError("digests need a secure page: serve it from https or localhost");
   }
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  const digest = new Uint8Array(await subtle.digest("SHA-256", bytes));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

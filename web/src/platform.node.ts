@@ -1,5 +1,6 @@
 /** What Node does in its own way. */
 
+import { webcrypto } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { pathToFileURL } from "node:url";
 
@@ -21,3 +22,5 @@ export async function read(at: URL): Promise<Response> {
     return new Response(null, { status: 404, statusText: (error as Error).message });
   }
 }
+
+export const subtle = webcrypto.subtle as SubtleCrypto;

@@ -17,3 +17,6 @@ export function start(threads: number): Runtime {
 export async function read(at: URL): Promise<Response> {
   return fetch(at, { cache: "no-cache" });
 }
+
+/** What computes digests; browsers have it on secure pages alone. */
+export const subtle: SubtleCrypto | undefined = globalThis.crypto?.subtle;
