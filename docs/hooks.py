@@ -12,7 +12,7 @@ WIDTH = 100  # columns
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Replace ``<!-- help NAME -->`` by the help of that command."""
     return re.sub(
-        r"<!-- help ([\w ]+) -->", lambda mark: f"```text\n{help_of(mark[1])}\n```", markdown
+        r"<!-- help ([\w -]+) -->", lambda mark: f"```text\n{help_of(mark[1])}\n```", markdown
     )
 
 

@@ -250,8 +250,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("module", "name", "moment"),
     [
-        (training, "_append_line", 1),  # in the training without kinds
-        (training, "_append_line", 3),  # in that with kinds
+        (training, "append", 1),  # in the training without kinds
+        (training, "append", 3),  # in that with kinds
         (choice, "write_config", 1),  # before both figures are kept
         (choice.shutil, "rmtree", 1),  # after the files were moved
         (training, "_measure_seen", 1),

@@ -144,7 +144,7 @@ def test_the_public_methods_of_a_ranker_are_those_of_the_manual() -> None:
     named = set(re.findall(r"\b(?:ranker|Ranker)\.(\w+)\(", manual))
     assert functions == named
     assert functions == {
-        *("load", "reload", "rank", "rank_batch", "similar", "popular", "user_vector"),
+        *("load", "from_hub", "reload", "rank", "rank_batch", "similar", "popular", "user_vector"),
         *("item_vectors", "user", "users", "eligible", "define", "add_items", "remove_items"),
         *("retitle", "titles", "find"),
     }

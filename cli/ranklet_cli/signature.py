@@ -17,7 +17,7 @@ import click
 from ranklet.bundle.manifest import Manifest
 from ranklet.errors import BundleError, InputError, RankletError
 from ranklet.files.atomic import atomic_write
-from ranklet_cli.options import FILE, FOLDER
+from ranklet_cli.options import FILE, FOLDER, json_flag, print_json
 
 SIGNATURE = "model.sig"
 # What model-signing raises for odd keys (of RSA, encrypted) and odd signatures, which it reads key
@@ -29,7 +29,8 @@ ODD = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--key", type=FILE, required=True, help="Private key, PEM, on a NIST curve.")
-def sign(bundle: Path, key: Path) -> None:
+@json_flag
+def sign(bundle: Path, key: Path, as_json: bool) -> None:
     """Sign every file of a BUNDLE with a private key, into model.sig beside them.
 
     \b
@@ -48,6 +49,8 @@ def sign(bundle: Path, key: Path) -> None:
             path = Path(folder, SIGNATURE)
             config.set_hashing_config(_all_others()).sign(bundle, path)
             atomic_write(bundle / SIGNATURE, path.read_bytes())
+    if as_json:
+        return print_json({"path": bundle / SIGNATURE})
     click.echo(f"{bundle / SIGNATURE}; check it with ranklet verify {bundle} --key PUBLIC.pem")
 
 

@@ -164,8 +164,8 @@ class Answers:
                 rankings.append(self._answer(request, question, top, user))
                 continue
             margin, scores = None, best.scores[row]
-            last = scores.item(-1)
-            if not -inf < last <= scores.item(0) < inf:  # NaN, too
+            last = scores.item(-1) if left else 0.0
+            if left and not -inf < last <= scores.item(0) < inf:  # NaN, too
                 raise not_finite()
             if has_outside:  # else a pool of all items that are left needs no proof
                 margin = self._margin(user, last, best.pool_scores.item(row, -1))  # type: ignore[union-attr]

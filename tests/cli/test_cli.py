@@ -21,7 +21,8 @@ from ranklet_training.runs.checkpoint import Run
 
 COMMANDS = [
     *("data", "train", "tune", "evaluate", "compare"),
-    *("export", "onnx", "verify", "inspect", "rank", "similar", "popular", "bench"),
+    *("export", "onnx", "sign", "verify", "inspect", "rank", "similar", "popular", "bench"),
+    *("export-to triton", "export-to mlflow", "push"),
     *("catalogue add", "catalogue remove", "catalogue retitle", "catalogue save"),
 ]
 TINY = ["--set", "width=16", "--set", "max_length=20", "--set", "epochs=1"]

@@ -475,8 +475,8 @@ def test_a_spec_is_read_as_the_type_of_its_setting(name: str, spec: str, expecte
 
 
 @given(
-    st.floats(0, 0.98).flatmap(
-        lambda low: st.tuples(st.just(low), st.floats(low, 0.99, exclude_min=True))
+    (st.just(0.0) | st.floats(1e-9, 0.98)).flatmap(
+        lambda low: st.tuples(st.just(low), st.floats(max(low, 1e-9), 0.99, exclude_min=True))
     ),
     st.booleans(),
 )
