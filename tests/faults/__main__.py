@@ -1,10 +1,14 @@
 """Run every campaign at its long size, print the counts, and write docs/faults.md."""
 
 import argparse
+import json
 import os
 import platform
+import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib import import_module
 from importlib.metadata import version
@@ -47,27 +51,49 @@ def attempt(campaign: Campaign, count: int, seed: int) -> Tally:
         return campaign.run(count, np.random.default_rng(seed), Path(folder))
 
 
+def in_a_child(campaign: Campaign, size: str, seed: int) -> tuple[Tally, float]:
+    """Run a campaign in a process of its own; return what became of it, and the seconds."""
+    command = [sys.executable, "-m", "faults", campaign.name, "--size", size, "--seed", str(seed)]
+    begin = time.perf_counter()
+    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        return Tally(wrong=[f"the campaign ended with status {done.returncode}"]), seconds
+    facts = json.loads(done.stdout.splitlines()[-1])
+    return Tally(Counter(facts["outcomes"]), facts["wrong"]), seconds
+
+
 def main() -> int:
     """Run the campaigns; the exit status is 1 where anything ended otherwise than promised."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="run campaigns with these words in their names")
     parser.add_argument("--size", choices=("short", "middle", "long"), default="long")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="campaigns at the same time")
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)  # of a child
     arguments = parser.parse_args()
-    rows, wrong, start = [], [], time.perf_counter()
-    for campaign in campaigns():
-        if arguments.names and not any(word in campaign.name for word in arguments.names):
-            continue
-        begin = time.perf_counter()
-        tally = attempt(campaign, getattr(campaign, arguments.size), arguments.seed)
-        seconds = time.perf_counter() - begin
-        ways = ", ".join(f"{n:,} {way}" for way, n in tally.outcomes.most_common())
-        rows.append(f"| {campaign.name} | {tally.tried:,} | {ways} | {len(tally.wrong):,} |")
-        print(f"{rows[-1]} {seconds:.1f} s", flush=True)
-        wrong += [f"{campaign.name}: {what}" for what in tally.wrong]
+    size, seed, start = arguments.size, arguments.seed, time.perf_counter()
+    chosen = [
+        each
+        for each in campaigns()
+        if not arguments.names or any(word in each.name for word in arguments.names)
+    ]
+    if arguments.json:
+        (only,) = (each for each in chosen if each.name == arguments.names[0])
+        tally = attempt(only, getattr(only, size), seed)
+        print(json.dumps({"outcomes": tally.outcomes, "wrong": tally.wrong}))
+        return 0
+    rows, wrong = [], []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        ends = pool.map(lambda each: in_a_child(each, size, seed), chosen)
+        for campaign, (tally, seconds) in zip(chosen, ends, strict=True):
+            ways = ", ".join(f"{n:,} {way}" for way, n in tally.outcomes.most_common())
+            rows.append(f"| {campaign.name} | {tally.tried:,} | {ways} | {len(tally.wrong):,} |")
+            print(f"{rows[-1]} {seconds:.1f} s", flush=True)
+            wrong += [f"{campaign.name}: {what}" for what in tally.wrong]
     print(*wrong, sep="\n", file=sys.stderr)
-    if not arguments.names and arguments.size == "long":
-        PAGE.write_text(page(rows, arguments.seed, time.perf_counter() - start))
+    if not arguments.names and size == "long":
+        PAGE.write_text(page(rows, seed, time.perf_counter() - start))
     return bool(wrong)
 
 

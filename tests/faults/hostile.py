@@ -109,7 +109,7 @@ CAMPAIGNS = [
         odd,
         short=16,
         middle=100,
-        long=2_000,
+        long=600,
     ),
     Campaign(
         "saved user crafted, digest right",

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ranklet import BundleError, Manifest, Ranker, serving
+from ranklet import BundleError, InputError, Manifest, Ranker, serving
 from ranklet.bundle import folder as folder_module
 from ranklet.bundle import manifest
 from ranklet.bundle.folder import (
@@ -331,7 +331,7 @@ def test_a_bundle_that_was_copied_anew_goes_on(bundle: Path, ids: list[str], lat
 
 
 def test_a_path_that_is_too_long_is_named() -> None:
-    with pytest.raises(InputError, match="path is 'xxx.* which is too long for a path"):
+    with pytest.raises(InputError, match=r"path is .x+\.\.\. .* which is too long for a path"):
         Ranker.load("x" * 5000)
 
 
