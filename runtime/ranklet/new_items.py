@@ -162,8 +162,12 @@ def _rows(
 
 def _vectors(vectors: Any, count: int, width: int) -> Floats:  # noqa: ANN401
     """Return ready-made vectors, (items of the table, D)."""
-    with reading("vectors"):
-        array = np.asarray(vectors, dtype=np.float32)
+    with reading("vectors"), np.errstate(over="ignore"):
+        given = vectors.filled(np.nan) if np.ma.isMA(vectors) else vectors
+        given = np.asarray(given)
+        if given.dtype.kind not in "iuf":
+            raise InputError(f"vectors are of type {show(str(given.dtype))}; pass real numbers")
+        array = given.astype(np.float32)
     if array.shape != (count, width):
         raise InputError(
             f"vectors has shape {array.shape}; pass one vector of {width} numbers for each of the "

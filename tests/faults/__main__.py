@@ -55,10 +55,11 @@ def in_a_child(campaign: Campaign, size: str, seed: int) -> tuple[Tally, float]:
     """Run a campaign in a process of its own; return what became of it, and the seconds."""
     command = [sys.executable, "-m", "faults", campaign.name, "--size", size, "--seed", str(seed)]
     begin = time.perf_counter()
-    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begin
     if done.returncode:
-        return Tally(wrong=[f"the campaign ended with status {done.returncode}"]), seconds
+        last = done.stderr.strip().splitlines()[-1:]
+        return Tally(wrong=[f"the campaign ended with status {done.returncode}: {last}"]), seconds
     facts = json.loads(done.stdout.splitlines()[-1])
     return Tally(Counter(facts["outcomes"]), facts["wrong"]), seconds
 

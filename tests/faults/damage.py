@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import onnxruntime
 
 from faults.campaign import Campaign, Tally
-from faults.world import SHIPPED, bundle, command, trained
+from faults.world import SHIPPED, bundle, command, scratch, trained
 from ranklet import BundleError, Manifest, Ranker
 from ranklet.bundle.folder import describe_files
 from ranklet.bundle.manifest import HASHED_FIRST, MANIFEST, WEIGHTS
@@ -43,7 +42,7 @@ def truncate(path: Path, rng: np.random.Generator) -> str:
 @cache
 def exported(precision: str) -> Path:
     """Return a bundle of a run for reading only, made once for a process."""
-    path = Path(mkdtemp(prefix="ranklet-faults-")) / precision
+    path = scratch() / precision
     options = ("--precision", precision, "--allow-drop", "1")
     command("export", trained(), path, *options, check=True)
     return path

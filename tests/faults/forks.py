@@ -111,7 +111,7 @@ CAMPAIGNS = [
         "the child ends; it refuses what it inherits by name, and loads its own",
         fork,
         short=4,
-        middle=60,
+        middle=30,
         long=300,
     )
 ]

@@ -108,7 +108,7 @@ CAMPAIGNS = [
         "the same; an odd file may lead to other answers, of items of its catalogue",
         odd,
         short=16,
-        middle=100,
+        middle=50,
         long=600,
     ),
     Campaign(

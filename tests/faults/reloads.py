@@ -97,7 +97,7 @@ CAMPAIGNS = [
         "no call fails, and no answer is mixed of two bundles",
         reload,
         short=4,
-        middle=100,
+        middle=40,
         long=1_000,
     )
 ]

@@ -94,7 +94,7 @@ CAMPAIGNS = [
         "exit status 128 and the number of the signal, one line, nothing left",
         interrupt,
         short=2,
-        middle=14,
+        middle=5,
         long=200,
     )
 ]

@@ -70,7 +70,7 @@ CAMPAIGNS = [
         "the answer of one thread, to the bit",
         share_a_ranker,
         short=128,
-        middle=6_400,
+        middle=1_920,
         long=64_000,
     )
 ]

@@ -1,5 +1,6 @@
 """What campaigns attack: the shipped bundle, a log, a run trained on it, and the command line."""
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -31,10 +32,22 @@ def write_log(path: Path, users: int = 30, events: int = 8) -> Path:
     return path
 
 
+def scratch() -> Path:
+    """Return a new folder, which vanishes when this process ends."""
+    folder, owner = Path(mkdtemp(prefix="ranklet-faults-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not a fork of it
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
 @cache
 def trained() -> Path:
     """Return a run folder for reading only, trained once for a process."""
-    folder = Path(mkdtemp(prefix="ranklet-faults-"))
+    folder = scratch()
     command("train", write_log(folder / "log.csv"), "--out", folder / "run", *TINY, check=True)
     return folder / "run"
 
@@ -42,7 +55,7 @@ def trained() -> Path:
 @cache
 def rich() -> Path:
     """Return a bundle for reading only with number ids, attributes, kinds and times of events."""
-    folder = Path(mkdtemp(prefix="ranklet-faults-"))
+    folder = scratch()
     events = [
         (u, (u * 7 + e * 3) % 29, 1_700_000_000 + u * 1000 + e) for u in range(60) for e in range(9)
     ]

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 from click.testing import CliRunner, Result
 
 from faults.campaign import Campaign, Tally
-from faults.world import SHIPPED, TINY, trained, write_log
+from faults.world import SHIPPED, TINY, scratch, trained, write_log
 from ranklet import Manifest
 from ranklet.files import atomic
 from ranklet_cli.group import cli
@@ -88,7 +87,7 @@ def failing(at: int, code: int) -> Iterator[Faults]:
 @cache
 def source() -> Path:
     """Return a folder with a log and histories, for reading only."""
-    folder = Path(mkdtemp(prefix="ranklet-faults-"))
+    folder = scratch()
     write_log(folder / "log.csv")
     rows = (f'{{"user_id": {number}, "history": ["{number}"]}}\n' for number in range(400))
     (folder / "h.jsonl").write_text("".join(rows))
@@ -127,7 +126,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @cache
 def finished(name: str, *, replaces: bool = False) -> tuple[dict[str, bytes], int]:
     """Return the files of a command that nothing disturbs, and the number of its steps."""
-    folder = Path(mkdtemp(prefix="ranklet-faults-"))
+    folder = scratch()
     if replaces:
         prepare(name, folder)
     with failing(0, 0) as faults:

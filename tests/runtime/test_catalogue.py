@@ -489,6 +489,9 @@ def test_nothing_is_added_if_an_item_cannot_be_placed(with_attributes: Any) -> N
         ({"like": {"a": []}}, r"like\['a'\] is empty"),
         ({"vectors": np.zeros((2, 16))}, r"vectors\[0\] is zero or not finite"),
         ({"vectors": np.ones((2, 15))}, r"vectors has shape \(2, 15\)"),
+        ({"vectors": np.ones((2, 16)) * 1j}, "vectors are of type 'complex128'"),
+        ({"vectors": np.full((2, 16), 1e300)}, r"vectors\[0\] is zero or not finite"),
+        ({"vectors": np.ma.masked_all((2, 16))}, r"vectors\[0\] is zero or not finite"),
         ({"vectors": np.ones((2, 16)), "bias": "x"}, "bias must be a number"),
     ):
         with pytest.raises(InputError, match=message):
