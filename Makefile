@@ -124,8 +124,10 @@ clean:
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
+# The pip of Python 3.11 takes many minutes to choose versions of so many packages.
 .venv/.dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 

@@ -233,6 +233,7 @@ def read_run(path: Path) -> Run:
             raise RunError(f"{path} has run format {document['format']}, not {RUN_FORMAT}")
         if not has_file(path / "catalogue.parquet"):
             raise RunError(f"the run {path} has no catalogue.parquet: copy the whole run again")
+        has_file(path / "evaluation.json")  # which may be missing
         catalogue = pl.read_parquet(path / "catalogue.parquet")
         config, data = RunConfig.from_dict(document), document["data"]
         versions = document["versions"]
