@@ -58,6 +58,9 @@ def kept():
         users[rng.integers(len(users))] = ranker.user().load(ranker.user(history()).save())
 
 def all_kept():
+    global many
+    if max(map(len, many)) > 60:  # the events of a user are kept for as long as the user
+        many = ranker.users([[]] * 10)
     many.append([event if rng.random() < 0.5 else None for event in history()[:1] * len(many)])
     many.rank()
 

@@ -761,14 +761,15 @@ def test_a_fact_of_another_type_is_damaged(start: Start, name: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 @pytest.mark.parametrize(
-    "name", ["config.json", "catalogue.parquet", "metrics.jsonl", "last.safetensors"]
+    "name",
+    ["config.json", "catalogue.parquet", "evaluation.json", "metrics.jsonl", "last.safetensors"],
 )
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
     start: Start, split: Split, events: Events, name: str
 ) -> None:
     run = start(epochs=1)
     train(run, split, show_progress=False)
-    (run.path / name).unlink()
+    (run.path / name).unlink(missing_ok=True)
     os.mkfifo(run.path / name)
     with pytest.raises(RunError, match=f"{re.escape(name)} is no file: remove it"):
         train(reopen_run(run.path, events), split)
