@@ -61,11 +61,9 @@ async def main() -> None:
     expected = [list(ranker.rank(history).items) for history in histories]
     requests = [question(arguments.bundle.name, history) for history in histories]
 
-    words = ["-m", "uvicorn", "inference_server:app", "--port", str(arguments.port)]
-    words += ["--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "10"]
-    environment = {**os.environ, "MODELS": str(arguments.bundle.resolve())}
+    facts = {"MODELS": str(arguments.bundle.resolve()), "PORT": str(arguments.port)}
     server = await asyncio.create_subprocess_exec(
-        sys.executable, *words, cwd=EXAMPLES, env=environment
+        sys.executable, "inference_server.py", cwd=EXAMPLES, env={**os.environ, **facts}
     )
     idle: list[Connection] = []
     while len(idle) < 32:

@@ -1,6 +1,6 @@
 """An Open Inference Protocol (v2) server, for clients of KServe and Triton.
 
-MODELS=models/ml-latest-small uvicorn inference_server:app --timeout-graceful-shutdown 10
+MODELS=models/ml-latest-small PORT=8000 python inference_server.py
 curl localhost:8000/v2/models/ml-latest-small/infer -H 'content-type: application/json' -d \
   '{"inputs": [{"name": "history", "datatype": "BYTES", "shape": [1, 2], "data": ["1", "2571"]}]}'
 """
@@ -9,8 +9,11 @@ import asyncio
 import os
 from itertools import chain
 from pathlib import Path
+from threading import Timer
+from types import FrameType
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from prometheus_client import Counter, Histogram, make_asgi_app
@@ -102,3 +105,16 @@ async def reload(name: str) -> dict[str, str]:
     except RankletError as error:
         raise HTTPException(400, str(error)) from error
     return {"name": name, "version": model(name).manifest.digest}
+
+
+class Server(uvicorn.Server):
+    """A server that stops a second after SIGTERM, so that requests on their way still arrive."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop later."""
+        Timer(1, super().handle_exit, (sig, frame)).start()
+
+
+if __name__ == "__main__":
+    port = int(os.environ.get("PORT", "8000"))
+    Server(uvicorn.Config(app, port=port, access_log=False, timeout_graceful_shutdown=10)).run()

@@ -65,7 +65,7 @@ def test_the_example_is_short_and_imports_numpy_and_onnxruntime_alone() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") < (110 if path.stem == "inference_server" else 60)
+    assert text.count("\n") < (125 if path.stem == "inference_server" else 60)
     assert path.stem in (ast.get_docstring(ast.parse(text)) or "")
 
 

@@ -31,13 +31,15 @@ class Server:
     """A server process and the port that it announces."""
 
     def __init__(self, bundle: Path, log: Path) -> None:
-        words = ["-m", "uvicorn", "inference_server:app", "--port", "0", "--no-access-log"]
-        words += ["--timeout-graceful-shutdown", "10"]
-        environment = {**os.environ, "MODELS": str(bundle)}
+        environment = {**os.environ, "MODELS": str(bundle), "PORT": "0"}
         self.name, self.log = bundle.name, log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, *words], cwd=EXAMPLES, env=environment, stderr=file, stdout=file
+                [sys.executable, "inference_server.py"],
+                cwd=EXAMPLES,
+                env=environment,
+                stderr=file,
+                stdout=file,
             )
         while "running on http://127.0.0.1:" not in (text := log.read_text()):
             assert self.process.poll() is None, text
