@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from ranklet.errors import BundleError
 
-TODO = "the bundle is damaged; export the run again"
+REMEDY = "the bundle is damaged; export the run again"
 
 
 def outside(index: int) -> BundleError:
     """Return the error of an item index that the catalogue lacks."""
     return BundleError(
-        f"a graph of the bundle answers item {index}, which is none of its catalogue: {TODO}"
+        f"a graph of the bundle answers item {index}, which is none of its catalogue: {REMEDY}"
     )
 
 
@@ -25,7 +25,7 @@ def check_items(items: NDArray[np.int64], last: int) -> None:
 
 def not_finite() -> BundleError:
     """Return the error of a vector or a score that is NaN or infinite."""
-    return BundleError(f"a graph of the bundle gives NaN or infinity: {TODO}")
+    return BundleError(f"a graph of the bundle gives NaN or infinity: {REMEDY}")
 
 
 def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -38,5 +38,5 @@ def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def states_of(arrays: list[NDArray[Any]], batch: int, length: int) -> list[list[NDArray[Any]]]:
     """Return the arrays of each history, which an encoder gave for all, (B, T, D) each."""
     if any(len(array) != batch or array.shape[1] < length for array in arrays):
-        raise BundleError(f"an encoder of the bundle gives the state of too few events: {TODO}")
+        raise BundleError(f"an encoder of the bundle gives the state of too few events: {REMEDY}")
     return [[array[row] for array in arrays] for row in range(batch)]
