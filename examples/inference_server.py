@@ -117,4 +117,5 @@ class Server(uvicorn.Server):
 
 if __name__ == "__main__":
     port = int(os.environ.get("PORT", "8000"))
-    Server(uvicorn.Config(app, port=port, access_log=False, timeout_graceful_shutdown=10)).run()
+    limits = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": 10}  # seconds
+    Server(uvicorn.Config(app, port=port, access_log=False, **limits)).run()

@@ -120,6 +120,7 @@ describe.skipIf(!hasChromium)("in Chromium", () => {
     expect(violations.map(({ id }) => id)).toEqual([]);
     const [page, window] = await shown.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
     expect(page).toBeLessThanOrEqual(window!);
+    await shown.waitForSelector("#times[data-median]");
     if (process.env.SHOTS) await shown.screenshot({ path: join(process.env.SHOTS, `demo-${width}.png`), fullPage: true });
   });
 
