@@ -19,6 +19,7 @@ from ranklet.errors import InputError
 from ranklet.event_kinds import Kinds, Objective
 from ranklet.forks import ProcessLock
 from ranklet.golden import check_golden
+from ranklet.kept import KeptHistory
 from ranklet.new_items import Addition, add_items, remove_items, retitle
 from ranklet.question import Cold, read_question
 from ranklet.ranking import Ranking
@@ -593,7 +594,7 @@ class Ranker:
         Raises:
             InputError: A value can't be used.
         """
-        user = User(self._current)
+        user = User(KeptHistory(self._current))
         user.extend(history, times=times, kinds=kinds)
         return user
 

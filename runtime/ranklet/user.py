@@ -24,19 +24,13 @@ from ranklet.values import Ids, Times, flat
 class User:
     """One user, made by ``Ranker.user``; for one thread at a time."""
 
-    def __init__(
-        self,
-        current: Current,
-        state: State | None = None,
-        follow: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, kept: KeptHistory, follow: Callable[[], None] | None = None) -> None:
         """Use ``Ranker.user``."""
-        self._kept = KeptHistory(current, state)
-        self._follow = follow or self._kept.follow
+        self._kept, self._follow = kept, follow or kept.follow
 
     def __copy__(self) -> "User":
         """Return an independent copy."""
-        return User(self._kept.current).load(self.save())
+        return User(KeptHistory(self._kept.current)).load(self.save())
 
     def __deepcopy__(self, _: object) -> "User":
         """Return an independent copy of the same ranker."""
@@ -176,39 +170,55 @@ class User:
         return self
 
 
+class Together:
+    """The events of many users, and the blocks of states that they share.
+
+    It refers to no ``User``: in a reference cycle, a replaced engine would stay in memory until the
+    garbage collector runs.
+
+    Attributes:
+        current: The serving of the ranker.
+        serving: The serving that the events are of, see ``follow``.
+        blocks: The states, in the order of the users.
+        kept: The events of each user.
+    """
+
+    def __init__(self, current: Current, count: int) -> None:
+        """Start without an event."""
+        self.current, self.serving = current, current.serving
+        self.blocks = self._empty_blocks(self.serving, count)
+        self.kept = [KeptHistory(current, row) for block in self.blocks for row in block.rows()]
+
+    @staticmethod
+    def _empty_blocks(serving: Serving, count: int) -> list[State]:
+        size = serving.engine.users_of_state
+        sizes = [min(size, count - begin) for begin in range(0, count, size)]
+        return [serving.engine.empty_state(users) for users in sizes]
+
+    def follow(self) -> None:
+        """Look up all events again if the ranker has another serving by now."""
+        serving, blocks = self.current.serving, self.blocks
+        if serving is self.serving:
+            return
+        if serving.engine is not self.serving.engine:
+            blocks = self._empty_blocks(serving, len(self.kept))
+        rows = [state for block in blocks for state in block.rows()]
+        for kept, state in zip(self.kept, rows, strict=True):
+            kept.follow(state)
+        self.serving, self.blocks = serving, blocks
+
+
 class Users:
     """Kept states of many users, made by ``Ranker.users``; for one thread at a time."""
 
     def __init__(self, current: Current, count: int) -> None:
         """Use ``Ranker.users``."""
-        self._current, self._serving = current, current.serving
-        self._blocks = self._empty_blocks(self._serving, count)
-        rows = [state for block in self._blocks for state in block.rows()]
-        self._users = [User(current, state, self._follow) for state in rows]
-
-    @staticmethod
-    def _empty_blocks(serving: Serving, count: int) -> list[State]:
-        """Return empty states that users share."""
-        size = serving.engine.users_of_state
-        sizes = [min(size, count - begin) for begin in range(0, count, size)]
-        return [serving.engine.empty_state(users) for users in sizes]
-
-    def _follow(self) -> None:
-        """Look up all events again if the ranker has another serving by now."""
-        serving = self._current.serving
-        if serving is self._serving:
-            return
-        blocks = self._blocks
-        if serving.engine is not self._serving.engine:
-            blocks = self._empty_blocks(serving, len(self))
-        rows = [state for block in blocks for state in block.rows()]
-        for user, state in zip(self._users, rows, strict=True):
-            user._kept.follow(state)
-        self._serving, self._blocks = serving, blocks
+        self._all = Together(current, count)
+        self._users = [User(kept, self._all.follow) for kept in self._all.kept]
 
     def __copy__(self) -> "Users":
         """Return independent copies of all users."""
-        copies = Users(self._current, len(self))
+        copies = Users(self._all.current, len(self))
         for copied, user in zip(copies._users, self._users, strict=True):
             copied.load(user.save())
         return copies
@@ -249,7 +259,7 @@ class Users:
         Raises:
             InputError: A value can't be used, or the lists differ in length; no event was added.
         """
-        self._follow()
+        self._all.follow()
         events = flat(items, "items")
         instants = [None] * len(events) if times is None else flat(times, "times")
         of_kinds = [None] * len(events) if kinds is None else flat(kinds, "kinds")
@@ -257,16 +267,16 @@ class Users:
         if len(set(sizes)) > 1:
             raise InputError("{} items, {} times, {} kinds, {} users".format(*sizes))
         added = []
-        for user, item, time, kind in zip(self._users, events, instants, of_kinds, strict=True):
+        for kept, item, time, kind in zip(self._all.kept, events, instants, of_kinds, strict=True):
             try:
                 items = [] if item is None else [item]
                 time_of = None if item is None or time is None else [time]
                 kind_of = None if item is None or kind is None else [kind]
-                added.append(user._kept.read(items, time_of, kind_of, "item"))
+                added.append(kept.read(items, time_of, kind_of, "item"))
             except InputError as error:
                 raise InputError(f"user {len(added)}: {error}") from error
-        for user, new in zip(self._users, added, strict=True):
-            user._kept.add(new)
+        for kept, new in zip(self._all.kept, added, strict=True):
+            kept.add(new)
 
     def rank(
         self,
@@ -288,8 +298,8 @@ class Users:
         Raises:
             InputError: A value can't be used.
         """
-        self._follow()
-        serving = self._serving
+        self._all.follow()
+        serving = self._all.serving
         question = read_question(
             serving.catalogue,
             k,
@@ -306,13 +316,13 @@ class Users:
         )
         exclude_seen = serving.reader.excludes_seen(exclude_seen)
         weights = serving.reader.kinds.weights(objective)
-        requests = [user._kept.request(exclude_seen=exclude_seen) for user in self._users]
+        requests = [kept.request(exclude_seen=exclude_seen) for kept in self._all.kept]
         encode = partial(self._encode, asked=History(NONE, objective=weights))
         return serving.answers.rank_users(requests, encode, question)
 
     def _encode(self, rows: list[int], asked: History) -> Floats:
         """Return the vectors of some users, and bring the states of all up to date."""
-        engine, events = self._serving.engine, [user._kept for user in self._users]
+        engine, events = self._all.serving.engine, self._all.kept
         whole = [row for row, one in enumerate(events) if one.is_encoded_whole]
         histories = [events[row].latest(asked) for row in whole]
         encoded = dict[int, tuple[Floats, list[Floats]]]()  # of users whose last event is put again
@@ -323,7 +333,7 @@ class Users:
                 if events[whole[place]].ends_with_new_item:
                     encoded[whole[place]] = user, state
         vectors, begin = [], 0
-        for block in self._blocks:
+        for block in self._all.blocks:
             block_rows = range(begin, begin + block.users)
             begin += block.users
             for _ in range(max(1, *(events[row].new for row in block_rows))):

@@ -1,8 +1,10 @@
 """A ranker takes another bundle while it answers, and its kept users go on."""
 
+import gc
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,30 @@ def test_kept_users_filters_and_removed_items_follow(versions: list[Path]) -> No
     assert {*ranker.rank(["1"], eligible=eligible).items} == {"5", "315"}
     assert "7" not in ranker.rank(["1"], k=320).items
     assert len(ranker) == 319
+
+
+def test_an_engine_that_nothing_uses_is_freed_without_the_garbage_collector(
+    versions: list[Path],
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        ranker = Ranker.load(versions[0], provider="cpu")
+        ids = list(ranker.ids[-10:])
+        for path in (*versions, *versions):
+            engine = weakref.ref(ranker.engine)
+            users, user = ranker.users([[ids[0]], ids]), ranker.user(ids)
+            users.append(ids[:2])
+            assert len(users.rank()) == len(ranker.rank_batch([ids, ids]))
+            user.rank(diversity=0.2)
+            ranker.similar(ids[0])
+            ranker.reload(path)
+            assert engine() is not None  # of users that have not ranked since
+            user.rank()
+            del users
+            assert engine() is None
+    finally:
+        gc.enable()
 
 
 def test_an_item_that_a_new_bundle_ranks_again_stays_ranked(

@@ -19,9 +19,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from threading import Event, Thread
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from weakref import finalize
 
 from ranklet.forks import ProcessLock
@@ -164,17 +165,28 @@ def _map(place: Mapping, descriptor: int) -> None:
     import ctypes
 
     rights = sum(1 << bit for bit, right in enumerate("rwx") if right in place.rights)
-    call = ctypes.CDLL(None, use_errno=True).mmap
-    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    call.restype = ctypes.c_void_p
-    how = (rights, MAP_PRIVATE_FIXED, descriptor, place.offset)
+    call, how = _system().mmap, (rights, MAP_PRIVATE_FIXED, descriptor, place.offset)
     if call(place.start, place.size, *how) != place.start:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def advise(region: Region, advice: int) -> None:
     """Call madvise(2); a kernel that does not know the advice ignores it."""
-    import ctypes  # for large tables alone
+    _system().madvise(*region, advice)
 
-    start, size = region
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
+
+@cache
+def _system() -> Any:  # noqa: ANN401 (a library)
+    """Return the C library, loaded once: each ``CDLL`` is a reference cycle."""
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        *[ctypes.c_int] * 3,
+        ctypes.c_long,
+    ]
+    library.mmap.restype = ctypes.c_void_p
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return library
