@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from pathlib import Path
 
 from ranklet import Ranker, __version__
@@ -40,15 +39,11 @@ def write_mlflow(bundle: Path, path: Path) -> None:
     )
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     with atomic_folder(path) as new:
-        model = new / "model"
         mlflow.pyfunc.save_model(
-            model,
+            new,
             python_model=str(MODEL),
             artifacts={"bundle": str(bundle)},
             signature=signature,
             input_example=pandas.DataFrame({"history": [list(ranker.ids[:2])]}),
             pip_requirements=[f"ranklet[cpu]=={__version__}", "pandas"],
         )
-        for part in model.iterdir():
-            shutil.move(part, new / part.name)
-        model.rmdir()

@@ -103,7 +103,7 @@ def page(rows: list[str], seed: int, seconds: float) -> str:
     head, _, _ = PAGE.read_text().partition("<!-- table -->")
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("ranklet", "onnxruntime", "numpy"))
-    table = ["| what was done | times | how it ended | otherwise |", "|---|---|---|---|", *rows]
+    table = ["| what was done | times | how it ended | unexpected |", "|---|---|---|---|", *rows]
     return (
         f"{head}<!-- table -->\n\n"
         + "\n".join(table)

@@ -426,7 +426,7 @@ def run_streams(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        "closed and full streams, names of any bytes",
+        "output stream closed or full, or file name that is not UTF-8",
         "a documented exit status and no traceback",
         run_streams,
         short=1,
@@ -434,7 +434,7 @@ CAMPAIGNS = [
         long=100,
     ),
     Campaign(
-        "odd command lines",
+        "odd command line",
         "a documented exit status, and a reason in a few words",
         run_lines,
         short=4,
@@ -442,7 +442,7 @@ CAMPAIGNS = [
         long=600,
     ),
     Campaign(
-        "commands on a run of which one file is another",
+        "run folder with one file replaced, and the commands that read it",
         "a documented exit status, and a reason in a few words",
         run_on_runs,
         short=0,  # the tests of training have some

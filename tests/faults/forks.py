@@ -106,8 +106,7 @@ def fork(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        "fork of a process with loaded rankers of 1, 2 and 4 threads, half of them beside threads "
-        "that load and rank",
+        "fork after load, rankers of 1, 2 and 4 threads, half beside threads that load and rank",
         "the child ends; it refuses what it inherits by name, and loads its own",
         fork,
         short=4,

@@ -279,7 +279,7 @@ def run(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        "generated requests in all ways to ask",
+        "generated request, through every method that ranks",
         "the ranking of a slow reference",
         run,
         short=60,

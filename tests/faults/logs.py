@@ -177,7 +177,7 @@ def run_bytes(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        "event logs with cells that are missing or no time",
+        "event log with cells that are missing or no time",
         "every row in order or counted, or an error with a name",
         run_cells,
         short=50,
@@ -185,7 +185,7 @@ CAMPAIGNS = [
         long=3_000,
     ),
     Campaign(
-        "damaged bytes of event logs",
+        "event log with damaged bytes",
         "every row read or counted, or an error with a name",
         run_bytes,
         short=50,

@@ -217,7 +217,7 @@ def run(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        "odd values for a parameter of a public function",
+        "odd value for a parameter of a public function",
         "an answer or an error with a name, of bounded length",
         run,
         short=1_000,

@@ -230,7 +230,7 @@ def overwrite(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        "a process that replaces a folder killed at a system call",
+        "process killed at a system call while it replaces a folder",
         "The old folder or the new one lies at the path, whole.",
         kill,
         short=4,
@@ -238,7 +238,7 @@ CAMPAIGNS = [
         long=120,
     ),
     Campaign(
-        "a bundle replaced by four processes, and loaded meanwhile",
+        "bundle replaced by four processes, or loaded meanwhile",
         "Every load gets one of the bundles or a named error; nothing else stays.",
         contend,
         short=2,
@@ -246,7 +246,7 @@ CAMPAIGNS = [
         long=400,
     ),
     Campaign(
-        "files of a bundle changed in place under a ranker",
+        "bundle file overwritten or truncated under a running ranker",
         "It answers as before, or by name; the process lives.",
         overwrite,
         short=2,

@@ -120,7 +120,7 @@ def soak(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        "mixed requests of one process, with filters, kept users, new items, reloads and errors",
+        "mixed requests to one process, with filters, kept users, new items, reloads and errors",
         "memory stays flat",
         soak,
         short=1_000,

@@ -66,7 +66,7 @@ def share_a_ranker(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        f"call of one of {THREADS} threads that share a ranker and change every microsecond",
+        f"concurrent call, {THREADS} threads on one ranker, switch interval of 1 us",
         "the answer of one thread, to the bit",
         share_a_ranker,
         short=128,

@@ -223,7 +223,7 @@ def fill_disk(count: int, rng: np.random.Generator, folder: Path) -> Tally:
 
 CAMPAIGNS = [
     Campaign(
-        "the n-th write, sync, open, mkdir or rename of a command fails",
+        "n-th write, sync, open, mkdir or rename of a command fails",
         "Old files stay whole, no temporary stays, the message names path and reason.",
         fail_in_turn,
         short=5,
@@ -231,7 +231,7 @@ CAMPAIGNS = [
         long=360,
     ),
     Campaign(
-        "the disk is full",
+        "disk full",
         "No part of a file stays, the message names path and reason.",
         fill_disk,
         short=2,

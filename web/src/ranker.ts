@@ -45,6 +45,8 @@ export interface Ranking {
 interface Found {
   items: number[];
   scores: number[];
+  /** The user vector; none for a cold user. */
+  user?: ArrayLike<number | bigint>;
 }
 
 const NEVER = -1e37; // items of lower scores are never ranked
@@ -128,14 +130,14 @@ export class Ranker {
     const best = cold
       ? this.popular(k, allows)
       : await this.best(latest, k, isFiltered ? DEEPER * k : k + dropped.size, allows);
-    const { items, scores } = best;
+    const { items, scores, user } = best;
     const asked = options.explain === true ? EXPLAINED : Number(options.explain ?? 0);
     return {
       ...this.named(items),
       scores,
       unknown: events.length - known.length,
       cold,
-      ...(asked && !cold ? { explanation: await this.explain(latest, items, asked) } : {}),
+      ...(asked && user ? { explanation: await this.explain(latest, user, items, asked) } : {}),
       bundle: this.bundle.manifest.digest,
     };
   }
@@ -171,8 +173,8 @@ export class Ranker {
   ): Promise<Found> {
     const most = this.bundle.manifest.items;
     const looked = Math.min(depth, most);
-    const { items, scores } = await this.run([events], looked);
-    const found: Found = { items: [], scores: [] };
+    const { items, scores, user } = await this.run([events], looked);
+    const found: Found = { items: [], scores: [], user: user! };
     for (let place = 0; place < looked && found.items.length < k; place++) {
       const [item, score] = [Number(items![place]), Number(scores![place])];
       if (!(item >= 1 && item <= most) || !Number.isFinite(score)) {
@@ -188,18 +190,22 @@ export class Ranker {
       : found;
   }
 
-  private async explain(events: number[], items: number[], most: number): Promise<Explanation> {
+  private async explain(
+    events: number[],
+    user: ArrayLike<number | bigint>,
+    items: number[],
+    most: number,
+  ): Promise<Explanation> {
     const first = Math.max(0, events.length - whole(most, "explain"));
     const examined = events.length > 1 ? events.slice(first) : [];
     const without = examined.map((_, place) => events.filter((_, at) => at !== first + place));
-    const { user } = await this.run([events], 1);
     const users = without.length ? (await this.run(without, 1)).user! : [];
     const { rows, columns } = await this.table();
     const drops = items.map((item) =>
       examined.map((_, event) => {
         let drop = 0;
         for (let at = 0; at < columns; at++) {
-          const change = Number(user![at]) - Number(users[event * columns + at]);
+          const change = Number(user[at]) - Number(users[event * columns + at]);
           drop += change * rows[item * columns + at]!;
         }
         return drop;
