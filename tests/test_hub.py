@@ -190,6 +190,8 @@ def test_a_pushed_bundle_is_what_another_machine_loads(
     tiny_bundle: Path, tiny_ranker: Ranker, tmp_path: Path, hub: tuple[str, type[Hub]]
 ) -> None:
     address, handler = hub
+    tiny_bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "signed"))
+    (tiny_bundle / "model.sig").write_text("{}")  # goes with the bundle
     variables = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
     push = ["-m", "ranklet_cli", "push", str(tiny_bundle), "me/films"]
     done = python(push, tmp_path / "one", **variables)

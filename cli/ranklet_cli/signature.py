@@ -14,12 +14,11 @@ from typing import Any
 
 import click
 
-from ranklet.bundle.manifest import Manifest
+from ranklet.bundle.manifest import SIGNATURE, Manifest
 from ranklet.errors import BundleError, InputError, RankletError
 from ranklet.files.atomic import atomic_write
 from ranklet_cli.options import FILE, FOLDER, json_flag, print_json
 
-SIGNATURE = "model.sig"
 # What model-signing raises for odd keys (of RSA, encrypted) and odd signatures, which it reads key
 # by key; a longer list would be its pydantic, protobuf and json.
 DIGESTS = re.compile(r": Expected .*?\)\\?', Actual .*?\)\\?'")  # binary, in its list of files

@@ -7,12 +7,12 @@ without a network (``HF_HUB_OFFLINE=1``).
 from pathlib import Path
 from typing import Any
 
-from ranklet.bundle.manifest import FILE_NAMES, MANIFEST, Manifest
+from ranklet.bundle.manifest import FILE_NAMES, MANIFEST, SIGNATURE, Manifest
 from ranklet.errors import BundleError
 from ranklet.extras import pip_install
 from ranklet.values import show
 
-FILES = [MANIFEST, *sorted(FILE_NAMES)]
+FILES = [MANIFEST, SIGNATURE, *sorted(FILE_NAMES)]
 
 
 def _library() -> Any:  # noqa: ANN401 (a module)

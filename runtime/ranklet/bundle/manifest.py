@@ -27,6 +27,7 @@ from ranklet.values import folder_path, show
 
 FORMAT = 6
 MANIFEST, WEIGHTS, GOLDEN, CARD = "manifest.json", "weights.bin", "golden.json", "README.md"
+SIGNATURE = "model.sig"  # of ``ranklet sign``, which the manifest does not list
 POPULARITY, TRENDING, BIAS = "popularity.f32", "trending.f32", "bias.f32"
 SILENT, ATTRIBUTES = "silent.i64", "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
