@@ -131,8 +131,9 @@ class Ranker:
         Requests are answered by the old bundle until the new one has given its golden answers and
         is warm. If it fails, the old one stays. Named filters, filters of ``eligible`` and removed
         items hold on, by their ids. Kept users go on: their events are known by id, and are encoded
-        again when they next rank. Items that were added to the old bundle are not in the new one,
-        unless ``ranklet catalogue`` or a training put them there: add them again.
+        again at their next call; until then they keep the old bundle in memory. Items that were
+        added to the old bundle are not in the new one, unless ``ranklet catalogue`` or a training
+        put them there: add them again.
 
         Args:
             path: The folder of the new bundle; None: that of the old one, which was replaced.

@@ -22,6 +22,7 @@ from ranklet.values import show
 from ranklet_training.data.columns import EXACT, TEXT, show_type, whole_numbers
 from ranklet_training.data.delimited import Delimited
 from ranklet_training.data.json_rows import read_rows
+from ranklet_training.data.parquet_pages import check_pages
 
 _TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _JSON = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -166,6 +167,7 @@ def _scan_parquet(path: Path, as_text: Collection[str] | None) -> pl.LazyFrame:
 
     polars would read 7 from ``item_id=007``: the columns ``as_text`` are kept as written.
     """
+    check_pages(path)
     scan = partial(pl.scan_parquet, path, glob=False)
     if as_text is None:
         return scan(hive_partitioning=False)
