@@ -108,6 +108,8 @@ def _stop_on_signals() -> None:
         nonlocal latest
         STOPPED.append(number)
         sys.unraisablehook = lambda _: None
+        if "logging" in sys.modules:  # of a library that logs what it makes of the exception
+            sys.modules["logging"].disable()
         if hasattr(signal, "setitimer") and _is_importing(frame):  # try again soon
             signal.signal(signal.SIGALRM, lambda _, now: stop(number, now))
             signal.setitimer(signal.ITIMER_REAL, 0.001)

@@ -51,17 +51,25 @@ def attempt(campaign: Campaign, count: int, seed: int) -> Tally:
         return campaign.run(count, np.random.default_rng(seed), Path(folder))
 
 
-def in_a_child(campaign: Campaign, size: str, seed: int) -> tuple[Tally, float]:
-    """Run a campaign in a process of its own; return what became of it, and the seconds."""
+def in_a_child(campaign: Campaign, size: str, seed: int) -> Tally:
+    """Run a campaign in a process of its own, and print what became of it."""
     command = [sys.executable, "-m", "faults", campaign.name, "--size", size, "--seed", str(seed)]
     begin = time.perf_counter()
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - begin
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
-        return Tally(wrong=[f"the campaign ended with status {done.returncode}: {last}"]), seconds
-    facts = json.loads(done.stdout.splitlines()[-1])
-    return Tally(Counter(facts["outcomes"]), facts["wrong"]), seconds
+        tally = Tally(wrong=[f"the campaign ended with status {done.returncode}: {last}"])
+    else:
+        facts = json.loads(done.stdout.splitlines()[-1])
+        tally = Tally(Counter(facts["outcomes"]), facts["wrong"])
+    print(f"{row(campaign, tally)} {time.perf_counter() - begin:.1f} s", flush=True)
+    return tally
+
+
+def row(campaign: Campaign, tally: Tally) -> str:
+    """Return a row of the table."""
+    ways = ", ".join(f"{count:,} {way}" for way, count in tally.outcomes.most_common())
+    return f"| {campaign.name} | {tally.tried:,} | {ways} | {len(tally.wrong):,} |"
 
 
 def main() -> int:
@@ -84,14 +92,16 @@ def main() -> int:
         tally = attempt(only, getattr(only, size), seed)
         print(json.dumps({"outcomes": tally.outcomes, "wrong": tally.wrong}))
         return 0
-    rows, wrong = [], []
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        ends = pool.map(lambda each: in_a_child(each, size, seed), chosen)
-        for campaign, (tally, seconds) in zip(chosen, ends, strict=True):
-            ways = ", ".join(f"{n:,} {way}" for way, n in tally.outcomes.most_common())
-            rows.append(f"| {campaign.name} | {tally.tried:,} | {ways} | {len(tally.wrong):,} |")
-            print(f"{rows[-1]} {seconds:.1f} s", flush=True)
-            wrong += [f"{campaign.name}: {what}" for what in tally.wrong]
+        # The slowest are the last of the table; they start first, so that none ends alone.
+        ends = [pool.submit(in_a_child, each, size, seed) for each in reversed(chosen)][::-1]
+        tallies = [end.result() for end in ends]
+    rows = [row(campaign, tally) for campaign, tally in zip(chosen, tallies, strict=True)]
+    wrong = [
+        f"{each.name}: {what}"
+        for each, tally in zip(chosen, tallies, strict=True)
+        for what in tally.wrong
+    ]
     print(*wrong, sep="\n", file=sys.stderr)
     if not arguments.names and size == "long":
         PAGE.write_text(page(rows, seed, time.perf_counter() - start))

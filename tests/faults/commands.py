@@ -439,7 +439,7 @@ CAMPAIGNS = [
         run_lines,
         short=4,
         middle=25,
-        long=600,
+        long=400,
     ),
     Campaign(
         "run folder with one file replaced, and the commands that read it",
@@ -447,6 +447,6 @@ CAMPAIGNS = [
         run_on_runs,
         short=0,  # the tests of training have some
         middle=8,
-        long=120,
+        long=80,
     ),
 ]

@@ -111,6 +111,6 @@ CAMPAIGNS = [
         fork,
         short=4,
         middle=30,
-        long=300,
+        long=150,
     )
 ]

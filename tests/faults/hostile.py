@@ -109,7 +109,7 @@ CAMPAIGNS = [
         odd,
         short=16,
         middle=50,
-        long=600,
+        long=450,
     ),
     Campaign(
         "saved user crafted, digest right",

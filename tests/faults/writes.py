@@ -228,7 +228,7 @@ CAMPAIGNS = [
         fail_in_turn,
         short=5,
         middle=50,
-        long=360,
+        long=300,
     ),
     Campaign(
         "disk full",

@@ -29,6 +29,16 @@ def test_a_descriptor_is_written_into_and_left_open(folder: str) -> None:
         os.close(target)
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
+def test_a_full_descriptor_is_named() -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with pytest.raises(OSError, match=f"No space left on device: '/dev/fd/{descriptor}'"):
+            atomic_write(Path(f"/dev/fd/{descriptor}"), b"x")
+    finally:
+        os.close(descriptor)
+
+
 def test_standard_streams_are_written_into(capfd: pytest.CaptureFixture[str]) -> None:
     atomic_write(Path("/dev/stdout"), b"answer")
     atomic_write(Path("/dev/stderr"), b"note")

@@ -190,6 +190,13 @@ def test_what_a_full_device_refuses_is_named(tmp_path: Path) -> None:
             action(Path("/dev/full"), NEW)
 
 
+def test_a_name_too_long_for_its_temporary_file_is_named_itself(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250)
+    with pytest.raises(OSError, match="File name too long") as caught:
+        atomic_write(path, NEW)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENAMETOOLONG, str(path))
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
 @BOTH
 def test_what_is_only_half_made_vanishes(tmp_path: Path, action: Action, error: Any) -> None:
