@@ -430,7 +430,7 @@ CAMPAIGNS = [
         "a documented exit status and no traceback",
         run_streams,
         short=1,
-        middle=16,
+        middle=8,
         long=100,
     ),
     Campaign(
@@ -446,7 +446,7 @@ CAMPAIGNS = [
         "a documented exit status, and a reason in a few words",
         run_on_runs,
         short=0,  # the tests of training have some
-        middle=8,
+        middle=4,
         long=80,
     ),
 ]

@@ -136,7 +136,7 @@ CAMPAIGNS = [
         "It is refused by the name of the file, before onnxruntime sees a byte.",
         damaged(flip_bit),
         short=40,
-        middle=400,
+        middle=200,
         long=5_000,
     ),
     Campaign(
@@ -144,7 +144,7 @@ CAMPAIGNS = [
         "It is refused by the name of the file, before onnxruntime sees a byte.",
         damaged(truncate),
         short=20,
-        middle=200,
+        middle=100,
         long=1_000,
     ),
     Campaign(

@@ -110,7 +110,7 @@ CAMPAIGNS = [
         "the child ends; it refuses what it inherits by name, and loads its own",
         fork,
         short=4,
-        middle=30,
+        middle=15,
         long=150,
     )
 ]

@@ -100,7 +100,7 @@ CAMPAIGNS = [
         "the right answer",
         attacks,
         short=20,
-        middle=103,
+        middle=40,
         long=103,
     ),
     Campaign(
@@ -108,7 +108,7 @@ CAMPAIGNS = [
         "the same; an odd file may lead to other answers, of items of its catalogue",
         odd,
         short=16,
-        middle=50,
+        middle=25,
         long=450,
     ),
     Campaign(
@@ -116,7 +116,7 @@ CAMPAIGNS = [
         "a named error, or a user whose answers are items of the catalogue",
         saved_users,
         short=150,
-        middle=2_000,
+        middle=1_000,
         long=10_000,
     ),
 ]

@@ -283,7 +283,7 @@ CAMPAIGNS = [
         "the ranking of a slow reference",
         run,
         short=60,
-        middle=600,
+        middle=300,
         long=10_000,
     )
 ]

@@ -100,7 +100,7 @@ CAMPAIGNS = [
         "resumed, it ends with the weights of an uninterrupted training",
         kill,
         short=1,
-        middle=12,
+        middle=8,
         long=50,
     )
 ]

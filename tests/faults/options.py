@@ -221,7 +221,7 @@ CAMPAIGNS = [
         "an answer or an error with a name, of bounded length",
         run,
         short=1_000,
-        middle=15_000,
+        middle=6_000,
         long=60_000,
     )
 ]

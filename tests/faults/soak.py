@@ -124,7 +124,7 @@ CAMPAIGNS = [
         "memory stays flat",
         soak,
         short=1_000,
-        middle=20_000,
+        middle=12_000,
         long=1_000_000,
     )
 ]

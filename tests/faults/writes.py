@@ -227,7 +227,7 @@ CAMPAIGNS = [
         "Old files stay whole, no temporary stays, the message names path and reason.",
         fail_in_turn,
         short=5,
-        middle=50,
+        middle=30,
         long=300,
     ),
     Campaign(
