@@ -100,7 +100,7 @@ CAMPAIGNS = [
         "the right answer",
         attacks,
         short=20,
-        middle=40,
+        middle=103,
         long=103,
     ),
     Campaign(
