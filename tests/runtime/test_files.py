@@ -197,6 +197,14 @@ def test_a_name_too_long_for_its_temporary_file_is_named_itself(tmp_path: Path) 
     assert (caught.value.errno, caught.value.filename) == (errno.ENAMETOOLONG, str(path))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system has no /proc")
+@BOTH
+def test_no_descriptor_stays_open(tmp_path: Path, action: Action) -> None:
+    before = os.listdir("/proc/self/fd")
+    action(tmp_path)
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
 @BOTH
 def test_what_is_only_half_made_vanishes(tmp_path: Path, action: Action, error: Any) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ import pytest
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from ranklet import BundleError, Manifest, Ranker
-from ranklet.bundle.graph import LARGEST_GRAPH, MOST_NODES, OPERATORS, check_graphs
+from ranklet.bundle.graph import (
+    CONTRIB,
+    INTEGERS,
+    LARGEST_GRAPH,
+    MOST_NODES,
+    OPERATORS,
+    TYPES,
+    check_graphs,
+    stored_tensors,
+)
 from ranklet.engine import programs
 from ranklet.verify import verify
 from ranklet_export.export import Settings
@@ -120,6 +130,22 @@ CHANGES: dict[str, tuple[Change, str]] = {
         append(helper.make_node("Split", ["x"], ["y", "z"], num_outputs=1)),
         "attribute 'num_outputs' of Split is 1",
     ),
+    "more parts": (
+        append(helper.make_node("Split", ["x"], ["y", "z"], num_outputs=3)),
+        "attribute 'num_outputs' of Split is 3",
+    ),
+    "a cast to another type": (
+        append(helper.make_node("Cast", ["x"], ["y"], to=11)),
+        "attribute 'to' of Cast is 11",
+    ),
+    "codes of 9 bits": (
+        append(helper.make_node("MatMulNBits", ["x"] * 3, ["y"], domain=CONTRIB, bits=9)),
+        "attribute 'bits' of MatMulNBits is 9",
+    ),
+    "another accuracy": (
+        append(helper.make_node("MatMulNBits", ["x"] * 3, ["y"], domain=CONTRIB, accuracy_level=5)),
+        "attribute 'accuracy_level' of MatMulNBits is 5",
+    ),
     "a huge axis of a node": (batches, "attribute 'batch_dims' of GatherND is 9223372036854775808"),
     "an empty input": (
         lambda model: node(model, "LayerNormalization").input.__setitem__(2, ""),
@@ -139,6 +165,15 @@ CHANGES: dict[str, tuple[Change, str]] = {
         "it has a field 15 of wire type 2",
     ),
     "opset 99": (lambda model: setattr(model.opset_import[0], "version", 99), "opset 99 of ''"),
+    "opset 19": (lambda model: setattr(model.opset_import[0], "version", 19), "opset 19 of ''"),
+    "opset 24": (lambda model: setattr(model.opset_import[0], "version", 24), "opset 24 of ''"),
+    **{
+        f"opset {version} of onnxruntime": (
+            lambda model, version=version: model.opset_import.add(domain=CONTRIB, version=version),
+            f"opset {version} of 'com.microsoft'",
+        )
+        for version in (0, 2)
+    },
     "opset of another domain": (
         lambda model: model.opset_import.add(domain="ai.onnx.ml", version=3),
         "opset 3 of 'ai.onnx.ml'",
@@ -293,3 +328,26 @@ def test_no_operator_is_let_through_that_runs_a_graph_or_reads_a_file() -> None:
         schema = onnx.defs.get_schema(name)
         kinds = {attribute.type for attribute in schema.attributes.values()}
         assert onnx.defs.OpSchema.AttrType.GRAPH not in kinds
+
+
+def test_the_operators_have_inputs_and_attributes_of_onnx() -> None:
+    for name, (fewest, most, attributes) in OPERATORS[""].items():
+        schema = onnx.defs.get_schema(name)
+        assert schema.min_input <= fewest <= most <= schema.max_input, name
+        assert {*attributes.split()} <= {*schema.attributes}, name
+    fewest, most, _ = OPERATORS[CONTRIB]["MatMulIntegerToFloat"]
+    assert (fewest, most) == (6, 6)
+    every = [names.split() for operators in OPERATORS.values() for *_, names in operators.values()]
+    assert {*INTEGERS} <= {*chain.from_iterable(every)}
+
+
+@pytest.mark.parametrize("nodes", [1, MOST_NODES])
+def test_a_graph_has_as_many_nodes_as_this(nodes: int) -> None:
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])] * nodes, "g", [], [])
+    for number, dtype in TYPES.items():
+        tensor = helper.make_tensor(
+            f"t{number}", number, [1], np.ones(1, dtype).tobytes(), raw=True
+        )
+        graph.initializer.append(tensor)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+    assert list(stored_tensors(model.SerializeToString(), 0)) == []
