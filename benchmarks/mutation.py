@@ -7,6 +7,8 @@
 * Not mutated: annotations, decorators, imports, and texts of messages.
 * pytest collects once. Each mutant is a fork in which functions, defaults and constants of the
   module are exchanged for those of the mutated source; its tests run until the first one fails.
+* Faulty code writes files. As root it may replace a device: a fault in files/atomic.py made a
+  regular file of /dev/full. Run it as another user, or in a container.
 * Bundles that tests share are built once, by the first fork; they stay in ``build/mutation``.
 """
 
