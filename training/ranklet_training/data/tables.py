@@ -131,6 +131,34 @@ def open_table(
     return Table(str(path), names, read, is_text=parts[0].is_text, quoted_breaks=breaks)
 
 
+def split_parquet(path: Path, ids: Sequence[Sequence[str]], rows: int) -> tuple[Table, list[Table]]:
+    """Open a parquet file, or folder of parts, in pieces of at most ``rows`` rows.
+
+    Returns:
+        The whole table, for its names and label, and its pieces in the order of their rows.
+
+    Raises:
+        DataError: As for ``open_table``.
+    """
+    as_text = {column for group in ids for column in group}
+    paths = _parts(path) if path.is_dir() else [path]
+    parts = []
+    for part in paths:
+        with _named(str(part)):
+            scan = _scan_parquet(part, as_text if path.is_dir() else None)
+            count = scan.select(pl.len()).collect().item()
+            for begin in range(0, count, rows):
+                name = f"{part} from row {begin + 1:,}" if begin else str(part)
+                parts.append(_lazy_table(name, scan.slice(begin, rows)))
+    names = list(dict.fromkeys(name for part in parts for name in part.names))
+    of_folders = {piece.partition("=")[0] for part in paths for piece in part.parts} & as_text
+    pieces = [
+        Table(part.name, names, partial(_read_parts, part.name, [part], of_folders))
+        for part in parts
+    ]
+    return Table(str(path), names, partial(_read_parts, str(path), parts, of_folders)), pieces
+
+
 def _open_file(
     path: Path,
     ids: Sequence[Sequence[str]],
@@ -240,7 +268,7 @@ def _read_parts(
         frame = part.read(own)
         lacking = [pl.lit(None).alias(column) for column in columns if column not in part.names]
         frames.append(frame.with_columns(lacking).select(columns))
-    table = _concat(frames, name)
+    table = concat_parts(frames, name)
     return table.with_columns(
         _shortest_integers(table[column]) for column in columns if column in of_folders
     )
@@ -252,7 +280,7 @@ def _shortest_integers(values: pl.Series) -> pl.Series:
     return numbers if numbers.cast(pl.String).eq_missing(values.cast(pl.String)).all() else values
 
 
-def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
+def concat_parts(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
     """Return the rows of all parts; no number becomes text or loses digits."""
     columns = []
     for raw in zip(*frames, strict=True):
