@@ -14,9 +14,10 @@ import polars as pl
 import pytest
 from numpy.testing import assert_array_equal
 
+from ranklet.errors import DataError
 from ranklet_training.data import large_logs, sequences
 from ranklet_training.data.events import Columns, Events, read_events
-from ranklet_training.data.large_logs import read_large_events
+from ranklet_training.data.large_logs import is_large, read_large_events
 from ranklet_training.data.sequences import Batch, Sequences, epoch_batches
 from ranklet_training.data.split import Split, SplitKind, split_events
 from ranklet_training.data.stored import StoredFrames
@@ -256,3 +257,111 @@ def test_a_full_disk_is_an_error_that_names_a_file_and_leaves_none(
     log, cache = write_parts(log_of(), tmp_path / "log"), tmp_path / "new" / "cache"
     assert run(limited, log, cache, most_bytes) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+# What is refused, and what is large.
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    log = write_parts(log_of(), tmp_path / "log")
+    part = log / "part-4.parquet"
+    part.write_bytes(part.read_bytes()[:200] + b"PAR1")
+    with pytest.raises(DataError, match=r"part-4\.parquet can't be read"):
+        read_large_events(log, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def write_two(folder: Path, first: dict[str, Any], second: dict[str, Any]) -> Path:
+    """Write two parts of a log with other columns."""
+    folder.mkdir()
+    log_of()[:50].with_columns(**first).write_parquet(folder / "a.parquet")
+    log_of()[50:].with_columns(**second).write_parquet(folder / "b.parquet")
+    return folder
+
+
+def one(row: int, value: Any, other: Any = None) -> pl.Expr:
+    return pl.when(pl.int_range(pl.len()) == row).then(pl.lit(value)).otherwise(pl.lit(other))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "columns", "words"),
+    [
+        (
+            {},
+            {"user_id": pl.lit("x")},
+            Columns(),
+            "column user_id is Int64 and String in different parts; write one type",
+        ),
+        (
+            {},
+            {"timestamp": pl.lit(1_700_000_000_000)},
+            Columns(),
+            "are seconds in .*a.parquet and milliseconds in .*b.parquet: write one unit",
+        ),
+        (
+            {},
+            {"timestamp": pl.from_epoch("timestamp")},
+            Columns(),
+            "are seconds in .*a.parquet and dates in .*b.parquet: write one unit",
+        ),
+        (
+            {"timestamp": pl.lit(2**60 + 1)},
+            {"timestamp": pl.lit(0.5)},
+            Columns(),
+            "column timestamp is Int64 and Float64 in different parts; write one type",
+        ),
+        (
+            {"stars": pl.lit(None, pl.String)},
+            {"stars": one(80, "x")},
+            Columns(rating="stars"),
+            "b.parquet from row 75: column 'stars' is not a number in row 7: 'x'",
+        ),
+        ({}, {}, Columns(timestamp="when"), "column 'when' is missing"),
+    ],
+    ids=["ids", "units", "dates", "rounding", "rating", "missing"],
+)
+def test_parts_that_do_not_fit_are_named(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], columns: Columns, words: str
+) -> None:
+    log = write_two(tmp_path / "log", first, second)
+    with pytest.raises(DataError, match=words):
+        read_large_events(log, columns)
+
+
+def test_a_part_with_times_of_no_known_unit_makes_all_of_them_plain_numbers(tmp_path: Path) -> None:
+    log = write_two(tmp_path / "log", {}, {"timestamp": pl.col("timestamp") - 1_700_000_000})
+    for like in ({}, {"time_unit": "ms"}):
+        large, small = read_large_events(log, like=like), read_events(log, like=like)
+        assert large.time_unit == small.time_unit == ""
+        assert large.frame.equals(small.frame)
+
+
+def test_a_log_without_a_complete_row_is_refused(tmp_path: Path) -> None:
+    log = write_parts(log_of().with_columns(item_id=pl.lit(None, pl.Int64)), tmp_path / "log")
+    words = "no row with user, item and time: 400 rows without item_id, first row 1: None of .*-0"
+    with pytest.raises(DataError, match=words):
+        read_large_events(log)
+
+
+def test_only_much_parquet_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = write_parts(log_of(), tmp_path / "log")
+    size = sum(path.stat().st_size for path in log.iterdir())
+    log_of().write_csv(tmp_path / "log.csv")
+    monkeypatch.setattr(large_logs, "LARGE_BYTES", size)
+    assert not is_large(log)
+    monkeypatch.setattr(large_logs, "LARGE_BYTES", size - 1)
+    assert is_large(log)
+    monkeypatch.setattr(large_logs, "LARGE_BYTES", 1)
+    assert is_large(log / "part-0.parquet")
+    assert not is_large(tmp_path / "log.csv")
+    assert not is_large(tmp_path / "nothing.parquet")
+
+
+def test_a_temporary_folder_ends_with_the_events(tmp_path: Path) -> None:
+    events = read_large_events(write_parts(log_of(), tmp_path / "log"))
+    assert isinstance(events.pieces, StoredFrames)
+    folder, split = events.pieces.folder, split_events(events.pieces)
+    assert folder.exists()
+    del events
+    assert not folder.exists()
+    assert split.training.items.max() == ITEMS - 1  # still mapped

@@ -219,13 +219,13 @@ def _units_of(parts: Sequence[_Part]) -> tuple[str, str]:
     Dates have the finest unit of a part; numbers have no known unit if those of a part have none.
     DataError: the units of two parts differ otherwise.
     """
-    examples = {(part.facts.is_dates, part.facts.original_unit): part for part in parts}
+    examples = {(p.facts.is_dates, p.facts.original_unit): p for p in reversed(parts)}
     if (False, "") in examples and not any(is_dates for is_dates, _ in examples):
         return "", ""
     if len(examples) > 1 and not all(is_dates for is_dates, _ in examples):
         found = " and ".join(
             f"{'dates' if is_dates else NAMES[unit]} in {part.name}"
-            for (is_dates, unit), part in [*examples.items()][:2]
+            for (is_dates, unit), part in reversed(examples.items())
         )
         raise DataError(f"the times of a log have one unit, and these are {found}: write one unit")
     units = zip(*((part.facts.unit, part.facts.original_unit) for part in parts), strict=True)
@@ -239,8 +239,10 @@ def _schema_of(parts: Sequence[_Part], name: str) -> dict[str, pl.DataType]:
     DataError: ids or times are of types that no common one holds.
     """
     types = dict[str, pl.DataType]()
-    for column in set.intersection(*(set(part.schema) for part in parts)):
-        found = [part.schema[column] for part in parts]
+    for column in parts[0].schema:
+        found = [part.schema[column] for part in parts if column in part.schema]
+        if len(found) < len(parts):
+            continue  # a note says why it is left out
         types[column] = max(found, key=lambda dtype: dtype.is_float())
         is_rounded = types[column].is_float() and any(
             (part.column(column).abs() > EXACT).any()
@@ -252,7 +254,7 @@ def _schema_of(parts: Sequence[_Part], name: str) -> dict[str, pl.DataType]:
             raise DataError(
                 f"{name}: column {column} is {shown} in different parts; write one type"
             )
-    return {column: types[column] for column in parts[0].schema if column in types}
+    return types
 
 
 def _merge(parts: Sequence[_Part], facts: Facts, name: str) -> Iterator[pl.DataFrame]:

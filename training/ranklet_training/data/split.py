@@ -173,12 +173,12 @@ def split_events(
         instants = _default_instants(pieces)
     fold_of = _fold_of_users(pieces, folds, seed) if kind == "k-fold" else None
     rule = _Rule(kind, target, instants, fold_of, folds, fold)
+    known = columns_of(pieces, "item_id")
     # The papers rank all items of the log, including those outside training.
-    is_whole = kind == "leave-one-out" or not for_training
-    ids = distinct(
-        frame["item_id"] if is_whole else frame["item_id"].filter(pl.Series(parts.training))
-        for frame, parts in rule.parts(pieces)
-    )
+    if for_training and kind in ("time", "k-fold"):
+        split = rule.parts(pieces)
+        known = (frame["item_id"].filter(pl.Series(parts.training)) for frame, parts in split)
+    ids = distinct(known)
     vocabulary = Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
     indices = ids.to_frame().with_row_index("index", offset=1)
     folder = None
