@@ -60,7 +60,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_log(
-    path: Path, reading: dict[str, str], *, uses_times: bool = False, cache: Path | None = None
+    path: Path | str,
+    reading: dict[str, str],
+    *,
+    uses_times: bool = False,
+    cache: Path | None = None,
 ) -> "Events":
     """Read an event log with the reading options of a run; a summary and notes go to stderr.
 
@@ -79,7 +83,8 @@ def read_log(
         "like": reading,
     }
     if is_large(path):
-        note(f"{path} is large: it is sorted in files of {cache or 'a temporary folder'}")
+        where = cache or "a temporary folder"
+        note(f"{path} is sorted in files of {where}, since it may be larger than memory")
         log = read_large_events(path, Columns(**columns), cache=cache, **options)
     else:
         log = read_events(path, Columns(**columns), **options)
@@ -101,7 +106,7 @@ def split_log(log: "Events", config: "RunConfig") -> "Split":
 
 
 def prepare(
-    events: Path,
+    events: Path | str,
     items: Path | None,
     chosen: dict[str, Any],
     reading: dict[str, str],
@@ -153,13 +158,13 @@ def prepare(
         note(why)
     for line in filter(None, about_items):
         note(line)
-    origin = events.with_name("SOURCE.md")
+    origin = Path(events).with_name("SOURCE.md")
     source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
     return log, split, config, catalogue, source
 
 
 def open_models(
-    paths: Mapping[str, Path], events: Path
+    paths: Mapping[str, Path], events: Path | str
 ) -> "tuple[dict[str, Run | Ranker], Split, Events]":
     """Open runs and bundles, and split the events as in their training.
 

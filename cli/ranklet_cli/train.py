@@ -57,7 +57,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 
 
 @click.command()
-@click.argument("events", type=options.PATH)
+@click.argument("events", type=options.LOG)
 @options.items
 @click.option("--out", type=options.NEW_FOLDER, required=True, help="New folder for the run.")
 @options.settings
@@ -72,7 +72,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 @options.columns
 @options.json_flag
 def train(
-    events: Path,
+    events: Path | str,
     items: Path | None,
     out: Path,
     preset: str | None,

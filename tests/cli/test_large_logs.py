@@ -41,9 +41,7 @@ def test_a_log_sorted_in_files_trains_to_the_same_bits(
 ) -> None:
     items = log.with_name("items.parquet")
     result = run("train", log, "--items", items, "--out", tmp_path / "run", *SETTINGS)
-    assert (
-        f"{log} is large: it is sorted in files of {tmp_path / 'run' / 'events'}" in result.stderr
-    )
+    assert f"{log} is sorted in files of {tmp_path / 'run' / 'events'}, since" in result.stderr
     assert outcome(tmp_path / "run") == outcome(small)
     assert not (tmp_path / "run" / "events").exists()
 
@@ -79,3 +77,12 @@ def test_evaluations_of_a_large_log_have_the_same_figures(
     large = ask("evaluate", small, log)
     monkeypatch.undo()
     assert large == ask("evaluate", small, log)
+
+
+def test_an_address_in_a_store_is_read_by_parts(small: Path, log: Path, tmp_path: Path) -> None:
+    items, address = log.with_name("items.parquet"), f"file://{log}"
+    run("train", address, "--items", items, "--out", tmp_path / "run", *SETTINGS)
+    assert outcome(tmp_path / "run") == outcome(small)
+    result = call("train", f"{address}.none", "--out", tmp_path / "none")
+    assert result.exit_code == 4
+    assert f"Error: {address}.none can't be read" in result.stderr

@@ -14,18 +14,20 @@ all parts into pieces. Peak memory is that of some parts at a time and of the it
 
 import json
 import shutil
+import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from filelock import FileLock
+from tqdm import tqdm
 
 from ranklet.errors import DataError
 from ranklet.time_gaps import SCALES
@@ -43,9 +45,10 @@ from ranklet_training.data.events import (
 )
 from ranklet_training.data.ids import IdType
 from ranklet_training.data.stored import StoredFrames, new_folder, store_frame
-from ranklet_training.data.tables import Table, split_parquet
+from ranklet_training.data.tables import Table, files_in_store, is_address, split_parquet
 from ranklet_training.data.times import NAMES, convert
 
+T = TypeVar("T")
 LARGE_BYTES = 1 << 29  # of parquet; a larger log is sorted in files
 PART_ROWS = 1 << 21
 _SAMPLED = 1 << 12  # user ids of a part, by which the ranges are chosen
@@ -54,15 +57,18 @@ _COLUMNS = Columns()
 _LIKE = ("time_unit", "user_id_type", "item_id_type")  # what a log is read like
 
 
-def is_large(path: Path) -> bool:
-    """Return whether a log is parquet, in one file or parts, of more than ``LARGE_BYTES``."""
+def is_large(source: str | Path) -> bool:
+    """Return whether a log is parquet of more than ``LARGE_BYTES``, or in an object store."""
+    if is_address(source):
+        return True
+    path = Path(source)
     files = path.rglob("*") if path.is_dir() else [path]
     parquet = [file for file in files if file.suffix == ".parquet" and file.is_file()]
     return sum(file.stat().st_size for file in parquet) > LARGE_BYTES
 
 
 def read_large_events(
-    path: Path,
+    source: str | Path,
     columns: Columns = _COLUMNS,
     *,
     cache: Path | None = None,
@@ -71,10 +77,11 @@ def read_large_events(
     rating_kinds: str = "",
     like: Mapping[str, str] | None = None,
 ) -> Events:
-    """Read a log as ``read_events`` does, into files of a folder.
+    """Read a log of parquet as ``read_events`` does, into files of a folder.
 
-    ``cache`` is the folder, which later calls and other processes use again if the files of the log
-    and the options are the same. None is a temporary folder, which ends with the events.
+    ``source`` is a file, a folder of parts or an address in an object store. ``cache`` is the
+    folder, which later calls and other processes use again if the files of the log and the options
+    are the same. None is a temporary folder, which ends with the events.
 
     Raises:
         DataError: As in ``read_events``; parts differ in the type of a column or the unit of time.
@@ -83,10 +90,10 @@ def read_large_events(
     options = Options(columns, duplicates, id_type, rating_kinds, like or {})
     folder = cache or Path(tempfile.mkdtemp(prefix="ranklet-"))
     with _removed_on_failure(folder), FileLock(folder / "lock"):
-        log, source = folder / "log", _identity(path, options)
-        if not _holds(log, source, options.like):
+        log, identity = folder / "log", _identity(source, options)
+        if not _holds(log, identity, options.like):
             with new_folder(log) as new:
-                _sort_log(path, new, options, source)
+                _sort_log(source, new, options, identity)
     pieces = StoredFrames(log)
     if cache is None:
         weakref.finalize(pieces, shutil.rmtree, folder, ignore_errors=True)
@@ -111,26 +118,35 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def _identity(path: Path, options: Options) -> dict[str, Any]:
-    """Return what the files of a log depend on, as in JSON."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(str(file), file.stat()) for file in files if file.is_file()]
+def _identity(source: str | Path, options: Options) -> dict[str, Any]:
+    """Return what the files of a log depend on, as in JSON.
+
+    The files of an object store are known by name and number of rows alone.
+    """
+    files: list[Sequence[object]]
+    if is_address(source):
+        files = [*files_in_store(str(source)).items()]
+    else:
+        path = Path(source)
+        paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats = [(str(file), file.stat()) for file in paths if file.is_file()]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     known = {
         "format": _FORMAT,
         "part_rows": PART_ROWS,
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "files": files,
         "options": asdict(replace(options, like={})),
     }
     return json.loads(json.dumps(known))  # type: ignore[no-any-return]
 
 
-def _holds(log: Path, source: dict[str, Any], like: Mapping[str, str]) -> bool:
+def _holds(log: Path, identity: dict[str, Any], like: Mapping[str, str]) -> bool:
     """Return whether a folder holds the log as it would be read now.
 
     Reading it like itself, as a resumed training does, changes nothing.
     """
     known = _read_document(log)
-    return known.get("source") == source and all(
+    return known.get("identity") == identity and all(
         like.get(name) in (known["like"].get(name), known["reading"][name]) for name in _LIKE
     )
 
@@ -162,27 +178,35 @@ class _Part:
         return rows.with_columns(rows[name].cast(dtype) for name, dtype in schema.items())
 
 
-def _sort_log(path: Path, folder: Path, options: Options, source: dict[str, Any]) -> None:
+def _sort_log(source: str | Path, folder: Path, options: Options, identity: dict[str, Any]) -> None:
     """Write the pieces of a log and its facts into a new folder."""
     ids = [[options.columns.user], [options.columns.item]]
-    table, tables = split_parquet(path, ids, PART_ROWS)
+    table, tables = split_parquet(source, ids, PART_ROWS)
     names = options.names(table)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        tables = tables or [table]  # the whole has no rows then
         parts = [
             _sort_part(part, Path(scratch) / str(number), names, options)
-            for number, part in enumerate(tables)
+            for number, part in enumerate(_bar(tables, "sort", len(tables)))
         ]
         facts = _facts_of(parts)
         check_complete(facts, table.name)
         complete = [part for part in parts if part.facts.complete]
-        for number, piece in enumerate(_merge(complete, facts, table.name)):
+        pieces = _merge(complete, facts, table.name)
+        for number, piece in enumerate(_bar(pieces, "merge", len(parts))):
             store_frame(folder / f"{number:06}.arrow", order_rows(piece, options.duplicates))
     events = describe(StoredFrames(folder), facts, table, options)
     events.item_ids.to_frame().write_parquet(folder / "item_ids.parquet")
     of_files = {"pieces", "item_ids"}
     known = {name: value for name, value in vars(events).items() if name not in of_files}
-    document = {"source": source, "like": dict(options.like), "reading": events.reading}
+    document = {"identity": identity, "like": dict(options.like), "reading": events.reading}
     (folder / "events.json").write_text(json.dumps({**document, "events": known}))
+
+
+def _bar(steps: Iterable[T], name: str, total: int) -> Iterable[T]:
+    """Draw a bar on a terminal."""
+    is_hidden = sys.stderr is None or not sys.stderr.isatty()
+    return tqdm(steps, name, total, leave=False, disable=is_hidden)
 
 
 def _sort_part(table: Table, path: Path, names: Mapping[str, str], options: Options) -> _Part:
