@@ -7,7 +7,7 @@ import click
 
 from ranklet_cli.evaluate import describe_unknown
 from ranklet_cli.open import open_models
-from ranklet_cli.options import FILE, FOLDER, PATH, json_flag, note, print_json
+from ranklet_cli.options import FILE, FOLDER, LOG, PATH, json_flag, note, print_json
 from ranklet_cli.tables import align
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def read_ratio(text: str) -> tuple[float, float]:
 @click.command()
 @click.argument("a", type=FOLDER, required=False)
 @click.argument("b", type=FOLDER, required=False)
-@click.argument("events", type=PATH, required=False)
+@click.argument("events", type=LOG, required=False)
 @click.option(
     "--log", type=FILE, help="Compare the variants in this log of an A/B test, not A and B."
 )
@@ -55,7 +55,7 @@ def read_ratio(text: str) -> tuple[float, float]:
 def compare(
     a: Path | None,
     b: Path | None,
-    events: Path | None,
+    events: Path | str | None,
     log: Path | None,
     on: str | None,
     control: str | None,
@@ -103,7 +103,7 @@ def compare(
 
 
 def _compare_pair(
-    a: Path, b: Path, events: Path, on: str, **bootstrap: Any
+    a: Path, b: Path, events: Path | str, on: str, **bootstrap: Any
 ) -> "tuple[ModelComparison, str]":
     from ranklet_training.judge.compare import compare_models
 

@@ -10,7 +10,7 @@ from ranklet.errors import InputError
 from ranklet.files.atomic import atomic_write
 from ranklet.ranker import Ranker
 from ranklet_cli.open import open_models
-from ranklet_cli.options import FOLDER, PATH, choice, json_flag, note, print_json
+from ranklet_cli.options import FOLDER, LOG, PATH, choice, json_flag, note, print_json
 from ranklet_cli.tables import align
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=FOLDER)
-@click.argument("events", type=PATH)
+@click.argument("events", type=LOG)
 @click.option("--beside", type=FOLDER, multiple=True, help="Another model to show; repeatable.")
 @choice("--on", "test|validation", help="Which held-out events to predict.")
 @click.option("--plot", "plot_path", type=PATH, help="Draw NDCG@10 of the slices into this .png.")
 @json_flag
 def evaluate(
     model: Path,
-    events: Path,
+    events: Path | str,
     beside: tuple[Path, ...],
     on: str,
     plot_path: Path | None,

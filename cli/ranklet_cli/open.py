@@ -59,23 +59,35 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
-def read_log(path: Path, reading: dict[str, str], *, uses_times: bool = False) -> "Events":
+def read_log(
+    path: Path | str,
+    reading: dict[str, str],
+    *,
+    uses_times: bool = False,
+    cache: Path | None = None,
+) -> "Events":
     """Read an event log with the reading options of a run; a summary and notes go to stderr.
 
+    A log larger than memory is sorted in files of the folder ``cache``, or of a temporary one.
     DataError: the log can't be read, or ``uses_times`` and its times are not in the run's unit.
     """
     from ranklet_training.data.events import Columns, check_time_unit, read_events
+    from ranklet_training.data.large_logs import is_large, read_large_events
 
     # A run started from Python may lack these options.
     columns = {name: reading[f"{name}_column"] for name in COLUMNS if f"{name}_column" in reading}
-    log = read_events(
-        path,
-        Columns(**columns),
-        duplicates=reading.get("duplicates", "none"),  # type: ignore[arg-type]  # click checked the choice
-        id_type=reading.get("id_type", "auto"),  # type: ignore[arg-type]
-        rating_kinds=reading.get("rating_kinds", ""),
-        like=reading,
-    )
+    options: dict[str, Any] = {
+        "duplicates": reading.get("duplicates", "none"),
+        "id_type": reading.get("id_type", "auto"),
+        "rating_kinds": reading.get("rating_kinds", ""),
+        "like": reading,
+    }
+    if is_large(path):
+        where = cache or "a temporary folder"
+        note(f"{path} is sorted in files of {where}, since it may be larger than memory")
+        log = read_large_events(path, Columns(**columns), cache=cache, **options)
+    else:
+        log = read_events(path, Columns(**columns), **options)
     for line in (log.summary(), *log.notes):
         note(line)
     if uses_times:
@@ -89,16 +101,17 @@ def split_log(log: "Events", config: "RunConfig") -> "Split":
 
     train = config.train
     return split_events(
-        log.frame, train.split, folds=train.folds, fold=train.fold, target=train.target
+        log.pieces, train.split, folds=train.folds, fold=train.fold, target=train.target
     )
 
 
 def prepare(
-    events: Path,
+    events: Path | str,
     items: Path | None,
     chosen: dict[str, Any],
     reading: dict[str, str],
     earlier: "Run | None" = None,
+    cache: Path | None = None,
 ) -> "tuple[Events, Split, RunConfig, pl.DataFrame | None, str]":
     """Return the log, its split, all settings, the items and the origin of the data.
 
@@ -111,7 +124,7 @@ def prepare(
     from ranklet_training.runs.presets import configure, recommend, recommend_features
     from ranklet_training.runs.start import kinds_of
 
-    log = read_log(events, reading)
+    log = read_log(events, reading, cache=cache)
     split = split_log(log, configure(chosen))
     recommended, reason = recommend(split)
     catalogue, of_items, about_items = None, str(items), list[str]()
@@ -123,9 +136,9 @@ def prepare(
         catalogue = earlier.catalogue.drop(COUNTED, strict=False)
         of_items = str(earlier.path)
     if catalogue is not None:
-        catalogue = match_ids(catalogue, log.frame["item_id"])
+        catalogue = match_ids(catalogue, log.item_ids)
         kinds = kinds_of(catalogue, reading, earlier)
-        of_log = catalogue.join(log.frame.select("item_id").unique(), on="item_id", how="semi")
+        of_log = catalogue.join(log.item_ids.to_frame(), on="item_id", how="semi")
         filled = {name: kind for name, kind in kinds.items() if len(of_log[name].drop_nulls())}
         recommended |= recommend_features(filled, split)
         about_items = [
@@ -145,13 +158,13 @@ def prepare(
         note(why)
     for line in filter(None, about_items):
         note(line)
-    origin = events.with_name("SOURCE.md")
+    origin = Path(events).with_name("SOURCE.md")
     source = origin.read_text(encoding="utf-8", errors="replace") if origin.is_file() else ""
     return log, split, config, catalogue, source
 
 
 def open_models(
-    paths: Mapping[str, Path], events: Path
+    paths: Mapping[str, Path], events: Path | str
 ) -> "tuple[dict[str, Run | Ranker], Split, Events]":
     """Open runs and bundles, and split the events as in their training.
 
@@ -216,7 +229,7 @@ def _held_out(log: "Events", opened: "Mapping[str, Run | Ranker]") -> "Split":
             leak = "" if known else ": targets may have been in its training"
             note(f"these are not the events that {name} was trained on{leak}")
     return split_events(
-        log.frame,
+        log.pieces,
         train.split,
         folds=train.folds,
         fold=train.fold,

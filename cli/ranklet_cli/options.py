@@ -32,6 +32,14 @@ class Utf8Path(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Log(Utf8Path):
+    """An event log: a path, or an address in an object store, such as s3://bucket/log/."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Keep an address as it is."""
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
 class NewFolder(Utf8Path):
     """An output folder; the empty name of an unset shell variable is refused."""
 
@@ -45,6 +53,7 @@ class NewFolder(Utf8Path):
 INPUT = click.Path(path_type=Path, exists=True, allow_dash=True)
 OUTPUT = click.Path(path_type=Path)
 PATH = Utf8Path(path_type=Path)
+LOG = Log(path_type=Path)
 FILE = Utf8Path(path_type=Path, exists=True, dir_okay=False)
 EXISTING = Utf8Path(path_type=Path, exists=True)  # a file, or a folder of parts
 FOLDER = Utf8Path(path_type=Path, exists=True, file_okay=False)

@@ -1,5 +1,6 @@
 """``ranklet data`` and ``ranklet train``: fetch a data set, train a model."""
 
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +57,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 
 
 @click.command()
-@click.argument("events", type=options.PATH)
+@click.argument("events", type=options.LOG)
 @options.items
 @click.option("--out", type=options.NEW_FOLDER, required=True, help="New folder for the run.")
 @options.settings
@@ -71,7 +72,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 @options.columns
 @options.json_flag
 def train(
-    events: Path,
+    events: Path | str,
     items: Path | None,
     out: Path,
     preset: str | None,
@@ -97,7 +98,7 @@ def train(
       ranklet train events.parquet --out run --set epochs=20
       ranklet train events.parquet --out final --final run
     """
-    from ranklet_training.runs.checkpoint import locked, read_run
+    from ranklet_training.runs.checkpoint import EVENTS, locked, read_run
     from ranklet_training.runs.presets import configure
     from ranklet_training.runs.start import check_new, final_settings, reopen_run, start_run
     from ranklet_training.runs.train import train as train_run
@@ -108,7 +109,7 @@ def train(
     if resume:
         _refuse_with("--resume", "items", "final", *reading)
         run = read_run(out)
-        log = read_log(events, run.data.get("reading", {}))
+        log = read_log(events, run.data.get("reading", {}), cache=out / EVENTS)
     else:
         check_new(out)
         if final is not None:
@@ -120,7 +121,9 @@ def train(
                 note(
                     f"{final} has no figures for the model card: ranklet evaluate {final} {events}"
                 )
-        log, split, config, catalogue, source = prepare(events, items, chosen, reading, earlier)
+        log, split, config, catalogue, source = prepare(
+            events, items, chosen, reading, earlier, out / EVENTS
+        )
     words = ["ranklet", "train", events, "--out", out, "--resume"]
     lock = locked(out / "run.lock", f"another process trains {out}")
     with lock, hint_to_resume(out / "config.json", words):
@@ -131,6 +134,7 @@ def train(
             facts: dict[str, Any] = {"reading": reading, "source": source, "earlier": earlier}
             run = start_run(out, config, log, split, catalogue, **facts)
         result = train_run(run, split, log=_tensorboard_writer(out) if tensorboard else None)
+        shutil.rmtree(out / EVENTS, ignore_errors=True)
     metrics = {name: round(value, 5) for name, value in result.validation.items()}
     if as_json:
         return print_json(

@@ -23,7 +23,7 @@ ROWS = 10  # of the printed table
 
 
 @click.command()
-@click.argument("events", type=options.PATH)
+@click.argument("events", type=options.LOG)
 @options.items
 @click.option(
     "--out",
@@ -56,7 +56,7 @@ ROWS = 10  # of the printed table
 @options.columns
 @options.json_flag
 def tune(
-    events: Path,
+    events: Path | str,
     items: Path | None,
     out: Path,
     preset: str | None,
@@ -127,7 +127,9 @@ def tune(
     click.echo(f"\nbest settings: {out / 'best.toml'}\nnext: {train_command}")
 
 
-def _train_command(events: Path, items: Path | None, out: Path, reading: dict[str, str]) -> str:
+def _train_command(
+    events: Path | str, items: Path | None, out: Path, reading: dict[str, str]
+) -> str:
     """Return the command line that trains with the best settings on the same log."""
     words = ["ranklet", "train", str(events), "--out", "RUN", "--config", str(out / "best.toml")]
     if items is not None:

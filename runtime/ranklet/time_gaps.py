@@ -28,9 +28,16 @@ def gap_buckets(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def buckets_before(times: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the bucket of the gap before each event of one history, UNKNOWN for the first."""
+    return np.concatenate(
+        [np.full(min(1, len(times)), UNKNOWN), buckets_between(times[:-1], times[1:])]
+    )
+
+
+def buckets_between(earlier: NDArray[np.int64], later: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the bucket of the gap between two times, or of each of many."""
     # A difference beyond int64 wraps in it, and is right in uint64.
-    gaps = np.minimum(np.diff(times).astype(np.uint64), 2**63 - 1).astype(np.int64)
-    return np.concatenate([np.full(min(1, len(times)), UNKNOWN), gap_buckets(gaps)])
+    gaps = np.minimum((later - earlier).astype(np.uint64), 2**63 - 1).astype(np.int64)
+    return gap_buckets(gaps)
 
 
 def bucket_until(now: int, last: int) -> int:

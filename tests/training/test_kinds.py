@@ -23,7 +23,7 @@ def test_ratings_get_the_first_kind_whose_bound_they_reach() -> None:
     events = read_events(LOG, rating_kinds="like=4, ok=3,low=0")
     expected = ["like", "like", "ok", "ok", "low", None, None]
     assert events.frame["event"].to_list() == expected
-    assert count_kinds(events.frame) == {"like": 2, "low": 1, "ok": 2}
+    assert count_kinds([events.frame]) == {"like": 2, "low": 1, "ok": 2}
     assert "kinds of events: like (2), ok (2), low (1)" in events.notes
     assert events.frame["rating"].to_list() == LOG["rating"].to_list()
 

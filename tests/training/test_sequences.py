@@ -1,8 +1,10 @@
 """An epoch trains on every pair of a history and its next event, once."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -118,3 +120,34 @@ def test_pad_keeps_the_latest_events_and_counts_hold_every_item() -> None:
     assert pad(histories, 3).tolist() == [[2, 3, 4], [5, 0, 0], [0, 0, 0]]
     assert pad([np.array([1, 2]), np.array([3])], 9).tolist() == [[1, 2], [3, 0]]
     assert Sequences(np.array([2, 2, 4]), np.array([0, 3])).counts(5).tolist() == [0, 0, 2, 0, 1, 0]
+
+
+@given(lengths=ragged, block=st.integers(1, 30))
+def test_blocks_hold_every_event_once_with_its_user(lengths: list[int], block: int) -> None:
+    sequences, found = numbered(lengths), list[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ranklet_training.data.sequences.BLOCK", block)
+        for users, events in sequences.blocks():
+            items = sequences.items[events]
+            owners = np.repeat(np.arange(users.start, users.stop), sequences.lengths[users])
+            assert_array_equal(owners, items // 1000)
+            found += items.tolist()
+    assert found == sequences.items.tolist()
+
+
+@given(
+    times=st.lists(st.integers(-(2**62), 2**62), min_size=2, max_size=30).map(sorted),
+    length=st.integers(1, 9),
+)
+def test_batches_have_the_time_gaps_of_the_history(times: list[int], length: int) -> None:
+    places = np.arange(len(times))
+    sequences = Sequences(places + 1, np.array([0, len(times)]), times=np.array(times))
+    options: dict[str, Any] = {"windows": "all", "length": length, "targets": 9}
+    for batch in epoch_batches(sequences, **options, seed=0, epoch=0, with_gaps=True):
+        is_event = batch.targets > 0
+        assert batch.since is not None
+        assert batch.until is not None
+        assert_array_equal(batch.since[is_event], sequences.gaps[batch.history[is_event] - 1])
+        assert_array_equal(batch.until[is_event], sequences.gaps[batch.targets[is_event] - 1])
+        assert not batch.since[~is_event].any()
+        assert not batch.until[~is_event].any()

@@ -6,11 +6,13 @@
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from ranklet.errors import DataError
@@ -23,13 +25,20 @@ from ranklet_training.data.columns import (
     whole_numbers,
     without_missing,
 )
-from ranklet_training.data.ids import IdType, check_choice, describe_ids, parse_ids
+from ranklet_training.data.ids import (
+    IdType,
+    check_choice,
+    describe_ids,
+    describe_similar,
+    parse_ids,
+)
 from ranklet_training.data.kinds import (
     count_kinds,
     describe_counts,
     kinds_of_ratings,
     read_rating_kinds,
 )
+from ranklet_training.data.stored import Frames, columns_of
 from ranklet_training.data.tables import ArrowStream, Table, listed, open_table, refuse
 from ranklet_training.data.times import NAMES, describe_rounding, in_unit, read_times, show_time
 
@@ -67,9 +76,11 @@ class Events:
     Timestamps are in ``time_unit``: s, ms, us or ns since 1970, or "" if it is not known.
     """
 
-    frame: pl.DataFrame
+    pieces: Frames  # of whole users, one after the other; a log in memory is one piece
+    events: int
     users: int
-    items: int
+    item_ids: pl.Series  # distinct, sorted
+    span: tuple[float, float]  # the first and the last time
     rows_read: int
     dropped: dict[str, int]
     digest: str
@@ -78,17 +89,25 @@ class Events:
     notes: list[str]  # on columns, ids, times and ties
 
     @property
-    def span(self) -> tuple[float, float]:
-        """Return the first and the last time."""
-        time = pl.col("timestamp")
-        first, last = self.frame.select(first=time.min(), last=time.max()).row(0)
-        return first, last
+    def frame(self) -> pl.DataFrame:
+        """Return all events in one frame in memory."""
+        return pl.concat(self.pieces)
+
+    @property
+    def schema(self) -> pl.Schema:
+        """Return the columns with their types."""
+        return next(iter(self.pieces)).schema
+
+    @property
+    def items(self) -> int:
+        """Return the number of items."""
+        return len(self.item_ids)
 
     @property
     def reading(self) -> dict[str, str]:
         """Return the time unit and id types, to read another log like this one."""
         types = {
-            f"{name}_type": "string" if self.frame[name].dtype == pl.String else "int64"
+            f"{name}_type": "string" if self.schema[name] == pl.String else "int64"
             for name in ("user_id", "item_id")
         }
         is_recent = {unit_by_size(time) for time in self.span} == {self.time_unit}
@@ -106,17 +125,56 @@ class Events:
         if self.time_unit:
             unit = f"dates, in {unit}" if self.is_dates else f"{unit}, by their size"
         return (
-            f"{self.users:,} users, {self.items:,} items, {len(self.frame):,} events "
+            f"{self.users:,} users, {self.items:,} items, {self.events:,} events "
             f"of {self.rows_read:,} rows (dropped: {_counts(self.dropped) or 'none'}), "
             f"time {first} to {last} ({unit})"
         )
 
 
-def frame_digest(frame: pl.DataFrame) -> str:
-    """Return the SHA-256 of names, types and values in row order, independent of chunks."""
-    digest = hashlib.sha256()
-    for column in frame:
-        _hash_column(digest, column)
+@dataclass(frozen=True)
+class Options:
+    """How a log is read, see ``read_events``."""
+
+    columns: Columns
+    duplicates: DuplicatePolicy
+    id_type: IdType
+    rating_kinds: str
+    like: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        check_choice("duplicates", self.duplicates, DuplicatePolicy)
+
+    def names(self, table: Table) -> dict[str, str]:
+        """Return the columns of a table to read, by our name."""
+        columns = self.columns
+        names = {"user_id": columns.user, "item_id": columns.item, "timestamp": columns.timestamp}
+        for ours, theirs in (("event", columns.event), ("rating", columns.rating)):
+            if theirs and (theirs in table.names or theirs != ours):
+                names[ours] = theirs
+        return names
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rows of a log, or of a part of it, were before they were sorted."""
+
+    read: int
+    complete: int
+    lacking: dict[str, tuple[int, str]]  # rows without a column: how many, and the first
+    unit: str
+    original_unit: str  # before the conversion to that of a training
+    is_dates: bool
+    notes: list[str]
+
+
+def frame_digest(frame: pl.DataFrame | Frames) -> str:
+    """Return the SHA-256 of names, types and values in row order, independent of chunks.
+
+    Frames count as one; their columns are hashed one after the other.
+    """
+    digest, pieces = hashlib.sha256(), [frame] if isinstance(frame, pl.DataFrame) else frame
+    for name in next(iter(pieces)).columns:
+        _hash_column(digest, pieces, name)
     return digest.hexdigest()
 
 
@@ -147,46 +205,112 @@ def read_events(
         DataError: The log is missing, damaged or empty, or holds a wrong value.
         InputError: ``rating_kinds`` has another form.
     """
-    check_choice("duplicates", duplicates, DuplicatePolicy)
-    like = like or {}
+    options = Options(columns, duplicates, id_type, rating_kinds, like or {})
     table = open_table(source, [[columns.user], [columns.item]])
-    names = {"user_id": columns.user, "item_id": columns.item, "timestamp": columns.timestamp}
-    for ours, theirs in (("event", columns.event), ("rating", columns.rating)):
-        if theirs and (theirs in table.names or theirs != ours):
-            names[ours] = theirs
-    raw = table.collect(names, lambda ours: _mapping_advice(ours, table.names))
+    rows, facts = check_rows(table, options.names(table), options)
+    check_complete(facts, table.name)
+    return describe([order_rows(rows, duplicates)], facts, table, options)
+
+
+def check_rows(
+    table: Table, names: Mapping[str, str], options: Options
+) -> tuple[pl.DataFrame, Facts]:
+    """Return the rows of a table that have user, item and time, with the original time ``order``.
+
+    ``names`` are the columns to read, by our name.
+    """
+    raw = table.collect(dict(names), lambda ours: _mapping_advice(ours, table.names))
     labels = {ours: table.label(theirs) for ours, theirs in names.items()}
-    ids, id_notes = _parse_both_ids(raw, labels, id_type, like, is_text=table.is_text)
+    ids, id_notes = _parse_both_ids(raw, labels, options, is_text=table.is_text)
     original = read_times(raw["timestamp"], labels["timestamp"])
-    times, unit_note = in_unit(original, like.get("time_unit"), labels["timestamp"])
+    times, unit_note = in_unit(original, options.like.get("time_unit"), labels["timestamp"])
     optional, left_out = _parse_optional(raw, names, labels)
-    if rating_kinds:
-        optional["event"] = _rated_kinds(optional, rating_kinds, labels)
+    if options.rating_kinds:
+        optional["event"] = _rated_kinds(optional, options.rating_kinds, labels)
     read = {**ids, "timestamp": times.values, **optional, "order": original.values}
-    frame, lacking = _complete(pl.DataFrame(read), raw)
-    if frame.is_empty():
-        raise DataError(f"{table.name} has no row with user, item and time: {_counts(lacking)}")
-    frame = frame.sort("user_id", "order", maintain_order=True).drop("order")
-    kept = _drop_duplicates(frame, duplicates)
-    repeats = {f"{duplicates} duplicates": len(frame) - len(kept)}
-    dropped = {"blank lines": table.blank_lines, **lacking, **repeats}
-    used = [theirs for ours, theirs in names.items() if ours in kept.columns]
-    notes = [_describe_columns(table, used, columns), *left_out, *id_notes, unit_note]
-    notes.append(describe_rounding(raw["timestamp"]))
-    if len(counts := count_kinds(kept)) > 1:
-        notes.append(f"kinds of events: {describe_counts(counts)}")
-    if times.unit == original.unit:  # else rounding makes ties that were none
-        notes.append(_describe_ties(kept))
-    return Events(
-        frame=kept,
-        users=kept["user_id"].n_unique(),
-        items=kept["item_id"].n_unique(),
-        rows_read=len(raw) + table.blank_lines,
-        dropped={reason: count for reason, count in dropped.items() if count},
-        digest=frame_digest(kept),
-        time_unit=times.unit,
+    rows, lacking = _complete(pl.DataFrame(read), raw)
+    return rows, Facts(
+        read=len(raw) + table.blank_lines,
+        complete=len(rows),
+        lacking=lacking,
+        unit=times.unit,
+        original_unit=original.unit,
         is_dates=times.is_dates,
+        notes=[*left_out, *id_notes, unit_note, describe_rounding(raw["timestamp"])],
+    )
+
+
+def check_complete(facts: Facts, name: str) -> None:
+    """Raise DataError if no row of a log has user, item and time."""
+    if not facts.complete:
+        reasons = _counts(_reasons(facts.lacking))
+        raise DataError(f"{name} has no row with user, item and time: {reasons}")
+
+
+def order_rows(rows: pl.DataFrame, duplicates: DuplicatePolicy) -> pl.DataFrame:
+    """Return rows of ``check_rows`` sorted by user and time, without duplicates."""
+    rows = rows.sort("user_id", "order", maintain_order=True).drop("order")
+    return _drop_duplicates(rows, duplicates)
+
+
+def describe(pieces: Frames, facts: Facts, table: Table, options: Options) -> Events:
+    """Return sorted events with their counts, digest and notes; ``facts`` are of all rows."""
+    measures = pl.concat(map(_measure, pieces))
+    first, last = measures.select(pl.col("first").min(), pl.col("last").max()).row(0)
+    total = measures.drop("first", "last").cast(pl.Int64).sum().row(0, named=True)
+    item_ids = distinct(columns_of(pieces, "item_id"))
+    schema = next(iter(pieces)).schema
+    used = [theirs for ours, theirs in options.names(table).items() if ours in schema]
+    notes = [_describe_columns(table, used, options.columns), *facts.notes]
+    if schema["user_id"] == pl.String:
+        user_ids = pl.concat([ids.unique() for ids in columns_of(pieces, "user_id")])
+        notes += describe_similar(user_ids, "user_id")
+    if schema["item_id"] == pl.String:
+        notes += describe_similar(item_ids, "item_id")
+    if len(counts := count_kinds(pieces)) > 1:
+        notes.append(f"kinds of events: {describe_counts(counts)}")
+    if facts.unit == facts.original_unit:  # else rounding makes ties that were none
+        notes.append(_describe_ties(**total))
+    repeats = {f"{options.duplicates} duplicates": facts.complete - total["events"]}
+    dropped = {"blank lines": table.blank_lines, **_reasons(facts.lacking), **repeats}
+    return Events(
+        pieces=pieces,
+        events=total["events"],
+        users=total["users"],
+        item_ids=item_ids,
+        span=(first, last),
+        rows_read=facts.read,
+        dropped={reason: count for reason, count in dropped.items() if count},
+        digest=frame_digest(pieces),
+        time_unit=facts.unit,
+        is_dates=facts.is_dates,
         notes=[note for note in notes if note],
+    )
+
+
+def distinct(parts: Iterable[pl.Series]) -> pl.Series:
+    """Return the distinct values of all parts, sorted."""
+    unique = (part.unique() for part in parts)
+    return reduce(lambda known, more: pl.concat([known, more]).unique(), unique).sort()
+
+
+def _measure(piece: pl.DataFrame) -> pl.DataFrame:
+    """Return numbers of sorted events, in one row.
+
+    ``followers`` are the events that have an event of their user before them, ``ties`` those of
+    them with the same time, and ``tied`` the events with the time of a neighbour.
+    """
+    user, time = pl.col("user_id"), pl.col("timestamp")
+    is_follower = user == user.shift(1)
+    is_tie = (is_follower & (time == time.shift(1))).fill_null(value=False)
+    return piece.select(
+        events=pl.len(),
+        users=user.n_unique(),
+        first=time.min(),
+        last=time.max(),
+        followers=is_follower.sum(),
+        ties=is_tie.sum(),
+        tied=(is_tie | is_tie.shift(-1, fill_value=False)).sum(),
     )
 
 
@@ -202,16 +326,17 @@ def check_time_unit(events: Events, unit: str | None) -> None:
 def _parse_both_ids(
     raw: pl.DataFrame,
     labels: Mapping[str, str],
-    id_type: IdType,
-    like: Mapping[str, str],
+    options: Options,
     *,
     is_text: bool,
 ) -> tuple[dict[str, pl.Series], list[str]]:
     """Return the ids of users and items, in the types of ``like`` where they fit, and notes."""
     ids, notes = {}, []
     for name in ("user_id", "item_id"):
-        known = like.get(f"{name}_type")
-        kind: IdType = id_type if known is None else "string" if known == "string" else "auto"
+        known = options.like.get(f"{name}_type")
+        kind: IdType = (
+            options.id_type if known is None else "string" if known == "string" else "auto"
+        )
         ids[name] = parse_ids(raw[name], labels[name], kind, is_text or known is not None)
         notes += describe_ids(raw[name], ids[name], name)
     return ids, notes
@@ -251,17 +376,22 @@ def _rated_kinds(
     return kinds_of_ratings(read["rating"], bounds)
 
 
-def _complete(frame: pl.DataFrame, raw: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return the rows that have user, item and time, and the number of the others by reason."""
+def _complete(
+    frame: pl.DataFrame, raw: pl.DataFrame
+) -> tuple[pl.DataFrame, dict[str, tuple[int, str]]]:
+    """Return the rows that have user, item and time, and the number and the first of the others."""
     lacking = {}
     is_kept = pl.repeat(value=True, n=len(frame), eager=True)
     for name in ("user_id", "item_id", "timestamp"):
         rows = (is_kept & frame[name].is_null()).arg_true()
         if len(rows):
-            first = f"row {rows[0] + 1}: {show(raw[name][rows[0]])}"
-            lacking[f"rows without {name}, first {first}"] = len(rows)
+            lacking[name] = len(rows), f"row {rows[0] + 1}: {show(raw[name][rows[0]])}"
             is_kept &= frame[name].is_not_null()
     return frame.filter(is_kept), lacking
+
+
+def _reasons(lacking: Mapping[str, tuple[int, str]]) -> dict[str, int]:
+    return {f"rows without {n}, first {first}": count for n, (count, first) in lacking.items()}
 
 
 def _counts(dropped: Mapping[str, int]) -> str:
@@ -290,15 +420,12 @@ def _describe_columns(table: Table, used: list[str], columns: Columns) -> str:
     return line
 
 
-def _describe_ties(frame: pl.DataFrame) -> str:
+def _describe_ties(events: int, followers: int, ties: int, tied: int, **_: int) -> str:
     """Return a note if most events of users have the time of the event before."""
-    is_same_user = frame["user_id"] == frame["user_id"].shift(1)
-    is_tie = (is_same_user & (frame["timestamp"] == frame["timestamp"].shift(1))).fill_null(False)
-    if int(is_tie.sum()) <= _MANY_TIES * int(is_same_user.sum()):
+    if ties <= _MANY_TIES * followers:
         return ""
-    count = (is_tie | is_tie.shift(-1, fill_value=False)).sum()
     return (
-        f"{count:,} of {len(frame):,} events share their time with another event of the same user: "
+        f"{tied:,} of {events:,} events share their time with another event of the same user: "
         "the file's order decides among equal times"
     )
 
@@ -344,20 +471,34 @@ def _drop_duplicates(frame: pl.DataFrame, policy: DuplicatePolicy) -> pl.DataFra
     return frame
 
 
-def _hash_column(digest: "hashlib._Hash", column: pl.Series) -> None:
+def _hash_column(digest: "hashlib._Hash", pieces: Frames, name: str) -> None:
     """Add a column to the digest; texts and lists are preceded by their lengths."""
-    digest.update(f"{column.name}\0{column.dtype}\0{len(column)}\0".encode())
-    if column.null_count():
-        digest.update(column.is_null().cast(pl.UInt8).to_numpy().tobytes())
-        column = column.drop_nulls()
-    if isinstance(column.dtype, pl.List):
-        digest.update(column.list.len().cast(pl.Int64).to_numpy().astype("<i8").tobytes())
+    sizes = [(len(column), column.null_count()) for column in columns_of(pieces, name)]
+    rows, nulls = np.sum(sizes, axis=0)
+    dtype = next(columns_of(pieces, name)).dtype
+    digest.update(f"{name}\0{dtype}\0{rows}\0".encode())
+    if nulls:
+        _hash_arrays(digest, (c.is_null().cast(pl.UInt8) for c in columns_of(pieces, name)))
+
+    def columns() -> Iterator[pl.Series]:
+        return (column.drop_nulls() for column in columns_of(pieces, name))
+
+    if isinstance(dtype, pl.List):
+        _hash_arrays(digest, (column.list.len().cast(pl.Int64) for column in columns()))
         # Empty lists would explode to nulls.
-        _hash_column(digest, column.filter(column.list.len() > 0).explode().alias("item"))
-    elif column.dtype == pl.String:
-        digest.update(column.str.len_bytes().cast(pl.Int64).to_numpy().astype("<i8").tobytes())
-        for piece in column.to_frame().iter_slices(_HASHED_ROWS):
-            digest.update("".join(piece.to_series().to_list()).encode())
+        values = [c.filter(c.list.len() > 0).explode().to_frame("item") for c in columns()]
+        _hash_column(digest, values, "item")
+    elif dtype == pl.String:
+        _hash_arrays(digest, (column.str.len_bytes().cast(pl.Int64) for column in columns()))
+        for column in columns():
+            for part in column.to_frame().iter_slices(_HASHED_ROWS):
+                digest.update("".join(part.to_series().to_list()).encode())
     else:
-        values = column.cast(pl.Float64 if column.dtype.is_float() else pl.Int64).to_numpy()
-        digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
+        wide = pl.Float64 if dtype.is_float() else pl.Int64
+        _hash_arrays(digest, (column.cast(wide) for column in columns()))
+
+
+def _hash_arrays(digest: "hashlib._Hash", columns: Iterable[pl.Series]) -> None:
+    for column in columns:
+        array = column.to_numpy()
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())

@@ -78,27 +78,32 @@ def _are_whole_floats(texts: pl.Series) -> pl.Series:
 
 
 def describe_ids(raw: pl.Series, ids: pl.Series, name: str) -> list[str]:
-    """Return notes on ids that were read as other ids, or that look like others.
+    """Return notes on ids that were read as other ids.
 
     ``raw`` is the column before ``parse_ids``, ``name`` is what the ids are called.
     """
     if ids.dtype == pl.String:
-        unique = ids.drop_nulls().unique().sort()
-        plain = unique.str.normalize("NFKC").str.replace_all(_INVISIBLE, "").str.strip_chars()
-        plain = plain.str.to_lowercase().str.replace(_WHOLE_FLOAT, "$1")
-        plain = plain.str.replace(_LEADING_ZEROS, "$1")
-        alike = plain.is_duplicated()
-        if not alike.any():
-            return []
-        first = unique.filter(plain == plain.filter(alike)[0])
-        return [
-            f"{name}: {alike.sum():,} ids differ from others only in case, spaces, leading zeros, "
-            f"'.0' or Unicode form, such as {show(first[0])} and {show(first[1])}; they stay "
-            "different ids"
-        ]
+        return []
     if raw.dtype.is_float():
         return [f"{name}: ids are floats, read as integers (12.0 as 12)"]
     if raw.dtype in TEXT and (whole := _are_whole_floats(raw.cast(pl.String))).any():
         example = raw.filter(whole)[0]
         return [f"{name}: {whole.sum():,} ids such as {show(example)} are read as integers"]
     return []
+
+
+def describe_similar(ids: pl.Series, name: str) -> list[str]:
+    """Return a note on text ids that look like others; ``name`` is what the ids are called."""
+    unique = ids.drop_nulls().unique().sort()
+    plain = unique.str.normalize("NFKC").str.replace_all(_INVISIBLE, "").str.strip_chars()
+    plain = plain.str.to_lowercase().str.replace(_WHOLE_FLOAT, "$1")
+    plain = plain.str.replace(_LEADING_ZEROS, "$1")
+    alike = plain.is_duplicated()
+    if not alike.any():
+        return []
+    first = unique.filter(plain == plain.filter(alike)[0])
+    return [
+        f"{name}: {alike.sum():,} ids differ from others only in case, spaces, leading zeros, "
+        f"'.0' or Unicode form, such as {show(first[0])} and {show(first[1])}; they stay "
+        "different ids"
+    ]

@@ -85,7 +85,7 @@ def note_unmatched(events: Events, items: pl.DataFrame, name: str) -> str:
     ``items`` are from ``read_items``, with ids of the log's type; ``name`` is that of the file.
     DataError: no item of the log has a row.
     """
-    known = events.frame.select("item_id").unique()
+    known = events.item_ids.to_frame()
     lacking = known.join(items, on="item_id", how="anti")["item_id"].sort()
     if lacking.is_empty():
         return ""

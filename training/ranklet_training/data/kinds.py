@@ -4,11 +4,13 @@ Kinds have an index in the order of their names, from 1; 0 is an event of unknow
 """
 
 import math
+from collections import Counter
 
 import polars as pl
 
 from ranklet.errors import DataError, InputError
 from ranklet.values import show
+from ranklet_training.data.stored import Frames, columns_of
 from ranklet_training.data.tables import listed
 
 MOST_KINDS = 100  # of a model; more distinct texts are no kinds, but something else
@@ -45,12 +47,14 @@ def kinds_of_ratings(ratings: pl.Series, bounds: dict[str, float]) -> pl.Series:
     return ratings.to_frame().select(event=kinds)["event"]
 
 
-def count_kinds(frame: pl.DataFrame) -> dict[str, int]:
+def count_kinds(pieces: Frames) -> dict[str, int]:
     """Return the number of events of each kind, by name; empty for a log without kinds."""
-    if "event" not in frame.columns:
+    if "event" not in next(iter(pieces)).columns:
         return {}
-    counts = frame["event"].drop_nulls().value_counts().sort("event")
-    return dict(counts.iter_rows())
+    counts = Counter[str]()
+    for events in columns_of(pieces, "event"):
+        counts.update(dict(events.drop_nulls().value_counts().iter_rows()))
+    return dict(sorted(counts.items()))
 
 
 def describe_counts(counts: dict[str, int]) -> str:

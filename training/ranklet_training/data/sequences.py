@@ -6,16 +6,18 @@ Histories are oldest first, padded on the right with 0, and cut to their latest 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.time_gaps import UNKNOWN, buckets_before
+from ranklet.time_gaps import UNKNOWN, buckets_before, buckets_between
 
 Windows = Literal["last", "all"]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+BLOCK = 1 << 22  # events that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Sequences:
     def lengths(self) -> Ints:
         """Return the number of events of every user."""
         return np.diff(self.offsets)
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Yield users and their events, about ``BLOCK`` events at a time."""
+        places = np.arange(0, self.offsets[-1], BLOCK)
+        begins = np.unique(np.searchsorted(self.offsets[:-1], places, side="right") - 1).tolist()
+        for begin, end in pairwise([*begins, len(self)]):
+            yield slice(begin, end), slice(*self.offsets[[begin, end]].tolist())
 
     @cached_property
     def gaps(self) -> Ints:
@@ -164,8 +173,11 @@ def _gather(
     if sequences.ratings is not None:
         ratings = np.where(is_event, sequences.ratings[places], np.float32(0))
     if with_gaps:
-        since = np.where(is_event, sequences.gaps[places - 1], UNKNOWN)
-        until = np.where(is_event, sequences.gaps[places], UNKNOWN)
+        assert sequences.times is not None
+        times = [sequences.times[places - back] for back in range(3)]
+        is_first = (starts == 1)[:, None] & (steps == 0)  # of the history
+        since = np.where(is_event & ~is_first, buckets_between(times[2], times[1]), UNKNOWN)
+        until = np.where(is_event, buckets_between(times[1], times[0]), UNKNOWN)
     if with_kinds:
         assert sequences.kinds is not None
         kinds = np.where(is_event, sequences.kinds[places - 1], 0)

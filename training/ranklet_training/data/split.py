@@ -15,18 +15,30 @@ kind before it in ``leave-one-out``, where training ends before the latter; the 
 of ``time``; the last in ``k-fold``. Histories have the earlier events of every kind.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from hashlib import sha256
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import DataError
 from ranklet.values import show
+from ranklet_training.data.events import distinct
 from ranklet_training.data.kinds import MOST_KINDS, check_target, count_kinds
 from ranklet_training.data.sequences import Ints, Mask, Sequences, ragged_places
+from ranklet_training.data.stored import (
+    Arrays,
+    Frames,
+    StoredFrames,
+    columns_of,
+    concatenate,
+    scratch_array,
+)
 
 SplitKind = Literal["leave-one-out", "time", "k-fold", "none"]
 Instants = tuple[int | float, int | float]  # in the unit of the log
@@ -58,9 +70,12 @@ class Cases:
     @cached_property
     def is_repeat(self) -> Mask:
         """Return for each case whether the target is in the history."""
-        case = np.repeat(np.arange(len(self)), self.histories.lengths)
-        same = (self.histories.items == self.targets[case]) & (self.histories.items > 0)
-        return np.bincount(case[same], minlength=len(self)) > 0
+        histories, is_repeat = self.histories, np.zeros(len(self), dtype=bool)
+        for users, events in histories.blocks():
+            case = np.repeat(np.arange(users.start, users.stop), histories.lengths[users])
+            items = histories.items[events]
+            is_repeat[case[(items == self.targets[case]) & (items > 0)]] = True
+        return is_repeat
 
     @property
     def repeats(self) -> float:
@@ -131,7 +146,7 @@ class Split:
 
 
 def split_events(
-    frame: pl.DataFrame,
+    events: pl.DataFrame | Frames,
     kind: SplitKind = "leave-one-out",
     *,
     folds: int = 5,
@@ -141,75 +156,128 @@ def split_events(
     target: str = "",
     for_training: bool = True,
 ) -> Split:
-    """Split a frame of ``read_events``, sorted by user and time, by a protocol of the module.
+    """Split the frame or pieces of ``read_events``, sorted by user and time, by a protocol.
 
     ``seed`` assigns users to the ``folds`` of ``k-fold``, of which number ``fold`` is the test.
     ``instants`` of ``time`` are by default quantiles of the log. Cases ask about events of the kind
     ``target``, "" for any. If not ``for_training``, the catalogue has every item of the log, and a
-    part may be empty. DataError: no event is of the target kind, or no user is left for training,
-    validation or test.
+    part may be empty. The arrays of stored pieces are stored beside them. DataError: no event is of
+    the target kind, or no user is left for training, validation or test.
     """
-    counts = count_kinds(frame)
+    pieces = [events] if isinstance(events, pl.DataFrame) else events
+    counts = count_kinds(pieces)
     check_target(target, counts)
-    users = frame["user_id"].rle_id().to_numpy().astype(np.int64)  # 0, 0, 0, 1, 1, ...
-    times = frame["timestamp"].to_numpy()
-    is_asked = _is_of_kind(frame, target)
-    # Number of later events of the same user that may be targets, for each event.
-    later = np.cumsum(np.bincount(users, is_asked))[users] - np.cumsum(is_asked)
-    if kind == "leave-one-out":
-        validation, test = is_asked & (later == 1), is_asked & (later == 0)
-        # All events of users without an event before the validation target are for training.
-        has_earlier = np.append(False, users[1:] == users[:-1]) & validation
-        is_case = (np.bincount(users, has_earlier) > 0)[users]
-        validation, test = validation & is_case, test & is_case
-        in_training = ~is_case | (later >= 2)
-    elif kind == "time":
-        if instants is None:
-            first, second = np.quantile(times, TIME_QUANTILES, method="higher")
-            instants = first.item(), second.item()
-        first, second = instants
-        in_training = times < first
-        validation = _first_of_user(users, is_asked & (times >= first) & (times < second))
-        test = _first_of_user(users, is_asked & (times >= second))
-    elif kind == "none":
-        in_training = np.ones(len(users), dtype=bool)
-        validation = test = ~in_training
-    else:
-        if not 0 <= fold < folds or folds < 3:
-            raise DataError(f"fold must be in [0, folds) and folds at least 3: {fold}, {folds}")
-        random = np.random.Generator(np.random.Philox([seed, folds]))
-        fold_of = (random.permutation(users[-1] + 1) % folds)[users]
-        is_test, is_validation = fold_of == fold, fold_of == (fold + 1) % folds
-        in_training = ~is_test & ~is_validation
-        is_last = is_asked & (later == 0)
-        validation, test = is_validation & is_last, is_test & is_last
+    if kind == "k-fold" and (not 0 <= fold < folds or folds < 3):
+        raise DataError(f"fold must be in [0, folds) and folds at least 3: {fold}, {folds}")
+    if kind == "time" and instants is None:
+        instants = _default_instants(pieces)
+    fold_of = _fold_of_users(pieces, folds, seed) if kind == "k-fold" else None
+    rule = _Rule(kind, target, instants, fold_of, folds, fold)
+    known = columns_of(pieces, "item_id")
     # The papers rank all items of the log, including those outside training.
-    is_whole = kind == "leave-one-out" or not for_training
-    known = frame if is_whole else frame.filter(pl.Series(in_training))
-    ids = known["item_id"].unique().sort()
+    if for_training and kind in ("time", "k-fold"):
+        split = rule.parts(pieces)
+        known = (frame["item_id"].filter(pl.Series(parts.training)) for frame, parts in split)
+    ids = distinct(known)
     vocabulary = Vocabulary(ids.to_list() if ids.dtype == pl.String else ids.to_numpy())
     indices = ids.to_frame().with_row_index("index", offset=1)
-    joined = frame.join(indices, on="item_id", how="left", maintain_order="left")
-    items = joined["index"].fill_null(0).to_numpy().astype(np.int64)
-    lengths = np.unique(users[in_training], return_counts=True)[1]
-    ratings = None
-    if "rating" in frame.columns:
-        ratings = frame["rating"].cast(pl.Float32).to_numpy()[in_training]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    whole = Sequences(items, np.zeros(1, dtype=np.int64), None, times, _kind_indices(frame, counts))
-    training = replace(whole.take(np.flatnonzero(in_training), offsets), ratings=ratings)
+    folder = None
+    if isinstance(pieces, StoredFrames):
+        key = repr((kind, folds, fold, seed, instants, target, for_training))
+        folder = pieces.folder / sha256(key.encode()).hexdigest()[:16]
+    arrays = concatenate(
+        (_arrays(frame, parts, indices, counts, kind) for frame, parts in rule.parts(pieces)),
+        folder,
+    )
+    training = _sequences(arrays, "training")
     cases = {}
-    for name, is_target in (("validation", validation), ("test", test)):
-        cases[name] = _cases(users, whole, is_target, strict_time=kind == "time")
+    for name in ("validation", "test"):
+        targets, times = arrays[f"{name}.targets"], arrays[f"{name}.target_times"]
+        cases[name] = Cases(_sequences(arrays, name), targets, times)
         if for_training and kind != "none" and not len(cases[name]):
-            raise DataError(f"the {kind} split leaves no {name} user{_needs(kind, times, target)}")
-    if for_training and not (lengths > 1).any():
+            needs = _needs(kind, pieces, target)
+            raise DataError(f"the {kind} split leaves no {name} user{needs}")
+    if for_training and not (training.lengths > 1).any():
         held_out = ": it holds the last two events of a user out" if kind == "leave-one-out" else ""
         raise DataError(f"the {kind} split leaves no user with two training events{held_out}")
     instants = instants if kind == "time" else None
     return Split(
         kind, vocabulary, training, cases["validation"], cases["test"], instants, counts, target
     )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The user of each event of a frame, numbered from 0, and the parts that the events are in."""
+
+    users: Ints  # 0, 0, 0, 1, 1, ...
+    training: Mask
+    validation: Mask  # targets
+    test: Mask
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """The protocol of a split, which decides on the events of each user alone."""
+
+    kind: SplitKind
+    target: str
+    instants: Instants | None
+    fold_of: Ints | None  # of each user
+    folds: int
+    fold: int
+
+    def parts(self, pieces: Frames) -> Iterator[tuple[pl.DataFrame, _Parts]]:
+        """Yield each frame with its parts."""
+        first_user = 0
+        for frame in pieces:
+            users = frame["user_id"].rle_id().to_numpy().astype(np.int64)
+            yield frame, _Parts(users, *self._assign(frame, users, first_user))
+            first_user += int(users[-1]) + 1
+
+    def _assign(self, frame: pl.DataFrame, users: Ints, first_user: int) -> tuple[Mask, Mask, Mask]:
+        """Return which events are for training, and which are validation and test targets."""
+        is_asked = _is_of_kind(frame, self.target)
+        # Number of later events of the same user that may be targets, for each event.
+        later = np.cumsum(np.bincount(users, is_asked))[users] - np.cumsum(is_asked)
+        if self.kind == "leave-one-out":
+            validation, test = is_asked & (later == 1), is_asked & (later == 0)
+            # All events of users without an event before the validation target are for training.
+            has_earlier = np.append(False, users[1:] == users[:-1]) & validation
+            is_case = (np.bincount(users, has_earlier) > 0)[users]
+            return ~is_case | (later >= 2), validation & is_case, test & is_case
+        if self.kind == "time":
+            assert self.instants is not None
+            (first, second), times = self.instants, frame["timestamp"].to_numpy()
+            validation = _first_of_user(users, is_asked & (times >= first) & (times < second))
+            test = _first_of_user(users, is_asked & (times >= second))
+            return times < first, validation, test
+        if self.kind == "none":
+            nothing = np.zeros(len(users), dtype=bool)
+            return ~nothing, nothing, nothing
+        assert self.fold_of is not None
+        fold_of, is_last = self.fold_of[first_user + users], is_asked & (later == 0)
+        is_test, is_validation = fold_of == self.fold, fold_of == (self.fold + 1) % self.folds
+        return ~is_test & ~is_validation, is_validation & is_last, is_test & is_last
+
+
+def _default_instants(pieces: Frames) -> Instants:
+    """Return the quantiles of all times, by the method "higher" of numpy."""
+    columns = (column.to_numpy() for column in columns_of(pieces, "timestamp"))
+    if isinstance(pieces, StoredFrames):
+        times = scratch_array(columns, pieces.folder)
+    else:
+        times = np.concatenate([*columns])
+    ranks = np.ceil((len(times) - 1) * np.array(TIME_QUANTILES)).astype(np.int64)
+    times.partition(ranks)
+    first, second = times[ranks].tolist()
+    return first, second
+
+
+def _fold_of_users(pieces: Frames, folds: int, seed: int) -> Ints:
+    users = sum(ids.n_unique() for ids in columns_of(pieces, "user_id"))
+    random = np.random.Generator(np.random.Philox([seed, folds]))
+    return random.permutation(users) % folds
 
 
 def _is_of_kind(frame: pl.DataFrame, target: str) -> Mask:
@@ -219,13 +287,13 @@ def _is_of_kind(frame: pl.DataFrame, target: str) -> Mask:
     return (frame["event"] == target).fill_null(value=False).to_numpy()
 
 
-def _needs(kind: SplitKind, times: Ints, target: str) -> str:
+def _needs(kind: SplitKind, pieces: Frames, target: str) -> str:
     """Return what a split needs to have cases, as the end of an error message."""
-    distinct = f"{len(np.unique(times)):,} distinct instants"
+    instants = len(distinct(columns_of(pieces, "timestamp")))
     needs = {
         "leave-one-out": "it needs users with at least 3 events",
-        "time": f"it needs users with earlier events, and the log has {distinct}: give finer "
-        "times, or take another split",
+        "time": f"it needs users with earlier events, and the log has {instants:,} distinct "
+        "instants: give finer times, or take another split",
         "k-fold": "it needs users with at least 2 events",
     }[kind]
     if not target:
@@ -250,20 +318,57 @@ def _first_of_user(users: Ints, candidate: Mask) -> Mask:
     return first
 
 
-def _cases(users: Ints, events: Sequences, is_target: Mask, *, strict_time: bool) -> Cases:
+def _arrays(
+    frame: pl.DataFrame, parts: _Parts, indices: pl.DataFrame, counts: dict[str, int], kind: str
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the split of a frame; ``indices`` are those of the items by id."""
+    joined = frame.join(indices, on="item_id", how="left", maintain_order="left")
+    columns: dict[str, NDArray[Any]] = {
+        "items": joined["index"].fill_null(0).to_numpy().astype(np.int64),
+        "times": frame["timestamp"].to_numpy(),
+    }
+    if (kinds := _kind_indices(frame, counts)) is not None:
+        columns["kinds"] = kinds
+    arrays = {f"training.{name}": column[parts.training] for name, column in columns.items()}
+    arrays["training.lengths"] = np.unique(parts.users[parts.training], return_counts=True)[1]
+    if "rating" in frame.columns:
+        ratings = frame["rating"].cast(pl.Float32).to_numpy()
+        arrays["training.ratings"] = ratings[parts.training]
+    for name, is_target in (("validation", parts.validation), ("test", parts.test)):
+        cases = _cases(columns, parts.users, is_target, strict_time=kind == "time")
+        arrays |= {f"{name}.{column}": array for column, array in cases.items()}
+    return arrays
+
+
+def _cases(
+    columns: dict[str, NDArray[Any]], users: Ints, is_target: Mask, *, strict_time: bool
+) -> dict[str, NDArray[Any]]:
     """Return the target events with the earlier events of their users, if there are any.
 
     With ``strict_time``, events at the instant of the target are not part of the history.
     """
-    times = events.times
-    assert times is not None
+    times = columns["times"]
     targets = np.flatnonzero(is_target)
     starts, ends = np.searchsorted(users, users[targets]), targets
     if strict_time:
         pairs = zip(starts.tolist(), targets.tolist(), strict=True)
-        lengths = [np.searchsorted(times[start:end], times[end]) for start, end in pairs]
-        ends = starts + np.array(lengths, dtype=np.int64)
+        before = [np.searchsorted(times[start:end], times[end]) for start, end in pairs]
+        ends = starts + np.array(before, dtype=np.int64)
     kept = ends > starts
-    places, offsets = ragged_places(starts[kept], (ends - starts)[kept])
-    targets = targets[kept]
-    return Cases(events.take(places, offsets), events.items[targets], times[targets])
+    starts, lengths, targets = starts[kept], (ends - starts)[kept], targets[kept]
+    places, _ = ragged_places(starts, lengths)
+    histories = {name: column[places] for name, column in columns.items()}
+    return {
+        **histories,
+        "lengths": lengths,
+        "targets": columns["items"][targets],
+        "target_times": times[targets],
+    }
+
+
+def _sequences(arrays: Arrays, part: str) -> Sequences:
+    """Return the histories of a part of a split."""
+    items, times = arrays[f"{part}.items"], arrays[f"{part}.times"]
+    offsets = np.concatenate([[0], np.cumsum(arrays[f"{part}.lengths"])]).astype(np.int64)
+    ratings, kinds = arrays.get(f"{part}.ratings"), arrays.get(f"{part}.kinds")
+    return Sequences(items, offsets, ratings, times, kinds)

@@ -131,6 +131,61 @@ def open_table(
     return Table(str(path), names, read, is_text=parts[0].is_text, quoted_breaks=breaks)
 
 
+def split_parquet(
+    source: str | Path, ids: Sequence[Sequence[str]], rows: int
+) -> tuple[Table, list[Table]]:
+    """Open a parquet file, or a folder of parts, in pieces of at most ``rows`` rows.
+
+    The source may lie in an object store, see ``files_in_store``.
+
+    Returns:
+        The whole table, for its names and label, and its pieces in the order of their rows.
+
+    Raises:
+        DataError: As for ``open_table``.
+    """
+    as_text = {column for group in ids for column in group}
+    parts = []
+    for part, scan in _scan_files(source, as_text):
+        with _named(part):
+            count = scan.select(pl.len()).collect().item()
+            for begin in range(0, count, rows):
+                name = f"{part} from row {begin + 1:,}" if begin else part
+                parts.append(_lazy_table(name, scan.slice(begin, rows)))
+    names = list(dict.fromkeys(name for part in parts for name in part.names))
+    folders = {piece.partition("=")[0] for part in parts for piece in Path(part.name).parts}
+    read = [partial(_read_parts, part.name, [part], folders & as_text) for part in parts]
+    pieces = [Table(part.name, names, each) for part, each in zip(parts, read, strict=True)]
+    return Table(str(source), names, partial(_read_parts, str(source), parts, set())), pieces
+
+
+def _scan_files(source: str | Path, as_text: set[str]) -> Iterator[tuple[str, pl.LazyFrame]]:
+    """Open the files of a parquet source, with their names."""
+    if is_address(source):
+        yield from ((file, pl.scan_parquet(file)) for file in files_in_store(str(source)))
+        return
+    path = Path(source)
+    for part in _parts(path) if path.is_dir() else [path]:
+        with _named(str(part)):
+            yield str(part), _scan_parquet(part, as_text if path.is_dir() else None)
+
+
+def is_address(source: object) -> bool:
+    """Return whether a source is an address in an object store, such as s3://bucket/log/."""
+    return "://" in str(source)
+
+
+def files_in_store(address: str) -> dict[str, int]:
+    """Return the parquet files of an address that polars can open, in order, with their rows.
+
+    A folder ends with /. Keys and endpoints are those of the environment, such as AWS_REGION.
+    """
+    with _named(address):
+        scan = pl.scan_parquet(address, include_file_paths="file")
+        rows = dict(scan.group_by("file").len().collect().iter_rows())
+    return {file: rows[file] for file in sorted(rows, key=_with_numbers)}
+
+
 def _open_file(
     path: Path,
     ids: Sequence[Sequence[str]],
@@ -212,7 +267,7 @@ def _parts(folder: Path) -> list[Path]:
     ]
     if not parts:
         raise DataError(f"the folder {folder} holds no parts; {_EXPECTED}")
-    parts.sort(key=lambda part: [int(t) if t.isdigit() else t for t in _DIGITS.split(str(part))])
+    parts.sort(key=lambda part: _with_numbers(str(part)))
     for part in parts:
         if _kind(part) is None or _kind(part) != _kind(parts[0]):
             raise DataError(
@@ -220,6 +275,11 @@ def _parts(folder: Path) -> list[Path]:
                 f"table are files of one type: {', '.join(SUFFIXES)}"
             )
     return parts
+
+
+def _with_numbers(name: str) -> list[int | str]:
+    """Return a key by which part.2 is before part.10."""
+    return [int(t) if t.isdigit() else t for t in _DIGITS.split(name)]
 
 
 def _read_parts(
@@ -240,7 +300,7 @@ def _read_parts(
         frame = part.read(own)
         lacking = [pl.lit(None).alias(column) for column in columns if column not in part.names]
         frames.append(frame.with_columns(lacking).select(columns))
-    table = _concat(frames, name)
+    table = concat_parts(frames, name)
     return table.with_columns(
         _shortest_integers(table[column]) for column in columns if column in of_folders
     )
@@ -252,7 +312,7 @@ def _shortest_integers(values: pl.Series) -> pl.Series:
     return numbers if numbers.cast(pl.String).eq_missing(values.cast(pl.String)).all() else values
 
 
-def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
+def concat_parts(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
     """Return the rows of all parts; no number becomes text or loses digits."""
     columns = []
     for raw in zip(*frames, strict=True):

@@ -77,7 +77,7 @@ def in_unit(times: Times, unit: str | None, label: str) -> tuple[Times, str]:
     if not times.is_dates and unit == "":
         return replace(times, unit=""), ""
     if unit and times.unit:
-        return replace(times, values=_convert(times.values, times.unit, unit, label), unit=unit), ""
+        return replace(times, values=convert(times.values, times.unit, unit, label), unit=unit), ""
     example = show(times.values.drop_nulls().head(1).to_list())
     return times, (
         f"times are {NAMES[times.unit]}, such as {example}, and the model was trained on "
@@ -85,7 +85,8 @@ def in_unit(times: Times, unit: str | None, label: str) -> tuple[Times, str]:
     )
 
 
-def _convert(times: pl.Series, unit: str, to: str, label: str) -> pl.Series:
+def convert(times: pl.Series, unit: str, to: str, label: str) -> pl.Series:
+    """Return times of one unit in another, rounded down; DataError: one exceeds int64."""
     factor, divisor = SCALES[to] // SCALES[unit], SCALES[unit] // SCALES[to]
     is_float = times.dtype.is_float()
     if divisor > 1:
@@ -133,7 +134,7 @@ def _dates(instants: pl.Series, unit: str, label: str) -> Times:
     """Return instants in microseconds, unless they have nanoseconds."""
     if unit == "ns" and (instants % 1000 != 0).any():
         return Times(instants, "ns", is_dates=True)
-    return Times(_convert(instants, unit, "us", label), "us", is_dates=True)
+    return Times(convert(instants, unit, "us", label), "us", is_dates=True)
 
 
 def _parse_dates(values: pl.Series, label: str) -> Times:
@@ -165,7 +166,7 @@ def _parse_dates(values: pl.Series, label: str) -> Times:
     seconds = (parsed["minute"] - parsed["zone"].replace_strict(east)) * 60 + parsed["second"]
     if not (parsed["nanosecond"] % 1000 != 0).any():
         return Times(seconds * SCALES["us"] + parsed["nanosecond"] // 1000, "us", is_dates=True)
-    nanoseconds = _convert(seconds, "s", "ns", label) + parsed["nanosecond"]
+    nanoseconds = convert(seconds, "s", "ns", label) + parsed["nanosecond"]
     return Times(nanoseconds, "ns", is_dates=True)
 
 

@@ -33,5 +33,8 @@ def recent_events(training: Sequences, items: int, unit: str) -> Recent:
     first, last = times.min().item(), times.max().item()
     week, span = WEEK * SCALES.get(unit, 0), last - first
     begin = last - week if week and span > LONG * week else last - span / SHARE
-    counts = np.bincount(training.items[times >= begin], minlength=items + 1)
+    counts = np.zeros(items + 1, dtype=np.int64)
+    for _, events in training.blocks():
+        recent = training.items[events][times[events] >= begin]
+        counts += np.bincount(recent, minlength=items + 1)
     return Recent(begin, last, counts)

@@ -100,7 +100,7 @@ def folds_of(events: Events, split: Split, base: RunConfig) -> list[Split]:
         return [split]
     folds, target = base.train.folds, base.train.target
     return [
-        split_events(events.frame, "k-fold", folds=folds, fold=fold, target=target)
+        split_events(events.pieces, "k-fold", folds=folds, fold=fold, target=target)
         for fold in range(folds)
     ]
 

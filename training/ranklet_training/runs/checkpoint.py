@@ -7,6 +7,7 @@
     best.safetensors    weights of the best validation NDCG@10, or the last if nothing is held out
     questions.safetensors   held-out histories and their next items, for the ranking gate of export
     evaluation.json     written by ``ranklet evaluate``, or copied by ``ranklet train --final``
+    events              a log larger than memory, sorted, until the training ends (``large_logs``)
     without-kinds, with-kinds   folders of both trainings, until one is chosen (``kinds``)
     run.lock            held by the training process
 
@@ -45,6 +46,7 @@ from ranklet_training.runs.facts import check_facts
 from ranklet_training.runs.presets import RunConfig
 
 RUN_FORMAT = 3
+EVENTS = "events"  # folder of a log larger than memory
 MALFORMED: tuple[type[BaseException], ...] = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
     *(OSError, PolarsError, PanicException, safetensors.SafetensorError),

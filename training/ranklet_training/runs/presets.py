@@ -97,6 +97,7 @@ LONG_HISTORY = 50  # mean events a user: shops and reviews lie far below, films 
 SAMPLED_FROM = 4096  # items; below, the full softmax costs little more than 2048 negatives
 LAZY_FROM = 200_000  # items; below, updating all rows costs little
 LARGEST_START = 1_000_000  # items; the co-occurrence start is untested beyond
+MOST_EVENTS_OF_START = 30_000_000  # which take 5 GB, 160 bytes each
 STEPS = 2000  # of training on short histories; smaller data sets need more epochs
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -161,7 +162,8 @@ def recommend(split: Split) -> tuple[dict[str, Any], str]:
         reason = f"short histories ({events / users:.0f} events a user)"
     settings["loss"] = "sampled-softmax" if items > SAMPLED_FROM else "softmax"
     settings["lazy_rows"] = items > LAZY_FROM
-    settings["cooccurrence_start"] = items <= LARGEST_START
+    has_start = items <= LARGEST_START and events <= MOST_EVENTS_OF_START
+    settings["cooccurrence_start"] = has_start
     # bfloat16 products take a third of the time on a CPU that has them (docs/development/log.md).
     has_bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     settings["head_dtype"] = "bfloat16" if has_bfloat16 else "float32"

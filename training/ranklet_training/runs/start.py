@@ -26,6 +26,7 @@ from ranklet_training.data.features import build_features
 from ranklet_training.data.split import Split
 from ranklet_training.data.trending import Recent, recent_events
 from ranklet_training.runs.checkpoint import (
+    EVENTS,
     Questions,
     Run,
     has_file,
@@ -39,7 +40,7 @@ from ranklet_training.runs.presets import RunConfig, setting_differences
 HELD_OUT = 10_000  # validation questions of a run
 # Before the first step.
 MADE = ("config.json", "catalogue.parquet", "questions.safetensors", "evaluation.json")
-BESIDE = ("run.lock", "tensorboard", *FOLDERS.values())
+BESIDE = ("run.lock", "tensorboard", EVENTS, *FOLDERS.values())
 # Temporary files of a killed training.
 TORN = re.compile(rf"\.({'|'.join(map(re.escape, (*MADE, *TRAINED)))})\.[0-9a-f]{{8}}\.tmp")
 
@@ -68,14 +69,14 @@ def start_run(
     """
     check_new(path)
     ratings = split.training.ratings
-    if ratings is not None and np.isnan(ratings).any():
+    if ratings is not None and np.isnan(ratings.min()):
         ratings = None
     if config.model.kind == "seed" and ratings is None:
         raise RunError(
             "the seed model learns from ratings, and the events have no rating column, or one that "
             "lacks values: give every event a rating"
         )
-    if config.model.time_gaps and events.frame["timestamp"].dtype != pl.Int64:
+    if config.model.time_gaps and events.schema["timestamp"] != pl.Int64:
         raise RunError("time_gaps needs whole timestamps, and these have fractions: round them")
     # Errors are raised before any file is written.
     recent = recent_events(split.training, len(split.vocabulary), events.time_unit)
@@ -87,7 +88,7 @@ def start_run(
         "digest": events.digest,
         "users": events.users,
         "items": events.items,
-        "events": events.frame.height,
+        "events": events.events,
         "training_users": len(split.training),
         "recent": {"from": recent.begin, "to": recent.end, "events": int(recent.counts.sum())},
         "rating_mean": None if ratings is None else float(ratings.mean()),
