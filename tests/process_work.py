@@ -1,5 +1,8 @@
-"""What tests do in several processes, which import this by name."""
+"""What tests do in several processes: ``python process_work.py NAME [ARGUMENT]``."""
 
+import json
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,13 @@ from ranklet_training.runs.presets import configure
 from ranklet_training.runs.start import start_run
 
 
-def train_runs(runs: dict[Path, dict[str, Any]], stop: bool = False) -> None:
+def launch(count: int, name: str, *arguments: object) -> int:
+    """Do something of this file in several processes; return their exit status."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    return processes.launch(count, [sys.executable, __file__, name, *map(str, arguments)])
+
+
+def train_runs(runs: dict[str, dict[str, Any]], *, stop: bool = False) -> None:
     """Start or resume runs of some settings; ``stop`` fails in the first process after an epoch."""
 
     def fail(line: object) -> None:
@@ -31,16 +40,16 @@ def train_runs(runs: dict[Path, dict[str, Any]], stop: bool = False) -> None:
         events = read_events(world.events)
         split = split_events(events.frame)
         for path, settings in runs.items():
-            start = partial(start_run, path, configure(settings), events, split, world.items)
-            is_started = (path / "config.json").exists()
+            start = partial(start_run, Path(path), configure(settings), events, split, world.items)
+            is_started = (Path(path) / "config.json").exists()
             processes.wait_for_all()
-            read = partial(read_run, path)
+            read = partial(read_run, Path(path))
             run = read() if is_started else processes.after_first(start, read)
             training.train(run, split, log=fail if stop else None, show_progress=False)
 
 
 def look_up() -> None:
-    """Check lookups in a table of shards against an embedding of the whole table."""
+    """Compare lookups in a table of shards with an embedding of the whole table."""
     with processes.join():
         rank, count = processes.rank(), processes.count()
         for rows_of_table, is_sparse in ((7, False), (8, True), (2, False)):
@@ -51,19 +60,17 @@ def look_up() -> None:
             table.cut()
             assert table.item.shape == (-(-rows_of_table // count), 3)
             assert torch.equal(table(), whole)
-            asked = [torch.unique(torch.arange(i, rows_of_table, i + 1)) for i in range(count)]
+            asked = [torch.arange(number, rows_of_table, number + 1) for number in range(count)]
             found = table(asked[rank])
             assert torch.equal(found, functional.embedding(asked[rank], whole))
             (found.square().sum() * (rank + 1)).backward()
             expected = torch.zeros_like(whole)
             for number, rows in enumerate(asked):
                 expected[rows] += 2 * whole[rows] * (number + 1)
-            gradient = table.item.grad.to_dense()  # type: ignore[union-attr]
-            assert torch.allclose(gradient, item_table.cut_shard(expected))
-            if processes.is_first():
-                assert torch.equal(table.whole(table.item.detach()), whole)
-            else:
-                table.whole(table.item.detach())
+            assert table.item.grad is not None
+            assert torch.allclose(table.item.grad.to_dense(), item_table.cut_shard(expected))
+            gathered = table.whole(table.item.detach())
+            assert rank or torch.equal(gathered, whole)
 
 
 def fail_in_the_second() -> None:
@@ -78,3 +85,13 @@ def fail_in_the_second() -> None:
 
     training.batch_loss = failing
     main()
+
+
+if __name__ == "__main__":
+    name = sys.argv.pop(1)
+    if name == "train_runs":
+        train_runs(json.loads(sys.argv[1]))
+    elif name == "stop_runs":
+        train_runs(json.loads(sys.argv[1]), stop=True)
+    else:
+        {"look_up": look_up, "fail_in_the_second": fail_in_the_second}[name]()

@@ -14,7 +14,6 @@ from click.core import ParameterSource
 
 from ranklet.errors import InputError
 from ranklet_cli import options
-from ranklet_cli.main import main
 from ranklet_cli.open import prepare, read_log, read_settings, split_log
 from ranklet_cli.options import hint_to_resume, note, print_json
 
@@ -78,7 +77,7 @@ def in_processes(train: Callable[..., None]) -> Callable[..., None]:
         status, is_worker = 0, "LOCAL_RANK" in os.environ  # of --nproc or torchrun
         with hint_to_resume(out / "config.json", words):
             if nproc > 1 and not is_worker:
-                status = launch(nproc, main)
+                status = launch(nproc, [sys.executable, "-m", "ranklet_cli", *sys.argv[1:]])
             else:
                 with join():
                     train(events=events, out=out, **others)

@@ -5,16 +5,15 @@ does not join trains alone. All processes read the same files; the first one alo
 prints.
 """
 
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from multiprocessing.connection import wait
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +31,8 @@ PATIENCE = timedelta(minutes=30)  # of a process that waits for the others
 GRACE = 10.0  # seconds in which a launcher ends the other processes, after one has failed
 HERE = "127.0.0.1"
 LOST = ("gloo", "NCCL", "Connection reset", "Broken pipe")  # in errors of a broken exchange
+POLL = 0.1  # seconds
+LAUNCHER = "RANKLET_LAUNCHER"  # environment variable: the process that has started this one
 
 
 def count() -> int:
@@ -112,6 +113,8 @@ def join() -> Iterator[None]:
     if "LOCAL_RANK" not in os.environ:
         yield
         return
+    if launcher := os.environ.get(LAUNCHER):
+        Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
     streams = sys.stdout, sys.stderr
     if os.environ["RANK"] != "0":
         _silence()
@@ -171,8 +174,8 @@ def _silence() -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
 
 
-def launch(processes: int, work: Callable[[], None]) -> int:
-    """Do some work in several processes of this machine, as ``torchrun`` does; they share cores.
+def launch(processes: int, command: Sequence[str]) -> int:
+    """Run a command in several processes of this machine, as ``torchrun`` does; they share cores.
 
     Return 0, or the exit status of the process that has failed, and has said why.
 
@@ -180,60 +183,42 @@ def launch(processes: int, work: Callable[[], None]) -> int:
     """
     store = TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // processes)))
-    context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_work, args=(number, processes, store.port, work))
-        for number in range(processes)
-    ]
-    try:
-        for worker in workers:
-            worker.start()
-        while (running := [w for w in workers if w.exitcode is None]) and not _failed(workers):
-            wait([worker.sentinel for worker in running])
-        failed = _failed(workers)
-    finally:
-        for worker in workers:
-            if worker.pid is not None:
-                worker.terminate()
-        for worker in workers:
-            if worker.pid is not None:
-                worker.join(GRACE)
-                worker.kill()  # it waits for a process that has ended
-                worker.join()
-    for number, status in failed:
-        if 0 < status < 128:
-            return status
-        name = signal.Signals(-status if status < 0 else status - 128).name
-        raise RunError(
-            f"process {number + 1} of {processes} of this training was ended by {name}: resume "
-            "(--resume), with more memory or fewer processes if the system ended it"
-        )
-    return 0
-
-
-def _failed(workers: list[multiprocessing.context.SpawnProcess]) -> list[tuple[int, int]]:
-    """Return number and exit status of each process that has failed."""
-    return [(number, w.exitcode) for number, w in enumerate(workers) if w.exitcode]
-
-
-def _work(number: int, processes: int, port: int, work: Callable[[], None]) -> None:
-    """Be one of the processes, and end with the launcher."""
-    os.environ |= {
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
+    shared = {
+        "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),
+        **os.environ,
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": HERE,
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is that of the launcher
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is that of this process
+        LAUNCHER: str(os.getpid()),
     }
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
-    work()
+    workers = list[subprocess.Popen[bytes]]()
+    try:
+        for number in map(str, range(processes)):
+            own = {"RANK": number, "LOCAL_RANK": number}
+            workers.append(subprocess.Popen(command, env={**shared, **own}))
+        while None in (ends := [worker.poll() for worker in workers]) and not any(ends):
+            time.sleep(POLL)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(GRACE)
+            worker.kill()
+            worker.wait()
+    status = next((end for end in ends if end), 0)
+    if 0 <= status < 128:
+        return status
+    name = signal.Signals(-status if status < 0 else status - 128).name
+    raise RunError(
+        f"process {ends.index(status) + 1} of {processes} of this training was ended by {name}: "
+        "resume (--resume), with more memory or fewer processes if the system ended it"
+    )
 
 
-def _end_with_launcher() -> None:
-    launcher = multiprocessing.parent_process()
-    assert launcher is not None
-    launcher.join()
+def _end_with(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(POLL)
     os.kill(os.getpid(), signal.SIGTERM)

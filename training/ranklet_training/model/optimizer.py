@@ -100,18 +100,21 @@ def spread(model: Model, optimizer: Optimizer) -> None:
 
 
 def sum_gradients(model: Model, loss: float) -> float:
-    """Sum the gradients of all processes, in place; return the sum of their losses.
+    """Sum the gradients of all processes; return the sum of their losses.
 
     Those of a table in shards are summed where it is looked up.
     """
     if processes.count() == 1:
         return loss
-    gradients = [p.grad for p in _shared(model) if p.grad is not None]
-    flat = torch.cat([gradients[0].new_tensor([loss]), *(g.flatten() for g in gradients)])
-    value, *sums = processes.total(flat).split([1, *(g.numel() for g in gradients)])  # type: ignore[no-untyped-call]
-    for gradient, summed in zip(gradients, sums, strict=True):
-        gradient.copy_(summed.view_as(gradient))
-    return float(value)
+    shared = [(p, p.grad) for p in _shared(model) if p.grad is not None]
+    first, *others = (gradient.flatten() for _, gradient in shared)
+    flat = processes.total(torch.cat([first.new_tensor([loss]), first, *others]))
+    begin = 1
+    for parameter, gradient in shared:
+        end = begin + gradient.numel()
+        parameter.grad = flat[begin:end].view_as(gradient)
+        begin = end
+    return flat[0].item()
 
 
 def _shared(model: Model) -> list[nn.Parameter]:
@@ -127,7 +130,7 @@ def clip_gradients(model: Model, largest: float) -> float:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = _norm(model)
     scale = (largest / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
+    for gradient in gradients if scale < 1 else ():
         gradient.mul_(scale)
     return norm.item()
 
