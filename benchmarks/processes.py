@@ -1,6 +1,6 @@
 """Throughput of a training in one and in several processes, each with one thread.
 
-    python benchmarks/processes.py EVENTS [--items ITEMS] [--nproc 2] [--steps 60] [--tries 5]
+    python benchmarks/processes.py EVENTS [--items ITEMS] [--nproc 2] [--set KEY=VALUE]...
 
 Each try is a training of its own with the recommended settings, one process and several in turn.
 Times are those of the steps alone. Beside targets a second stands what the processor time of the
@@ -10,6 +10,7 @@ busiest process would allow on idle cores: where both agree, nothing else ran.
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from functools import partial
@@ -18,26 +19,26 @@ from pathlib import Path
 
 import click
 
-os.environ["OMP_NUM_THREADS"] = "1"
+from ranklet.machine import describe_machine
+from ranklet_training import processes
+from ranklet_training.data.events import read_events
+from ranklet_training.data.items import match_ids, read_items
+from ranklet_training.data.sequences import epoch_batches
+from ranklet_training.data.split import split_events
+from ranklet_training.launch import is_launched, launch
+from ranklet_training.runs import train
+from ranklet_training.runs.checkpoint import read_run
+from ranklet_training.runs.presets import configure, recommend
+from ranklet_training.runs.start import start_run
 
 WARM_UP = 5  # steps
 
 
 def measure(
-    events: Path, items: Path | None, chosen: dict[str, str], steps: int, out: Path
+    events: Path, items: Path | None, settings: tuple[str, ...], steps: int, out: Path
 ) -> None:
     """Train some steps, and write targets a second and targets a second of processor time."""
-    from ranklet.machine import describe_machine
-    from ranklet_training import processes
-    from ranklet_training.data.events import read_events
-    from ranklet_training.data.items import match_ids, read_items
-    from ranklet_training.data.sequences import epoch_batches
-    from ranklet_training.data.split import split_events
-    from ranklet_training.runs import train
-    from ranklet_training.runs.checkpoint import read_run
-    from ranklet_training.runs.presets import configure, recommend
-    from ranklet_training.runs.start import start_run
-
+    chosen = dict(setting.split("=", 1) for setting in settings)
     with processes.join():
         log = read_events(events)
         split = split_events(log.frame)
@@ -72,21 +73,29 @@ def measure(
 @click.option("--steps", default=60, show_default=True)
 @click.option("--tries", default=5, show_default=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE")
+@click.option("--out", type=click.Path(path_type=Path), hidden=True)  # of a process
 def main(
-    events: Path, items: Path | None, nproc: int, steps: int, tries: int, settings: tuple[str, ...]
+    events: Path,
+    items: Path | None,
+    nproc: int,
+    steps: int,
+    tries: int,
+    settings: tuple[str, ...],
+    out: Path | None,
 ) -> None:
     """Print one line for each number of processes, and the ratio of their medians."""
-    from ranklet_training.processes import launch
-
-    chosen = dict(setting.split("=", 1) for setting in settings)
+    if is_launched():
+        assert out is not None
+        return measure(events, items, settings, steps, out)
+    os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[int, list[list[float]]] = {1: [], nproc: []}
     for _ in range(tries):
         for count, results in found.items():
             with tempfile.TemporaryDirectory() as folder:
-                out = Path(folder)
-                if launch(count, partial(measure, events, items, chosen, steps, out)):
+                command = [sys.executable, __file__, *sys.argv[1:], "--out", folder]
+                if launch(count, command):
                     raise SystemExit(1)
-                each = [json.loads(file.read_text()) for file in out.glob("*.json")]
+                each = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
             results.append([min(figure[place] for figure in each) for place in (0, 1)])
     click.echo(each[0][2])
     click.echo(f"{'processes':>9} {'targets/s':>10} {'by processor time':>18}")

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ranklet.errors import RunError
 from ranklet_cli.main import main
+from ranklet_training import launch as launching
 from ranklet_training import processes
 from ranklet_training.data.events import read_events
 from ranklet_training.data.simulator import simulate
@@ -26,7 +27,7 @@ from ranklet_training.runs.start import start_run
 def launch(count: int, name: str, *arguments: object) -> int:
     """Do something of this file in several processes; return their exit status."""
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    return processes.launch(count, [sys.executable, __file__, name, *map(str, arguments)])
+    return launching.launch(count, [sys.executable, __file__, name, *map(str, arguments)])
 
 
 def train_runs(runs: dict[str, dict[str, Any]], *, stop: bool = False) -> None:

@@ -55,7 +55,7 @@ def main() -> None:
             raise
     if STOPPED:
         status = 128 + STOPPED[0]
-    is_worker = "LOCAL_RANK" in os.environ  # of a training, whose launcher says it
+    is_worker = "TORCHELASTIC_RUN_ID" in os.environ  # whose launcher says it
     if isinstance(status, int) and status > 128 and not is_worker:
         sys.stderr.write("interrupted\n")
     status = _flush_stdout() or status

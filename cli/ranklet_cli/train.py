@@ -1,6 +1,5 @@
 """``ranklet data`` and ``ranklet train``: fetch a data set, train a model."""
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -70,13 +69,14 @@ def in_processes(train: Callable[..., None]) -> Callable[..., None]:
     )
     @wraps(train)
     def start(nproc: int, events: Path, out: Path, **others: Any) -> None:
-        from ranklet_training.processes import join, launch
+        from ranklet_training.launch import is_launched, launch
+        from ranklet_training.processes import join
 
         words = ["ranklet", "train", events, "--out", out, "--resume"]
         words += ["--nproc", nproc] if nproc > 1 else []
-        status, is_worker = 0, "LOCAL_RANK" in os.environ  # of --nproc or torchrun
+        status = 0
         with hint_to_resume(out / "config.json", words):
-            if nproc > 1 and not is_worker:
+            if nproc > 1 and not is_launched():
                 status = launch(nproc, [sys.executable, "-m", "ranklet_cli", *sys.argv[1:]])
             else:
                 with join():

@@ -40,7 +40,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "features": {"features": "genres,maker", **SAMPLED},
     "lazy": {"lazy_rows": True, "scoring": "dot", **SAMPLED},
     "gbce": {"loss": "gbce", "negatives": 5, "heads": 2, "block": "gated"},
-    "few rows": {"targets_per_step": 30, "epochs": 1, "learning_rate": 1e-3},  # fewer than processes, as a rule
+    "few rows": {
+        "targets_per_step": 30,
+        "epochs": 1,
+        "learning_rate": 1e-3,
+    },  # fewer than processes, as a rule
     "seed": {**PRESETS["seed"], "width": 8},
 }
 LOSS, WEIGHT = 1e-5, 1e-4  # largest differences: sums of float32 in another order

@@ -1,4 +1,4 @@
-"""Processes of one training: which one this is, its device, and how all of them start and end.
+"""Processes of one training: which one this is, its device, what it shares, and how all end.
 
 ``torchrun`` or ``launch`` start them, and ``join`` makes each one know the others. A program that
 does not join trains alone. All processes read the same files; the first one alone writes, locks and
@@ -6,33 +6,27 @@ prints.
 """
 
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from threading import Thread
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ranklet.errors import RunError
+from ranklet_training.launch import end_with_launcher, is_launched
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=30)  # of a process that waits for the others
 GRACE = 10.0  # seconds in which a launcher ends the other processes, after one has failed
-HERE = "127.0.0.1"
-LOST = ("gloo", "NCCL", "Connection reset", "Broken pipe")  # in errors of a broken exchange
-POLL = 0.1  # seconds
-LAUNCHER = "RANKLET_LAUNCHER"  # environment variable: the process that has started this one
 
 
 def count() -> int:
@@ -110,11 +104,10 @@ def join() -> Iterator[None]:
     Raises:
         RunError: More processes than GPUs, or another process has ended.
     """
-    if "LOCAL_RANK" not in os.environ:
+    if not is_launched():
         yield
         return
-    if launcher := os.environ.get(LAUNCHER):
-        Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
+    end_with_launcher()
     streams = sys.stdout, sys.stderr
     if os.environ["RANK"] != "0":
         _silence()
@@ -126,7 +119,7 @@ def join() -> Iterator[None]:
         _silence()
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
             raise
-        is_lost = isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+        is_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
         if is_lost:  # a launcher knows which one has ended, and ends this one
             time.sleep(GRACE)
         if not _is_first_failure(store, number):
@@ -172,53 +165,3 @@ def _is_first_failure(store: Store, number: int) -> bool:
 
 def _silence() -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
-
-
-def launch(processes: int, command: Sequence[str]) -> int:
-    """Run a command in several processes of this machine, as ``torchrun`` does; they share cores.
-
-    Return 0, or the exit status of the process that has failed, and has said why.
-
-    RunError: a process was killed.
-    """
-    store = TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    shared = {
-        "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),
-        **os.environ,
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": HERE,
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is that of this process
-        LAUNCHER: str(os.getpid()),
-    }
-    workers = list[subprocess.Popen[bytes]]()
-    try:
-        for number in map(str, range(processes)):
-            own = {"RANK": number, "LOCAL_RANK": number}
-            workers.append(subprocess.Popen(command, env={**shared, **own}))
-        while None in (ends := [worker.poll() for worker in workers]) and not any(ends):
-            time.sleep(POLL)
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            with suppress(subprocess.TimeoutExpired):
-                worker.wait(GRACE)
-            worker.kill()
-            worker.wait()
-    status = next((end for end in ends if end), 0)
-    if 0 <= status < 128:
-        return status
-    name = signal.Signals(-status if status < 0 else status - 128).name
-    raise RunError(
-        f"process {ends.index(status) + 1} of {processes} of this training was ended by {name}: "
-        "resume (--resume), with more memory or fewer processes if the system ended it"
-    )
-
-
-def _end_with(launcher: int) -> None:
-    while os.getppid() == launcher:
-        time.sleep(POLL)
-    os.kill(os.getpid(), signal.SIGTERM)
