@@ -20,8 +20,8 @@ from ranklet.machine import describe_machine
 from ranklet_training.model.losses import sampled_softmax_loss
 from ranklet_training.model.model import ModelConfig, SequenceModel, reset_dropout
 from ranklet_training.model.optimizer import clip_gradients, make_optimizer
+from ranklet_training.runs.batch_loss import draw_negatives
 from ranklet_training.runs.presets import TrainConfig
-from ranklet_training.runs.train import draw_negatives
 
 STEPS, WARM_UP, LENGTH = 30, 3, 16
 DENSE_UP_TO = 1_000_000  # beyond, moving all rows takes more memory than most machines have

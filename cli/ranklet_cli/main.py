@@ -55,7 +55,8 @@ def main() -> None:
             raise
     if STOPPED:
         status = 128 + STOPPED[0]
-    if isinstance(status, int) and status > 128:
+    is_worker = "TORCHELASTIC_RUN_ID" in os.environ  # whose launcher says it
+    if isinstance(status, int) and status > 128 and not is_worker:
         sys.stderr.write("interrupted\n")
     status = _flush_stdout() or status
     if hasattr(signal, "setitimer"):  # of a signal that still waits for an import

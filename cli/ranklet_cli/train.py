@@ -1,7 +1,10 @@
 """``ranklet data`` and ``ranklet train``: fetch a data set, train a model."""
 
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,35 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
         click.echo(f"best HR@10 that any model can reach: {fetched.best_hit_rate:.4f}")
 
 
+def in_processes(train: Callable[..., None]) -> Callable[..., None]:
+    """Add --nproc to a training, which says after a signal how to go on."""
+
+    @click.option(
+        "--nproc",
+        type=click.IntRange(1),
+        default=1,
+        help="Processes that share each step: one a GPU, or a few on the cores of a CPU.",
+    )
+    @wraps(train)
+    def start(nproc: int, events: Path, out: Path, **others: Any) -> None:
+        from ranklet_training.launch import is_launched, launch
+        from ranklet_training.processes import join
+
+        words = ["ranklet", "train", events, "--out", out, "--resume"]
+        words += ["--nproc", nproc] if nproc > 1 else []
+        status = 0
+        with hint_to_resume(out / "config.json", words):
+            if nproc > 1 and not is_launched():
+                status = launch(nproc, [sys.executable, "-m", "ranklet_cli", *sys.argv[1:]])
+            else:
+                with join():
+                    train(events=events, out=out, **others)
+        if status:
+            sys.exit(status)
+
+    return start
+
+
 @click.command()
 @click.argument("events", type=options.LOG)
 @options.items
@@ -69,6 +101,7 @@ def data(name: str, directory: Path, source: Path | None, via: Any, as_json: boo
 )
 @click.option("--resume", is_flag=True, help="Continue the stopped training in --out.")
 @click.option("--tensorboard", is_flag=True, help="Also log to TensorBoard, in the run.")
+@in_processes
 @options.columns
 @options.json_flag
 def train(
@@ -98,6 +131,7 @@ def train(
       ranklet train events.parquet --out run --set epochs=20
       ranklet train events.parquet --out final --final run
     """
+    from ranklet_training.processes import after_first, is_first
     from ranklet_training.runs.checkpoint import EVENTS, locked, read_run
     from ranklet_training.runs.presets import configure
     from ranklet_training.runs.start import check_new, final_settings, reopen_run, start_run
@@ -124,17 +158,19 @@ def train(
         log, split, config, catalogue, source = prepare(
             events, items, chosen, reading, earlier, out / EVENTS
         )
-    words = ["ranklet", "train", events, "--out", out, "--resume"]
-    lock = locked(out / "run.lock", f"another process trains {out}")
-    with lock, hint_to_resume(out / "config.json", words):
+    taken = f"another process trains {out}"
+    with locked(out / "run.lock", taken) if is_first() else nullcontext():
         if resume:
             run = reopen_run(out, log, configure(chosen, run.config))
             split = split_log(log, run.config)
         else:
             facts: dict[str, Any] = {"reading": reading, "source": source, "earlier": earlier}
-            run = start_run(out, config, log, split, catalogue, **facts)
-        result = train_run(run, split, log=_tensorboard_writer(out) if tensorboard else None)
-        shutil.rmtree(out / EVENTS, ignore_errors=True)
+            start = partial(start_run, out, config, log, split, catalogue, **facts)
+            run = after_first(start, partial(read_run, out))
+        writer = _tensorboard_writer(out) if tensorboard and is_first() else None
+        result = train_run(run, split, log=writer)
+        if is_first():
+            shutil.rmtree(out / EVENTS, ignore_errors=True)
     metrics = {name: round(value, 5) for name, value in result.validation.items()}
     if as_json:
         return print_json(

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ranklet_training.model import losses
 from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
-from ranklet_training.runs.train import draw_negatives
+from ranklet_training.runs.batch_loss import draw_negatives
 
 COUNT, ITEMS, WIDTH = 37, 23, 8
 # The value is summed in float32 parts whatever the type of the logits.

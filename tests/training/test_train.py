@@ -450,14 +450,14 @@ def test_a_checkpoint_that_is_none_is_refused(trained: Run, start: Start, split:
 
 
 def break_loss(patch: pytest.MonkeyPatch, step: int, change: Callable[[Any], Any]) -> None:
-    original, calls = training._loss, [0]
+    original, calls = training.batch_loss, [0]
 
     def broken(*args: Any) -> Any:
         calls[0] += 1
         loss, count = original(*args)
         return (change(loss) if calls[0] == step else loss), count
 
-    patch.setattr(training, "_loss", broken)
+    patch.setattr(training, "batch_loss", broken)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

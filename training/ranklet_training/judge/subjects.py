@@ -167,25 +167,26 @@ def model_scorer(model: Model, popularity: Ints, target: int = 0) -> Scorer:
     """
     with torch.no_grad():
         table = model.table()
-    length = model.config.max_length
+    length, place = model.config.max_length, table.device
 
     def score(cases: Cases) -> NDArray[np.float32]:
         known = cases.drop_unknown()
         is_cold = known.histories.lengths == 0
         any_item = np.ones(1, dtype=np.int64)  # for cold histories, whose scores are replaced
         filled = [history if len(history) else any_item for history in known.histories]
-        gaps = _gaps(known, length) if model.config.time_gaps else None
-        kinds = _kinds(known, length, model.kinds, target) if model.kinds else None
+        gaps = _gaps(known, length, place) if model.config.time_gaps else None
+        kinds = _kinds(known, length, model.kinds, target, place) if model.kinds else None
         with torch.no_grad():
-            user = model.serve(torch.from_numpy(pad(filled, length)), table, gaps, kinds)
-            scores: NDArray[np.float32] = (user @ table.T).numpy()
+            history = torch.from_numpy(pad(filled, length)).to(place)
+            user = model.serve(history, table, gaps, kinds)
+            scores: NDArray[np.float32] = (user @ table.T).cpu().numpy()
         scores[is_cold] = popularity
         return scores
 
     return score
 
 
-def _gaps(cases: Cases, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _gaps(cases: Cases, length: int, place: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return buckets before each event (B, T) and between the last event and the target (B,)."""
     histories = cases.histories
     assert histories.times is not None
@@ -195,12 +196,15 @@ def _gaps(cases: Cases, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows = np.flatnonzero(histories.lengths)
     last_times = histories.times[histories.offsets[rows + 1] - 1]
     until[rows] = gap_buckets(cases.target_times[rows] - last_times)
-    return torch.from_numpy(since), torch.from_numpy(until)
+    return torch.from_numpy(since).to(place), torch.from_numpy(until).to(place)
 
 
-def _kinds(cases: Cases, length: int, count: int, target: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _kinds(
+    cases: Cases, length: int, count: int, target: int, place: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the kind of each event, unknown in a log without kinds, and the weights asked for."""
     histories, weights = cases.histories, torch.zeros(len(cases), count + 1)
     of_events = np.zeros_like(histories.items) if histories.kinds is None else histories.kinds
     weights[:, target] = 1
-    return torch.from_numpy(pad(np.split(of_events, histories.offsets[1:-1]), length)), weights
+    padded = torch.from_numpy(pad(np.split(of_events, histories.offsets[1:-1]), length))
+    return padded.to(place), weights.to(place)

@@ -127,7 +127,8 @@ class RelativeBias(nn.Module):
         return bias
 
     def _cos_sin(self, length: int) -> tuple[Tensor, Tensor]:
-        angles = torch.arange(length)[:, None] * self.frequencies  # (T, WAVES), float64
+        places = torch.arange(length, device=self.frequencies.device)
+        angles = places[:, None] * self.frequencies  # (T, WAVES), float64
         return angles.cos().to(self.steps), angles.sin().to(self.steps)
 
 

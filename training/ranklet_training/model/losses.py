@@ -34,7 +34,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         right_logits = (users * right).sum(dim=1, keepdim=True)  # (N, 1)
         grad_users, grad_others = torch.empty_like(users), torch.zeros_like(others)
         grad_right_logits = torch.empty_like(right_logits)
-        loss = torch.zeros((), dtype=torch.float64)
+        loss = torch.zeros((), dtype=torch.float64, device=users.device)
         size = max(1, CHUNK_ELEMENTS // len(others))
         for begin in range(0, count, size):
             rows = slice(begin, begin + size)

@@ -34,6 +34,7 @@ from ranklet_training.model.attention import (
     rotary,
     rotary_tables,
 )
+from ranklet_training.model.item_table import ItemTable
 
 LARGEST = 2**31 - 1  # of integer settings
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-12, 1e12  # of others, in size
@@ -113,69 +114,27 @@ class Dropout(nn.Module):
         super().__init__()
         self.threshold = min(255, round(rate * 256))  # 256 would keep nothing
         self.random: np.random.BitGenerator = np.random.SFC64(0)
+        self.first_row = 0  # of x, in the batch of all processes
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.threshold == 0:
             return x
-        words = self.random.random_raw((x.numel() + 7) // 8)
-        kept = torch.from_numpy(words.view(np.uint8))[: x.numel()].view(x.shape) >= self.threshold
+        begin = self.first_row * x[0].numel()
+        self.random.random_raw(begin // 8, output=False)
+        words = self.random.random_raw((begin % 8 + x.numel() + 7) // 8)
+        drawn = torch.from_numpy(words.view(np.uint8))[begin % 8 :][: x.numel()].view(x.shape)
+        kept = (drawn >= self.threshold).to(x.device)
         return x * kept.to(x.dtype).mul_(256 / (256 - self.threshold))
 
 
-def reset_dropout(model: nn.Module, seed: int, step: int) -> None:
-    """Seed all dropout masks by (seed, step), as a resumed run repeats them."""
+def reset_dropout(model: nn.Module, seed: int, step: int, first_row: int = 0) -> None:
+    """Seed all dropout masks by (seed, step), as a resumed run repeats them.
+
+    A model that gets the rows of a batch from ``first_row`` on has the masks of these rows.
+    """
     dropouts = (module for module in model.modules() if isinstance(module, Dropout))
     for place, module in enumerate(dropouts):
-        module.random = np.random.SFC64((seed, step, place))
-
-
-class ItemTable(nn.Module):
-    """Embeddings of items and of their features; row 0 is padding."""
-
-    codes: Tensor
-    weights: Tensor
-    offsets: Tensor
-
-    def __init__(self, items: int, width: int, features: Features | None = None) -> None:
-        super().__init__()
-        self.item = nn.Parameter(torch.empty(items + 1, width))
-        self.has_sparse_gradient = False  # True: the gradient has only the looked-up rows
-        self.feature: nn.EmbeddingBag | None = None
-        if features is not None:
-            self.feature = nn.EmbeddingBag(features.count, width, mode="sum")
-            for name in ("codes", "weights", "offsets"):
-                array = torch.from_numpy(getattr(features, name))
-                self.register_buffer(name, array, persistent=False)
-
-    def init_weights(self) -> None:
-        """Draw every row from N(0, 0.02); the padding row is 0."""
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.02)
-        with torch.no_grad():
-            self.item[0] = 0
-
-    def forward(self, rows: Tensor | None = None) -> Tensor:
-        """Return e(item) of all items, (items + 1, D), or of some rows, (R, D)."""
-        table: Tensor = self.item
-        if rows is not None:
-            table = functional.embedding(rows, self.item, sparse=self.has_sparse_gradient)
-        if self.feature is None:
-            return table
-        codes, weights, offsets = self.codes, self.weights, self.offsets
-        if rows is not None:
-            places, offsets = _take_ragged(offsets, len(codes), rows)
-            codes, weights = codes[places], weights[places]
-        added: Tensor = self.feature(codes, offsets, weights)
-        return table + added
-
-
-def _take_ragged(offsets: Tensor, count: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the places of some rows in a ragged array of ``count`` values, and their offsets."""
-    ends = torch.cat([offsets[1:], offsets.new_tensor([count])])
-    lengths = (ends - offsets)[rows]
-    starts = lengths.cumsum(0) - lengths
-    shift = torch.repeat_interleave(offsets[rows] - starts, lengths)
-    return torch.arange(len(shift)) + shift, starts
+        module.random, module.first_row = np.random.SFC64((seed, step, place)), first_row
 
 
 class SwiGLU(nn.Module):

@@ -4,12 +4,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from ranklet_training import processes
+from ranklet_training.model.item_table import cut_shard
 from ranklet_training.model.model import SequenceModel
+from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.presets import TrainConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+Model = SequenceModel | SeedModel
 
 
 class Optimizer:
@@ -83,18 +88,64 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     return Optimizer(adam, LazyAdam(lazy, config.learning_rate)) if lazy else Optimizer(adam)
 
 
-def clip_gradients(model: nn.Module, largest: float) -> float:
+def spread(model: Model, optimizer: Optimizer) -> None:
+    """Give all processes the weights of the first, and each its shard of the item table."""
+    if processes.count() == 1:
+        return
+    for parameter in model.parameters():
+        dist.broadcast(parameter.data, 0)
+    state = optimizer.state_of(model.items.item)
+    state |= {key: cut_shard(value) for key, value in state.items() if value.ndim}
+    model.items.cut()
+
+
+def sum_gradients(model: Model, loss: float) -> float:
+    """Sum the gradients of all processes; return the sum of their losses.
+
+    Those of a table in shards are summed where it is looked up.
+    """
+    if processes.count() == 1:
+        return loss
+    shared = [(p, p.grad) for p in _shared(model) if p.grad is not None]
+    first, *others = (gradient.flatten() for _, gradient in shared)
+    flat = processes.total(torch.cat([first.new_tensor([loss]), first, *others]))
+    begin = 1
+    for parameter, gradient in shared:
+        end = begin + gradient.numel()
+        parameter.grad = flat[begin:end].view_as(gradient)
+        begin = end
+    return flat[0].item()
+
+
+def _shared(model: Model) -> list[nn.Parameter]:
+    """Return the parameters of which each process has all values."""
+    return [p for p in model.parameters() if processes.count() == 1 or p is not model.items.item]
+
+
+def clip_gradients(model: Model, largest: float) -> float:
     """Clip the norm of all gradients, sparse ones included; return the norm before."""
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    parts = [g.values() if g.is_sparse else g for g in gradients]
-    norm = torch.nn.utils.get_total_norm(parts)
+    norm = _norm(model)
     scale = (largest / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
+    for gradient in gradients if scale < 1 else ():
         gradient.mul_(scale)
     return norm.item()
+
+
+def _norm(model: Model) -> Tensor:
+    """Return the norm of all gradients; that of a table in shards has parts in all processes."""
+    norm = _norm_of(_shared(model))
+    if processes.count() == 1:
+        return norm
+    return (norm.square() + processes.total(_norm_of([model.items.item]).square())).sqrt()
+
+
+def _norm_of(parameters: list[nn.Parameter]) -> Tensor:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm([g.values() if g.is_sparse else g for g in gradients])
 
 
 def shrink_l1(model: nn.Module, amount: float) -> None:

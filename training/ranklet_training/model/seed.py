@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ranklet_training.model.attention import attention
-from ranklet_training.model.model import Gaps, ItemTable, Kinds, ModelConfig
+from ranklet_training.model.item_table import ItemTable
+from ranklet_training.model.model import Gaps, Kinds, ModelConfig
 
 
 class SeedModel(nn.Module):

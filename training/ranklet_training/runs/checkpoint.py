@@ -36,10 +36,12 @@ from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import RunError
 from ranklet.files.atomic import atomic_write
 from ranklet.values import reason
+from ranklet_training import processes
 from ranklet_training.data.attributes import Kinds
 from ranklet_training.data.features import build_features
 from ranklet_training.data.tables import write_frame
 from ranklet_training.model.model import SequenceModel
+from ranklet_training.model.optimizer import Model as Model
 from ranklet_training.model.optimizer import Optimizer
 from ranklet_training.model.seed import SeedModel
 from ranklet_training.runs.facts import check_facts
@@ -51,7 +53,6 @@ MALFORMED: tuple[type[BaseException], ...] = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
     *(OSError, PolarsError, PanicException, safetensors.SafetensorError),
 )
-Model = SequenceModel | SeedModel
 
 
 @dataclass
@@ -303,14 +304,22 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) ->
         raise RunError(f"the weights of {source} do not fit this model: {reason(error)}") from error
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+def whole_weights(model: Model) -> dict[str, Tensor]:
+    """Return the weights of a model, in the first process those of all; each process calls this."""
+    weights = dict(model.state_dict())
+    return {**weights, "items.item": model.items.whole(weights["items.item"])}
+
+
+def save_checkpoint(path: Path, model: Model, optimizer: Optimizer, progress: Progress) -> None:
     """Write weights, optimizer state and progress into a file, atomically."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in whole_weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state_of(parameter).items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{key}.{name}"] = value
-    write_tensors(path, tensors, asdict(progress))
+                is_part = parameter is model.items.item and value.ndim > 0
+                tensors[f"optimizer.{key}.{name}"] = model.items.whole(value) if is_part else value
+    if processes.is_first():
+        write_tensors(path, tensors, asdict(progress))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
@@ -322,7 +331,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progr
         state = optimizer.state_of(parameter)
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
-                state[key] = value
+                state[key] = value.to(parameter.device)
     if {name: type(value) for name, value in metadata.items()} != get_type_hints(Progress):
         raise RunError(f"{path} is damaged: its progress is not what a training writes")
     return Progress(**metadata)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ranklet.errors import RunError
 from ranklet.values import show
+from ranklet_training import processes
 from ranklet_training.data.kinds import MOST_KINDS
 from ranklet_training.data.split import Split
 from ranklet_training.runs.checkpoint import Run, write_config
@@ -83,7 +84,14 @@ def decide_kinds(run: Run, train: Callable[[Run, str], float]) -> None:
             f"{found['with']:.4f} with them, {found['without']:.4f} without",
             "NDCG@10": found,
         }
-        write_config(run)
+        if processes.is_first():
+            write_config(run)
+    if processes.is_first():
+        _keep_chosen(run)
+    processes.wait_for_all()
+
+
+def _keep_chosen(run: Run) -> None:
     for name, uses_kinds in VARIANTS.items():
         folder = run.path / FOLDERS[name]
         for file in TRAINED if uses_kinds == run.data.get("kinds", {}).get("used") else ():

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ranklet.errors import RunError
 from ranklet.files.atomic import append, atomic_write
-from ranklet.time_gaps import UNKNOWN
 from ranklet.values import reason
+from ranklet_training import processes
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
 from ranklet_training.data.split import Split
 from ranklet_training.judge.evaluate import MASKED, UNMASKED, rank_targets
@@ -30,10 +29,16 @@ from ranklet_training.judge.metrics import Metrics, Ranks, all_metrics, ndcg
 from ranklet_training.judge.new_items import measure_new_items, read_catalogue
 from ranklet_training.judge.subjects import model_scorer
 from ranklet_training.model.cooccurrence import cooccurrence_table
-from ranklet_training.model.losses import gbce_loss, rating_loss, sampled_softmax_loss, softmax_loss
-from ranklet_training.model.model import Gaps, Kinds, reset_dropout
-from ranklet_training.model.optimizer import Optimizer, clip_gradients, make_optimizer, shrink_l1
-from ranklet_training.model.seed import SeedModel
+from ranklet_training.model.model import reset_dropout
+from ranklet_training.model.optimizer import (
+    Optimizer,
+    clip_gradients,
+    make_optimizer,
+    shrink_l1,
+    spread,
+    sum_gradients,
+)
+from ranklet_training.runs.batch_loss import batch_loss
 from ranklet_training.runs.checkpoint import (
     MALFORMED,
     Model,
@@ -42,6 +47,7 @@ from ranklet_training.runs.checkpoint import (
     has_file,
     load_checkpoint,
     save_checkpoint,
+    whole_weights,
     write_config,
     write_tensors,
 )
@@ -49,11 +55,6 @@ from ranklet_training.runs.kinds import decide_kinds
 from ranklet_training.runs.report import Report
 from ranklet_training.runs.start import TORN
 
-# Share of rows that train without their time gaps, so that a bundle also ranks without times.
-WITHOUT_GAPS = 0.1
-# The same for the kinds of events, and for the kind that is asked for. Cases of any kind ask for
-# none, so that with them more rows train for it.
-WITHOUT_KINDS, WITHOUT_TARGET = 0.1, 0.5
 # Share of repeats among the validation answers from which seen items are not masked: masked, each
 # of them is a miss, whatever the model learned.
 MANY_REPEATS = 0.1
@@ -95,11 +96,14 @@ def train(
 
     decide_kinds(run, lambda run, variant: to_end(run, variant).best_ndcg)
     progress = to_end(run)
+    processes.wait_for_all()
     best, metrics = run.load_model(), run.best_metrics()
     if len(split.validation):
-        run.data["seen"] = _measure_seen(best, split, metrics["NDCG@10"])
-        run.data["new_items"] = _measure_new_items(run, best)
-        write_config(run)
+        run.data["seen"] = _measure_seen(best.to(processes.device()), split, metrics["NDCG@10"])
+        best.cpu()
+        if processes.is_first():
+            run.data["new_items"] = _measure_new_items(run, best)
+            write_config(run)
     seconds = time.perf_counter() - begin
     return TrainResult(best, metrics, progress.best_epoch, progress.epoch, seconds)
 
@@ -114,7 +118,8 @@ def _train_to_end(
     config, name = run.config.train, f"{variant} kinds" if variant else ""
     model, optimizer, progress = _prepare(run, split)
     total = targets_per_epoch(split.training, config.windows, run.config.model.max_length)
-    report = Report(total, config.last_epoch, progress, show=show_progress, name=name)
+    show = show_progress and processes.is_first()
+    report = Report(total, config.last_epoch, progress, show=show, name=name)
     with closing(report):
         while not progress.done:
             speed = _train_epoch(run, split, model, optimizer, progress, report)
@@ -122,10 +127,11 @@ def _train_to_end(
             _end_epoch(run, model, progress, metrics)
             line = _log_line(progress, metrics, speed, time.perf_counter() - begin)
             line |= {"kinds": variant} if variant else {}
-            append(run.path / "metrics.jsonl", (json.dumps(line) + "\n").encode())
+            if processes.is_first():
+                append(run.path / "metrics.jsonl", (json.dumps(line) + "\n").encode())
             save_checkpoint(run.path / "last.safetensors", model, optimizer, progress)
             report.epoch(line)
-            if log is not None:
+            if log is not None and processes.is_first():
                 log(line)
     return progress
 
@@ -135,21 +141,30 @@ def _prepare(run: Run, split: Split) -> tuple[Model, Optimizer, Progress]:
     torch.manual_seed(config.seed)
     model = run.build_model()
     model.init_weights()
-    optimizer = make_optimizer(model, config)
-    for torn in run.path.glob(".*.tmp"):
-        if TORN.fullmatch(torn.name) and torn.is_file():
-            torn.unlink()
-    last = run.path / "last.safetensors"
-    if has_file(last):
+    optimizer = make_optimizer(model.to(processes.device()), config)
+    last, progress = run.path / "last.safetensors", Progress()
+    is_resumed = has_file(last)
+    if is_resumed:
         progress = load_checkpoint(last, model, optimizer)
-        _keep_lines(run.path / "metrics.jsonl", progress.epoch)
-        return model, optimizer, progress
-    if config.cooccurrence_start:
+    elif config.cooccurrence_start and processes.is_first():
         items, width = len(split.vocabulary), run.config.model.width
         with torch.no_grad():
             model.items.item.copy_(cooccurrence_table(split.training, items, width, config.seed))
-    (run.path / "metrics.jsonl").unlink(missing_ok=True)
-    return model, optimizer, Progress()
+    if processes.is_first():
+        _tidy(run.path, progress.epoch if is_resumed else None)
+    spread(model, optimizer)
+    return model, optimizer, progress
+
+
+def _tidy(path: Path, epoch: int | None) -> None:
+    """Remove what a killed training left: torn files, metric lines from ``epoch`` on, or all."""
+    for torn in path.glob(".*.tmp"):
+        if TORN.fullmatch(torn.name) and torn.is_file():
+            torn.unlink()
+    if epoch is None:
+        (path / "metrics.jsonl").unlink(missing_ok=True)
+    else:
+        _keep_lines(path / "metrics.jsonl", epoch)
 
 
 def _train_epoch(
@@ -190,12 +205,13 @@ def _step(
 ) -> tuple[float, int]:
     """Take a step of gradient descent; return the loss and the number of targets."""
     config = run.config.train
-    reset_dropout(model, config.seed, step)
-    loss, count = _loss(run, model, batch, step)
+    reset_dropout(model, config.seed, step, processes.share(len(batch.history)).start)
+    loss, count = batch_loss(run, model, batch, step)
     value = loss.item()
     if not math.isfinite(value):
         raise _not_finite("loss", value, step, batch)
     loss.backward()  # type: ignore[no-untyped-call]
+    value = sum_gradients(model, value)
     norm = clip_gradients(model, config.clip)
     if not math.isfinite(norm):
         raise _not_finite("gradient", norm, step, batch)
@@ -210,76 +226,6 @@ def _not_finite(name: str, value: float, step: int, batch: Batch) -> RunError:
         f"the {name} is {value} at step {step} (users {batch.users[:8].tolist()}...): "
         "try a lower learning_rate; the best weights so far are kept"
     )
-
-
-def _loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]:
-    config = run.config.train
-    history, targets = torch.from_numpy(batch.history), torch.from_numpy(batch.targets)
-    is_target = targets != 0
-    right = targets[is_target]  # (N,)
-    if isinstance(model, SeedModel):
-        assert batch.ratings is not None
-        table = model.table()
-        users = model.encode(history, table, torch.from_numpy(batch.users))[is_target]
-        ratings = torch.from_numpy(batch.ratings)[is_target] - run.data["rating_mean"]
-        return rating_loss(users, table, right, ratings), len(right)
-    dtype = getattr(torch, config.head_dtype)
-    random = np.random.Generator(np.random.Philox([config.seed, step]))
-    gaps = _gaps(batch, random) if run.config.model.time_gaps else None
-    kinds = _kinds(batch, random, is_asked=run.target > 0) if model.kinds else None
-    if config.loss == "softmax":
-        table = model.table()
-        users = model.encode(history, table, gaps, kinds)[is_target]  # (N, D)
-        return softmax_loss(users, table, right, dtype), len(right)
-    items = run.catalogue.height
-    if config.loss == "sampled-softmax":
-        negatives = draw_negatives(random, config.negatives, items)
-    else:
-        drawn = random.integers(1, items, (len(right), config.negatives), endpoint=True)
-        negatives = torch.from_numpy(drawn)
-    # The table has only the rows of this step.
-    needed = torch.cat([history.new_zeros(1), history.flatten(), right, negatives.flatten()])
-    rows, place = torch.unique(needed, return_inverse=True)  # sorted
-    parts = place[1:].split([history.numel(), len(right), negatives.numel()])
-    table = model.table(rows)
-    users = model.encode(parts[0].view_as(history), table, gaps, kinds)[is_target]
-    if config.loss == "sampled-softmax":
-        loss = sampled_softmax_loss(users, table, parts[1], parts[2], items, dtype)
-    else:
-        wrong = parts[2].view_as(negatives)
-        loss = gbce_loss(users, table, parts[1], wrong, items, config.calibration)
-    return loss, len(right)
-
-
-def _gaps(batch: Batch, random: np.random.Generator) -> Gaps:
-    """Return the time gaps of a batch, unknown for a random share of the rows."""
-    assert batch.since is not None
-    assert batch.until is not None
-    is_known = random.random((len(batch.history), 2, 1)) >= WITHOUT_GAPS
-    since = np.where(is_known[:, 0], batch.since, UNKNOWN)
-    until = np.where(is_known[:, 1], batch.until, UNKNOWN)
-    return torch.from_numpy(since), torch.from_numpy(until)
-
-
-def _kinds(batch: Batch, random: np.random.Generator, *, is_asked: bool) -> Kinds:
-    """Return the kinds of a batch, unknown for a random share of the rows.
-
-    The share of unknown targets is larger unless a kind ``is_asked`` for by default.
-    """
-    assert batch.kinds is not None
-    assert batch.target_kinds is not None
-    shares = WITHOUT_KINDS, WITHOUT_KINDS if is_asked else WITHOUT_TARGET
-    is_known = random.random((len(batch.history), 2)) >= shares
-    kinds = np.where(is_known[:, :1], batch.kinds, 0)
-    asked = np.where(is_known[:, 1:], batch.target_kinds, 0)
-    return torch.from_numpy(kinds), torch.from_numpy(asked)
-
-
-def draw_negatives(random: np.random.Generator, count: int, items: int) -> Tensor:
-    """Draw ``count`` distinct item indices, sorted, or all items."""
-    if count >= items:
-        return torch.arange(1, items + 1)
-    return torch.from_numpy(np.sort(random.choice(items, count, replace=False, shuffle=False)) + 1)
 
 
 def _validate(model: Model, split: Split) -> Metrics:
@@ -297,10 +243,13 @@ def _masks_seen(split: Split) -> bool:
 
 
 def _ranks(model: Model, split: Split, *, mask_seen: bool) -> Ranks:
-    """Return the ranks of the validation targets."""
-    items = len(split.vocabulary)
+    """Return the ranks of the validation targets, of which each process ranks a part."""
+    items, cases = len(split.vocabulary), split.validation
     scorer = model_scorer(model, split.training.counts(items), split.target_kind)
-    return rank_targets(scorer, split.validation, mask_seen=mask_seen, items=items).ranks
+    ranks = np.zeros(len(cases), np.int64)
+    mine = np.arange(processes.rank(), len(cases), processes.count())
+    ranks[mine] = rank_targets(scorer, cases.take(mine), mask_seen=mask_seen, items=items).ranks
+    return processes.total(processes.to_device(ranks)).cpu().numpy()
 
 
 def _measure_seen(model: Model, split: Split, validated: float) -> dict[str, Any]:
@@ -338,8 +287,9 @@ def _end_epoch(run: Run, model: Model, progress: Progress, metrics: Metrics) -> 
     value = metrics.get("NDCG@10", progress.best_ndcg)
     if value > progress.best_ndcg or not metrics:
         progress.best_ndcg, progress.best_epoch = value, progress.epoch
-        weights = dict(model.state_dict())
-        write_tensors(run.path / "best.safetensors", weights, {"epoch": progress.epoch, **metrics})
+        weights, facts = whole_weights(model), {"epoch": progress.epoch, **metrics}
+        if processes.is_first():
+            write_tensors(run.path / "best.safetensors", weights, facts)
     config, waited = run.config.train, progress.epoch - progress.best_epoch
     progress.done = progress.epoch + 1 >= config.last_epoch or waited >= config.patience
 

@@ -1,0 +1,84 @@
+"""Start the processes of a training on this machine, and end all when one fails.
+
+``torchrun`` does so too, on several machines, but answers a failure with a page of its own.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from threading import Thread
+
+from torch._C._distributed_c10d import TCPStore
+
+from ranklet.errors import RunError
+
+HERE = "127.0.0.1"
+GRACE = 10.0  # seconds in which a process ends by itself after SIGTERM
+POLL = 0.1  # seconds
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable that torchrun sets
+LAUNCHER = "RANKLET_LAUNCHER"  # environment variable: the process that has started this one
+
+
+def launch(processes: int, command: Sequence[str]) -> int:
+    """Run a command in several processes of this machine, as ``torchrun`` does; they share cores.
+
+    Return 0, or the exit status of the process that has failed, and has said why.
+
+    RunError: a process was killed.
+    """
+    store = TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    shared = {
+        "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),
+        **os.environ,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": HERE,
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is that of this process
+        LAUNCHED: "ranklet",
+        LAUNCHER: str(os.getpid()),
+    }
+    workers = list[subprocess.Popen[bytes]]()
+    try:
+        for number in map(str, range(processes)):
+            own = {"RANK": number, "LOCAL_RANK": number}
+            workers.append(subprocess.Popen(command, env={**shared, **own}))
+        while None in (ends := [worker.poll() for worker in workers]) and not any(ends):
+            time.sleep(POLL)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(GRACE)
+            worker.kill()
+            worker.wait()
+    status = next((end for end in ends if end), 0)
+    if 0 <= status < 128:
+        return status
+    name = signal.Signals(-status if status < 0 else status - 128).name
+    raise RunError(
+        f"process {ends.index(status) + 1} of {processes} of this training was ended by {name}: "
+        "resume (--resume), with more memory or fewer processes if the system ended it"
+    )
+
+
+def is_launched() -> bool:
+    """Return whether ``launch`` or ``torchrun`` has started this process."""
+    return LAUNCHED in os.environ
+
+
+def end_with_launcher() -> None:
+    """Let this process end, as by SIGTERM, when ``launch`` ends that has started it."""
+    if launcher := os.environ.get(LAUNCHER):
+        Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
+
+
+def _end_with(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(POLL)
+    os.kill(os.getpid(), signal.SIGTERM)
