@@ -3,6 +3,7 @@
 Each actor opens the bundle once, in the folder that has its path there.
 """
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,13 @@ def rank(
     rows = RowRanker(bundle, history, options)
     if schema := dataset.schema(fetch_if_missing=False):
         rows.check(schema.names)
+    pickle.dumps(rows.ranker)  # refuses one that can't travel before an actor starts
     return dataset.map_batches(
         _Worker,
         fn_constructor_args=(rows,),
         batch_size=BATCH,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=concurrency),
+        compute=ActorPoolStrategy(min_size=1, max_size=concurrency),
         num_cpus=rows.ranker.engine.threads,
         num_gpus=int(rows.ranker.provider == "cuda"),
     )

@@ -3,6 +3,7 @@
 Each Python worker opens the bundle once, in the folder that has its path there.
 """
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def rank(
     """
     rows = RowRanker(bundle, history, options)
     rows.check(frame.columns)
+    pickle.dumps(rows.ranker)  # refuses one that can't travel before a worker starts
     ids = StringType() if rows.ranker.manifest.id_type == "string" else LongType()
     lists = [
         StructField(name, ArrayType(of)) for name, of in zip(ADDED, (ids, FloatType()), strict=True)

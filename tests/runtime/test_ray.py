@@ -36,36 +36,30 @@ def collect(dataset: Any) -> pa.Table:
     return pa.concat_tables(ray.get(dataset.to_arrow_refs()))
 
 
-def test_every_user_is_ranked_like_a_batch(
-    users: pa.Table, tiny_bundle: Path, tiny_ranker: Ranker, tmp_path: Path
+def test_every_user_is_ranked_once_like_a_batch_though_an_actor_dies(
+    users: pa.Table, tiny_bundle: Path, tiny_ranker: Ranker, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    for part in range(4):
-        pq.write_table(users.slice(part * 100, 100), tmp_path / f"{part}.parquet")
-    dataset = ray.data.read_parquet(str(tmp_path))
-    ranked = of_ray.rank(dataset, tiny_bundle, concurrency=1, k=4, exclude="dropped")
+    monkeypatch.setattr(of_ray, "BATCH", 20)
+    pq.write_table(users, tmp_path / "users.parquet")
+    dataset, deadly = ray.data.read_parquet(str(tmp_path)), deadly_option(tmp_path / "died")
+    ranked = of_ray.rank(dataset, tiny_bundle, k=4, exclude="dropped", at_most=deadly)
     ranked.write_parquet(str(tmp_path / "ranked"))
+    assert (tmp_path / "died").exists()
     dropped = users["dropped"].to_pylist()
     check_ranked(pq.read_table(tmp_path / "ranked"), users, tiny_ranker, k=4, exclude=dropped)
 
 
-def test_an_actor_that_dies_loses_and_repeats_no_user(
-    users: pa.Table, tiny_ranker: Ranker, tmp_path: Path
-) -> None:
-    dataset, deadly = ray.data.from_arrow(users).repartition(20), deadly_option(tmp_path / "died")
-    ranked = collect(of_ray.rank(dataset, tiny_ranker, concurrency=2, at_most=deadly))
-    assert (tmp_path / "died").exists()
-    check_ranked(ranked, users, tiny_ranker)
-
-
+@pytest.mark.slow
 def test_named_filters_and_integer_ids_travel(number_bundle: Path) -> None:
     ranker = Ranker.load(number_bundle, provider="cpu")
     ranker.define("few", ranker.ids[:9])
     users = draw_users(ranker, 10)
-    ranked = collect(of_ray.rank(ray.data.from_arrow(users), ranker, where="few"))
+    ranked = collect(of_ray.rank(ray.data.from_arrow(users), ranker, where="few", concurrency=1))
     assert ranked.schema.field("items").type == pa.list_(pa.int64())
     check_ranked(ranked, users, ranker, where="few")
 
 
+@pytest.mark.slow
 def test_another_bundle_in_an_actor_is_refused(users: pa.Table, bundle: Path, sign: Any) -> None:
     ranker, manifest = Ranker.load(bundle, provider="cpu"), Manifest.read(bundle)
     sign(bundle, manifest, exclude_seen=not manifest.exclude_seen)
