@@ -14,7 +14,5 @@ histories = duckdb.sql(
     f"SELECT user_id, list(item_id ORDER BY timestamp) AS history FROM '{events}' GROUP BY user_id"
 )
 rankings = ranklet.polars.rank(histories.pl(), bundle, k=10)
-best = duckdb.sql(
-    "SELECT user_id, unnest(ranked) AS item_id, unnest(scores) AS score FROM rankings"
-)
+best = duckdb.sql("SELECT user_id, unnest(items) AS item_id, unnest(scores) AS score FROM rankings")
 best.write_parquet(target)

@@ -41,10 +41,13 @@ ALLOWED = {
 }
 # Adapters to what a user has and calls by name; its extra installs it.
 ADAPTERS = {
+    "arrow.py": {"pyarrow"},
     "hub.py": {"huggingface_hub"},
     "mlflow.py": {"mlflow", "pandas"},
     "mlflow_model.py": {"mlflow", "pandas"},
     "polars.py": {"polars"},
+    "ray.py": {"pyarrow", "ray"},
+    "spark.py": {"pyarrow", "pyspark"},
     "triton_client.py": {"tritonclient"},
 }
 SOURCES = {

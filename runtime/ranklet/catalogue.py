@@ -138,6 +138,7 @@ class Catalogue:
         silent: Whether each index from 0 does not count as an event of a history, (items + 1,);
             None: all count.
         sets: The named filters.
+        is_edited: Whether items were added, removed or retitled since the bundle was loaded.
     """
 
     owner: object
@@ -149,6 +150,7 @@ class Catalogue:
     own: Bias
     silent: Mask | None = None
     sets: Mapping[str, ItemSet] = field(default_factory=dict)
+    is_edited: bool = False
     _kept: "Kept" = field(default_factory=lambda: Kept())
 
     @property
@@ -322,7 +324,7 @@ class Catalogue:
         table = self.own.table.copy()
         table[0, places[places > 0]] = NEVER
         own = Bias.of(table, self.own.added) if len(removed) else self.own
-        return replace(self, sets=sets, own=own).fresh()
+        return replace(self, sets=sets, own=own, is_edited=len(removed) > 0).fresh()
 
 
 class Kept:

@@ -70,6 +70,7 @@ def add_items(
         own=_returned(serving, old, indices, added),
         silent=_silent(old, len(vocabulary), settings),
         sets={name: kept.grown(vocabulary) for name, kept in old.sets.items()},
+        is_edited=True,
     ).fresh()
     ids = [items.ids[row] for row in np.flatnonzero(known).tolist()]
     new_ids = [items.ids[row] for row in new.tolist()]
@@ -84,7 +85,7 @@ def remove_items(catalogue: Catalogue, ids: Ids) -> Catalogue:
     table, added = own.table.copy(), own.added.copy()
     table[0, indices[indices <= catalogue.last]] = NEVER
     added[indices[indices > catalogue.last] - catalogue.last - 1] = NEVER
-    return replace(catalogue, own=Bias.of(table, added)).fresh()
+    return replace(catalogue, own=Bias.of(table, added), is_edited=True).fresh()
 
 
 def retitle(catalogue: Catalogue, titles: Mapping[ItemId, str]) -> Catalogue:
@@ -96,7 +97,8 @@ def retitle(catalogue: Catalogue, titles: Mapping[ItemId, str]) -> Catalogue:
         if not issubclass(type(title), str):
             raise InputError(f"the title of {show(item)} is {show(title)}; a title is text")
         changed[index] = read_title(title, f"the title of {show(item)}") or ""
-    return replace(catalogue, titles=catalogue.titles.with_titles(catalogue.vocabulary, changed))
+    renamed = catalogue.titles.with_titles(catalogue.vocabulary, changed)
+    return replace(catalogue, titles=renamed, is_edited=True)
 
 
 def _settings(

@@ -3,9 +3,12 @@
 It is in one file because it is one class: signatures, what they mean, and a few lines each.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +18,7 @@ from ranklet.bundle.vocabulary import ItemId, Unknown, Vocabulary
 from ranklet.catalogue import Boost, Eligible, ItemSet, Where
 from ranklet.engine.engine import Engine, Floats
 from ranklet.engine.sessions import MAX_THREADS, PROVIDERS, Provider
-from ranklet.errors import InputError
+from ranklet.errors import BundleError, InputError
 from ranklet.event_kinds import Kinds, Objective
 from ranklet.forks import ProcessLock
 from ranklet.golden import check_golden
@@ -42,6 +45,7 @@ from ranklet.values import (
 )
 
 WARM_UP = 3  # requests
+MOST_OPENED = 4  # bundles that a process keeps open for rankers that were pickled
 
 
 class Ranker:
@@ -239,12 +243,24 @@ class Ranker:
         """Return every item id, for reading only: sorted ones, then those of added items."""
         return self.vocabulary.all_ids
 
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied: sessions can't be."""
-        raise TypeError(
-            f"{self!r} can't be pickled or copied: load the bundle in each process, and share the "
-            "ranker between threads"
-        )
+    def __reduce__(self) -> tuple[Callable[..., "Ranker"], tuple[object, ...]]:
+        """Travel by path and digest: whoever unpickles it opens that bundle in that folder.
+
+        Named filters travel along.
+
+        Raises:
+            InputError: Items were added, removed or retitled since the bundle was loaded.
+        """
+        serving = self._serving
+        if serving.catalogue.is_edited:
+            raise InputError(
+                f"{self!r} can't be pickled or copied: its items were added, removed or retitled "
+                "since its bundle was loaded. Write a bundle with them (ranklet catalogue), and "
+                "load that"
+            )
+        engine, sets = serving.engine, dict(serving.catalogue.sets)
+        path, digest = str(self.path), serving.manifest.digest
+        return load_pickled, (path, digest, engine.provider, engine.threads, sets)
 
     def __len__(self) -> int:
         """Return the number of items that can be ranked."""
@@ -734,3 +750,28 @@ class Ranker:
             InputError: ``text`` is no text.
         """
         return self._current.serving.catalogue.titles.find(text)
+
+
+def load_pickled(
+    path: str, digest: str, provider: Provider, threads: int, sets: Mapping[str, ItemSet]
+) -> Ranker:
+    """Open the bundle of a pickled ranker, once a process.
+
+    Raises:
+        BundleError: There is none at its path, or another one.
+        ProviderError: CUDA was asked for and does not run.
+    """
+    serving = _opened(os.getpid(), path, digest, provider, threads)
+    return Ranker(serving.changed(replace(serving.catalogue, sets=sets).fresh()))
+
+
+@lru_cache(maxsize=MOST_OPENED)
+def _opened(process: int, path: str, digest: str, provider: Provider, threads: int) -> Serving:
+    """Open a bundle; a forked process, which can't use what its parent opened, opens its own."""
+    serving = Serving.open(Path(path), provider, threads, owner=object(), check_digests=True)
+    if serving.manifest.digest != digest:
+        raise BundleError(
+            f"{path} has a bundle with the digest {serving.manifest.digest}, not {digest} as where "
+            "the ranker was pickled: put the same bundle into this folder of every machine"
+        )
+    return serving

@@ -18,13 +18,15 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that 
 
 # Forks once for each of some lines, which the child runs before it ends as Python ends.
 FORKS = """
-import os, sys, threading, time
+import os, pickle, sys, threading, time
 from ranklet import ProviderError, Ranker
 
 path, threads, *lines = sys.argv[1:]
 ranker = Ranker.load(path, provider="cpu", threads=int(threads))
 user, answer = ranker.user(["i00001"]), ranker.rank(["i00001"]).items
 user.rank()
+sent = pickle.dumps(ranker)
+pickle.loads(sent).rank(["i00001"])
 
 def refuses(ask):
     try:
@@ -68,6 +70,7 @@ os._exit(0)
 """
 REFUSES = "refuses(lambda: ranker.rank(['i00001'])); refuses(user.rank)"
 LOADS = "assert Ranker.load(path, threads=int(threads)).rank(['i00001']).items == answer"
+SENDS = "assert pickle.loads(sent).rank(['i00001']).items == answer"
 RELOADS = "ranker.reload(); assert ranker.rank(['i00001']).items == answer; user.rank()"
 
 
@@ -81,14 +84,14 @@ def fork(path: Path, threads: int, *lines: str) -> None:
 def test_a_child_ends_as_others_do_and_refuses_to_rank_until_it_loads(
     threads: int, tiny_bundle: Path
 ) -> None:
-    fork(tiny_bundle, threads, "pass", "del ranker, user", REFUSES, LOADS, RELOADS)
+    fork(tiny_bundle, threads, "pass", "del ranker, user", REFUSES, LOADS, SENDS, RELOADS)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_child_of_threads_that_load_and_rank_waits_for_none(
     threads: int, tiny_bundle: Path
 ) -> None:
-    fork(tiny_bundle, threads, "be busy", *[f"{REFUSES}; {LOADS}; {RELOADS}", "pass"] * 3)
+    fork(tiny_bundle, threads, "be busy", *[f"{REFUSES}; {LOADS}; {SENDS}; {RELOADS}", "pass"] * 3)
 
 
 def load_and_rank(path: Path) -> list[str] | list[int]:
@@ -101,6 +104,9 @@ def test_processes_of_every_start_method_load_their_own(method: str, tiny_bundle
     expected = Ranker.load(tiny_bundle, provider="cpu", threads=2).rank(["i00001"]).items
     with ProcessPoolExecutor(2, get_context(method)) as processes:
         assert [*processes.map(load_and_rank, [tiny_bundle] * 4)] == [expected] * 4
+        ranker = Ranker.load(tiny_bundle, provider="cpu")
+        answers = processes.map(Ranker.rank, [ranker] * 4, [["i00001"]] * 4)
+        assert [answer.items for answer in answers] == [expected] * 4
 
 
 def test_a_lock_of_another_thread_is_free_in_a_child() -> None:

@@ -24,8 +24,8 @@ def test_a_frame_is_ranked_like_its_histories(tiny_ranker: Ranker, histories: An
     frame = pl.DataFrame({"user": range(len(histories)), "history": histories})
     ranked = ranklet.polars.rank(frame, tiny_ranker, k=4, exclude_seen=True)
     expected = tiny_ranker.rank_batch(histories, k=4, exclude_seen=True)
-    assert ranked.columns == ["user", "history", "ranked", "scores"]
-    assert ranked["ranked"].to_list() == [list(ranking.items) for ranking in expected]
+    assert ranked.columns == ["user", "history", "items", "scores"]
+    assert ranked["items"].to_list() == [list(ranking.items) for ranking in expected]
     for scores, ranking in zip(ranked["scores"], expected, strict=True):
         assert scores.to_list() == ranking.scores.tolist()
 
@@ -48,13 +48,13 @@ def test_many_users_are_ranked_in_parts(tiny_ranker: Ranker, monkeypatch: Any) -
     frame = pl.DataFrame({"history": [[ids[row % len(ids)]] for row in range(30)]})
     ranked = ranklet.polars.rank(frame, tiny_ranker, k=2)
     expected = [list(tiny_ranker.rank(history, k=2).items) for history in frame["history"]]
-    assert ranked["ranked"].to_list() == expected
+    assert ranked["items"].to_list() == expected
 
 
 def test_a_column_that_is_missing_or_taken_is_refused(tiny_ranker: Ranker) -> None:
     frame = pl.DataFrame({"history": [["1"]], "scores": [1]})
-    with pytest.raises(InputError, match="history is 'items', and the frame has no such column"):
-        ranklet.polars.rank(frame, tiny_ranker, "items")
+    with pytest.raises(InputError, match="history is 'gone', and the frame has no such column"):
+        ranklet.polars.rank(frame, tiny_ranker, "gone")
     with pytest.raises(InputError, match="exclude is 'gone'"):
         ranklet.polars.rank(frame, tiny_ranker, exclude="gone")
     with pytest.raises(InputError, match="a column scores already"):

@@ -1,7 +1,6 @@
 """Rankings are right, alone and in batches, whatever lies around them."""
 
 import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +219,6 @@ def test_a_cold_user_gets_what_is_popular(
 def test_a_ranker_says_what_it_is(tiny_ranker: Ranker, tiny_bundle: Path) -> None:
     assert repr(tiny_ranker) == f"Ranker({str(tiny_bundle)!r}, items=60, provider='cpu')"
     assert len(tiny_ranker) == 60
-
-
-@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_ranker_is_not_pickled_or_copied(tiny_ranker: Ranker, take: Any) -> None:
-    with pytest.raises(TypeError, match="can't be pickled or copied: load the bundle in each"):
-        take(tiny_ranker)
 
 
 def test_rankings_can_be_compared_without_an_error(tiny_ranker: Ranker, ids: list[str]) -> None:
