@@ -133,8 +133,8 @@ def _compare(ranker: "Ranker", answer: dict[str, Any], number: int) -> float:
     user = ranker.user(history[:-1])
     user.rank(k)
     user.append(history[-1])
-    fresh = ranker.rank(history, k=k, exclude_seen=False)
-    kept = user.rank(k, exclude_seen=False)
+    fresh = ranker.rank(history, k=k, exclude_seen=False, exact=True)
+    kept = user.rank(k, exclude_seen=False, exact=True)
     return max(
         _difference(ranking, answer, f"golden answer {number}{how}", _tolerance(ranker.manifest))
         for ranking, how in ((fresh, ""), (kept, " of a kept user"))
