@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
-SEED, ROUNDS = 0, 10
-SAMPLE = 64  # rows of each cluster that the centroids are learned from
+SEED, ROUNDS = 0, 5
+SAMPLE = 32  # rows of each cluster that the centroids are learned from
 ROOM = 1.1  # places in all clusters together, for each item
 SMALLEST = 16  # places of a cluster
-PRODUCTS_AT_ONCE = 1 << 24
+PRODUCTS_AT_ONCE = 1 << 20  # stay in the caches
 
 
 @dataclass(frozen=True)

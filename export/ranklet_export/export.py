@@ -32,7 +32,7 @@ from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.items import ItemSource, check_items, read_item_source
 from ranklet_export.parity import ParityReport, check_parity
-from ranklet_export.probes import choose_probes, unmeasured
+from ranklet_export.probes import choose_probes, draw_histories, unmeasured
 from ranklet_export.target import check_target, new_bundle
 from ranklet_training.judge.evaluate import SERVED
 from ranklet_training.model.model import ModelConfig, SequenceModel
@@ -134,7 +134,11 @@ def export_bundle(run_path: Path, bundle: Path, settings: Settings = DEFAULT) ->
 
 
 def export_random(
-    shape: str, bundle: Path, settings: Settings = DEFAULT, seed: int = 0
+    shape: str,
+    bundle: Path,
+    settings: Settings = DEFAULT,
+    seed: int = 0,
+    rows: NDArray[np.float32] | None = None,
 ) -> ExportReport:
     """Export a model with random weights, to size hardware before there is data.
 
@@ -144,6 +148,7 @@ def export_random(
         bundle: Folder of the bundle.
         settings: How it is exported.
         seed: Of the weights.
+        rows: Of the item table, (items, D); None: drawn, too.
 
     Raises:
         InputError: The shape can't be used.
@@ -156,6 +161,8 @@ def export_random(
     model.init_weights()
     with torch.no_grad():  # rows of length 1, and scores that differ
         model.items.item[1:].normal_(std=config.width**-0.5)
+        if rows is not None:
+            model.items.item[1:] = torch.from_numpy(rows)
     counts = np.ones(items, dtype=np.int64)
     source = Source(
         model=model.eval().requires_grad_(requires_grad=False),
@@ -232,14 +239,9 @@ def _read_evaluation(path: Path, *, exclude_seen: bool) -> dict[str, Any]:
     return found
 
 
-def popular_histories(
-    counts: NDArray[np.int64], longest: int, how_many: int = 256, seed: int = 0
-) -> Questions:
+def popular_histories(counts: NDArray[np.int64], longest: int) -> Questions:
     """Draw histories of popular items, in place of held-out ones."""
-    random = np.random.default_rng(seed)
-    shares = counts / counts.sum()
-    lengths = random.integers(1, longest + 1, how_many)
-    return Questions([random.choice(len(counts), n, p=shares) + 1 for n in lengths], None)
+    return Questions(draw_histories(counts, longest), None)
 
 
 def _export(source: Source, bundle: Path, settings: Settings) -> ExportReport:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ranklet.bundle.manifest import Index, Manifest
 from ranklet.bundle.vocabulary import ItemId
@@ -56,7 +57,7 @@ def choose_probes(
         f"an index that reads {probes:,} of {manifest.index.clusters:,} clusters finds "
         f"{figures['recall@10']:.2%} of the best {TOP} of a scan on {len(best):,} histories, and "
         f"NDCG@10 and HR@10 drop by {losses[0]:.2%} and {losses[1]:.2%}; {LEAST_RECALL:.0%} and "
-        f"drops of {MOST_LOST:.1%} are needed: export without --index"
+        f"drops of {MOST_LOST:.1%} are needed: make the bundle without an index"
     )
 
 
@@ -69,6 +70,23 @@ def unmeasured(index: Index, items: int) -> Index:
 def share(index: Index, items: int) -> float:
     """Return the share of the items that a request reads."""
     return min(1.0, index.probes * index.size / items)
+
+
+def draw_histories(
+    shares: NDArray[Any], longest: int, how_many: int = 256, seed: int = 0
+) -> list[NDArray[np.int64]]:
+    """Draw histories of popular items, by item index, in place of held-out ones.
+
+    Args:
+        shares: What part of the events each item has, (items,), or numbers in proportion.
+        longest: The most events of a history.
+        how_many: Histories.
+        seed: Of the numbers.
+    """
+    random = np.random.default_rng(seed)
+    chances = np.asarray(shares, dtype=np.float64) / np.sum(shares, dtype=np.float64)
+    lengths = random.integers(1, longest + 1, how_many)
+    return [random.choice(len(chances), n, p=chances) + 1 for n in lengths]
 
 
 def _ladder(clusters: int) -> list[int]:
@@ -95,7 +113,7 @@ def _compare(
     return figures
 
 
-def _ranks(rankings: list[Ranking], targets: Sequence[ItemId]) -> Any:
+def _ranks(rankings: list[Ranking], targets: Sequence[ItemId]) -> NDArray[np.int64]:
     """Return the rank of each target, TOP + 1 where it is not shown."""
     return np.array(
         [

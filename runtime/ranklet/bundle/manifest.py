@@ -56,7 +56,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 LONGEST_REASON = 1000  # characters of a message
 MOST_NESTED = 32  # lists and objects inside each other
 # Bounds of what is allocated before a weight is read: far beyond any trained model.
-LONGEST, WIDEST, MOST_USERS = 1 << 16, 1 << 14, 1 << 10
+LONGEST, WIDEST, MOST_USERS, MOST_PLACES = 1 << 16, 1 << 14, 1 << 10, 1 << 40
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
 BEHIND = -1000.0  # the bias that ranks new items behind all others
@@ -394,16 +394,21 @@ class Manifest:
         if self.index is None:
             return ""
         index, figures = self.index, self.index.figures
-        found = "" if not figures else (
-            f": on {figures['questions']:,} {'held-out' if 'NDCG@10' in figures else 'drawn'} "
-            f"histories it finds {figures['recall@10']:.2%} of the best 10 of a scan"
-        )
-        if "NDCG@10" in figures:
-            found += f", with {figures['NDCG@10']:.2%} of its NDCG@10 and {figures['HR@10']:.2%} of its HR@10"
-        return (
+        text = (
             f"the index reads {index.probes:,} of {index.clusters:,} clusters, "
-            f"{figures['share']:.1%} of the items{found}"
+            f"{figures['share']:.1%} of the items"
         )
+        if "questions" not in figures:
+            return f"{text}, which nobody measured: the weights are random"
+        kind = "held-out" if "NDCG@10" in figures else "drawn"
+        text += (
+            f", and finds {figures['recall@10']:.2%} of the best 10 of a scan on "
+            f"{figures['questions']:,} {kind} histories"
+        )
+        if "NDCG@10" not in figures:
+            return text
+        kept = (f"{figures[name]:.2%} of its {name}" for name in ("NDCG@10", "HR@10"))
+        return f"{text}, with {' and '.join(kept)}"
 
     @property
     def new_items_text(self) -> str:
@@ -520,14 +525,6 @@ class Manifest:
             raise ValueError(f"pool {self.pool}")
         if self.new_items and abs(self.new_items.bias) > -BEHIND:
             raise ValueError(f"new items have a bias of {self.new_items.bias}")
-        if (self.index is None) != (SEARCH not in self.programs):
-            raise ValueError(f"index {show(self.index)}, programs {sorted(self.programs)}")
-        if index := self.index:
-            most = self.items + index.size  # one cluster of each item, and room in it
-            if not (self.rounding and 1 <= index.probes <= index.clusters <= most and index.size > 0):
-                raise ValueError(f"index {show(index)} of {self.items} items, {self.precision}")
-            if index.clusters * index.size < self.items:
-                raise ValueError(f"index {show(index)} has no room for {self.items} items")
         if len(set(self.kinds)) < len(self.kinds) or "" in self.kinds:
             raise ValueError(f"kinds {show(self.kinds)}")
         self._check_programs()
@@ -535,6 +532,7 @@ class Manifest:
         self._check_table()
         self._check_contracts()
         self._check_attributes()
+        self._check_index()
         self._check_facts()
 
     def _check_programs(self) -> None:
@@ -620,6 +618,17 @@ class Manifest:
                     raise ValueError(f"{place} holds {array.type}")
         if (self.new_items is None) != (ITEM not in self.programs):
             raise ValueError(f"new items {show(self.new_items)}, programs {sorted(self.programs)}")
+
+    def _check_index(self) -> None:
+        index = self.index
+        if (index is None) != (SEARCH not in self.programs):
+            raise ValueError(f"index {show(index)}, programs {sorted(self.programs)}")
+        if index and (
+            self.precision != "int8"
+            or not 1 <= index.probes <= index.clusters <= self.items
+            or not self.items <= index.clusters * index.size <= MOST_PLACES
+        ):
+            raise ValueError(f"index {show(index)} of {self.items} items in {self.precision}")
 
     def _check_facts(self) -> None:
         """Check what is said for people as far as a ranking or a message reads it."""

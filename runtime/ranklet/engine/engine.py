@@ -4,8 +4,9 @@ Every request takes this path. Single histories and batches, short and long ones
 program that the manifest names for them.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -305,24 +306,9 @@ class Engine:
         bests = []
         for row in range(len(users)):
             one = slice(row, row + 1)
-            part = users[one], *asked, excluded[one], demoted[one]
-            bests.append(self._search(self._index, probes, *part) or self._scan(*part))
+            scan = partial(self._scan, users[one], *asked, excluded[one], demoted[one])
+            bests.append(_search(self._index, probes, pool, scan) or scan())
         return Best(*map(np.concatenate, zip(*bests, strict=True)))
-
-    def _search(self, index: Index, probes: int, *asked: Any) -> Best | None:
-        """Return the best items of the clusters that are nearest to a user.
-
-        None: too few items of too many clusters may be ranked.
-        """
-        pool = asked[2]
-        while probes <= MOST_PROBED * index.clusters:
-            if probes * index.size >= pool:
-                best = self._scan(*asked, probes=probes)
-                assert best.pool_scores is not None
-                if best.pool_scores[0, -1] > NEVER / 2:
-                    return best._replace(pool_scores=np.full_like(best.pool_scores, np.inf))
-            probes *= 2
-        return None
 
     def _scan(
         self,
@@ -439,3 +425,18 @@ class Engine:
         slack = SUMS * (1 + np.abs(best.scores).max(axis=1))
         bounds = [rounding.bound(user) for user in users]
         return float((missed - slack - bounds).max())
+
+
+def _search(index: Index, probes: int, pool: int, scan: Callable[..., Best]) -> Best | None:
+    """Return the best items of the clusters that are nearest to a user.
+
+    None: too few of their items may be ranked to fill the pool.
+    """
+    while probes <= MOST_PROBED * index.clusters:
+        if probes * index.size >= pool:
+            best = scan(probes=probes)
+            assert best.pool_scores is not None
+            if best.pool_scores[0, -1] > NEVER / 2:
+                return best._replace(pool_scores=np.full_like(best.pool_scores, np.inf))
+        probes *= 2
+    return None
