@@ -45,6 +45,12 @@ TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of a second
     help="Rank without or with the items of the history by default.  [default: what served the "
     "validation answers of the run better]",
 )
+@choice(
+    "--index",
+    "none|clusters",
+    help="An index for large catalogues: score only the items of the clusters that are nearest to "
+    "a user. It pays from about 100,000 items on.",
+)
 @click.option("--replace", is_flag=True, help="Replace BUNDLE if it exists.")
 @json_flag
 def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings: Any) -> None:
@@ -76,7 +82,8 @@ def export(paths: tuple[Path, ...], shape: str | None, as_json: bool, **settings
         f"{parity.max_score_difference:.1e}"
     )
     manifest = Manifest.read(bundle, check_digests=False)
-    for fact in filter(None, (manifest.gate_text, manifest.seen_text, manifest.new_items_text)):
+    facts = manifest.gate_text, manifest.index_text, manifest.seen_text, manifest.new_items_text
+    for fact in filter(None, facts):
         click.echo(fact)
     click.echo(f"next: ranklet verify {bundle}; ranklet rank {bundle} --history ...")
 
@@ -168,7 +175,7 @@ def _describe(bundle: Path, manifest: Manifest) -> list[str]:
         for title, tensors in (("takes", program.inputs), ("gives", program.outputs)):
             lines += [f"  {title:6} {t.name} {t.type} {t.shape}" for t in tensors]
     lines += [f"file     {n} {f.size:,} bytes {f.sha256[:16]}" for n, f in manifest.files.items()]
-    for text in filter(None, (manifest.gate_text, manifest.new_items_text)):
+    for text in filter(None, (manifest.gate_text, manifest.index_text, manifest.new_items_text)):
         lines += ["", text]
     if manifest.quality:
         lines += ["", format_evaluation(manifest.quality)]

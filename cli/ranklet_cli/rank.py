@@ -104,6 +104,7 @@ history_option, answer_option = under("Histories"), under("Answers")
     default="popular",
     help="Rank by popularity, or by that of the latest days, where no event is known.",
 )
+@answer_option("--exact", is_flag=True, help="Scan all items, though the bundle has an index.")
 @answer_option("--explain", is_flag=True, help="Say which events led to each item.")
 @choice("--unknown", "skip|error", help="How to treat ids that are not in the catalogue.")
 @session

@@ -18,11 +18,19 @@ from ranklet_cli.options import FOLDER, HeadedCommand, json_flag, print_json, se
 @click.argument("bundle", type=FOLDER)
 @click.argument("item")
 @click.option("-k", default=10, help="Number of items to return.")
+@click.option("--exact", is_flag=True, help="Scan all items, though the bundle has an index.")
 @wheres
 @session
 @json_flag
 def similar(
-    bundle: Path, item: str, k: int, provider: Any, threads: int, as_json: bool, **filters: Any
+    bundle: Path,
+    item: str,
+    k: int,
+    exact: bool,
+    provider: Any,
+    threads: int,
+    as_json: bool,
+    **filters: Any,
 ) -> None:
     """Rank the items that are most like an ITEM, given by its id.
 
@@ -32,7 +40,7 @@ def similar(
     ids = exact_ids(ranker.vocabulary, [item], "ITEM")
     if not ids:
         raise InputError("ITEM is empty; pass the id of an item")
-    ranking = ranker.similar(ids[0], k, **read_where(ranker, **filters))
+    ranking = ranker.similar(ids[0], k, exact=exact, **read_where(ranker, **filters))
     _print(ranker, ranking, f"like {ranker.titles(ids)[0]}", as_json=as_json)
 
 

@@ -46,6 +46,7 @@ def model_card(manifest: Manifest, ranker: Ranker) -> str:
         *_quality(manifest),
         "",
         *([manifest.gate_text + ".", ""] if manifest.gate else []),
+        *([f"{text[0].upper()}{text[1:]}.", ""] if (text := manifest.index_text) else []),
         *([*_explanation(manifest.explanation), ""] if manifest.explanation else []),
         *_new_items(manifest),
         "## Latency",

@@ -2,7 +2,8 @@
 
 Items are added with their rows of the item table, removed from rankings, or renamed. Everything
 that has a row for each item is written for the new sorted ids. Removed items keep their rows, so
-that histories with them still count.
+that histories with them still count. The clusters of an index are made anew, and the histories
+that say how many of them are read are drawn, as the held-out ones are not in a bundle.
 """
 
 import json
@@ -45,6 +46,7 @@ from ranklet.serving import Serving
 from ranklet.values import show
 from ranklet.verify import verify
 from ranklet_export.card import model_card
+from ranklet_export.probes import choose_probes, draw_histories, unmeasured
 from ranklet_export.rewrite import Places, write_graphs
 from ranklet_export.target import check_target, new_bundle
 
@@ -234,10 +236,20 @@ def _write(old: Serving, new: _Catalogue, changes: Changes, folder: Path) -> Man
     )
     opened = Opened(folder)
     engine = Engine(opened, manifest, "cpu", 1)
-    serving = Serving.start(opened, manifest, engine, new.vocabulary, attributes, None)
+
+    def serve(manifest: Manifest) -> Ranker:
+        opening = opened, manifest, engine, new.vocabulary, attributes, None
+        return Ranker(Serving.start(*opening))
+
+    if manifest.index and old.manifest.index:
+        index = unmeasured(manifest.index, manifest.items)
+        if "questions" in old.manifest.index.figures:
+            drawn = draw_histories(popularity, manifest.max_length)
+            index = choose_probes(manifest, serve, list(map(new.vocabulary.ids, drawn)))
+        manifest = replace(manifest, index=index)
     golden = json.dumps(_golden(old, new, engine), indent=1) + "\n"
     atomic_write(folder / GOLDEN, golden.encode())
-    atomic_write(folder / CARD, model_card(manifest, Ranker(serving)).encode())
+    atomic_write(folder / CARD, model_card(manifest, serve(manifest)).encode())
     manifest = replace(manifest, files=describe_files(folder))
     manifest.write(folder)
     verify(folder, provider="cpu")

@@ -5,6 +5,7 @@ import logging
 import platform
 import re
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, describe_files, write_catalogue
-from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Attribute, Manifest, Precision
+from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Attribute, Index, Manifest, Precision
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine
 from ranklet.errors import InputError, ParityError, PrecisionError, RunError
@@ -31,6 +32,7 @@ from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.items import ItemSource, check_items, read_item_source
 from ranklet_export.parity import ParityReport, check_parity
+from ranklet_export.probes import choose_probes, draw_histories, unmeasured
 from ranklet_export.target import check_target, new_bundle
 from ranklet_training.judge.evaluate import SERVED
 from ranklet_training.model.model import ModelConfig, SequenceModel
@@ -88,6 +90,7 @@ class Settings:
         allow_drop: The largest share of NDCG@10 that the precision may cost.
         exclude_seen: Leave seen items out of rankings by default; None: as the run chose.
         replace: Replace an existing bundle.
+        index: ``"clusters"``: scan only the items that are near to a user (``search``).
     """
 
     precision: Precision | Literal["auto"] = "auto"
@@ -95,12 +98,17 @@ class Settings:
     allow_drop: float = 0.005
     exclude_seen: bool | None = None
     replace: bool = False
+    index: Literal["none", "clusters"] = "none"
 
     def __post_init__(self) -> None:
         """Validate the settings."""
         if self.precision not in ("auto", *get_args(Precision)):
             names = ", ".join(get_args(Precision))
             raise InputError(f"precision must be auto or one of {names}, got {self.precision!r}")
+        if self.index not in ("none", "clusters"):
+            raise InputError(f"index must be none or clusters, got {self.index!r}")
+        if self.index == "clusters" and self.precision not in ("auto", "int8"):
+            raise InputError(f"an index holds codes of int8, and the precision is {self.precision}")
         if not 0 <= self.allow_drop <= 1:
             raise InputError(f"allow_drop must be from 0 to 1, got {self.allow_drop}")
 
@@ -126,7 +134,11 @@ def export_bundle(run_path: Path, bundle: Path, settings: Settings = DEFAULT) ->
 
 
 def export_random(
-    shape: str, bundle: Path, settings: Settings = DEFAULT, seed: int = 0
+    shape: str,
+    bundle: Path,
+    settings: Settings = DEFAULT,
+    seed: int = 0,
+    rows: NDArray[np.float32] | None = None,
 ) -> ExportReport:
     """Export a model with random weights, to size hardware before there is data.
 
@@ -136,6 +148,7 @@ def export_random(
         bundle: Folder of the bundle.
         settings: How it is exported.
         seed: Of the weights.
+        rows: Of the item table, (items, D); None: drawn, too.
 
     Raises:
         InputError: The shape can't be used.
@@ -148,6 +161,8 @@ def export_random(
     model.init_weights()
     with torch.no_grad():  # rows of length 1, and scores that differ
         model.items.item[1:].normal_(std=config.width**-0.5)
+        if rows is not None:
+            model.items.item[1:] = torch.from_numpy(rows)
     counts = np.ones(items, dtype=np.int64)
     source = Source(
         model=model.eval().requires_grad_(requires_grad=False),
@@ -224,14 +239,9 @@ def _read_evaluation(path: Path, *, exclude_seen: bool) -> dict[str, Any]:
     return found
 
 
-def popular_histories(
-    counts: NDArray[np.int64], longest: int, how_many: int = 256, seed: int = 0
-) -> Questions:
+def popular_histories(counts: NDArray[np.int64], longest: int) -> Questions:
     """Draw histories of popular items, in place of held-out ones."""
-    random = np.random.default_rng(seed)
-    shares = counts / counts.sum()
-    lengths = random.integers(1, longest + 1, how_many)
-    return Questions([random.choice(len(counts), n, p=shares) + 1 for n in lengths], None)
+    return Questions(draw_histories(counts, longest), None)
 
 
 def _export(source: Source, bundle: Path, settings: Settings) -> ExportReport:
@@ -239,7 +249,7 @@ def _export(source: Source, bundle: Path, settings: Settings) -> ExportReport:
         precision = "int8" if settings.precision == "auto" else settings.precision
         return _export_as(precision, source, bundle, settings)
     except PrecisionError as error:
-        if settings.precision != "auto":
+        if settings.precision != "auto" or settings.index == "clusters":
             raise
         logger.warning("int8 does not pass, so this bundle is fp32: %s", error)
         return _export_as("fp32", source, bundle, settings)
@@ -255,7 +265,14 @@ def _export_as(
         if not torch.isfinite(tensor).all():
             raise ParityError(f"weight {name} holds NaN or infinity: the run is not usable")
     with new_bundle(bundle, replace=settings.replace) as folder:
-        graphs = export_graphs(model, folder, precision, compact=settings.compact, new=source.new)
+        graphs = export_graphs(
+            model,
+            folder,
+            precision,
+            compact=settings.compact,
+            new=source.new,
+            index=settings.index == "clusters",
+        )
         trending = None if source.recent is None else shares(source.recent)
         write_catalogue(folder, source.vocabulary, source.titles, shares(source.counts), trending)
         attributes = source.new.attributes.write(folder) if source.new else []
@@ -267,13 +284,19 @@ def _export_as(
         parity = check_parity(engine, model, table)
         if source.new:
             parity.points.append(check_items(engine, source.new, graphs.scale))
-        serving = Serving.start(
-            opened, manifest, engine, source.vocabulary, Attributes.read(folder, manifest), object()
-        )
-        ranker = Ranker(serving)
+        attributes_read = Attributes.read(folder, manifest)
+
+        def serve(manifest: Manifest) -> Ranker:
+            opening = opened, manifest, engine, source.vocabulary, attributes_read, object()
+            return Ranker(Serving.start(*opening))
+
+        ranker = serve(manifest)
         gate = {}
         if precision != "fp32":
             gate = check_ranking(ranker, model, table, source.questions, settings.allow_drop)
+        if manifest.index:
+            manifest = replace(manifest, index=_measured(source, manifest, serve))
+            ranker = serve(manifest)
         explanation = measure_explanations(ranker, source.questions)
         manifest = replace(manifest, parity=asdict(parity), gate=gate, explanation=explanation)
         atomic_write(folder / CARD, model_card(manifest, ranker).encode())
@@ -281,6 +304,21 @@ def _export_as(
         size = sum(path.stat().st_size for path in folder.iterdir())
     seconds = time.perf_counter() - begin
     return ExportReport(bundle, size, precision, graphs.nodes, parity, gate, seconds)
+
+
+def _measured(source: Source, manifest: Manifest, serve: Callable[[Manifest], Ranker]) -> Index:
+    """Return the index with the probes that the questions of the run need."""
+    assert manifest.index
+    if not source.data["events"]:
+        return unmeasured(manifest.index, manifest.items)
+    questions, names = source.questions, np.array([None, *source.kinds])
+    return choose_probes(
+        manifest,
+        serve,
+        [source.vocabulary.ids(row) for row in questions.histories],
+        None if questions.targets is None else source.vocabulary.ids(questions.targets),
+        questions.kinds and [names[row] for row in questions.kinds],
+    )
 
 
 def shares(counts: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -362,4 +400,5 @@ def _manifest(
         target=source.target,
         attributes=attributes,
         new_items=source.new.new_items if source.new else None,
+        index=graphs.index,
     )

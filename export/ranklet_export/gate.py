@@ -54,7 +54,7 @@ def check_ranking(
         ids = [ranker.vocabulary.ids(row) for row in part]
         kinds = questions.kinds and questions.kinds[begin : begin + BATCH]
         names = kinds and [np.array([None, *ranker.kinds])[row] for row in kinds]
-        rankings = ranker.rank_batch(ids, kinds=names, k=k, exclude_seen=True)
+        rankings = ranker.rank_batch(ids, kinds=names, k=k, exclude_seen=True, exact=True)
         users = _users(model, table, part, kinds, ranker.manifest.objective)
         scored = zip(part, rankings, users, strict=True)
         for row, (history, ranking, user) in enumerate(scored, begin):

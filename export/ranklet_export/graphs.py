@@ -4,6 +4,7 @@ encode, encode_long, append     events -> user vectors (``encoders``)
 encode_rows                     the same of given rows (``rows``)
 first_block                     rows of the item table -> rows of the first block (``first_block``)
 score, score_many               user vectors -> items (``scorer``)
+search                          a user vector -> items of the nearest clusters (``search``)
 model                           histories -> items, for any onnxruntime (``single``)
 item                            features of items -> rows of the item table (``items``)
 """
@@ -26,7 +27,9 @@ from ranklet.bundle.manifest import (
     MODEL,
     SCORE,
     SCORE_MANY,
+    SEARCH,
     WEIGHTS,
+    Index,
     Pool,
     Precision,
     Program,
@@ -34,6 +37,7 @@ from ranklet.bundle.manifest import (
     Table,
     Tensor,
 )
+from ranklet_export.clusters import cluster
 from ranklet_export.encoders import (
     AppendEncoder,
     HistoryEncoder,
@@ -45,6 +49,7 @@ from ranklet_export.items import ItemSource, write_items
 from ranklet_export.layers import ServedModel
 from ranklet_export.rows import RowsEncoder
 from ranklet_export.scorer import Scorer, can_score_many, quantize
+from ranklet_export.search import Search
 from ranklet_export.single import OPSET as PLAIN_OPSET
 from ranklet_export.single import write_model
 from ranklet_export.writer import GraphWriter, WeightFile, offset_of, scanned_bytes
@@ -63,6 +68,7 @@ PURPOSES = {
     APPEND: "the user vector after one more event, which is put into the state in place",
     SCORE: "the best items for user vectors",
     SCORE_MANY: "the same for many users",
+    SEARCH: "the best items for a user vector, of the nearest clusters alone",
     FIRST_BLOCK: "what the first block makes of rows of the item table",
     MODEL: "the best items for histories of any length, in standard operators alone",
     ITEM: "rows of the item table for new items, from their attributes",
@@ -86,6 +92,7 @@ class WrittenGraphs:
     pool: Pool
     rounding: Rounding | None  # of codes
     scale: float  # of rows of the model
+    index: Index | None  # whose probes are not chosen yet
 
 
 def export_graphs(
@@ -95,6 +102,7 @@ def export_graphs(
     *,
     compact: bool = False,
     new: ItemSource | None = None,
+    index: bool = False,
 ) -> WrittenGraphs:
     """Write the graphs and weights of a model in evaluation mode, without gradients.
 
@@ -104,6 +112,7 @@ def export_graphs(
         precision: Of the scores; ``"fp16"`` stores tables in 16 bits, sums are fp32.
         compact: Leave out the rows of the first block.
         new: The map of new items; None: there is no item.onnx.
+        index: Write search.onnx, which needs int8.
     """
     items, width = model.items.item.shape
     parts = 4 if model.config.block == "gated" else 3
@@ -112,6 +121,7 @@ def export_graphs(
     dtype: Literal["<f2", "<f4"] = "<f2" if precision == "fp16" else "<f4"
     bits = CODE_BITS.get(precision)
     codes = quantize(served.table, bits) if bits else None
+    clusters = cluster(served.table) if index else None
     graphs: dict[str, GraphWriter] = {}
     with (folder / WEIGHTS).open("wb") as file:
         weights = WeightFile(file)
@@ -122,6 +132,8 @@ def export_graphs(
                 ENCODERS[name](writer, served, dtype).write()
             elif name == SCORE or (name == SCORE_MANY and codes and can_score_many(codes)):
                 Scorer(writer, served.table, precision, many=name == SCORE_MANY).write(codes)
+            elif name == SEARCH and clusters and codes:
+                Search(writer, served.table, precision, many=False).write_search(codes, clusters)
             elif name == MODEL:
                 write_model(writer, served, dtype)
             elif name == ITEM and new:
@@ -144,6 +156,7 @@ def export_graphs(
         pool=POOLS.get(precision, Pool(1, 1)),
         rounding=Rounding(codes.row_error, codes.row_norm) if codes else None,
         scale=served.scale,
+        index=Index(*clusters.members.shape, 1, {}) if clusters else None,
     )
 
 

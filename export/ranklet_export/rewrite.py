@@ -1,6 +1,7 @@
 """Graphs and weights of a bundle, written again for another catalogue, without torch.
 
-The scorers are written anew. In the other graphs, tensors with a row for each item are replaced:
+The scorers are written anew, and so are the clusters of an index. In the other graphs, tensors with
+a row for each item are replaced:
 the item table, the rows of the first block, and what model.onnx adds to the scores of items. All
 other weights are copied.
 """
@@ -27,7 +28,9 @@ from ranklet.bundle.manifest import (
     NEVER,
     SCORE,
     SCORE_MANY,
+    SEARCH,
     WEIGHTS,
+    Index,
     Manifest,
     Precision,
     Program,
@@ -35,8 +38,10 @@ from ranklet.bundle.manifest import (
 )
 from ranklet.engine.engine import Engine
 from ranklet.errors import BundleError
+from ranklet_export.clusters import Clusters, cluster
 from ranklet_export.hidden import hidden_score
 from ranklet_export.scorer import Codes, Scorer, can_score_many, quantize
+from ranklet_export.search import Search
 from ranklet_export.writer import MASK, GraphWriter, WeightFile, offset_of, scanned_bytes, size_of
 
 Indices = NDArray[np.int64]
@@ -106,7 +111,8 @@ def write_graphs(
         folder: Where the files go.
 
     Returns:
-        The manifest with what it says of graphs and weights, and of all else as it was.
+        The manifest with what it says of graphs and weights, and of all else as it was. The probes
+        of an index are not chosen yet.
 
     Raises:
         BundleError: Items are added, and the bundle is too old for that.
@@ -115,6 +121,7 @@ def write_graphs(
     manifest, rows = old.manifest, _whole_chunks(len(table))
     bits = CODE_BITS.get(manifest.precision)
     codes = quantize(table, bits) if bits else None
+    clusters = cluster(table) if manifest.index else None
     changed, hidden = _first_block(old, places, table)
     changed["table"] = table
     programs = dict[str, Program]()
@@ -125,8 +132,8 @@ def write_graphs(
             if name == SCORE_MANY and not (codes and can_score_many(codes)):
                 continue
             model = old.load(name)
-            if name in (SCORE, SCORE_MANY):
-                model = _score(model, table, manifest.precision, codes, weights, name)
+            if name in (SCORE, SCORE_MANY, SEARCH):
+                model = _score(model, table, manifest.precision, codes, clusters, weights, name)
             else:
                 own = {_bias_of(model.graph): _padded(bias, rows)} if name == MODEL else {}
                 _copy_weights(old, model.graph, weights, {**changed, **own}, hidden)
@@ -148,6 +155,7 @@ def write_graphs(
         programs=programs,
         table=replace(manifest.table, offset=offset_of(place), rows=items + 1),
         rounding=Rounding(codes.row_error, codes.row_norm) if codes else None,
+        index=Index(*clusters.members.shape, 1, {}) if clusters else None,
     )
 
 
@@ -201,12 +209,16 @@ def _score(
     table: Array,
     precision: Precision,
     codes: Codes | None,
+    clusters: Clusters | None,
     weights: WeightFile,
     name: str,
 ) -> onnx.ModelProto:
     """Return a scorer of a table, for the opset of the one before."""
     writer = GraphWriter(weights)
-    Scorer(writer, table, precision, many=name == SCORE_MANY).write(codes)
+    if name == SEARCH and codes and clusters:
+        Search(writer, table, precision, many=False).write_search(codes, clusters)
+    else:
+        Scorer(writer, table, precision, many=name == SCORE_MANY).write(codes)
     return writer.model(next(opset.version for opset in model.opset_import if not opset.domain))
 
 

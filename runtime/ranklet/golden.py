@@ -12,6 +12,8 @@ from ranklet.bundle.manifest import (
     MAX_MANIFEST_BYTES,
     MODEL,
     SCORE_MANY,
+    SEARCH,
+    Index,
     Manifest,
 )
 from ranklet.bundle.vocabulary import Vocabulary
@@ -35,6 +37,7 @@ MALFORMED: tuple[type[Exception], ...] = (
 SCORE_TOLERANCE = 1e-3
 # The golden answers are of full precision: fp16 rounds tables to one part in 2048.
 FP16_TOLERANCE = 3e-2
+LEAST_FOUND = 0.5  # of the golden items that an index should find
 
 
 def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
@@ -57,7 +60,14 @@ def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
         golden = json.loads(path.read_bytes())
-        differences = [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
+        differences = []
+        scans = (
+            with_model or ranker.manifest.index is None
+        )  # an index spares the load of score.onnx
+        if scans:
+            differences += [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
+        if index := ranker.manifest.index:
+            differences.append(_compare_found(ranker, golden, index))
         for number, answer in enumerate(golden if with_model else []):
             ranking = ask_model(
                 engine.programs, vocabulary, answer["history"], len(answer["items"])
@@ -68,7 +78,8 @@ def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
                 ranking = ask_rows(engine, vocabulary, answer["history"], answer["items"])
                 name = f"golden answer {number} of {ENCODE_ROWS}"
                 differences.append(_difference(ranking, answer, name, tolerance))
-        check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
+        if scans:
+            check_codes(engine, [vocabulary.index(answer["history"]) for answer in golden])
     except MALFORMED as error:
         raise BundleError(f"{path} is damaged: {show(error)}") from error
     if not differences:
@@ -133,12 +144,33 @@ def _compare(ranker: "Ranker", answer: dict[str, Any], number: int) -> float:
     user = ranker.user(history[:-1])
     user.rank(k)
     user.append(history[-1])
-    fresh = ranker.rank(history, k=k, exclude_seen=False)
-    kept = user.rank(k, exclude_seen=False)
+    fresh = ranker.rank(history, k=k, exclude_seen=False, exact=True)
+    kept = user.rank(k, exclude_seen=False, exact=True)
     return max(
         _difference(ranking, answer, f"golden answer {number}{how}", _tolerance(ranker.manifest))
         for ranking, how in ((fresh, ""), (kept, " of a kept user"))
     )
+
+
+def _compare_found(ranker: "Ranker", golden: list[dict[str, Any]], index: Index) -> float:
+    """Return the largest difference of a score of the golden items that the index finds.
+
+    Another machine may read another cluster, so that some may be missing, but never many.
+    """
+    differences, wanted = [0.0], 0
+    for answer in golden:
+        wanted += len(answer["items"])
+        found = ranker.rank(answer["history"], k=len(answer["items"]), exclude_seen=False)
+        scores = dict(zip(found.items, found.scores.tolist(), strict=True))
+        pairs = zip(answer["items"], answer["scores"], strict=True)
+        differences += [abs(scores[item] - score) for item, score in pairs if item in scores]
+    count, recall = len(differences) - 1, float(index.figures.get("recall@10", 0))
+    if max(differences) > SCORE_TOLERANCE or count < LEAST_FOUND * recall * wanted:
+        raise BundleError(
+            f"{SEARCH}.onnx finds {count} of {wanted} golden items on this machine, and their "
+            f"scores differ by {max(differences):.2e} (tolerance {SCORE_TOLERANCE})"
+        )
+    return max(differences)
 
 
 def _tolerance(manifest: Manifest) -> float:

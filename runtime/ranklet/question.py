@@ -68,6 +68,7 @@ class Question(NamedTuple):
         explain: The number of events to examine for each ranking; 0: none.
         depth: The number of best items to look at.
         is_cut: Whether the answer is another part of the best items than the first k.
+        exact: Whether all items are scanned, though the bundle has an index.
     """
 
     k: int
@@ -81,6 +82,7 @@ class Question(NamedTuple):
     explain: int = 0
     depth: int = 0
     is_cut: bool = False
+    exact: bool = False
 
     def choose(self, catalogue: Catalogue, top: Top) -> NDArray[np.int64] | None:
         """Return the places of the page among the best items, in its order, before ``min_score``.
@@ -177,6 +179,7 @@ def read_question(
     diversity: float = 0.0,
     cold: Cold = "popular",
     explain: bool | int = False,
+    exact: bool = False,
 ) -> Question:
     """Return a checked question, see ``Ranker.rank``.
 
@@ -186,10 +189,12 @@ def read_question(
     bias = None
     if type(k) is not int or k < 1:
         k = check_k(k)
+    if exact is not False:
+        exact = flag(exact, "exact")
     is_whole = where is None and boost is None and eligible is None and seen_recently is None
     has_limits = min_score is not None or at_most is not None
     if is_whole and not has_limits and _is_plain(skip, diversity, cold, explain):
-        return Question(k, depth=k)
+        return Question(k, depth=k, exact=exact)
     if where is not None or boost is not None or eligible is not None:
         bias = _bias(catalogue, eligible, where, boost)
     limits = () if at_most is None else _limits(catalogue, at_most)
@@ -209,7 +214,8 @@ def read_question(
         depth = max(LIMIT_FACTOR * depth, FEWEST)
     by_trend = cold != "popular"
     return Question(
-        k, bias, skip, min_score, limits, diversity, penalty, by_trend, examined, depth, is_cut
+        *(k, bias, skip, min_score, limits, diversity, penalty, by_trend, examined, depth, is_cut),
+        exact,
     )
 
 

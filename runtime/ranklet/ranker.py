@@ -294,6 +294,7 @@ class Ranker:
         diversity: float = 0.0,
         cold: Cold = "popular",
         explain: bool | int = False,
+        exact: bool = False,
         unknown: Unknown = "skip",
     ) -> Ranking:
         """Rank items for one history.
@@ -337,6 +338,8 @@ class Ranker:
                 of the training (``"trending"``).
             explain: Whether ``Ranking.explanation`` says which events of the history led to each
                 item. It examines the 5 events with most attention, or as many as this says.
+            exact: Scan all items, also if the bundle has an index, which reads the nearest clusters
+                of them alone and finds nearly all of the best.
             unknown: ``"skip"`` or ``"error"`` for ids of ``history`` and ``candidates`` that the
                 catalogue lacks.
 
@@ -358,6 +361,7 @@ class Ranker:
             diversity,
             cold,
             explain,
+            exact,
         )
         if exclude_seen is not False:
             exclude_seen = serving.reader.excludes_seen(exclude_seen)
@@ -398,6 +402,7 @@ class Ranker:
         diversity: float = 0.0,
         cold: Cold = "popular",
         explain: bool | int = False,
+        exact: bool = False,
         unknown: Unknown = "skip",
     ) -> list[Ranking]:
         """Rank items for many histories at once.
@@ -426,6 +431,7 @@ class Ranker:
             diversity: As in ``rank``.
             cold: As in ``rank``.
             explain: As in ``rank``.
+            exact: As in ``rank``.
             unknown: As in ``rank``.
 
         Raises:
@@ -461,6 +467,7 @@ class Ranker:
             diversity,
             cold,
             explain,
+            exact,
         )
         weights, requests = serving.reader.kinds.weights(objective), []
         for place, row in enumerate(zip(histories, *columns.values(), strict=True)):
@@ -495,6 +502,7 @@ class Ranker:
         at_most: Mapping[str, int] | None = None,
         skip: int = 0,
         diversity: float = 0.0,
+        exact: bool = False,
     ) -> Ranking:
         """Rank the items that are most like an item.
 
@@ -512,6 +520,7 @@ class Ranker:
             at_most: The most items of each value of some attributes.
             skip: Leave out so many of the best items.
             diversity: From 0, by score alone, to 1, as different as possible.
+            exact: Scan all items.
 
         Raises:
             InputError: The catalogue lacks the item, or another value can't be used.
@@ -519,7 +528,18 @@ class Ranker:
         serving = self._current.serving
         answers = serving.answers.of_items
         question = read_question(
-            answers.catalogue, k, None, where, boost, None, 0.0, min_score, at_most, skip, diversity
+            answers.catalogue,
+            k,
+            None,
+            where,
+            boost,
+            None,
+            0.0,
+            min_score,
+            at_most,
+            skip,
+            diversity,
+            exact=exact,
         )
         index = serving.catalogue.vocabulary.index([item], "item", unknown="error")
         excluded, chosen = serving.reader.filters(index, candidates, exclude)

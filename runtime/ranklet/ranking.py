@@ -46,8 +46,8 @@ class Ranking:
     def exact(self) -> bool:
         """Whether these items are proven to be those of fp32 scores.
 
-        It is false only for some rankings of an int8 or int4 bundle, where an item outside the
-        re-scored pool may be as good as the last one here.
+        It is false for some rankings of an int8 or int4 bundle, where an item outside the re-scored
+        pool may be as good as the last one here, and for all that an index found.
         """
         return self._margin is None or self._margin.is_safe()
 
@@ -116,7 +116,7 @@ class Margin(NamedTuple):
 
     user: Floats  # (D,), a copy: the original array holds a batch
     last: float  # score of the last item
-    floor: float  # by codes, the last score of the pool
+    floor: float  # by codes, the last score of the pool; infinite: an index left items unread
     rounding: Rounding
 
     def is_safe(self) -> bool:

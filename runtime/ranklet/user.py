@@ -116,6 +116,7 @@ class User:
         diversity: float = 0.0,
         cold: Cold = "popular",
         explain: bool | int = False,
+        exact: bool = False,
     ) -> Ranking:
         """Rank items for the events of this user so far; all arguments are as in ``Ranker.rank``.
 
@@ -138,6 +139,7 @@ class User:
             diversity,
             cold,
             explain,
+            exact,
         )
         if exclude_seen is not False:
             exclude_seen = serving.reader.excludes_seen(exclude_seen)
@@ -292,6 +294,7 @@ class Users:
         skip: int = 0,
         diversity: float = 0.0,
         cold: Cold = "popular",
+        exact: bool = False,
     ) -> list[Ranking]:
         """Rank for every user, in shared runs of the graphs, see ``User.rank``.
 
@@ -313,6 +316,7 @@ class Users:
             skip,
             diversity,
             cold,
+            exact=exact,
         )
         exclude_seen = serving.reader.excludes_seen(exclude_seen)
         weights = serving.reader.kinds.weights(objective)

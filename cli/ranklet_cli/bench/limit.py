@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.manifest import ENCODE, SCORE, Manifest
+from ranklet.bundle.manifest import ENCODE, SCORE, SEARCH, Manifest
 from ranklet_cli.bench.report import Bandwidth
 
 CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -21,10 +21,16 @@ READS = 20  # of the array; the best one counts
 
 
 def least_bytes(manifest: Manifest) -> int:
-    """Return the bytes that a call of any batch must read: encoder, scorer and item biases."""
-    encode, score = manifest.programs[ENCODE], manifest.programs[SCORE]
-    bias = 4 * (manifest.items + 1)
-    return encode.scanned_bytes + score.scanned_bytes + bias
+    """Return the bytes that a call must read: encoder, scorer and item biases.
+
+    A scan reads them once for any batch, an index reads its clusters for each user.
+    """
+    encode, score, items = manifest.programs[ENCODE], manifest.programs[SCORE], manifest.items + 1
+    scored = score.scanned_bytes
+    if index := manifest.index:
+        items = index.probes * index.size
+        scored = manifest.programs[SEARCH].scanned_bytes + items * (manifest.width + 8)
+    return encode.scanned_bytes + scored + 4 * items
 
 
 def memory_bandwidths(threads: Sequence[int]) -> list[Bandwidth]:

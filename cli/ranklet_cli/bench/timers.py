@@ -40,16 +40,24 @@ def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list
     return [ranker.vocabulary.ids(row) for row in indices]
 
 
+def probes_of(ranker: Ranker) -> int:
+    """Return the clusters that a request reads, 0 where it scans all items."""
+    return ranker.manifest.index.probes if ranker.manifest.index else 0
+
+
 def bare_call(ranker: Ranker, histories: list[Ids], k: int) -> Call:
     """Return the engine call of a request for histories."""
     engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
     rows = [History(ranker.vocabulary.index(history)) for history in histories]
     parts = [[rows[row] for row in part] for part in by_length([len(h) for h in histories])]
     begins, most = range(0, len(rows), engine.most_users), engine.most_users
+    probes = probes_of(ranker)
 
     def call() -> list[Best]:
         users = np.concatenate([engine.encode(part) for part in parts])
-        return [engine.score(users[b : b + most], min(k, pool), pool) for b in begins]
+        return [
+            engine.score(users[b : b + most], min(k, pool), pool, probes=probes) for b in begins
+        ]
 
     return call
 
@@ -63,7 +71,7 @@ def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
     return {
         "lookup": partial(ranker.vocabulary.index, history),
         "encode": partial(engine.encode, events),
-        "score": partial(engine.score, users, min(k, pool), pool),
+        "score": partial(engine.score, users, min(k, pool), pool, probes=probes_of(ranker)),
         "ids": partial(ranker.vocabulary.ids, items),
     }
 

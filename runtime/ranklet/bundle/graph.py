@@ -54,6 +54,7 @@ OPERATORS = {
         "LayerNormalization": (3, 3, "axis epsilon stash_type"),
         "Less": (2, 2, ""),
         "MatMul": (2, 2, ""),
+        "MatMulInteger": (3, 3, ""),
         "Max": (2, 2, ""),
         "Min": (2, 2, ""),
         "Mod": (2, 2, ""),
@@ -103,7 +104,7 @@ INTEGERS = {
     **{"K": (1, WIDEST), "block_size": (16, WIDEST), "N": (CHUNK, 1 << 40)},
 }
 # Element types of tensors (TensorProto.DataType), as numpy writes them.
-TYPES = {1: "<f4", 2: "|u1", 3: "|i1", 5: "<i2", 7: "<i8", 9: "|b1", 10: "<f2"}
+TYPES = {1: "<f4", 2: "|u1", 3: "|i1", 5: "<i2", 6: "<i4", 7: "<i8", 9: "|b1", 10: "<f2"}
 VALUES = {1: "float", 2: "integer", 3: "text", 7: "integers"}  # of attributes, by type
 
 # Fields of onnx.proto by tag: eight times the number, plus 0 for an integer, 2 for bytes and 5 for

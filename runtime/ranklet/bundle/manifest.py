@@ -32,9 +32,9 @@ POPULARITY, TRENDING, BIAS = "popularity.f32", "trending.f32", "bias.f32"
 SILENT, ATTRIBUTES = "silent.i64", "attributes.bin"
 ENCODE, ENCODE_LONG, APPEND = "encode", "encode_long", "append"
 SCORE, SCORE_MANY, MODEL = "score", "score_many", "model"
-ENCODE_ROWS, FIRST_BLOCK, ITEM = "encode_rows", "first_block", "item"
+ENCODE_ROWS, FIRST_BLOCK, ITEM, SEARCH = "encode_rows", "first_block", "item", "search"
 PROGRAMS = (
-    *(ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, SCORE, SCORE_MANY),
+    *(ENCODE, ENCODE_LONG, ENCODE_ROWS, APPEND, SCORE, SCORE_MANY, SEARCH),
     *(FIRST_BLOCK, ITEM, MODEL),
 )
 NEEDED = {ENCODE, APPEND, SCORE, MODEL}
@@ -51,12 +51,12 @@ FILE_NAMES = frozenset(
     }
 )
 # Keys that older bundles lack.
-OPTIONAL = {"exclude_seen", "kinds", "target", "attributes", "new_items", "explanation"}
+OPTIONAL = {"exclude_seen", "kinds", "target", "attributes", "new_items", "explanation", "index"}
 MAX_MANIFEST_BYTES = 1 << 20
 LONGEST_REASON = 1000  # characters of a message
 MOST_NESTED = 32  # lists and objects inside each other
 # Bounds of what is allocated before a weight is read: far beyond any trained model.
-LONGEST, WIDEST, MOST_USERS = 1 << 16, 1 << 14, 1 << 10
+LONGEST, WIDEST, MOST_USERS, MOST_PLACES = 1 << 16, 1 << 14, 1 << 10, 1 << 40
 CHUNK = 64  # items; the scored rows are a multiple
 NEVER = -3e38  # below every score, and still a finite number
 BEHIND = -1000.0  # the bias that ranks new items behind all others
@@ -172,6 +172,20 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class Index:
+    """Clusters of the items, of which search.onnx reads those that are nearest to a user."""
+
+    clusters: int
+    size: int  # places of a cluster
+    probes: int  # clusters that are read where every item may be ranked
+    figures: dict[str, Any]  # of the answers beside those of a scan
+
+    def first(self, items: int, left: int) -> int:
+        """Return the clusters to read first where only some items may be ranked."""
+        return min(self.clusters, -(-self.probes * items // left))
+
+
+@dataclass(frozen=True)
 class Array:
     """The place of an array in attributes.bin."""
 
@@ -238,11 +252,20 @@ class Manifest:
     attributes: list[Attribute] = field(default_factory=list)
     new_items: NewItems | None = None  # None: item.onnx is not there
     explanation: dict[str, Any] = field(default_factory=dict)  # how far attention explains
+    index: Index | None = None  # None: search.onnx is not there
 
     @property
     def digest(self) -> str:
         """Return the SHA-256 of the manifest, which names every file by its own."""
-        return _digest(asdict(self))
+        return _digest(self._document)
+
+    @property
+    def _document(self) -> dict[str, Any]:
+        """Return what is written; without an index it is that of versions that know none."""
+        values = asdict(self)
+        if self.index is None:
+            del values["index"]
+        return values
 
     @property
     def uses_times(self) -> bool:
@@ -312,6 +335,10 @@ class Manifest:
             ),
             SCORE: score,
             SCORE_MANY: score,
+            SEARCH: (
+                [floats("user", 1, width), *score[0][1:], integers("probes", 1)],
+                [replace(each, shape=[1, *each.shape[1:]]) for each in score[1]],
+            ),
             FIRST_BLOCK: (
                 [floats("rows", "items", width)],
                 [floats(n, "items", width) for n in FIRST_BLOCK_ROWS[: max(3, len(first))]],
@@ -362,6 +389,28 @@ class Manifest:
         )
 
     @property
+    def index_text(self) -> str:
+        """Return what the index reads and what that costs as text, empty without one."""
+        if self.index is None:
+            return ""
+        index, figures = self.index, self.index.figures
+        text = (
+            f"the index reads {index.probes:,} of {index.clusters:,} clusters, "
+            f"{figures['share']:.1%} of the items"
+        )
+        if "questions" not in figures:
+            return f"{text}, which nobody measured: the weights are random"
+        kind = "held-out" if "NDCG@10" in figures else "drawn"
+        text += (
+            f", and finds {figures['recall@10']:.2%} of the best 10 of a scan on "
+            f"{figures['questions']:,} {kind} histories"
+        )
+        if "NDCG@10" not in figures:
+            return text
+        kept = (f"{figures[name]:.2%} of its {name}" for name in ("NDCG@10", "HR@10"))
+        return f"{text}, with {' and '.join(kept)}"
+
+    @property
     def new_items_text(self) -> str:
         """Return how new items are ranked and why, empty for a bundle that can't place them."""
         if self.new_items is None:
@@ -383,7 +432,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, including its own digest."""
-        document = {**asdict(self), "digest": self.digest}
+        document = {**self._document, "digest": self.digest}
         atomic_write(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
     @classmethod
@@ -483,6 +532,7 @@ class Manifest:
         self._check_table()
         self._check_contracts()
         self._check_attributes()
+        self._check_index()
         self._check_facts()
 
     def _check_programs(self) -> None:
@@ -569,12 +619,23 @@ class Manifest:
         if (self.new_items is None) != (ITEM not in self.programs):
             raise ValueError(f"new items {show(self.new_items)}, programs {sorted(self.programs)}")
 
+    def _check_index(self) -> None:
+        index = self.index
+        if (index is None) != (SEARCH not in self.programs):
+            raise ValueError(f"index {show(index)}, programs {sorted(self.programs)}")
+        if index and (
+            self.precision != "int8"
+            or not 1 <= index.probes <= index.clusters <= self.items
+            or not self.items <= index.clusters * index.size <= MOST_PLACES
+        ):
+            raise ValueError(f"index {show(index)} of {self.items} items in {self.precision}")
+
     def _check_facts(self) -> None:
         """Check what is said for people as far as a ranking or a message reads it."""
         units = {self.time_unit, self.checked_unit} - {"", *SCALES}
         if units:
             raise ValueError(f"times in {show(sorted(units))}")
-        _ = self.seen_text, self.gate_text, self.new_items_text
+        _ = self.seen_text, self.gate_text, self.new_items_text, self.index_text
 
 
 def _build(kind: Any, values: Any) -> Any:  # noqa: ANN401 (one builder for all)

@@ -4,7 +4,8 @@ Every request takes this path. Single histories and batches, short and long ones
 program that the manifest names for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 from weakref import ref
 
@@ -22,6 +23,8 @@ from ranklet.bundle.manifest import (
     NEVER,
     SCORE,
     SCORE_MANY,
+    SEARCH,
+    Index,
     Manifest,
 )
 from ranklet.engine.programs import Programs
@@ -39,6 +42,7 @@ NONE: Indices = np.zeros(0, dtype=np.int64)
 MOST_EVENTS = 2_048
 # Most users and most scores (64 MiB) of one run.
 MOST_USERS, MOST_SCORES = 64, 1 << 24
+MOST_PROBED = 1 / 4  # of the clusters; a scan of all items takes less time then, and less memory
 SUMS = 1e-4  # relative error of sums of fp32 products; the real one is far smaller
 
 
@@ -69,7 +73,7 @@ class Best(NamedTuple):
 
     items: Indices  # (B, k)
     scores: Floats  # (B, k)
-    pool_scores: Floats | None = None  # by codes, of the re-scored items, (B, pool)
+    pool_scores: Floats | None = None  # by codes, of the re-scored items, (B, pool); see ``score``
 
 
 class Engine:
@@ -90,6 +94,7 @@ class Engine:
         self._many_from = programs[SCORE_MANY].least_users if SCORE_MANY in programs else 0
         if self.provider != "cpu":
             self._many_from = 0  # its layout is for processors
+        self._index = manifest.index if self.provider == "cpu" else None
         self.state_rows = manifest.state_rows
         bias = programs[SCORE].input("bias")
         assert bias is not None
@@ -276,6 +281,7 @@ class Engine:
         excluded: Sequence[Indices] = (),
         demoted: Sequence[Indices] = (),
         penalty: float = 0.0,
+        probes: int = 0,
     ) -> Best:
         """Return the best items of users.
 
@@ -288,21 +294,50 @@ class Engine:
             excluded: Items of each user that may not be ranked; empty: no items of any.
             demoted: Items of each user that lose ``penalty``; empty: no items of any.
             penalty: Points.
+            probes: Clusters of the index to read, more until the pool is full; 0: scan all items.
+                Items that were not read may have any score: ``pool_scores`` are then infinite.
         """
-        batch, own = len(users), bool(excluded or demoted)
         base = self.bias if bias is None else bias
+        has_boosts |= base is self.bias and self._has_boosts
+        asked = k, pool, base, has_boosts, penalty
+        # Points would lift items of clusters that are not near; without them scores only fall.
+        if not self._index or not probes or (has_boosts and base.max() > 0):
+            return self._scan(users, *asked, excluded, demoted)
+        bests = []
+        for row in range(len(users)):
+            one = slice(row, row + 1)
+            scan = partial(self._scan, users[one], *asked, excluded[one], demoted[one])
+            bests.append(_search(self._index, probes, pool, scan) or scan())
+        return Best(*map(np.concatenate, zip(*bests, strict=True)))
+
+    def _scan(
+        self,
+        users: Floats,
+        k: int,
+        pool: int,
+        base: Floats,
+        has_boosts: bool,
+        penalty: float,
+        excluded: Sequence[Indices],
+        demoted: Sequence[Indices],
+        probes: int = 0,
+    ) -> Best:
+        """Return the best items of users, among all or those of ``probes`` clusters."""
+        batch, own = len(users), bool(excluded or demoted)
         # The graphs of codes add the bias while they choose the pool, and not when they re-score.
-        has_boosts |= bool(demoted) or (base is self.bias and self._has_boosts)
-        adds_bias = self.has_codes and has_boosts
+        adds_bias = self.has_codes and (has_boosts or bool(demoted))
         best_of = pool if adds_bias else k
         # Those of score_many.onnx add it to a share of the score.
         many = bool(self._many_from) and batch >= self._many_from and not adds_bias
-        idle = self._runs.idle(("score", batch, best_of, pool, own, many))
+        name = SEARCH if probes else SCORE_MANY if many else SCORE
+        idle = self._runs.idle((name, batch, best_of, pool, own))
         try:
             run = idle.pop()
         except IndexError:
-            run = self._score_run(batch, best_of, pool, own=own, many=many)
+            run = self._score_run(name, batch, best_of, pool, own=own)
         run.inputs["user"][:] = users
+        if probes:
+            run.inputs["probes"][0] = probes
         added = self._change_bias(run, base, excluded, demoted, penalty) if own else base
         if run.large["bias"].array is not added or own:
             run.read("bias", added)
@@ -311,7 +346,8 @@ class Engine:
         run.go()
         outputs = run.outputs
         items, scores = outputs["items"].copy(), outputs["scores"].copy()
-        if adds_bias:
+        is_full = not probes or outputs["pool_scores"][0, -1] > NEVER / 2
+        if adds_bias and is_full:
             check_items(items, self.manifest.items)
             scores += np.take_along_axis(np.broadcast_to(added, (batch, added.shape[1])), items, 1)
             order = np.lexsort((items, -scores))[:, :k]
@@ -345,7 +381,7 @@ class Engine:
             own[row, items] = NEVER
         return own
 
-    def _score_run(self, batch: int, k: int, pool: int, *, own: bool, many: bool) -> Run:
+    def _score_run(self, name: str, batch: int, k: int, pool: int, *, own: bool) -> Run:
         inputs: Arrays = {
             "user": np.zeros((batch, self._width), dtype=np.float32),
             "k": np.array([k], dtype=np.int64),
@@ -357,8 +393,9 @@ class Engine:
         if self.has_codes:
             inputs["pool"] = np.array([pool], dtype=np.int64)
             outputs["pool_scores"] = np.zeros((batch, pool), dtype=np.float32)
-        session = self.programs.session(SCORE_MANY if many else SCORE)
-        run = Run(session, self.provider, inputs, outputs)
+        if name == SEARCH:
+            inputs["probes"] = np.zeros(1, dtype=np.int64)
+        run = Run(self.programs.session(name), self.provider, inputs, outputs)
         bias = np.repeat(self.bias, batch, axis=0) if own else self.bias
         run.read("bias", bias)
         if own:
@@ -388,3 +425,18 @@ class Engine:
         slack = SUMS * (1 + np.abs(best.scores).max(axis=1))
         bounds = [rounding.bound(user) for user in users]
         return float((missed - slack - bounds).max())
+
+
+def _search(index: Index, probes: int, pool: int, scan: Callable[..., Best]) -> Best | None:
+    """Return the best items of the clusters that are nearest to a user.
+
+    None: too few of their items may be ranked to fill the pool.
+    """
+    while probes <= MOST_PROBED * index.clusters:
+        if probes * index.size >= pool:
+            best = scan(probes=probes)
+            assert best.pool_scores is not None
+            if best.pool_scores[0, -1] > NEVER / 2:
+                return best._replace(pool_scores=np.full_like(best.pool_scores, np.inf))
+        probes *= 2
+    return None

@@ -1,0 +1,58 @@
+"""search.onnx: the best items of the clusters that are nearest to a user.
+
+    user -> clusters -> their codes -> scores by codes -> pool -> scores by rows, as in score.onnx
+
+It has the codes of the items once more, cluster by cluster, and reads them from the mapped file.
+The runtime says how many clusters are read, ``probes``. Fewer items than the pool may be open in
+them: the last of ``pool_scores`` tells.
+"""
+
+import numpy as np
+
+from ranklet_export.clusters import Clusters
+from ranklet_export.scorer import FLOAT, INT64, SMALLEST_STEP, ZERO, Codes, Scorer
+
+
+class Search(Scorer):
+    """Writer of search.onnx, for one user."""
+
+    def write_search(self, codes: Codes, clusters: Clusters) -> None:
+        """Write the graph; ``codes`` are of 8 bits."""
+        writer, node, constant, weight = self.writer, self.node, self.constant, self.writer.weight
+        writer.input("user", FLOAT, [1, self.width])
+        writer.input("bias", FLOAT, ["biases", self.rows])
+        for name in ("k", "pool", "probes"):
+            writer.input(name, INT64, [1])
+        centroids = np.ascontiguousarray(clusters.centroids.T)
+        near = node("MatMul", "user", weight("centroids", centroids))
+        _, chosen = writer.nodes("TopK", [near, "probes"], 2)
+        members = clusters.members
+        numbers = codes.codes.reshape(len(codes.codes), -1)[:, : self.width]
+        of_items = node("Gather", weight("cluster_codes", numbers[members]), chosen)  # (1, P, S, D)
+        scales = node("Gather", weight("cluster_scales", codes.scales[members, 0]), chosen)
+        items = node("Gather", weight("members", members), chosen)  # (1, P, S)
+        sums = self.products(of_items)
+        scores = node("Mul", node("Mul", sums, scales), "step")
+        added = node("Gather", node("Squeeze", "bias", constant([0])), items)
+        flat = constant([1, -1])
+        every = node("Reshape", node("Add", scores, added), flat)
+        writer.top(every, "pool", "pool_scores", "places")
+        found = node("GatherElements", node("Reshape", items, flat), "places", axis=1)
+        node("Cast", found, dtype=INT64, to="picked")
+        self.score_again()
+        writer.output("pool_scores", FLOAT, [1, "pool"])
+        writer.output("items", INT64, [1, "k"])
+        writer.output("scores", FLOAT, [1, "k"])
+
+    def products(self, of_items: str) -> str:
+        """Return products of codes with the rounded user, divided by its ``step``, (1, P, S)."""
+        node, constant = self.node, self.constant
+        size = node("ReduceMax", node("Abs", "user"), constant([1]), keepdims=1)
+        largest = node("Max", size, constant(np.array(SMALLEST_STEP)))  # not 0, for a user of zeros
+        node("Mul", largest, constant(np.array(1 / 127, dtype=np.float32)), to="step")
+        whole = np.array(1, dtype=np.float32), np.array(0, dtype=np.int8)
+        rounded = node("QuantizeLinear", node("Div", "user", "step"), *map(constant, whole))
+        column = node("Unsqueeze", rounded, constant([2]))  # (1, D, 1)
+        center = constant(np.array(ZERO, dtype=np.uint8))
+        sums = node("MatMulInteger", of_items, column, center)
+        return node("Cast", node("Squeeze", sums, constant([3])), dtype=FLOAT)
