@@ -16,8 +16,9 @@ from numpy.testing import assert_array_equal
 
 from ranklet.errors import DataError
 from ranklet_training.data import large_logs, sequences
-from ranklet_training.data.events import Columns, Events, read_events
+from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.large_logs import is_large, read_large_events
+from ranklet_training.data.rows import Columns
 from ranklet_training.data.sequences import Batch, Sequences, epoch_batches
 from ranklet_training.data.split import Split, SplitKind, split_events
 from ranklet_training.data.stored import StoredFrames
