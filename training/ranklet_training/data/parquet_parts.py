@@ -22,7 +22,8 @@ def split_parquet(
 ) -> tuple[Table, list[Table]]:
     """Open a parquet file, or a folder of parts, in pieces of at most ``rows`` rows.
 
-    The source may lie in an object store, see ``files_in_store``.
+    The source may lie in an object store, see ``files_in_store``; the names of its folders are no
+    columns.
 
     Returns:
         The whole table, for its names and label, and its pieces in the order of their rows.
@@ -40,7 +41,8 @@ def split_parquet(
                 parts.append(lazy_table(name, scan.slice(begin, rows)))
     names = list(dict.fromkeys(name for part in parts for name in part.names))
     folders = {piece.partition("=")[0] for part in parts for piece in Path(part.name).parts}
-    read = [partial(read_parts, part.name, [part], folders & as_text) for part in parts]
+    of_folders = folders & as_text if Path(source).is_dir() else set()
+    read = [partial(read_parts, part.name, [part], of_folders) for part in parts]
     pieces = [Table(part.name, names, each) for part, each in zip(parts, read, strict=True)]
     return Table(str(source), names, partial(read_parts, str(source), parts, set())), pieces
 
