@@ -16,7 +16,8 @@ import pytest
 
 from commands import run
 from ranklet import Ranker
-from ranklet_training.data.events import Columns, read_events
+from ranklet_training.data.events import read_events
+from ranklet_training.data.rows import Columns
 from raw_logs import Event, write_music, write_shop
 
 TINY = [f"--set={pair}" for pair in ("width=16", "max_length=32", "epochs=3")]

@@ -71,8 +71,9 @@ def read_log(
     A log larger than memory is sorted in files of the folder ``cache``, or of a temporary one.
     DataError: the log can't be read, or ``uses_times`` and its times are not in the run's unit.
     """
-    from ranklet_training.data.events import Columns, check_time_unit, read_events
+    from ranklet_training.data.events import check_time_unit, read_events
     from ranklet_training.data.large_logs import is_large, read_large_events
+    from ranklet_training.data.rows import Columns
 
     # A run started from Python may lack these options.
     columns = {name: reading[f"{name}_column"] for name in COLUMNS if f"{name}_column" in reading}

@@ -120,6 +120,9 @@ def train(
 ) -> None:
     """Train a model on EVENTS (parquet, csv, tsv, jsonl or a folder of parts) into a run folder.
 
+    Parquet of more than 512 MiB, or in an object store (s3://BUCKET/FOLDER/), may be larger than
+    memory. It is sorted in files of the run, which are removed when the training ends.
+
     Settings come from the data, --preset, --config and --set; later sources win. --resume continues
     a stopped training to the same weights, bit by bit.
 

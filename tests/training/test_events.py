@@ -16,14 +16,11 @@ from hypothesis import strategies as st
 
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.errors import DataError
-from ranklet_training.data import events as events_module
+from ranklet_training.data import digest as digests
 from ranklet_training.data.columns import MISSING
-from ranklet_training.data.events import (
-    Columns,
-    Events,
-    frame_digest,
-    read_events,
-)
+from ranklet_training.data.digest import frame_digest
+from ranklet_training.data.events import Events, read_events
+from ranklet_training.data.rows import Columns
 
 SMALL = pl.DataFrame(
     {
@@ -311,7 +308,7 @@ def test_any_changed_value_has_another_digest(log: pl.DataFrame, row: int, colum
 def test_chunks_do_not_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     log = frame_of(user_id=["a", "bc"])
     whole = read_events(log).digest
-    monkeypatch.setattr(events_module, "_HASHED_ROWS", 1)
+    monkeypatch.setattr(digests, "_HASHED_ROWS", 1)
     pieces = pl.concat([log[:1], log[1:]], rechunk=False)
     assert frame_digest(read_events(pieces).frame) == whole
 

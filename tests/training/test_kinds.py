@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 
 from ranklet.errors import DataError, InputError
-from ranklet_training.data.events import Columns, read_events
+from ranklet_training.data.events import read_events
 from ranklet_training.data.kinds import count_kinds, read_rating_kinds
+from ranklet_training.data.rows import Columns
 
 LOG = pl.DataFrame(
     {

@@ -16,8 +16,9 @@ from numpy.testing import assert_array_equal
 
 from ranklet.errors import DataError
 from ranklet_training.data import large_logs, sequences
-from ranklet_training.data.events import Columns, Events, read_events
+from ranklet_training.data.events import Events, read_events
 from ranklet_training.data.large_logs import is_large, read_large_events
+from ranklet_training.data.rows import Columns
 from ranklet_training.data.sequences import Batch, Sequences, epoch_batches
 from ranklet_training.data.split import Split, SplitKind, split_events
 from ranklet_training.data.stored import StoredFrames
@@ -387,3 +388,12 @@ def test_a_temporary_folder_ends_with_the_events(tmp_path: Path) -> None:
     del events
     assert not folder.exists()
     assert split.training.items.max() == ITEMS - 1  # still mapped
+
+
+@pytest.mark.parametrize("column", ["event", "user_id"])
+def test_columns_of_folder_names_are_read(tmp_path: Path, column: str) -> None:
+    for (value,), rows in log_of().group_by(column, maintain_order=True):
+        folder = tmp_path / f"{column}={value}"
+        folder.mkdir()
+        rows.drop(column).write_parquet(folder / "part.parquet")
+    assert read_large_events(tmp_path).digest == read_events(tmp_path).digest

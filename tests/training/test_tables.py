@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from ranklet.errors import DataError
-from ranklet_training.data.events import Columns, read_events
+from ranklet_training.data.events import read_events
 from ranklet_training.data.items import read_items
+from ranklet_training.data.rows import Columns
 
 LOG = pl.DataFrame(
     {"user_id": [1, 1, 2, 2], "item_id": [7, 8, 9, 7], "timestamp": [10, 10, 10, 10]}

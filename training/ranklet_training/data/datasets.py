@@ -23,7 +23,7 @@ from polars.exceptions import PolarsError
 
 from ranklet.errors import DataError
 from ranklet.files.atomic import atomic_folder, atomic_write
-from ranklet_training.data.events import frame_digest
+from ranklet_training.data.digest import frame_digest
 from ranklet_training.data.simulator import simulate
 from ranklet_training.data.tables import write_frame
 

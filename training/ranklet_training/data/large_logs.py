@@ -32,20 +32,21 @@ from tqdm import tqdm
 from ranklet.errors import DataError
 from ranklet.time_gaps import SCALES
 from ranklet_training.data.columns import EXACT, show_type
-from ranklet_training.data.events import (
+from ranklet_training.data.events import Events, describe
+from ranklet_training.data.ids import IdType
+from ranklet_training.data.parquet_parts import files_in_store, is_address, split_parquet
+from ranklet_training.data.rows import (
+    COLUMNS,
     Columns,
     DuplicatePolicy,
-    Events,
     Facts,
     Options,
     check_complete,
     check_rows,
-    describe,
     order_rows,
 )
-from ranklet_training.data.ids import IdType
 from ranklet_training.data.stored import StoredFrames, new_folder, store_frame
-from ranklet_training.data.tables import Table, files_in_store, is_address, split_parquet
+from ranklet_training.data.tables import Table
 from ranklet_training.data.times import NAMES, convert
 
 T = TypeVar("T")
@@ -53,7 +54,6 @@ LARGE_BYTES = 1 << 29  # of parquet; a larger log is sorted in files
 PART_ROWS = 1 << 21
 _SAMPLED = 1 << 12  # user ids of a part, by which the ranges are chosen
 _FORMAT = 1
-_COLUMNS = Columns()
 _LIKE = ("time_unit", "user_id_type", "item_id_type")  # what a log is read like
 
 
@@ -69,7 +69,7 @@ def is_large(source: str | Path) -> bool:
 
 def read_large_events(
     source: str | Path,
-    columns: Columns = _COLUMNS,
+    columns: Columns = COLUMNS,
     *,
     cache: Path | None = None,
     duplicates: DuplicatePolicy = "none",

@@ -80,7 +80,7 @@ class Table:
                 )
             if self.names.count(theirs) > 1 or f"{theirs}_duplicated_0" in self.names:
                 raise DataError(f"{self.label(theirs)} is there twice; rename one of them")
-        with _named(self.name):
+        with named(self.name):
             frame = self.read(list(names.values()))
         frame = frame.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
         if self.is_text:
@@ -115,75 +115,20 @@ def open_table(
         name = type(source).__name__
         if not hasattr(source, "__arrow_c_stream__"):
             raise DataError(f"can't read a {name}; pass a path or a table with the Arrow interface")
-        with _named(name):
-            return _lazy_table(name, pl.DataFrame(source).lazy())
+        with named(name):
+            return lazy_table(name, pl.DataFrame(source).lazy())
     path = Path(source)
     if not path.is_dir():
         return _open_file(path, ids, lists, texts, infer_types)
     parts = [
-        _open_file(part, ids, lists, texts, infer_types, is_part=True) for part in _parts(path)
+        _open_file(part, ids, lists, texts, infer_types, is_part=True) for part in parts_of(path)
     ]
     names = list(dict.fromkeys(name for part in parts for name in part.names))
     folders = {name.partition("=")[0] for part in parts for name in Path(part.name).parts}
     of_folders = folders & {column for group in ids for column in group}
-    read = partial(_read_parts, str(path), parts, of_folders)
+    read = partial(read_parts, str(path), parts, of_folders)
     breaks = sum(part.quoted_breaks for part in parts)
     return Table(str(path), names, read, is_text=parts[0].is_text, quoted_breaks=breaks)
-
-
-def split_parquet(
-    source: str | Path, ids: Sequence[Sequence[str]], rows: int
-) -> tuple[Table, list[Table]]:
-    """Open a parquet file, or a folder of parts, in pieces of at most ``rows`` rows.
-
-    The source may lie in an object store, see ``files_in_store``.
-
-    Returns:
-        The whole table, for its names and label, and its pieces in the order of their rows.
-
-    Raises:
-        DataError: As for ``open_table``.
-    """
-    as_text = {column for group in ids for column in group}
-    parts = []
-    for part, scan in _scan_files(source, as_text):
-        with _named(part):
-            count = scan.select(pl.len()).collect().item()
-            for begin in range(0, count, rows):
-                name = f"{part} from row {begin + 1:,}" if begin else part
-                parts.append(_lazy_table(name, scan.slice(begin, rows)))
-    names = list(dict.fromkeys(name for part in parts for name in part.names))
-    folders = {piece.partition("=")[0] for part in parts for piece in Path(part.name).parts}
-    read = [partial(_read_parts, part.name, [part], folders & as_text) for part in parts]
-    pieces = [Table(part.name, names, each) for part, each in zip(parts, read, strict=True)]
-    return Table(str(source), names, partial(_read_parts, str(source), parts, set())), pieces
-
-
-def _scan_files(source: str | Path, as_text: set[str]) -> Iterator[tuple[str, pl.LazyFrame]]:
-    """Open the files of a parquet source, with their names."""
-    if is_address(source):
-        yield from ((file, pl.scan_parquet(file)) for file in files_in_store(str(source)))
-        return
-    path = Path(source)
-    for part in _parts(path) if path.is_dir() else [path]:
-        with _named(str(part)):
-            yield str(part), _scan_parquet(part, as_text if path.is_dir() else None)
-
-
-def is_address(source: object) -> bool:
-    """Return whether a source is an address in an object store, such as s3://bucket/log/."""
-    return "://" in str(source)
-
-
-def files_in_store(address: str) -> dict[str, int]:
-    """Return the parquet files of an address that polars can open, in order, with their rows.
-
-    A folder ends with /. Keys and endpoints are those of the environment, such as AWS_REGION.
-    """
-    with _named(address):
-        scan = pl.scan_parquet(address, include_file_paths="file")
-        rows = dict(scan.group_by("file").len().collect().iter_rows())
-    return {file: rows[file] for file in sorted(rows, key=_with_numbers)}
 
 
 def _open_file(
@@ -208,16 +153,16 @@ def _open_file(
             row.update({name: str(row[name]) for name in texts if type(row.get(name)) in NUMBERS})
         names = list(dict.fromkeys(column for row in rows for column in row))
         return Table(name, names, partial(_read_objects, name, rows))
-    with _named(name):
+    with named(name):
         as_text = {column for group in [*ids, texts] for column in group}
         if kind == ".parquet":
-            return _lazy_table(name, _scan_parquet(path, as_text if is_part else None))
+            return lazy_table(name, scan_parquet(path, as_text if is_part else None))
         text = Delimited(path, as_text)
         read = partial(text.read, types=dict.fromkeys(as_text, pl.String), infer_types=infer_types)
         return Table(name, text.header, read, is_text=True, quoted_breaks=text.quoted_breaks)
 
 
-def _scan_parquet(path: Path, as_text: Collection[str] | None) -> pl.LazyFrame:
+def scan_parquet(path: Path, as_text: Collection[str] | None) -> pl.LazyFrame:
     """Open parquet; a part, for which ``as_text`` is not None, has the columns of its folders, too.
 
     polars would read 7 from ``item_id=007``: the columns ``as_text`` are kept as written.
@@ -243,7 +188,8 @@ def _read_objects(name: str, rows: list[dict[str, Any]], columns: list[str]) -> 
     return frame
 
 
-def _lazy_table(name: str, frame: pl.LazyFrame) -> Table:
+def lazy_table(name: str, frame: pl.LazyFrame) -> Table:
+    """Return a frame as a table."""
     names = frame.collect_schema().names()
     return Table(name, names, lambda columns: frame.select(columns).collect())
 
@@ -252,7 +198,7 @@ def _kind(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
-def _parts(folder: Path) -> list[Path]:
+def parts_of(folder: Path) -> list[Path]:
     """Return the data files of a folder as Spark, Dask and Hive write it, part.2 before part.10.
 
     Names that begin with a dot or an underscore are theirs: ``_SUCCESS``, checksums. Spark writes
@@ -267,7 +213,7 @@ def _parts(folder: Path) -> list[Path]:
     ]
     if not parts:
         raise DataError(f"the folder {folder} holds no parts; {_EXPECTED}")
-    parts.sort(key=lambda part: _with_numbers(str(part)))
+    parts.sort(key=lambda part: with_numbers(str(part)))
     for part in parts:
         if _kind(part) is None or _kind(part) != _kind(parts[0]):
             raise DataError(
@@ -277,12 +223,12 @@ def _parts(folder: Path) -> list[Path]:
     return parts
 
 
-def _with_numbers(name: str) -> list[int | str]:
+def with_numbers(name: str) -> list[int | str]:
     """Return a key by which part.2 is before part.10."""
     return [int(t) if t.isdigit() else t for t in _DIGITS.split(name)]
 
 
-def _read_parts(
+def read_parts(
     name: str, parts: list[Table], of_folders: Collection[str], columns: list[str]
 ) -> pl.DataFrame:
     """Return columns of all parts; those that a part lacks are null in it, as in JSON lines.
@@ -300,7 +246,7 @@ def _read_parts(
         frame = part.read(own)
         lacking = [pl.lit(None).alias(column) for column in columns if column not in part.names]
         frames.append(frame.with_columns(lacking).select(columns))
-    table = concat_parts(frames, name)
+    table = _concat(frames, name)
     return table.with_columns(
         _shortest_integers(table[column]) for column in columns if column in of_folders
     )
@@ -312,7 +258,7 @@ def _shortest_integers(values: pl.Series) -> pl.Series:
     return numbers if numbers.cast(pl.String).eq_missing(values.cast(pl.String)).all() else values
 
 
-def concat_parts(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
+def _concat(frames: list[pl.DataFrame], name: str) -> pl.DataFrame:
     """Return the rows of all parts; no number becomes text or loses digits."""
     columns = []
     for raw in zip(*frames, strict=True):
@@ -393,7 +339,7 @@ def refuse(
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Turn errors and Rust panics of polars and gzip into DataError with the name of the source."""
     try:
         yield

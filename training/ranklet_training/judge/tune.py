@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from ranklet.errors import InputError, RunError
 from ranklet.files.atomic import atomic_write
-from ranklet_training.data.events import Events, frame_digest
+from ranklet_training.data.digest import frame_digest
+from ranklet_training.data.events import Events
 from ranklet_training.data.split import Split, split_events
 from ranklet_training.judge.plots import new_figure, save_figure
 from ranklet_training.judge.space import Space, check_features, move_inside, spec_of

@@ -97,7 +97,7 @@ LONG_HISTORY = 50  # mean events a user: shops and reviews lie far below, films 
 SAMPLED_FROM = 4096  # items; below, the full softmax costs little more than 2048 negatives
 LAZY_FROM = 200_000  # items; below, updating all rows costs little
 LARGEST_START = 1_000_000  # items; the co-occurrence start is untested beyond
-MOST_EVENTS_OF_START = 30_000_000  # which take 5 GB, 160 bytes each
+MOST_EVENTS_OF_START = 30_000_000  # beyond, its pairs take more than 5 GB, 160 bytes an event
 STEPS = 2000  # of training on short histories; smaller data sets need more epochs
 
 PRESETS: dict[str, dict[str, Any]] = {
