@@ -2,7 +2,8 @@
 
 The order of the data depends on (seed, epoch), dropout on (seed, step), the learning rate on the
 finished share of the data. The state between two steps is the weights, the optimizer and a few
-numbers, in one atomic file. Holds on CPU, with the same number of threads.
+numbers, in one atomic file. Holds on CPU, with the same number of threads and processes. Several
+processes share each step (``processes``): with another number of them, sums have another order.
 """
 
 import json
