@@ -68,6 +68,7 @@ def _environment(processes: int, port: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),
         **({"GLOO_SOCKET_IFNAME": loopback[0]} if loopback else {}),
+        "PYTHONSAFEPATH": "1",  # modules of the working folder are none of ours
         **os.environ,
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
