@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from torch.nn import functional
 
@@ -27,7 +28,8 @@ from ranklet_training.runs.start import start_run
 def launch(count: int, name: str, *arguments: object) -> int:
     """Do something of this file in several processes; return their exit status."""
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    return launching.launch(count, [sys.executable, __file__, name, *map(str, arguments)])
+    command = [sys.executable, "-W", "error", __file__, name, *map(str, arguments)]
+    return launching.launch(count, command)
 
 
 def train_runs(runs: dict[str, dict[str, Any]], *, stop: bool = False) -> None:
@@ -38,7 +40,9 @@ def train_runs(runs: dict[str, dict[str, Any]], *, stop: bool = False) -> None:
 
     with processes.join():
         world = simulate(users=150, items=60, clusters=4, mean_length=15, seed=3)
-        events = read_events(world.events)
+        is_bought = pl.col("timestamp") % 3 == 0
+        kind = pl.when(is_bought).then(pl.lit("buy")).otherwise(pl.lit("view"))
+        events = read_events(world.events.with_columns(event=kind))
         split = split_events(events.frame)
         for path, settings in runs.items():
             start = partial(start_run, Path(path), configure(settings), events, split, world.items)

@@ -129,10 +129,14 @@ def train(
     A run holds events out, to measure itself. For a bundle that goes into production, --final
     trains on all events as a measured RUN was trained, and keeps the figures of that RUN.
 
+    With --nproc, the weights are those of one process up to the order of sums, and --resume takes
+    any other number. torchrun does the same on several machines that see the folder --out.
+
     \b
     Examples:
       ranklet train events.parquet --out run --set epochs=20
       ranklet train events.parquet --out final --final run
+      torchrun --nproc-per-node 2 -m ranklet_cli train events.parquet --out run
     """
     from ranklet_training.processes import after_first, is_first
     from ranklet_training.runs.checkpoint import EVENTS, locked, read_run

@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
     "targets_per_step": 200,
     "checkpoint_steps": 3,
     "warmup_steps": 4,
+    "kinds": "ignore",
 }
 SAMPLED = {"loss": "sampled-softmax", "negatives": 20}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -40,14 +41,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "features": {"features": "genres,maker", **SAMPLED},
     "lazy": {"lazy_rows": True, "scoring": "dot", **SAMPLED},
     "gbce": {"loss": "gbce", "negatives": 5, "heads": 2, "block": "gated"},
-    "few rows": {
-        "targets_per_step": 30,
-        "epochs": 1,
-        "learning_rate": 1e-3,
-    },  # fewer than processes, as a rule
+    "few rows": {"targets_per_step": 30, "epochs": 1, "learning_rate": 1e-3},
+    "kinds": {"kinds": "auto", "epochs": 1},
     "seed": {**PRESETS["seed"], "width": 8},
 }
 LOSS, WEIGHT = 1e-5, 1e-4  # largest differences: sums of float32 in another order
+BFLOAT16 = 0.02  # products of 8 bits
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 
@@ -89,6 +88,9 @@ def test_several_processes_train_as_one(name: str, alone: Path, together: Path) 
     )
     assert config["data"]["seen"] == pytest.approx(expected["data"]["seen"], abs=0.02)
     assert config["data"].keys() == expected["data"].keys()
+    assert {file.name for file in (together / name).iterdir()} == {
+        file.name for file in (alone / name).iterdir()
+    }
 
 
 @pytest.mark.slow
@@ -106,6 +108,19 @@ def test_a_training_goes_on_with_another_number_of_processes(
     assert launch(2, "train_runs", json.dumps(runs)) == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=LOSS)
     assert difference(tmp_path / "run", tmp_path / "whole") < WEIGHT
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch sees no GPU")
+@pytest.mark.parametrize("name", ["softmax", "lazy"])
+def test_a_gpu_trains_as_the_cpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("gpu", "cpu"):
+        runs = {str(tmp_path / place): {**SMALL, **SETTINGS[name]}}
+        assert launch(1, "train_runs", json.dumps(runs)) == 0
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=BFLOAT16)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from ranklet.errors import RunError
 
-HERE = "127.0.0.1"
+HERE, LOOPBACK = "127.0.0.1", ("lo", "lo0")  # no other machine sees what they exchange
 GRACE = 10.0  # seconds in which a process ends by itself after SIGTERM
 POLL = 0.1  # seconds
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable that torchrun sets
@@ -23,25 +24,18 @@ LAUNCHER = "RANKLET_LAUNCHER"  # environment variable: the process that has star
 
 
 def launch(processes: int, command: Sequence[str]) -> int:
-    """Run a command in several processes of this machine, as ``torchrun`` does; they share cores.
+    """Run a command in several processes of this machine, which share its cores.
 
     Return 0, or the exit status of the process that has failed, and has said why.
 
     RunError: a process was killed.
     """
-    store = TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    shared = {
-        "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),
-        **os.environ,
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": HERE,
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is that of this process
-        LAUNCHED: "ranklet",
-        LAUNCHER: str(os.getpid()),
-    }
+    server = socket.create_server((HERE, 0))
+    port, descriptor = server.getsockname()[1], server.detach()
+    store = TCPStore(
+        HERE, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
+    )
+    shared = _environment(processes, store.port)
     workers = list[subprocess.Popen[bytes]]()
     try:
         for number in map(str, range(processes)):
@@ -65,6 +59,25 @@ def launch(processes: int, command: Sequence[str]) -> int:
         f"process {ends.index(status) + 1} of {processes} of this training was ended by {name}: "
         "resume (--resume), with more memory or fewer processes if the system ended it"
     )
+
+
+def _environment(processes: int, port: int) -> dict[str, str]:
+    """Return the variables of ``torchrun`` that are the same in all processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    loopback = [name for _, name in socket.if_nameindex() if name in LOOPBACK]
+    return {
+        "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),
+        **({"GLOO_SOCKET_IFNAME": loopback[0]} if loopback else {}),
+        "PYTHONSAFEPATH": "1",  # modules of the working folder are none of ours
+        **os.environ,
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": HERE,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is that of the launcher
+        LAUNCHED: "ranklet",
+        LAUNCHER: str(os.getpid()),
+    }
 
 
 def is_launched() -> bool:

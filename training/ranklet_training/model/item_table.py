@@ -127,9 +127,10 @@ class _Lookup(torch.autograd.Function):
         gradient: Tensor,
     ) -> tuple[Tensor, None, None]:
         values = _exchange(gradient.contiguous(), ctx.asked, ctx.asking)
-        if ctx.is_sparse:
-            return torch.sparse_coo_tensor(ctx.places[None], values, ctx.shape), None, None
-        return values.new_zeros(ctx.shape).index_add_(0, ctx.places, values), None, None
+        if not ctx.is_sparse:
+            return values.new_zeros(ctx.shape).index_add_(0, ctx.places, values), None, None
+        rows = torch.sparse_coo_tensor(ctx.places[None], values, ctx.shape, check_invariants=False)
+        return rows, None, None
 
 
 def _exchange(values: Tensor, sent: list[int], received: list[int]) -> Tensor:

@@ -37,10 +37,7 @@ def batch_loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor,
 def _mean_loss(run: Run, model: Model, batch: Batch, rows: slice, step: int) -> Tensor:
     """Return the mean loss of some rows of a batch."""
     config = run.config.train
-    history, targets = (
-        processes.to_device(batch.history[rows]),
-        processes.to_device(batch.targets[rows]),
-    )
+    history, targets = map(processes.to_device, (batch.history[rows], batch.targets[rows]))
     is_target = targets != 0
     right = targets[is_target]  # (N,)
     if isinstance(model, SeedModel):

@@ -2,7 +2,8 @@
 
 The order of the data depends on (seed, epoch), dropout on (seed, step), the learning rate on the
 finished share of the data. The state between two steps is the weights, the optimizer and a few
-numbers, in one atomic file. Holds on CPU, with the same number of threads.
+numbers, in one atomic file. Holds on CPU, with the same number of threads and processes. Several
+processes share each step (``processes``): with another number of them, sums have another order.
 """
 
 import json
@@ -23,7 +24,7 @@ from ranklet.files.atomic import append, atomic_write
 from ranklet.values import reason
 from ranklet_training import processes
 from ranklet_training.data.sequences import Batch, epoch_batches, targets_per_epoch
-from ranklet_training.data.split import Split
+from ranklet_training.data.split import Cases, Split
 from ranklet_training.judge.evaluate import MASKED, UNMASKED, rank_targets
 from ranklet_training.judge.metrics import Metrics, Ranks, all_metrics, ndcg
 from ranklet_training.judge.new_items import measure_new_items, read_catalogue
@@ -58,6 +59,7 @@ from ranklet_training.runs.start import TORN
 # Share of repeats among the validation answers from which seen items are not masked: masked, each
 # of them is a miss, whatever the model learned.
 MANY_REPEATS = 0.1
+TAKEN = 10_000  # cases that one of several processes copies and ranks at a time
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -246,9 +248,16 @@ def _ranks(model: Model, split: Split, *, mask_seen: bool) -> Ranks:
     """Return the ranks of the validation targets, of which each process ranks a part."""
     items, cases = len(split.vocabulary), split.validation
     scorer = model_scorer(model, split.training.counts(items), split.target_kind)
+
+    def rank(some: Cases) -> Ranks:
+        return rank_targets(scorer, some, mask_seen=mask_seen, items=items).ranks
+
+    if processes.count() == 1:
+        return rank(cases)
     ranks = np.zeros(len(cases), np.int64)
     mine = np.arange(processes.rank(), len(cases), processes.count())
-    ranks[mine] = rank_targets(scorer, cases.take(mine), mask_seen=mask_seen, items=items).ranks
+    for rows in np.split(mine, range(TAKEN, len(mine), TAKEN)):
+        ranks[rows] = rank(cases.take(rows))
     return processes.total(processes.to_device(ranks)).cpu().numpy()
 
 
