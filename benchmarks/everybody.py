@@ -8,6 +8,7 @@ the last write; the engine runs already.
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,16 +93,17 @@ def main(bundle: Path, folder: Path, users: int) -> None:
     with measured("one process", users, 1):
         by_one_process(source, ranker, one)
 
-    ray.init(num_cpus=CORES, include_dashboard=False)
+    ray.init(num_cpus=CORES + 1, include_dashboard=False)  # one reads and writes
     deadly = deadly_option(folder / "ray died")
     with measured("Ray", users, CORES):
         dataset = ray.data.read_parquet(str(source))
-        ranked = ranklet.ray.rank(dataset, ranker, concurrency=CORES, at_most=deadly)
+        ranked = ranklet.ray.rank(dataset, ranker, at_most=deadly)
         ranked.write_parquet(str(folder / "ray"))
     ray.shutdown()
     assert (folder / "ray died").exists()
     compare(folder / "ray", one)
 
+    os.environ["PYSPARK_PYTHON"] = sys.executable
     spark = SparkSession.builder.master(f"local[{CORES}, 2]").getOrCreate()
     deadly = deadly_option(folder / "spark died")
     with measured("Spark", users, CORES):
