@@ -34,7 +34,7 @@ class RowRanker:
         self._columns = {n: options[n] for n in OF_EACH if options.get(n) is not None}
         self._options = {n: value for n, value in options.items() if n not in OF_EACH}
         self._history = history
-        none: dict[str, Any] = dict.fromkeys(self._columns, [])
+        none: dict[str, Any] = {name: [] for name in self._columns}
         self.ranker.rank_batch([], **none, **self._options)
 
     def check(self, columns: Collection[str]) -> None:

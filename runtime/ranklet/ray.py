@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from ranklet.arrow import add_rankings
 from ranklet.frames import BATCH, RowRanker
 from ranklet.ranker import Ranker
+
+BLOCK = 4 * BATCH  # users of a task: Ray would read a gigabyte of histories as a few blocks
 
 
 class _Worker:
@@ -41,8 +44,9 @@ def rank(
         bundle: A ranker, or the folder of a bundle. All actors must find this bundle, and no other
             one, at its path.
         history: The name of a column of lists of item ids, oldest first; null is an empty one.
-        concurrency: The number of actors; None: Ray starts more while blocks wait. Each takes as
-            many CPUs as the ranker has threads, and a GPU if it runs on one.
+        concurrency: The most actors; None: all that the cluster has room for. Each takes as many
+            CPUs as the ranker has threads, and a GPU if it runs on one. Another CPU must be left
+            for Ray to read and write with.
         options: Arguments of ``Ranker.rank_batch``. Those of which each history has its own
             (``times``, ``now``, ``kinds``, ``candidates``, ``exclude``, ``seen_recently``) are
             names of columns here.
@@ -53,15 +57,18 @@ def rank(
             was changed since its bundle was loaded.
     """
     rows = RowRanker(bundle, history, options)
+    pickle.dumps(rows.ranker)  # refuses one that can't travel before an actor starts
     if schema := dataset.schema(fetch_if_missing=False):
         rows.check(schema.names)
-    pickle.dumps(rows.ranker)  # refuses one that can't travel before an actor starts
-    return dataset.map_batches(
+    threads, is_cuda = rows.ranker.engine.threads, rows.ranker.provider == "cuda"
+    has = ray.cluster_resources()
+    room = max(1, int(has.get("GPU", 1) if is_cuda else (has.get("CPU", 1) - 1) // threads))
+    return dataset.repartition(target_num_rows_per_block=BLOCK).map_batches(
         _Worker,
         fn_constructor_args=(rows,),
         batch_size=BATCH,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=concurrency),
-        num_cpus=rows.ranker.engine.threads,
-        num_gpus=int(rows.ranker.provider == "cuda"),
+        compute=ActorPoolStrategy(min_size=min(room, concurrency or room), max_size=concurrency),
+        num_cpus=threads,
+        num_gpus=int(is_cuda),
     )
