@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet.bundle.manifest import Index
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
@@ -27,6 +29,11 @@ class Clusters:
 
     centroids: Floats  # (clusters, D)
     members: NDArray[np.int32]  # items by rising index, then zeros, (clusters, size)
+
+    @property
+    def index(self) -> Index:
+        """Return the index of them, whose probes are not chosen yet."""
+        return Index(len(self.members), self.members.shape[1], probes=1, figures={})
 
 
 def cluster(table: Floats) -> Clusters:
