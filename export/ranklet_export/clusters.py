@@ -89,7 +89,8 @@ def _nearest(
     step = max(1, PRODUCTS_AT_ONCE // len(centroids))
     for begin in range(0, len(some), step):
         part = rows[some[begin : begin + step]]
-        near = part @ centroids.T - halves
+        near = part @ centroids.T
+        near -= halves
         best = near.argmax(axis=1)
         nearest[begin : begin + step] = best
         own = np.square(part).sum(axis=1) / 2

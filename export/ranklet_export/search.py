@@ -50,7 +50,7 @@ class Search(Scorer):
         writer.output("scores", FLOAT, [1, "k"])
 
     def products(self, of_items: str) -> str:
-        """Return products of codes with the rounded user, in units of its ``step``, (1, P, S, 1)."""
+        """Return products of codes with a rounded user, in units of its ``step``, (1, P, S, 1)."""
         node, constant = self.node, self.constant
         size = node("ReduceMax", node("Abs", "user"), constant([1]), keepdims=1)
         largest = node("Max", size, constant(np.array(SMALLEST_STEP)))  # not 0, for a user of zeros
