@@ -111,11 +111,12 @@ def test_the_fewest_probes_that_pass_are_chosen(indexed: Path) -> None:
 
 def test_held_out_targets_are_compared_too(indexed: Path) -> None:
     ranker = Ranker.load(indexed, provider="cpu")
-    histories = [[f"i{item:05}"] for item in range(0, 300, 3)]
+    questions = [np.array([item]) for item in range(1, 300, 3)]
+    histories = [ranker.vocabulary.ids(row) for row in questions]
     best = ranker.rank_batch(histories, exclude_seen=True, exact=True)
     targets = [ranking.items[place % 10] for place, ranking in enumerate(best)]
     index = probes_module.choose_probes(
-        ranker.manifest, lambda _: ranker, histories, targets=targets
+        ranker.manifest, lambda _: ranker, questions, ranker.vocabulary.index(targets)
     )
     found = ranker.rank_batch(histories, exclude_seen=True)
     gains = [
