@@ -34,7 +34,7 @@ QUESTIONS, TURNS, K = 500, 300, 10
 SHAPE = "items={},width=64,blocks=2,heads=1,length=50"
 WAYS = ("exact", "clusters", "ivf", "hnsw", "usearch")
 RECALL = 0.95
-LISTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+LISTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def unit(rows: NDArray[Any]) -> Floats:
@@ -77,7 +77,7 @@ def best_of(rows: Floats, questions: Floats) -> NDArray[np.int64]:
 
 
 def measure(find: Callable[[Floats], NDArray[Any]], folder: Path) -> dict[str, float]:
-    """Return recall and milliseconds of a search, which returns places of rows."""
+    """Return recall, milliseconds and memory of a search, which returns places of rows."""
     questions, best = np.load(folder / "questions.npy"), np.load(folder / "best.npy")
     found = [find(question[None]) for question in questions]
     shares = [len({*a.tolist()} & {*b.tolist()}) / K for a, b in zip(found, best, strict=True)]
@@ -86,7 +86,14 @@ def measure(find: Callable[[Floats], NDArray[Any]], folder: Path) -> dict[str, f
         begin = time.perf_counter()
         find(questions[turn % QUESTIONS, None])
         times.append(time.perf_counter() - begin)
-    return {"recall": statistics.mean(shares), "ms": 1e3 * statistics.median(times)}
+    return {"recall": statistics.mean(shares), "ms": 1e3 * statistics.median(times), **memory()}
+
+
+def memory() -> dict[str, float]:
+    """Return the resident memory of this process in MB: its own, and that of mapped files."""
+    names = {"RssAnon:": "own_mb", "RssFile:": "file_mb"}
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    return {names[line[0]]: int(line[1]) / 1024 for line in lines if line[0] in names}
 
 
 def of_bundle(folder: Path, way: str) -> dict[str, float]:
@@ -110,7 +117,7 @@ def of_library(folder: Path, way: str) -> dict[str, float]:
     """Search with faiss or usearch, with the fewest steps that reach the recall."""
     rows = np.load(folder / "rows.npy", mmap_mode="r")
     begin = time.perf_counter()
-    find, steps = USEARCH(rows) if way == "usearch" else FAISS[way](rows)
+    find, steps = LIBRARIES[way](rows)
     seconds = time.perf_counter() - begin
     for step in LISTS:
         steps(step)
@@ -149,7 +156,7 @@ def hnsw(rows: Floats) -> tuple[Callable[..., Any], Callable[..., Any]]:
     )
 
 
-def USEARCH(rows: Floats) -> tuple[Callable[..., Any], Callable[..., Any]]:  # noqa: N802
+def usearch(rows: Floats) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the search of usearch, and a setter of its breadth."""
     from usearch.index import Index
 
@@ -161,14 +168,7 @@ def USEARCH(rows: Floats) -> tuple[Callable[..., Any], Callable[..., Any]]:  # n
     )
 
 
-FAISS = {"ivf": ivf, "hnsw": hnsw}
-
-
-def memory() -> dict[str, float]:
-    """Return the resident memory of this process in MB: its own, and that of mapped files."""
-    names = {"RssAnon:": "own_mb", "RssFile:": "file_mb"}
-    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
-    return {names[line[0]]: int(line[1]) / 1024 for line in lines if line[0] in names}
+LIBRARIES = {"ivf": ivf, "hnsw": hnsw, "usearch": usearch}
 
 
 def prepare(folder: Path, items: int) -> None:
@@ -194,7 +194,7 @@ def main(items: int, only: str, folder: Path | None, one: str | None) -> None:
     if one:
         assert folder
         figures = (of_bundle if one in ("exact", "clusters") else of_library)(folder, one)
-        click.echo(json.dumps(figures | memory()))
+        click.echo(json.dumps(figures))
         return
     with tempfile.TemporaryDirectory() as temporary:
         made = folder or Path(temporary)

@@ -46,7 +46,7 @@ from ranklet.serving import Serving
 from ranklet.values import show
 from ranklet.verify import verify
 from ranklet_export.card import model_card
-from ranklet_export.probes import choose_probes, draw_histories, unmeasured
+from ranklet_export.probes import choose_probes, draw_histories
 from ranklet_export.rewrite import Places, write_graphs
 from ranklet_export.target import check_target, new_bundle
 
@@ -241,12 +241,9 @@ def _write(old: Serving, new: _Catalogue, changes: Changes, folder: Path) -> Man
         opening = opened, manifest, engine, new.vocabulary, attributes, None
         return Ranker(Serving.start(*opening))
 
-    if manifest.index and old.manifest.index:
-        index = unmeasured(manifest.index, manifest.items)
-        if "questions" in old.manifest.index.figures:
-            drawn = draw_histories(popularity, manifest.max_length)
-            index = choose_probes(manifest, serve, list(map(new.vocabulary.ids, drawn)))
-        manifest = replace(manifest, index=index)
+    if manifest.index:
+        histories = draw_histories(popularity, manifest.max_length)
+        manifest = replace(manifest, index=choose_probes(manifest, serve, histories))
     golden = json.dumps(_golden(old, new, engine), indent=1) + "\n"
     atomic_write(folder / GOLDEN, golden.encode())
     atomic_write(folder / CARD, model_card(manifest, serve(manifest)).encode())

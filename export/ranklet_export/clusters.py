@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ranklet.bundle.manifest import Index
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
@@ -27,6 +29,11 @@ class Clusters:
 
     centroids: Floats  # (clusters, D)
     members: NDArray[np.int32]  # items by rising index, then zeros, (clusters, size)
+
+    @property
+    def index(self) -> Index:
+        """Return the index of them, whose probes are not chosen yet."""
+        return Index(len(self.members), self.members.shape[1], probes=1, figures={})
 
 
 def cluster(table: Floats) -> Clusters:
@@ -82,7 +89,8 @@ def _nearest(
     step = max(1, PRODUCTS_AT_ONCE // len(centroids))
     for begin in range(0, len(some), step):
         part = rows[some[begin : begin + step]]
-        near = part @ centroids.T - halves
+        near = part @ centroids.T
+        near -= halves
         best = near.argmax(axis=1)
         nearest[begin : begin + step] = best
         own = np.square(part).sum(axis=1) / 2

@@ -5,7 +5,6 @@ import logging
 import platform
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ranklet.attributes import Attributes
 from ranklet.bundle.folder import Opened, describe_files, write_catalogue
-from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Attribute, Index, Manifest, Precision
+from ranklet.bundle.manifest import CARD, FORMAT, GOLDEN, Attribute, Manifest, Precision
 from ranklet.bundle.vocabulary import Vocabulary
 from ranklet.engine.engine import Engine
 from ranklet.errors import InputError, ParityError, PrecisionError, RunError
@@ -32,7 +31,7 @@ from ranklet_export.gate import check_ranking
 from ranklet_export.graphs import WrittenGraphs, export_graphs
 from ranklet_export.items import ItemSource, check_items, read_item_source
 from ranklet_export.parity import ParityReport, check_parity
-from ranklet_export.probes import choose_probes, draw_histories, unmeasured
+from ranklet_export.probes import choose_probes, draw_histories
 from ranklet_export.target import check_target, new_bundle
 from ranklet_training.judge.evaluate import SERVED
 from ranklet_training.model.model import ModelConfig, SequenceModel
@@ -284,10 +283,10 @@ def _export_as(
         parity = check_parity(engine, model, table)
         if source.new:
             parity.points.append(check_items(engine, source.new, graphs.scale))
-        attributes_read = Attributes.read(folder, manifest)
+        columns = Attributes.read(folder, manifest)
 
         def serve(manifest: Manifest) -> Ranker:
-            opening = opened, manifest, engine, source.vocabulary, attributes_read, object()
+            opening = opened, manifest, engine, source.vocabulary, columns, object()
             return Ranker(Serving.start(*opening))
 
         ranker = serve(manifest)
@@ -295,7 +294,9 @@ def _export_as(
         if precision != "fp32":
             gate = check_ranking(ranker, model, table, source.questions, settings.allow_drop)
         if manifest.index:
-            manifest = replace(manifest, index=_measured(source, manifest, serve))
+            asked = source.questions
+            index = choose_probes(manifest, serve, asked.histories, asked.targets, asked.kinds)
+            manifest = replace(manifest, index=index)
             ranker = serve(manifest)
         explanation = measure_explanations(ranker, source.questions)
         manifest = replace(manifest, parity=asdict(parity), gate=gate, explanation=explanation)
@@ -304,21 +305,6 @@ def _export_as(
         size = sum(path.stat().st_size for path in folder.iterdir())
     seconds = time.perf_counter() - begin
     return ExportReport(bundle, size, precision, graphs.nodes, parity, gate, seconds)
-
-
-def _measured(source: Source, manifest: Manifest, serve: Callable[[Manifest], Ranker]) -> Index:
-    """Return the index with the probes that the questions of the run need."""
-    assert manifest.index
-    if not source.data["events"]:
-        return unmeasured(manifest.index, manifest.items)
-    questions, names = source.questions, np.array([None, *source.kinds])
-    return choose_probes(
-        manifest,
-        serve,
-        [source.vocabulary.ids(row) for row in questions.histories],
-        None if questions.targets is None else source.vocabulary.ids(questions.targets),
-        questions.kinds and [names[row] for row in questions.kinds],
-    )
 
 
 def shares(counts: NDArray[np.int64]) -> NDArray[np.float32]:

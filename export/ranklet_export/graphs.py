@@ -156,7 +156,7 @@ def export_graphs(
         pool=POOLS.get(precision, Pool(1, 1)),
         rounding=Rounding(codes.row_error, codes.row_norm) if codes else None,
         scale=served.scale,
-        index=Index(*clusters.members.shape, 1, {}) if clusters else None,
+        index=clusters.index if clusters else None,
     )
 
 

@@ -13,8 +13,9 @@ from ranklet.engine.engine import MOST_PROBED
 from ranklet.errors import PrecisionError
 from ranklet.ranker import Ranker
 from ranklet.ranking import Ranking
-from ranklet.values import Ids
 from ranklet_training.judge.metrics import hit_rate, ndcg
+
+Indices = NDArray[np.int64]
 
 TOP = 10
 LEAST_RECALL, MOST_LOST = 0.95, 0.005  # of the best items of a scan; of its NDCG@10 and HR@10
@@ -25,16 +26,18 @@ UNMEASURED = 1 / 50  # of the clusters of random weights, about what a million i
 def choose_probes(
     manifest: Manifest,
     serve: Callable[[Manifest], Ranker],
-    histories: Sequence[Ids],
-    targets: Sequence[ItemId] | None = None,
-    kinds: Sequence[Any] | None = None,
+    histories: Sequence[Indices],
+    targets: Indices | None = None,
+    kinds: Sequence[Indices] | None = None,
 ) -> Index:
     """Return the index of a bundle with the fewest probes that pass, without seen items.
+
+    Random weights have nothing to find: their index reads ``UNMEASURED`` of the clusters.
 
     Args:
         manifest: Of the bundle; its index says any number of probes.
         serve: Returns a ranker by another manifest of the bundle.
-        histories: Questions, by item ids.
+        histories: Questions, by item index.
         targets: The item that came next in each, if they were held out.
         kinds: The kinds of the events of each; None: unknown.
 
@@ -42,17 +45,25 @@ def choose_probes(
         PrecisionError: No number of probes passes that takes less time than a scan.
     """
     assert manifest.index
+    if not manifest.data["events"]:
+        probes = max(1, round(UNMEASURED * manifest.index.clusters))
+        return _index(manifest, probes, {})
     count = min(MOST, max(FEWEST, MOST_SCORES // manifest.items))
-    asked: dict[str, Any] = {"histories": histories[:count], "k": TOP, "exclude_seen": True}
-    asked["kinds"] = kinds and kinds[:count]
-    best = serve(manifest).rank_batch(**asked, exact=True)
+    ranker = serve(manifest)
+    ids, names = ranker.vocabulary.ids, np.array([None, *ranker.kinds])
+    asked: dict[str, Any] = {"histories": list(map(ids, histories[:count]))}
+    asked |= {"k": TOP, "exclude_seen": True}
+    if kinds is not None:
+        asked["kinds"] = [names[row] for row in kinds[:count]]
+    next_items = None if targets is None else ids(targets[:count])
+    best = ranker.rank_batch(**asked, exact=True)
     for probes in _ladder(manifest.index.clusters):
-        index = replace(manifest.index, probes=probes)
+        index = _index(manifest, probes, {})
         found = serve(replace(manifest, index=index)).rank_batch(**asked)
-        figures = _compare(found, best, targets and targets[:count])
+        figures = _compare(found, best, next_items)
         losses = [1 - figures.get(name, 1.0) for name in ("NDCG@10", "HR@10")]
         if figures["recall@10"] >= LEAST_RECALL and max(losses) <= MOST_LOST:
-            return replace(index, figures=figures | {"share": share(index, manifest.items)})
+            return _index(manifest, probes, figures)
     raise PrecisionError(
         f"an index that reads {probes:,} of {manifest.index.clusters:,} clusters finds "
         f"{figures['recall@10']:.2%} of the best {TOP} of a scan on {len(best):,} histories, and "
@@ -61,15 +72,11 @@ def choose_probes(
     )
 
 
-def unmeasured(index: Index, items: int) -> Index:
-    """Return the index of weights that nobody trained: there is nothing to find."""
-    index = replace(index, probes=max(1, round(UNMEASURED * index.clusters)))
-    return replace(index, figures={"share": share(index, items)})
-
-
-def share(index: Index, items: int) -> float:
-    """Return the share of the items that a request reads."""
-    return min(1.0, index.probes * index.size / items)
+def _index(manifest: Manifest, probes: int, figures: dict[str, Any]) -> Index:
+    """Return the index with so many probes, and the share of the items that they read."""
+    assert manifest.index
+    share = min(1.0, probes * manifest.index.size / manifest.items)
+    return replace(manifest.index, probes=probes, figures={**figures, "share": share})
 
 
 def draw_histories(

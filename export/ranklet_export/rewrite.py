@@ -30,7 +30,6 @@ from ranklet.bundle.manifest import (
     SCORE_MANY,
     SEARCH,
     WEIGHTS,
-    Index,
     Manifest,
     Precision,
     Program,
@@ -155,7 +154,7 @@ def write_graphs(
         programs=programs,
         table=replace(manifest.table, offset=offset_of(place), rows=items + 1),
         rounding=Rounding(codes.row_error, codes.row_norm) if codes else None,
-        index=Index(*clusters.members.shape, 1, {}) if clusters else None,
+        index=clusters.index if clusters else None,
     )
 
 

@@ -257,10 +257,7 @@ class Answers:
             excluded = [self._in_bundle(request.excluded) for request in requests]
         if len(requests[0].demoted):
             demoted = [self._in_bundle(request.demoted) for request in requests]
-        probes, index = 0, self._manifest.index
-        if index and not question.exact:
-            seen = max(map(len, excluded), default=0)
-            probes = index.first(self._manifest.items, max(1, bias.items - seen))
+        seen = max(map(len, excluded), default=0)
         return self.engine.score(
             users,
             min(depth, left),
@@ -270,7 +267,7 @@ class Answers:
             excluded,
             demoted,
             question.penalty,
-            probes,
+            0 if question.exact else self._manifest.probes(bias.items - seen),
         )
 
     def _top(

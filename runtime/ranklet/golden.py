@@ -60,13 +60,11 @@ def check_golden(ranker: "Ranker", *, with_model: bool = True) -> list[float]:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
         golden = json.loads(path.read_bytes())
-        differences = []
-        scans = (
-            with_model or ranker.manifest.index is None
-        )  # an index spares the load of score.onnx
+        differences, index = list[float](), ranker.manifest.index
+        scans = with_model or index is None  # requests of an index never load score.onnx
         if scans:
             differences += [_compare(ranker, answer, n) for n, answer in enumerate(golden)]
-        if index := ranker.manifest.index:
+        if index:
             differences.append(_compare_found(ranker, golden, index))
         for number, answer in enumerate(golden if with_model else []):
             ranking = ask_model(
@@ -165,7 +163,7 @@ def _compare_found(ranker: "Ranker", golden: list[dict[str, Any]], index: Index)
         pairs = zip(answer["items"], answer["scores"], strict=True)
         differences += [abs(scores[item] - score) for item, score in pairs if item in scores]
     count, recall = len(differences) - 1, float(index.figures.get("recall@10", 0))
-    if max(differences) > SCORE_TOLERANCE or count < LEAST_FOUND * recall * wanted:
+    if not max(differences) <= SCORE_TOLERANCE or count < LEAST_FOUND * recall * wanted:
         raise BundleError(
             f"{SEARCH}.onnx finds {count} of {wanted} golden items on this machine, and their "
             f"scores differ by {max(differences):.2e} (tolerance {SCORE_TOLERANCE})"

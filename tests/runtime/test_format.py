@@ -15,7 +15,7 @@ from ranklet.errors import BundleError
 
 BUNDLE_PAGE = Path(__file__).parents[2] / "docs" / "bundle.md"
 PROGRAMS = {
-    *("encode", "encode_long", "encode_rows", "append", "score", "score_many"),
+    *("encode", "encode_long", "encode_rows", "append", "score", "score_many", "search"),
     *("first_block", "item", "model"),
 }
 
@@ -42,6 +42,7 @@ def test_every_file_is_in_the_manual() -> None:
 def test_a_manifest_may_lack_only_these_keys() -> None:
     assert {
         *("exclude_seen", "kinds", "target", "attributes", "new_items", "explanation"),
+        "index",
     } == m.OPTIONAL
     assert {"encode", "append", "score", "model"} == m.NEEDED
 

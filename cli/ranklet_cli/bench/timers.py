@@ -40,18 +40,13 @@ def random_histories(ranker: Ranker, batch: int, length: int, seed: int) -> list
     return [ranker.vocabulary.ids(row) for row in indices]
 
 
-def probes_of(ranker: Ranker) -> int:
-    """Return the clusters that a request reads, 0 where it scans all items."""
-    return ranker.manifest.index.probes if ranker.manifest.index else 0
-
-
 def bare_call(ranker: Ranker, histories: list[Ids], k: int) -> Call:
     """Return the engine call of a request for histories."""
     engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
     rows = [History(ranker.vocabulary.index(history)) for history in histories]
     parts = [[rows[row] for row in part] for part in by_length([len(h) for h in histories])]
     begins, most = range(0, len(rows), engine.most_users), engine.most_users
-    probes = probes_of(ranker)
+    probes = ranker.manifest.probes(len(ranker))
 
     def call() -> list[Best]:
         users = np.concatenate([engine.encode(part) for part in parts])
@@ -66,12 +61,12 @@ def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
     """Return the stages of a request for one history as calls."""
     engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
     events = [History(ranker.vocabulary.index(history))]
-    users = engine.encode(events)
+    users, probes = engine.encode(events), ranker.manifest.probes(len(ranker))
     items = engine.score(users, min(k, pool), pool).items[0]
     return {
         "lookup": partial(ranker.vocabulary.index, history),
         "encode": partial(engine.encode, events),
-        "score": partial(engine.score, users, min(k, pool), pool, probes=probes_of(ranker)),
+        "score": partial(engine.score, users, min(k, pool), pool, probes=probes),
         "ids": partial(ranker.vocabulary.ids, items),
     }
 

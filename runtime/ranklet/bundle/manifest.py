@@ -180,10 +180,6 @@ class Index:
     probes: int  # clusters that are read where every item may be ranked
     figures: dict[str, Any]  # of the answers beside those of a scan
 
-    def first(self, items: int, left: int) -> int:
-        """Return the clusters to read first where only some items may be ranked."""
-        return min(self.clusters, -(-self.probes * items // left))
-
 
 @dataclass(frozen=True)
 class Array:
@@ -271,6 +267,12 @@ class Manifest:
     def uses_times(self) -> bool:
         """Return whether the model was trained with the times of events."""
         return self.programs[ENCODE].input("since") is not None
+
+    def probes(self, left: int) -> int:
+        """Return the clusters to read where so many items may be ranked; 0: there is no index."""
+        if self.index is None:
+            return 0
+        return min(self.index.clusters, -(-self.index.probes * self.items // max(1, left)))
 
     @property
     def objective(self) -> NDArray[np.float32]:

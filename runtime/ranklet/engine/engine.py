@@ -1,7 +1,8 @@
 """Inference engine: encode histories, append events, score users, all on arrays of indices.
 
 Every request takes this path. Single histories and batches, short and long ones, differ only in the
-program that the manifest names for them.
+program that the manifest names for them. The calls are in one file because they share a pool of
+runs.
 """
 
 from collections.abc import Callable, Sequence

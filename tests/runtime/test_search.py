@@ -1,0 +1,255 @@
+"""The index of clusters: its answers are those of a scan of the items that it reads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from ranklet import BundleError, InputError, Manifest, Ranker
+from ranklet.bundle.manifest import MANIFEST, SCORE, SEARCH
+from ranklet.engine import engine as engine_module
+from ranklet.engine.engine import Best
+from ranklet_export.export import Settings, export_bundle
+from ranklet_training.runs.checkpoint import Run
+
+ITEMS, GROUPS, K, POOL = 3000, 100, 10, 32
+INDEX = Settings(precision="int8", allow_drop=1, index="clusters")
+HISTORIES = [
+    [f"i{item:05}" for item in range(begin, begin + 40, 7)] for begin in range(0, 2900, 97)
+]
+
+
+def group(rows: torch.Tensor) -> torch.Tensor:
+    """Put the rows around some of them: group n has the items n, n + 100, n + 200, ..."""
+    return rows[torch.arange(len(rows)) % GROUPS] + 0.4 * rows.roll(1, dims=0)
+
+
+@pytest.fixture(scope="session")
+def grouped_run(with_rows: Callable[..., Run]) -> Run:
+    return with_rows("grouped", group, ITEMS)
+
+
+@pytest.fixture(scope="session")
+def indexed_bundle(grouped_run: Run, build_once: Callable[..., Path]) -> Path:
+    return build_once("indexed", lambda path: export_bundle(grouped_run.path, path, INDEX))
+
+
+@pytest.fixture(scope="session")
+def scanning(grouped_run: Run, build_once: Callable[..., Path]) -> Ranker:
+    """The same run without an index."""
+    settings = Settings(precision="int8", allow_drop=1)
+    path = build_once("scanned", lambda path: export_bundle(grouped_run.path, path, settings))
+    return Ranker.load(path, provider="cpu")
+
+
+@pytest.fixture
+def ranker(indexed_bundle: Path) -> Ranker:
+    return Ranker.load(indexed_bundle, provider="cpu")
+
+
+@pytest.fixture
+def without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "MOST_PROBED", 1)
+
+
+@pytest.fixture(scope="session")
+def stored(indexed_bundle: Path) -> dict[str, NDArray[Any]]:
+    """What search.onnx stores."""
+    graph = onnx.load(indexed_bundle / "search.onnx").graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def users_of(ranker: Ranker) -> NDArray[np.float32]:
+    return np.stack([ranker.user_vector(history) for history in HISTORIES])
+
+
+def search(ranker: Ranker, user: NDArray[np.float32], probes: int, **options: Any) -> Best:
+    return ranker.engine.score(user[None], K, POOL, probes=probes, **options)
+
+
+@pytest.mark.parametrize("probes", [5, 12, 30])
+def test_the_graph_ranks_the_items_of_the_nearest_clusters(
+    ranker: Ranker, stored: dict[str, NDArray[Any]], probes: int
+) -> None:
+    table = np.asarray(ranker.engine.table, dtype=np.float64)
+    for user in users_of(ranker)[:10]:
+        nearest = np.argsort(-(user @ stored["centroids"]), kind="stable")[:probes]
+        items = np.sort(stored["members"][nearest].ravel())
+        items = items[items > 0]
+        scores = table[items] @ user.astype(np.float64)
+        order = np.argsort(-scores, kind="stable")[:K]
+        best = search(ranker, user, probes)
+        assert best.items[0].tolist() == items[order].tolist()
+        difference = np.abs(best.scores[0] - scores[order]).max()
+        assert difference < 1e-4, f"off by {difference}"
+
+
+@pytest.mark.usefixtures("without_limit")
+def test_all_clusters_together_give_the_answer_of_a_scan(ranker: Ranker) -> None:
+    assert ranker.manifest.index
+    for user in users_of(ranker):
+        found, best = (search(ranker, user, n) for n in (ranker.manifest.index.clusters, 0))
+        assert (found.items == best.items).all()
+        assert (found.scores == best.scores).all()
+
+
+def test_exact_answers_are_those_of_a_bundle_without_an_index(
+    ranker: Ranker, scanning: Ranker
+) -> None:
+    users = [each.users(HISTORIES[:5]) for each in (ranker, scanning)]
+    pairs = [
+        *zip(ranker.rank_batch(HISTORIES, exact=True), scanning.rank_batch(HISTORIES), strict=True),
+        *zip(users[0].rank(exact=True), users[1].rank(), strict=True),
+        (ranker.rank(HISTORIES[0], exact=True), scanning.rank(HISTORIES[0])),
+        (ranker.user(HISTORIES[1]).rank(exact=True), scanning.user(HISTORIES[1]).rank()),
+        (ranker.similar("i00005", exact=True), scanning.similar("i00005")),
+    ]
+    for found, expected in pairs:
+        assert found.items == expected.items
+        assert (found.scores == expected.scores).all()
+        assert found.exact == expected.exact
+    assert scanning.rank(HISTORIES[0], exact=True).items == scanning.rank(HISTORIES[0]).items
+
+
+def test_what_an_index_finds_is_not_proven_and_nearly_all_of_the_best(ranker: Ranker) -> None:
+    found, best = (ranker.rank_batch(HISTORIES, exact=exact) for exact in (False, True))
+    assert not any(ranking.exact or ranking.to_dict()["exact"] for ranking in found)
+    shared = [len({*a.items} & {*b.items}) / K for a, b in zip(found, best, strict=True)]
+    assert np.mean(shared) > 0.9
+
+
+def test_one_user_many_users_and_kept_users_get_the_same_answer(ranker: Ranker) -> None:
+    batch = ranker.rank_batch(HISTORIES[:9])
+    kept = ranker.users(HISTORIES[:9]).rank()
+    for history, of_batch, of_kept in zip(HISTORIES, batch, kept, strict=False):
+        assert ranker.rank(history).items == of_batch.items == of_kept.items
+
+
+def test_requests_do_not_load_the_scan(ranker: Ranker) -> None:
+    ranker.rank(HISTORIES[0], exclude_seen=True)
+    ranker.rank_batch(HISTORIES[:9])
+    assert SEARCH in ranker.engine.programs._sessions
+    assert SCORE not in ranker.engine.programs._sessions
+    ranker.reload()
+    assert SCORE not in ranker.engine.programs._sessions
+    ranker.rank(HISTORIES[0], exact=True)
+    assert SCORE in ranker.engine.programs._sessions
+
+
+@pytest.mark.parametrize("every", [2, 5, 100, 1000], ids=["50 %", "20 %", "1 %", "3 items"])
+def test_filters_leave_as_many_answers_as_items(
+    ranker: Ranker, scanning: Ranker, every: int
+) -> None:
+    some = [f"i{item:05}" for item in range(0, ITEMS, every)]
+    for history in HISTORIES[:5]:
+        ranking = ranker.rank(history, k=K, eligible=ranker.eligible(some), exclude_seen=False)
+        best = scanning.rank(history, k=K, eligible=scanning.eligible(some), exclude_seen=False)
+        assert len(ranking.items) == len(best.items) == min(K, len(some))
+        assert {*ranking.items} <= {*some}
+        if every >= 100:  # few items are scanned
+            assert (ranking.items, ranking.exact) == (best.items, best.exact)
+
+
+def test_excluded_and_seen_items_make_room_for_the_next(ranker: Ranker) -> None:
+    history = HISTORIES[3]
+    first = ranker.rank(history, k=20, exclude_seen=False)
+    next_ones = ranker.rank(history, k=20, exclude=first.items, exclude_seen=False)
+    assert len(next_ones.items) == 20
+    assert not {*first.items} & {*next_ones.items}
+    assert next_ones.scores[0] <= first.scores[-1]
+    assert not {*ranker.rank(history, k=50, exclude_seen=True).items} & {*history}
+
+
+def test_more_answers_than_the_first_clusters_hold_are_found(ranker: Ranker) -> None:
+    ranking = ranker.rank(HISTORIES[2], k=700, exclude_seen=False)
+    assert len({*ranking.items}) == 700
+    assert (np.diff(ranking.scores) <= 0).all()
+
+
+def test_points_lift_items_of_far_clusters(ranker: Ranker, scanning: Ranker) -> None:
+    last = scanning.rank(HISTORIES[0], k=ITEMS, exclude_seen=False).items[-1]
+    for each in (ranker, scanning):
+        each.define("far", [last])
+    found, best = (each.rank(HISTORIES[0], boost={"far": 1000.0}) for each in (ranker, scanning))
+    assert found.items[0] == last
+    assert found.items == best.items
+
+
+def test_points_below_0_keep_the_index(ranker: Ranker) -> None:
+    first = ranker.rank(HISTORIES[0])
+    lower = ranker.rank(HISTORIES[0], seen_recently=first.items[:1], penalty=100.0)
+    assert first.items[0] not in lower.items
+    assert lower.items[: K - 1] == first.items[1:]
+    assert SCORE not in ranker.engine.programs._sessions
+
+
+def test_added_and_removed_items_are_those_of_a_scan(ranker: Ranker) -> None:
+    best = ranker.rank(HISTORIES[0]).items
+    row = ranker.item_vectors(best[:1])
+    ranker.add_items({"item_id": ["new"]}, vectors=row, in_histories=False)
+    ranker.remove_items(best[1:3])
+    ranking = ranker.rank(HISTORIES[0])
+    assert "new" in ranking.items[:2]
+    assert not {*best[1:3]} & {*ranking.items}
+    assert len(ranking.items) == K
+
+
+@pytest.mark.usefixtures("without_limit")
+def test_ties_go_to_the_lower_index(with_rows: Callable[..., Run], tmp_path: Path) -> None:
+    run = with_rows("tied-groups", lambda rows: rows[torch.arange(400) % 20], 400)
+    export_bundle(run.path, tmp_path / "bundle", INDEX)
+    ranker = Ranker.load(tmp_path / "bundle", provider="cpu")
+    assert ranker.manifest.index
+    clusters = ranker.manifest.index.clusters
+    for user in np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32):
+        found, best = (search(ranker, user, probes) for probes in (clusters, 0))
+        assert (found.items == best.items).all()
+        few = search(ranker, user, 4)
+        assert (np.lexsort((few.items[0], -few.scores[0])) == np.arange(K)).all()
+
+
+def test_a_user_of_zeros_and_one_without_numbers_are_answered_as_by_a_scan(ranker: Ranker) -> None:
+    zeros = search(ranker, np.zeros(16, dtype=np.float32), 8)
+    assert (zeros.scores == 0).all()
+    assert len({*zeros.items[0].tolist()}) == K
+    nobody = np.full(16, np.nan, dtype=np.float32)
+    found, best = (search(ranker, nobody, probes) for probes in (8, 0))
+    assert np.isnan(found.scores).all() == np.isnan(best.scores).all()
+
+
+def test_only_a_flag_says_whether_all_items_are_scanned(ranker: Ranker) -> None:
+    with pytest.raises(InputError, match=r"exact must be True or False, got 2\.5"):
+        ranker.rank(HISTORIES[0], exact=2.5)  # type: ignore[arg-type]
+
+
+BROKEN = [
+    ({"probes": 0}, "probes=0"),
+    ({"probes": 10**6}, "probes=1000000"),
+    ({"clusters": 1}, "clusters=1"),
+    ({"size": 0}, "size=0"),
+    ({"size": 2**50}, "size=1125899906842624"),
+    ({"size": "x"}, "Index.size is 'x'"),
+    ({"figures": {}}, "no 'share'"),
+    (None, "index None, programs"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_an_index_that_can_not_be_is_refused(
+    indexed_bundle: Path, tmp_path: Path, change: dict[str, Any] | None, message: str
+) -> None:
+    for file in indexed_bundle.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    document = json.loads((tmp_path / MANIFEST).read_bytes())
+    document["index"] = change and {**document["index"], **change}
+    (tmp_path / MANIFEST).unlink()
+    (tmp_path / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=message):
+        Manifest.read(tmp_path, check_digests=False)
