@@ -40,8 +40,8 @@ def check_pages(path: Path) -> None:
                     _check_chunk(data, column[_META_DATA])
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
-                f"{path} can't be read: a page header or the footer is damaged; check that the "
-                "file is complete, or write it again"
+                f"{path} can't be read: a page header or the footer is damaged; check that it is "
+                "complete, or write it again"
             ) from error
 
 
