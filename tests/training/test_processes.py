@@ -95,9 +95,7 @@ def test_several_processes_train_as_one(name: str, alone: Path, together: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax", "lazy"])
-def test_a_training_goes_on_with_another_number_of_processes(
-    name: str, alone: Path, tmp_path: Path
-) -> None:
+def test_a_training_goes_on_with_another_number_of_processes(name: str, tmp_path: Path) -> None:
     settings = {**SMALL, **SETTINGS[name], "epochs": 3}
     runs = {str(tmp_path / "run"): settings}
     train_runs({str(tmp_path / "whole"): settings})
@@ -108,6 +106,14 @@ def test_a_training_goes_on_with_another_number_of_processes(
     assert launch(2, "train_runs", json.dumps(runs)) == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=LOSS)
     assert difference(tmp_path / "run", tmp_path / "whole") < WEIGHT
+
+
+@pytest.mark.slow
+def test_the_same_number_of_processes_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    cut, whole = (json.dumps({str(tmp_path / name): SMALL}) for name in ("cut", "whole"))
+    assert launch(2, "stop_runs", cut) != 0
+    assert launch(2, "train_runs", cut) == launch(2, "train_runs", whole) == 0
+    assert difference(tmp_path / "cut", tmp_path / "whole") == 0
 
 
 @pytest.mark.cuda
