@@ -77,10 +77,8 @@ def measured(name: str, users: int, cores: int) -> Iterator[None]:
     begin, cpu = time.perf_counter(), cpu_seconds()
     yield
     seconds, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
-    rate = users / seconds / cores
-    click.echo(
-        f"{name:12} {seconds:7.1f} s  {rate:7,.0f} users/s a core  {cpu / users * 1e6:5.0f} us of CPU a user"
-    )
+    rate, each = users / seconds / cores, cpu / users * 1e6
+    click.echo(f"{name:12} {seconds:6.1f} s {rate:7,.0f} users/s a core {each:5.0f} us CPU a user")
 
 
 def compare(ranked: Path, expected: Path) -> None:
