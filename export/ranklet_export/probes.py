@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from ranklet.bundle.manifest import Index, Manifest
 from ranklet.bundle.vocabulary import ItemId
-from ranklet.engine.engine import MOST_PROBED
 from ranklet.errors import PrecisionError
 from ranklet.ranker import Ranker
 from ranklet.ranking import Ranking
@@ -19,6 +18,7 @@ Indices = NDArray[np.int64]
 TOP = 10
 LEAST_RECALL, MOST_LOST = 0.95, 0.005  # of the best items of a scan; of its NDCG@10 and HR@10
 FEWEST, MOST, MOST_SCORES = 256, 2_000, 1 << 28  # questions, and scores of all together
+LARGEST = 1 / 4  # share of the clusters
 UNMEASURED = 1 / 50  # of the clusters of random weights, about what a million items need
 
 
@@ -97,7 +97,7 @@ def draw_histories(
 def _ladder(clusters: int) -> list[int]:
     """Return 1, 2, 3, 4, 6, 8, 12, ... up to the most that are read, at least 1."""
     steps = (number << power for power in range(clusters.bit_length()) for number in (2, 3))
-    return [1, *(step for step in steps if step <= MOST_PROBED * clusters)]
+    return [1, *(step for step in steps if step <= LARGEST * clusters)]
 
 
 def _compare(
