@@ -238,9 +238,9 @@ def _read_evaluation(path: Path, *, exclude_seen: bool) -> dict[str, Any]:
     return found
 
 
-def popular_histories(counts: NDArray[np.int64], longest: int) -> Questions:
+def popular_histories(counts: NDArray[np.int64], longest: int, how_many: int = 256) -> Questions:
     """Draw histories of popular items, in place of held-out ones."""
-    return Questions(draw_histories(counts, longest), None)
+    return Questions(draw_histories(counts, longest, how_many), None)
 
 
 def _export(source: Source, bundle: Path, settings: Settings) -> ExportReport:

@@ -9,17 +9,16 @@ from numpy.typing import NDArray
 
 from ranklet.bundle.manifest import Index, Manifest
 from ranklet.bundle.vocabulary import ItemId
-from ranklet.engine.engine import MOST_PROBED
 from ranklet.errors import PrecisionError
 from ranklet.ranker import Ranker
 from ranklet.ranking import Ranking
-from ranklet_training.judge.metrics import hit_rate, ndcg
 
 Indices = NDArray[np.int64]
 
 TOP = 10
 LEAST_RECALL, MOST_LOST = 0.95, 0.005  # of the best items of a scan; of its NDCG@10 and HR@10
 FEWEST, MOST, MOST_SCORES = 256, 2_000, 1 << 28  # questions, and scores of all together
+LARGEST = 1 / 4  # share of the clusters
 UNMEASURED = 1 / 50  # of the clusters of random weights, about what a million items need
 
 
@@ -80,7 +79,7 @@ def _index(manifest: Manifest, probes: int, figures: dict[str, Any]) -> Index:
 
 
 def draw_histories(
-    shares: NDArray[Any], longest: int, how_many: int = 256, seed: int = 0
+    shares: NDArray[Any], longest: int, how_many: int = 256
 ) -> list[NDArray[np.int64]]:
     """Draw histories of popular items, by item index, in place of held-out ones.
 
@@ -88,9 +87,8 @@ def draw_histories(
         shares: What part of the events each item has, (items,), or numbers in proportion.
         longest: The most events of a history.
         how_many: Histories.
-        seed: Of the numbers.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     chances = np.asarray(shares, dtype=np.float64) / np.sum(shares, dtype=np.float64)
     lengths = random.integers(1, longest + 1, how_many)
     return [random.choice(len(chances), n, p=chances) + 1 for n in lengths]
@@ -99,7 +97,7 @@ def draw_histories(
 def _ladder(clusters: int) -> list[int]:
     """Return 1, 2, 3, 4, 6, 8, 12, ... up to the most that are read, at least 1."""
     steps = (number << power for power in range(clusters.bit_length()) for number in (2, 3))
-    return [1, *(step for step in steps if step <= MOST_PROBED * clusters)]
+    return [1, *(step for step in steps if step <= LARGEST * clusters)]
 
 
 def _compare(
@@ -113,18 +111,17 @@ def _compare(
     ]
     figures: dict[str, Any] = {"questions": len(best), "recall@10": float(np.mean(shares))}
     if targets is not None:
-        ranks, exact = (_ranks(rankings, targets) for rankings in (found, best))
-        for name, metric in {"NDCG@10": ndcg, "HR@10": hit_rate}.items():
-            before = metric(exact, TOP)
-            figures[name] = metric(ranks, TOP) / before if before else 1.0
+        shown, before = (_gains(rankings, targets) for rankings in (found, best))
+        for name in shown:
+            figures[name] = shown[name] / before[name] if before[name] else 1.0
     return figures
 
 
-def _ranks(rankings: list[Ranking], targets: Sequence[ItemId]) -> NDArray[np.int64]:
-    """Return the rank of each target, TOP + 1 where it is not shown."""
-    return np.array(
-        [
-            [*ranking.items, target].index(target) + 1 if target in ranking.items else TOP + 1
-            for ranking, target in zip(rankings, targets, strict=True)
-        ]
-    )
+def _gains(rankings: list[Ranking], targets: Sequence[ItemId]) -> dict[str, float]:
+    """Return NDCG@10 and HR@10 of rankings, summed up over the questions."""
+    places = [
+        list(ranking.items).index(target) if target in ranking.items else TOP
+        for ranking, target in zip(rankings, targets, strict=True)
+    ]
+    hits = np.array([place for place in places if place < TOP])
+    return {"NDCG@10": float((1 / np.log2(2 + hits)).sum()), "HR@10": float(len(hits))}

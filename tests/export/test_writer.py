@@ -10,12 +10,13 @@ import onnx
 import pytest
 
 from ranklet import Manifest, Ranker
-from ranklet.bundle.manifest import ENCODE_ROWS, FIRST_BLOCK, ITEM, PROGRAMS, WEIGHTS
+from ranklet.bundle.manifest import ENCODE_ROWS, FIRST_BLOCK, ITEM, PROGRAMS, SEARCH, WEIGHTS
 from ranklet.files.atomic import sha256
 from ranklet_export import graphs, writer
 from ranklet_export.writer import PAGE, SMALLEST_STORED, GraphWriter, WeightFile
 
-WITHOUT_ITEMS = tuple(name for name in PROGRAMS if name != ITEM)  # of a model without attributes
+# Of a model without attributes, in a bundle without an index.
+WITHOUT_ITEMS = tuple(name for name in PROGRAMS if name not in (ITEM, SEARCH))
 
 FLOATS = np.arange(SMALLEST_STORED, dtype=np.float32)
 

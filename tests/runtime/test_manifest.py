@@ -21,7 +21,8 @@ from ranklet.bundle.manifest import (
 )
 from ranklet.engine import programs
 
-FILES = sorted(FILE_NAMES - {"encode_long.onnx", "items.i64", "bias.f32", "silent.i64"})
+MISSING = {"encode_long.onnx", "search.onnx", "items.i64", "bias.f32", "silent.i64"}
+FILES = sorted(FILE_NAMES - MISSING)
 GONE = object()
 NEEDED = ["encode", "append", "score", "model"]
 LISTED = sorted({*FILES} - {"README.md", "titles.utf8", "trending.f32"})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ranklet import BundleError, InputError, Manifest, Ranker
-from ranklet.bundle.manifest import MANIFEST, SCORE, SEARCH
-from ranklet.engine import engine as engine_module
+from ranklet.bundle.manifest import MANIFEST, SCORE, SEARCH, Index
 from ranklet.engine.engine import Best
 from ranklet_export.export import Settings, export_bundle
 from ranklet_training.runs.checkpoint import Run
@@ -54,11 +54,6 @@ def ranker(indexed_bundle: Path) -> Ranker:
     return Ranker.load(indexed_bundle, provider="cpu")
 
 
-@pytest.fixture
-def without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "MOST_PROBED", 1)
-
-
 @pytest.fixture(scope="session")
 def stored(indexed_bundle: Path) -> dict[str, NDArray[Any]]:
     """What search.onnx stores."""
@@ -91,7 +86,6 @@ def test_the_graph_ranks_the_items_of_the_nearest_clusters(
         assert difference < 1e-4, f"off by {difference}"
 
 
-@pytest.mark.usefixtures("without_limit")
 def test_all_clusters_together_give_the_answer_of_a_scan(ranker: Ranker) -> None:
     assert ranker.manifest.index
     for user in users_of(ranker):
@@ -201,7 +195,6 @@ def test_added_and_removed_items_are_those_of_a_scan(ranker: Ranker) -> None:
     assert len(ranking.items) == K
 
 
-@pytest.mark.usefixtures("without_limit")
 def test_ties_go_to_the_lower_index(with_rows: Callable[..., Run], tmp_path: Path) -> None:
     run = with_rows("tied-groups", lambda rows: rows[torch.arange(400) % 20], 400)
     export_bundle(run.path, tmp_path / "bundle", INDEX)
@@ -253,3 +246,14 @@ def test_an_index_that_can_not_be_is_refused(
     (tmp_path / MANIFEST).write_text(json.dumps(document))
     with pytest.raises(BundleError, match=message):
         Manifest.read(tmp_path, check_digests=False)
+
+
+def test_probes_grow_with_the_items_that_may_not_be_ranked_until_a_scan_is_better(
+    ranker: Ranker, scanning: Ranker
+) -> None:
+    manifest = replace(ranker.manifest, index=Index(clusters=800, size=16, probes=10, figures={}))
+    found = [manifest.probes(left) for left in (ITEMS, ITEMS - 1, ITEMS // 2, ITEMS // 5, 1, 0)]
+    assert found == [10, 11, 20, 50, 0, 0]
+    assert scanning.manifest.probes(ITEMS) == 0
+    many = replace(ranker.manifest, index=Index(clusters=800, size=16, probes=200, figures={}))
+    assert [many.probes(left) for left in (ITEMS, ITEMS - 1)] == [200, 0]

@@ -58,6 +58,9 @@ MOST_NESTED = 32  # lists and objects inside each other
 # Bounds of what is allocated before a weight is read: far beyond any trained model.
 LONGEST, WIDEST, MOST_USERS, MOST_PLACES = 1 << 16, 1 << 14, 1 << 10, 1 << 40
 CHUNK = 64  # items; the scored rows are a multiple
+# A search takes seven times as long for an item as a scan. One that ends as a scan after all takes
+# twice as long as the scan.
+MOST_PROBED = 1 / 16  # of the clusters, beyond those that the index needs
 NEVER = -3e38  # below every score, and still a finite number
 BEHIND = -1000.0  # the bias that ranks new items behind all others
 # Files above this many bytes are hashed by ``ranklet verify`` only: to read a table of gigabytes
@@ -269,10 +272,11 @@ class Manifest:
         return self.programs[ENCODE].input("since") is not None
 
     def probes(self, left: int) -> int:
-        """Return the clusters to read where so many items may be ranked; 0: there is no index."""
-        if self.index is None:
+        """Return the clusters to read where so many items may be ranked, 0 for a scan of all."""
+        if (index := self.index) is None:
             return 0
-        return min(self.index.clusters, -(-self.index.probes * self.items // max(1, left)))
+        probes = -(-index.probes * self.items // max(1, left))
+        return probes if probes <= max(index.probes, MOST_PROBED * index.clusters) else 0
 
     @property
     def objective(self) -> NDArray[np.float32]:

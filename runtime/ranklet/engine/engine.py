@@ -21,6 +21,7 @@ from ranklet.bundle.manifest import (
     ENCODE,
     ENCODE_LONG,
     ENCODE_ROWS,
+    MOST_PROBED,
     NEVER,
     SCORE,
     SCORE_MANY,
@@ -43,7 +44,6 @@ NONE: Indices = np.zeros(0, dtype=np.int64)
 MOST_EVENTS = 2_048
 # Most users and most scores (64 MiB) of one run.
 MOST_USERS, MOST_SCORES = 64, 1 << 24
-MOST_PROBED = 1 / 4  # of the clusters; a scan of all items takes less time then, and less memory
 SUMS = 1e-4  # relative error of sums of fp32 products; the real one is far smaller
 
 
@@ -433,7 +433,8 @@ def _search(index: Index, probes: int, pool: int, scan: Callable[..., Best]) -> 
 
     None: too few of their items may be ranked to fill the pool.
     """
-    while probes <= MOST_PROBED * index.clusters:
+    most = max(probes, MOST_PROBED * index.clusters)
+    while probes <= most:
         if probes * index.size >= pool:
             best = scan(probes=probes)
             assert best.pool_scores is not None
