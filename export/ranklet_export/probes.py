@@ -18,7 +18,7 @@ Indices = NDArray[np.int64]
 TOP = 10
 LEAST_RECALL, MOST_LOST = 0.95, 0.005  # of the best items of a scan; of its NDCG@10 and HR@10
 FEWEST, MOST, MOST_SCORES = 256, 2_000, 1 << 28  # questions, and scores of all together
-LARGEST = 1 / 4  # share of the clusters
+ROOM_OF_POOL, LARGEST = 2, 1 / 4  # places for each item of the pool; share of the clusters
 UNMEASURED = 1 / 50  # of the clusters of random weights, about what a million items need
 
 
@@ -56,7 +56,7 @@ def choose_probes(
         asked["kinds"] = [names[row] for row in kinds[:count]]
     next_items = None if targets is None else ids(targets[:count])
     best = ranker.rank_batch(**asked, exact=True)
-    for probes in _ladder(manifest.index.clusters):
+    for probes in _ladder(manifest):
         index = _index(manifest, probes, {})
         found = serve(replace(manifest, index=index)).rank_batch(**asked)
         figures = _compare(found, best, next_items)
@@ -94,10 +94,16 @@ def draw_histories(
     return [random.choice(len(chances), n, p=chances) + 1 for n in lengths]
 
 
-def _ladder(clusters: int) -> list[int]:
-    """Return 1, 2, 3, 4, 6, 8, 12, ... up to the most that are read, at least 1."""
+def _ladder(manifest: Manifest) -> list[int]:
+    """Return those of 1, 2, 3, 4, 6, 8, 12, ... that may do: enough to fill the pool, at least one.
+
+    With fewer the runtime would read more than the index says.
+    """
+    assert manifest.index
+    clusters, size = manifest.index.clusters, manifest.index.size
+    least = min(clusters, -(-ROOM_OF_POOL * manifest.pool.size(TOP) // size))
     steps = (number << power for power in range(clusters.bit_length()) for number in (2, 3))
-    return [1, *(step for step in steps if step <= LARGEST * clusters)]
+    return [least, *(step for step in steps if least < step <= LARGEST * clusters)]
 
 
 def _compare(

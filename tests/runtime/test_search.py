@@ -256,4 +256,6 @@ def test_probes_grow_with_the_items_that_may_not_be_ranked_until_a_scan_is_bette
     assert found == [10, 11, 20, 50, 0, 0]
     assert scanning.manifest.probes(ITEMS) == 0
     many = replace(ranker.manifest, index=Index(clusters=800, size=16, probes=200, figures={}))
-    assert [many.probes(left) for left in (ITEMS, ITEMS - 1)] == [200, 0]
+    assert [many.probes(left) for left in (ITEMS, ITEMS - 1, ITEMS // 2, 1)] == [200, 201, 400, 0]
+    most = replace(ranker.manifest, index=Index(clusters=800, size=16, probes=800, figures={}))
+    assert most.probes(ITEMS - 1) == 800

@@ -60,7 +60,7 @@ LONGEST, WIDEST, MOST_USERS, MOST_PLACES = 1 << 16, 1 << 14, 1 << 10, 1 << 40
 CHUNK = 64  # items; the scored rows are a multiple
 # A search takes seven times as long for an item as a scan. One that ends as a scan after all takes
 # twice as long as the scan.
-MOST_PROBED = 1 / 16  # of the clusters, beyond those that the index needs
+MOST_PROBED = 1 / 16  # of the clusters; where an index needs nearly as many, twice its probes
 NEVER = -3e38  # below every score, and still a finite number
 BEHIND = -1000.0  # the bias that ranks new items behind all others
 # Files above this many bytes are hashed by ``ranklet verify`` only: to read a table of gigabytes
@@ -276,7 +276,8 @@ class Manifest:
         if (index := self.index) is None:
             return 0
         probes = -(-index.probes * self.items // max(1, left))
-        return probes if probes <= max(index.probes, MOST_PROBED * index.clusters) else 0
+        is_few = probes <= max(2 * index.probes, MOST_PROBED * index.clusters)
+        return min(probes, index.clusters) if is_few else 0
 
     @property
     def objective(self) -> NDArray[np.float32]:
