@@ -18,7 +18,7 @@ Indices = NDArray[np.int64]
 TOP = 10
 LEAST_RECALL, MOST_LOST = 0.95, 0.005  # of the best items of a scan; of its NDCG@10 and HR@10
 FEWEST, MOST, MOST_SCORES = 256, 2_000, 1 << 28  # questions, and scores of all together
-ROOM_OF_POOL, LARGEST = 2, 1 / 4  # places for each item of the pool; share of the clusters
+ROOM_OF_POOL, LARGEST = 2, 1 / 3  # places for each item of the pool; share of the clusters
 UNMEASURED = 1 / 50  # of the clusters of random weights, about what a million items need
 
 
