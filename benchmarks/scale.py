@@ -190,9 +190,11 @@ def _of_events(scratch: Path) -> list[Growth]:
         make_log(log, events, events // 50, 20_000)
         seconds, peaks = _run(["-c", SORT, log])
         sort.costs[events], memory.costs[events] = seconds, peaks["RssAnon"]
-        if events < 10_000_000:
-            for processes, each in enumerate(train, 1):
-                each.costs[events] = _epoch(log, scratch / f"run-{events}-{processes}", processes)
+    for events in (500_000, 1_500_000):
+        log = scratch / f"log-{events}"
+        make_log(log, events, events // 50, 20_000)
+        for processes, each in enumerate(train, 1):
+            each.costs[events] = _epoch(log, scratch / f"run-{events}-{processes}", processes)
     return [sort, memory, *train]
 
 

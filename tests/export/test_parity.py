@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ranklet.bundle.manifest import ITEM, PROGRAMS
+from ranklet.bundle.manifest import ITEM, PROGRAMS, SEARCH
 from ranklet.errors import BundleError, ParityError, RankletError
 from ranklet_export import scorer
 from ranklet_export.items import check_items, read_item_source
@@ -26,7 +26,8 @@ OFF = "|".join(
     )
 )
 
-WITHOUT_ITEMS = tuple(name for name in PROGRAMS if name != ITEM)  # of a model without attributes
+# Of a model without attributes; an index is checked by what it finds (test_index.py).
+WITHOUT_ITEMS = tuple(name for name in PROGRAMS if name not in (ITEM, SEARCH))
 # What the message must name, of each program.
 WHERE = {
     "encode": r"^batch \d, length \d+: ",
