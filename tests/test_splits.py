@@ -27,8 +27,13 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", ["leave-one-out", "time", "k-fold", "none"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "split"),
+    [
+        *((preset, "leave-one-out") for preset in PRESETS),
+        *(("default", split) for split in ("time", "k-fold", "none")),
+    ],
+)
 def test_a_log_is_trained_evaluated_exported_verified_and_ranked(
     preset: str, split: str, log: Path, tmp_path: Path
 ) -> None:

@@ -253,4 +253,4 @@ def test_histories_that_are_cut_into_chunks_rank_as_the_slow_model(
 def test_many_requests_in_any_order_rank_as_the_slow_model(
     any_model: Any, rolling_scores: Any
 ) -> None:
-    check(any_model, rolling_scores, examples=50)
+    check(any_model, rolling_scores, examples=30)

@@ -80,7 +80,7 @@ def test_no_answer_is_mixed_of_two_bundles(versions: list[Path]) -> None:
 
 @pytest.mark.slow
 def test_no_answer_of_many_reloads_is_mixed(versions: list[Path]) -> None:
-    traffic(versions, 100)
+    traffic(versions, 40)
 
 
 def test_a_bad_bundle_is_refused_and_the_old_one_stays(
