@@ -321,3 +321,19 @@ def test_a_program_talks_through_pipes(folder: Path) -> None:
     _, errors = process.communicate()
     assert process.returncode == 4
     assert errors.startswith("Error: stdin, line 4: expected ")
+
+
+@posix
+def test_what_a_library_logs_about_a_signal_is_dropped() -> None:
+    code = """
+import logging, os, signal
+from ranklet_cli.main import _stop_on_signals
+_stop_on_signals()
+logging.error("before")
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except SystemExit:
+    logging.error("after")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "ERROR:root:before\n"
