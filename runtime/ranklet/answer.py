@@ -267,7 +267,7 @@ class Answers:
             excluded,
             demoted,
             question.penalty,
-            0 if question.exact else self._manifest.probes(bias.items - seen),
+            0 if question.exact or bias.lifts else self._manifest.probes(bias.items - seen),
         )
 
     def _top(

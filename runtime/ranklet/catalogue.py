@@ -33,13 +33,16 @@ class Bias(NamedTuple):
     items: int  # of the bundle that may be ranked
     others: int  # added items that may be ranked
     has_boosts: bool  # whether there are other values than 0 and NEVER
+    # Whether a request gave points above 0, which could lift an item of any cluster of an index.
+    # The bias of the bundle's own is in the recall that its export measured.
+    lifts: bool = False
 
     @classmethod
-    def of(cls, table: Floats, added: Floats) -> "Bias":
+    def of(cls, table: Floats, added: Floats, *, lifts: bool = False) -> "Bias":
         """Count the items of these arrays."""
         opened = [part[part > NEVER / 2] for part in (table, added)]
         has_boosts = any(bool(part.any()) for part in opened)
-        return cls(table, added, len(opened[0]), len(opened[1]), has_boosts)
+        return cls(table, added, len(opened[0]), len(opened[1]), has_boosts, lifts)
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,7 @@ class Catalogue:
         if mask is not None:
             table[0, : last + 1][~mask[: last + 1]] = NEVER
             added[~mask[last + 1 :]] = NEVER
-        return Bias.of(table, added)
+        return Bias.of(table, added, lifts=points is not None and bool((points > 0).any()))
 
     def neutral(self) -> "Catalogue":
         """Return the catalogue without points of its own, for scores of other units."""

@@ -1,6 +1,7 @@
 """The index of clusters: its answers are those of a scan of the items that it reads."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ranklet import BundleError, InputError, Manifest, Ranker
+from ranklet import BundleError, InputError, Manifest, Ranker, RankletError
 from ranklet.bundle.manifest import MANIFEST, SCORE, SEARCH, Index
 from ranklet.engine.engine import Best
+from ranklet_export.catalogue import Changes, save_catalogue
 from ranklet_export.export import Settings, export_bundle
 from ranklet_training.runs.checkpoint import Run
 
@@ -184,6 +186,43 @@ def test_points_below_0_keep_the_index(ranker: Ranker) -> None:
     assert first.items[0] not in lower.items
     assert lower.items[: K - 1] == first.items[1:]
     assert SCORE not in ranker.engine.programs._sessions
+
+
+def test_points_of_the_bundle_itself_keep_the_index_whose_recall_was_measured_with_them(
+    indexed_bundle: Path, ranker: Ranker, tmp_path: Path
+) -> None:
+    row = ranker.item_vectors(ranker.rank(HISTORIES[0]).items[:1])
+    changes = Changes(ids=["lifted"], rows=row, bias=np.array([2], dtype=np.float32))
+    manifest = save_catalogue(indexed_bundle, changes, tmp_path / "bundle")
+    assert manifest.index
+    assert manifest.index.figures["share"] < 0.5
+    assert manifest.index.figures["recall@10"] >= 0.95
+    saved = Ranker.load(tmp_path / "bundle", provider="cpu")
+    assert saved.rank(HISTORIES[0]).items[0] == "lifted"
+    assert SCORE not in saved.engine.programs._sessions
+
+
+MEMBERS = [
+    (lambda members: np.full_like(members, members[0, 0]), "answers an item twice"),
+    (lambda members: members + ITEMS, "Gather|out of bounds|none of its catalogue"),
+    (lambda members: -members, "Gather|out of bounds|none of its catalogue"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MEMBERS, ids=["one item", "beyond", "negative"])
+def test_an_index_of_wrong_items_is_noticed_by_its_answers(
+    indexed_bundle: Path, tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
+    path = Path(shutil.copytree(indexed_bundle, tmp_path / "bundle"))
+    graph = onnx.load(path / "search.onnx", load_external_data=False).graph
+    tensor = next(tensor for tensor in graph.initializer if tensor.name == "members")
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    weights = np.memmap(path / place["location"], np.int32, "r+", int(place["offset"]))
+    members = weights[: np.prod(tensor.dims)].reshape(tensor.dims)
+    members[:] = change(members.copy())
+    weights.flush()
+    with pytest.raises(RankletError, match=message):
+        Ranker.load(path, provider="cpu", check_digests=False).rank(HISTORIES[0])
 
 
 def test_added_and_removed_items_are_those_of_a_scan(ranker: Ranker) -> None:

@@ -23,6 +23,12 @@ def check_items(items: NDArray[np.int64], last: int) -> None:
         raise outside(int(items.max() if items.min() > 0 else items.min()))
 
 
+def check_unique(items: NDArray[np.int64]) -> None:
+    """Check that no item is answered twice."""
+    if len({*(places := items.tolist())}) < len(places):
+        raise BundleError(f"a graph of the bundle answers an item twice: {REMEDY}")
+
+
 def not_finite() -> BundleError:
     """Return the error of a vector or a score that is NaN or infinite."""
     return BundleError(f"a graph of the bundle gives NaN or infinity: {REMEDY}")

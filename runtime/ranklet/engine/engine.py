@@ -13,7 +13,7 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
-from ranklet.bundle.damage import check_items, states_of
+from ranklet.bundle.damage import check_items, check_unique, states_of
 from ranklet.bundle.folder import Opened, read_bias
 from ranklet.bundle.manifest import (
     APPEND,
@@ -301,8 +301,7 @@ class Engine:
         base = self.bias if bias is None else bias
         has_boosts |= base is self.bias and self._has_boosts
         asked = k, pool, base, has_boosts, penalty
-        # Points would lift items of clusters that are not near; without them scores only fall.
-        if not self._index or not probes or (has_boosts and base.max() > 0):
+        if not self._index or not probes:
             return self._scan(users, *asked, excluded, demoted)
         bests = []
         for row in range(len(users)):
@@ -439,6 +438,7 @@ def _search(index: Index, probes: int, pool: int, scan: Callable[..., Best]) -> 
             best = scan(probes=probes)
             assert best.pool_scores is not None
             if best.pool_scores[0, -1] > NEVER / 2:
+                check_unique(best.items[0])
                 return best._replace(pool_scores=np.full_like(best.pool_scores, np.inf))
         probes *= 2
     return None
