@@ -2,8 +2,11 @@
 
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,3 +111,160 @@ def test_silent_items_are_those_of_the_file_and_others_are_refused(
         (tmp_path / "silent.i64").write_bytes(struct.pack(f"<{len(items)}q", *items))
         with pytest.raises(BundleError, match=r"silent\.i64 holds no item indices of this cat"):
             read_silent(tmp_path, manifest)
+
+
+# Contracts of graphs
+
+
+def others(program: str, tensor: m.Tensor) -> Iterator[m.Tensor]:
+    """Yield tensors that differ in one thing that a contract fixes."""
+    yield replace(tensor, name=f"{tensor.name}s")
+    yield replace(tensor, type="tensor(double)")
+    yield replace(tensor, shape=[*tensor.shape, 1])
+    yield replace(tensor, shape=tensor.shape[:-1])
+    for axis, size in enumerate(tensor.shape):
+        if (program, tensor.name, axis) != ("encode_rows", "attention", 1):  # any number of heads
+            other = size + 1 if isinstance(size, int) else 7
+            yield replace(tensor, shape=[*tensor.shape[:axis], other, *tensor.shape[axis + 1 :]])
+
+
+def test_every_name_type_and_axis_of_a_graph_is_fixed(any_model: Any) -> None:
+    manifest = any_model.ranker.manifest
+    passed = []
+    for name, program in manifest.programs.items():
+        for side in ("inputs", "outputs"):
+            tensors = getattr(program, side)
+            for place, tensor in enumerate(tensors):
+                for other in others(name, tensor):
+                    changed = replace(
+                        program, **{side: [*tensors[:place], other, *tensors[place + 1 :]]}
+                    )
+                    wrong = replace(manifest, programs={**manifest.programs, name: changed})
+                    with suppress(ValueError):
+                        wrong._check_contracts()
+                        passed.append((name, other))
+            renamed = [
+                replace(x, shape=[f"{a}x" if isinstance(a, str) else a for a in x.shape])
+                for x in tensors
+            ]
+            other = replace(program, **{side: renamed})
+            replace(manifest, programs={**manifest.programs, name: other})._check_contracts()
+    assert passed == []
+
+
+# What a manifest says to people
+
+SEEN = {
+    "exclude_seen": True,
+    "answers": 1234,
+    "repeats": 0.125,
+    "masked_NDCG@10": 0.5,
+    "unmasked_NDCG@10": 0.25,
+}
+WHY_SEEN = (
+    "of 1,234 validation answers 12.5% were repeats, and NDCG@10 was 0.5000 with seen items "
+    "excluded, 0.2500 with them included"
+)
+
+
+@pytest.fixture
+def manifest(tiny_bundle: Path) -> m.Manifest:
+    return m.Manifest.read(tiny_bundle)
+
+
+@pytest.mark.parametrize(
+    ("excludes", "seen", "text"),
+    [
+        (True, SEEN, f"seen items are excluded by default: {WHY_SEEN}"),
+        (False, SEEN, f"seen items are included by default, as the export was told: {WHY_SEEN}"),
+        (
+            False,
+            None,
+            "seen items are included by default: nothing was held out that could tell what serves "
+            "better",
+        ),
+    ],
+)
+def test_seen_items(
+    manifest: m.Manifest, excludes: bool, seen: dict[str, Any] | None, text: str
+) -> None:
+    assert replace(manifest, exclude_seen=excludes, data={"seen": seen}).seen_text == text
+
+
+def test_the_price_of_a_precision(manifest: m.Manifest) -> None:
+    gate = {"questions": 2000, "overlap": 0.991, "proven": 0.75}
+    drawn = "int8 on 2,000 drawn histories: 99.10% of the best 10 of fp32, 75.00% of answers proven"
+    assert replace(manifest, gate=gate).gate_text == drawn
+    with_targets = {**gate, "fp32": {"NDCG@10": 0.1}, "drop": 0.0125}
+    told = f"{drawn.replace('drawn', 'held-out')}, NDCG@10 lower by 1.25%"
+    assert replace(manifest, gate=with_targets).gate_text == told
+    assert replace(manifest, gate={}).gate_text == ""
+
+
+def test_an_index(manifest: m.Manifest) -> None:
+    text = "the index reads 20 of 1,000 clusters, 2.5% of the items"
+    figures: dict[str, Any] = {"share": 0.025}
+
+    def says() -> str:
+        return replace(manifest, index=m.Index(1000, 16, 20, figures)).index_text
+
+    assert replace(manifest, index=None).index_text == ""
+    assert says() == f"{text}, which nobody measured: the weights are random"
+    figures |= {"questions": 1500, "recall@10": 0.955}
+    text += ", and finds 95.50% of the best 10 of a scan on 1,500"
+    assert says() == f"{text} drawn histories"
+    figures |= {"NDCG@10": 0.999, "HR@10": 1.001}
+    text += " held-out histories"
+    assert says() == f"{text}, with 99.90% of its NDCG@10 and 100.10% of its HR@10"
+
+
+def test_new_items(manifest: m.Manifest) -> None:
+    figures = {
+        "questions": 3000,
+        "cold_questions": 250,
+        "held_out_items": 1000,
+        "best_bias": -0.5,
+        "all_NDCG@10": {"not_shown": 0.1, "shown": 0.11},
+        "warm_NDCG@10": {"not_shown": 0.12, "shown": 0.119},
+        "cold": {"HR@50": 0.25},
+    }
+    why = (
+        "of 3,000 answers 250 are among 1,000 held-out items, and with a bias of -0.5 NDCG@10 of "
+        "all goes from 0.1000 to 0.1100, of the others from 0.1200 to 0.1190; HR@50 of held-out "
+        "items 0.2500"
+    )
+    told = {
+        (-0.25, True): "with a bias of -0.25 and count in histories",
+        (m.BEHIND, False): "behind all others and do not count in histories",
+    }
+    for (bias, inside), text in told.items():
+        new = m.NewItems(bias, inside, figures)
+        expected = f"new items are ranked {text}: {why}"
+        assert replace(manifest, new_items=new).new_items_text == expected
+    unmeasured = replace(manifest, new_items=m.NewItems(m.BEHIND, False, {})).new_items_text
+    assert unmeasured.endswith("behind all others, as nothing was held out to measure them")
+    assert replace(manifest, new_items=None).new_items_text == ""
+
+
+def test_units_of_time(manifest: m.Manifest) -> None:
+    told = replace(manifest, data={"reading": {"time_unit": "ms", "checked_unit": "us"}})
+    assert (told.time_unit, told.checked_unit) == ("ms", "us")
+    untold = replace(manifest, data={})
+    assert (untold.time_unit, untold.checked_unit) == ("", "")
+
+
+def test_the_objective_is_the_target_or_any_event(manifest: m.Manifest) -> None:
+    for target, weights in {"cart": [0, 0, 1], "": [1, 0, 0], "gone": [1, 0, 0]}.items():
+        found = replace(manifest, kinds=["buy", "cart"], target=target)
+        assert found.objective.tolist() == weights
+
+
+def test_the_error_bound_of_codes_is_that_of_cauchy_and_schwarz() -> None:
+    rounding = m.Rounding(row_error=0.5, row_norm=3.0)
+    user = np.array([3, 4, 0, 0], dtype=np.float32)
+    # |u| = 5; a component is off by half of 4 / 127, so |u - u'| is at most 2 * 2 / 127
+    assert rounding.bound(user) == pytest.approx(5 * 0.5 + 4 / 127 * 3.0)
+
+
+def test_a_pool_has_a_factor_and_a_minimum() -> None:
+    assert [m.Pool(3, 100).size(k) for k in (1, 33, 34, 100)] == [100, 100, 102, 300]
