@@ -53,6 +53,9 @@ def test_a_manifest_may_lack_only_these_keys() -> None:
 def test_the_numbers_of_the_format() -> None:
     assert (m.FORMAT, m.CHUNK, m.NEVER, m.BEHIND) == (6, 64, -3e38, -1000.0)
     assert m.MAX_MANIFEST_BYTES == 1 << 20
+    assert (m.LONGEST, m.WIDEST, m.MOST_USERS) == (65_536, 16_384, 1_024)
+    assert (m.MOST_PLACES, m.MOST_NESTED, m.LONGEST_REASON) == (2**40, 32, 1_000)
+    assert (m.MOST_PROBED, m.HASHED_FIRST) == (0.0625, 67_108_864)
     assert m.CODE_BITS == {"int8": 8, "int4": 4}
     assert m.FIRST_BLOCK_ROWS == ("queries", "keys", "values", "gates")
 
@@ -152,6 +155,46 @@ def test_every_name_type_and_axis_of_a_graph_is_fixed(any_model: Any) -> None:
     assert passed == []
 
 
+# Numbers of a request
+
+
+@pytest.fixture
+def manifest(tiny_bundle: Path) -> m.Manifest:
+    return m.Manifest.read(tiny_bundle)
+
+
+def test_probes_grow_with_the_items_that_may_not_be_ranked_until_a_scan_is_better(
+    manifest: m.Manifest,
+) -> None:
+    assert replace(manifest, index=None).probes(60) == 0
+
+    def probes(of_all: int, items: list[int]) -> list[int]:
+        index = m.Index(clusters=800, size=16, probes=of_all, figures={})
+        return list(map(replace(manifest, items=3000, index=index).probes, items))
+
+    assert probes(10, [3000, 2999, 1500, 600, 1, 0]) == [10, 11, 20, 50, 0, 0]
+    assert probes(10, [599]) == [0]  # more than a sixteenth of the clusters
+    assert probes(200, [3000, 2999, 1500, 1499, 1]) == [200, 201, 400, 0, 0]
+    assert probes(800, [2999]) == [800]
+
+
+def test_the_objective_is_the_target_or_any_event(manifest: m.Manifest) -> None:
+    for target, weights in {"cart": [0, 0, 1], "": [1, 0, 0], "gone": [1, 0, 0]}.items():
+        found = replace(manifest, kinds=["buy", "cart"], target=target)
+        assert found.objective.tolist() == weights
+
+
+def test_the_error_bound_of_codes_is_that_of_cauchy_and_schwarz() -> None:
+    rounding = m.Rounding(row_error=0.5, row_norm=3.0)
+    user = np.array([3, 4, 0, 0], dtype=np.float32)
+    # |u| = 5; a component is off by half of 4 / 127, so |u - u'| is at most 2 * 2 / 127
+    assert rounding.bound(user) == pytest.approx(5 * 0.5 + 4 / 127 * 3.0)
+
+
+def test_a_pool_has_a_factor_and_a_minimum() -> None:
+    assert [m.Pool(3, 100).size(k) for k in (1, 33, 34, 100)] == [100, 100, 102, 300]
+
+
 # What a manifest says to people
 
 SEEN = {
@@ -165,11 +208,6 @@ WHY_SEEN = (
     "of 1,234 validation answers 12.5% were repeats, and NDCG@10 was 0.5000 with seen items "
     "excluded, 0.2500 with them included"
 )
-
-
-@pytest.fixture
-def manifest(tiny_bundle: Path) -> m.Manifest:
-    return m.Manifest.read(tiny_bundle)
 
 
 @pytest.mark.parametrize(
@@ -251,20 +289,3 @@ def test_units_of_time(manifest: m.Manifest) -> None:
     assert (told.time_unit, told.checked_unit) == ("ms", "us")
     untold = replace(manifest, data={})
     assert (untold.time_unit, untold.checked_unit) == ("", "")
-
-
-def test_the_objective_is_the_target_or_any_event(manifest: m.Manifest) -> None:
-    for target, weights in {"cart": [0, 0, 1], "": [1, 0, 0], "gone": [1, 0, 0]}.items():
-        found = replace(manifest, kinds=["buy", "cart"], target=target)
-        assert found.objective.tolist() == weights
-
-
-def test_the_error_bound_of_codes_is_that_of_cauchy_and_schwarz() -> None:
-    rounding = m.Rounding(row_error=0.5, row_norm=3.0)
-    user = np.array([3, 4, 0, 0], dtype=np.float32)
-    # |u| = 5; a component is off by half of 4 / 127, so |u - u'| is at most 2 * 2 / 127
-    assert rounding.bound(user) == pytest.approx(5 * 0.5 + 4 / 127 * 3.0)
-
-
-def test_a_pool_has_a_factor_and_a_minimum() -> None:
-    assert [m.Pool(3, 100).size(k) for k in (1, 33, 34, 100)] == [100, 100, 102, 300]

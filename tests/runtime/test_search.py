@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ranklet import BundleError, InputError, Manifest, Ranker, RankletError
-from ranklet.bundle.manifest import MANIFEST, SCORE, SEARCH, Index
+from ranklet.bundle.manifest import MANIFEST, SCORE, SEARCH
 from ranklet.engine.engine import Best
 from ranklet_export.catalogue import Changes, save_catalogue
 from ranklet_export.export import Settings, export_bundle
@@ -287,16 +286,3 @@ def test_an_index_that_can_not_be_is_refused(
     (tmp_path / MANIFEST).write_text(json.dumps(document))
     with pytest.raises(BundleError, match=message):
         Manifest.read(tmp_path, check_digests=False)
-
-
-def test_probes_grow_with_the_items_that_may_not_be_ranked_until_a_scan_is_better(
-    ranker: Ranker, scanning: Ranker
-) -> None:
-    manifest = replace(ranker.manifest, index=Index(clusters=800, size=16, probes=10, figures={}))
-    found = [manifest.probes(left) for left in (ITEMS, ITEMS - 1, ITEMS // 2, ITEMS // 5, 1, 0)]
-    assert found == [10, 11, 20, 50, 0, 0]
-    assert scanning.manifest.probes(ITEMS) == 0
-    many = replace(ranker.manifest, index=Index(clusters=800, size=16, probes=200, figures={}))
-    assert [many.probes(left) for left in (ITEMS, ITEMS - 1, ITEMS // 2, 1)] == [200, 201, 400, 0]
-    most = replace(ranker.manifest, index=Index(clusters=800, size=16, probes=800, figures={}))
-    assert most.probes(ITEMS - 1) == 800
