@@ -155,6 +155,18 @@ def test_every_name_type_and_axis_of_a_graph_is_fixed(any_model: Any) -> None:
     assert passed == []
 
 
+def test_graphs_of_a_model_with_kinds_take_them_and_the_weights_of_each(
+    manifest: m.Manifest,
+) -> None:
+    contracts = replace(manifest, kinds=["buy", "cart"]).contracts
+    weights = m.Tensor("objective", "tensor(float)", ["batch", 3])
+    for program in ("encode", "encode_long", "encode_rows", "model"):
+        kinds = m.Tensor("kind", "tensor(int64)", ["batch", "length"])
+        assert contracts[program][0][1:3] == [kinds, weights]
+    kinds = m.Tensor("kind", "tensor(int64)", ["batch", 1])
+    assert contracts["append"][0][2:4] == [kinds, weights]
+
+
 # Numbers of a request
 
 
