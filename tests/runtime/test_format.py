@@ -167,6 +167,22 @@ def test_graphs_of_a_model_with_kinds_take_them_and_the_weights_of_each(
     assert contracts["append"][0][2:4] == [kinds, weights]
 
 
+def test_the_search_takes_one_user_and_the_number_of_clusters(manifest: m.Manifest) -> None:
+    floats, integers = "tensor(float)", "tensor(int64)"
+    assert manifest.contracts["search"] == (
+        [
+            m.Tensor("user", floats, [1, 16]),
+            m.Tensor("bias", floats, ["biases", 64]),
+            *(m.Tensor(name, integers, [1]) for name in ("k", "pool", "probes")),
+        ],
+        [
+            m.Tensor("pool_scores", floats, [1, "pool"]),
+            m.Tensor("items", integers, [1, "k"]),
+            m.Tensor("scores", floats, [1, "k"]),
+        ],
+    )
+
+
 # Numbers of a request
 
 
