@@ -431,7 +431,7 @@ CAMPAIGNS = [
         run_streams,
         short=1,
         middle=8,
-        long=100,
+        long=60,
     ),
     Campaign(
         "odd command line",
@@ -439,7 +439,7 @@ CAMPAIGNS = [
         run_lines,
         short=4,
         middle=25,
-        long=400,
+        long=300,
     ),
     Campaign(
         "run folder with one file replaced, and the commands that read it",
@@ -447,6 +447,6 @@ CAMPAIGNS = [
         run_on_runs,
         short=0,  # the tests of training have some
         middle=4,
-        long=80,
+        long=60,
     ),
 ]

@@ -111,6 +111,6 @@ CAMPAIGNS = [
         fork,
         short=4,
         middle=15,
-        long=150,
+        long=100,
     )
 ]

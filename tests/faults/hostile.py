@@ -109,7 +109,7 @@ CAMPAIGNS = [
         odd,
         short=16,
         middle=25,
-        long=450,
+        long=300,
     ),
     Campaign(
         "saved user crafted, digest right",

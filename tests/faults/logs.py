@@ -182,7 +182,7 @@ CAMPAIGNS = [
         run_cells,
         short=50,
         middle=500,
-        long=3_000,
+        long=2_000,
     ),
     Campaign(
         "event log with damaged bytes",
@@ -190,6 +190,6 @@ CAMPAIGNS = [
         run_bytes,
         short=50,
         middle=500,
-        long=3_000,
+        long=2_000,
     ),
 ]

@@ -222,6 +222,6 @@ CAMPAIGNS = [
         run,
         short=1_000,
         middle=6_000,
-        long=60_000,
+        long=40_000,
     )
 ]

@@ -54,7 +54,7 @@ def asked(
                 tally.failed(f"{found.bundle[:12]} answered {found.items} to history {place % 3}")
             user.append(histories[2][calls % 19])
             user.rank(k=3)
-            is_over.wait(0.01)  # else the threads share one processor with the reload
+            is_over.wait(0.03)  # else the threads share one processor with the reload
 
     with ThreadPoolExecutor(THREADS) as threads:
         running = [threads.submit(ask, place) for place in range(THREADS)]

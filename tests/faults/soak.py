@@ -68,7 +68,7 @@ def all_kept():
 
 KINDS = [
     (40, 1, lambda: ranker.rank(history(), k=int(rng.integers(1, 9)) * 5)),
-    (12, 32, lambda: ranker.rank_batch([history() for _ in range(32)])),
+    (12, 64, lambda: ranker.rank_batch([history() for _ in range(64)])),
     (20, 1, kept),
     (6, 10, all_kept),
     (8, 1, lambda: ranker.rank(history(), exclude=history(), candidates=ids[:100])),
