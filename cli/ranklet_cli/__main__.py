@@ -1,5 +1,11 @@
 """Run the command line as ``python -m ranklet_cli``."""
 
-from ranklet_cli.main import main
+import sys
+
+try:
+    from ranklet_cli.main import main
+except KeyboardInterrupt:  # before its handlers
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -337,3 +338,19 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "ERROR:root:before\n"
+
+
+def test_ctrl_c_before_the_handlers_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "ranklet_cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "ranklet_cli.main", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("ranklet_cli", run_name="__main__")
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
