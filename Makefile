@@ -48,7 +48,7 @@ test: .venv/.dev
 slow: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -m slow
 
-# Bit flips, hostile bundles, kills, full disks, forks, hours of requests; writes docs/faults.md.
+# Bit flips, hostile bundles, kills, full disks, forks, a million requests; writes docs/faults.md.
 faults: .venv/.dev
 	PYTHONPATH=tests $(BIN)/python -m faults
 

@@ -4,8 +4,8 @@ import sys
 
 try:
     from ranklet_cli.main import main
-except KeyboardInterrupt:  # before its handlers
+
+    main()
+except KeyboardInterrupt:  # before the handlers of main
     sys.stderr.write("interrupted\n")
     sys.exit(130)
-
-main()

@@ -31,7 +31,8 @@ def choose_probes(
 ) -> Index:
     """Return the index of a bundle with the fewest probes that pass, without seen items.
 
-    Random weights have nothing to find: their index reads ``UNMEASURED`` of the clusters.
+    Random weights have nothing to find: their index reads ``UNMEASURED`` of the clusters. Where the
+    bundle lifts items by points of its own, requests scan, and so is said.
 
     Args:
         manifest: Of the bundle; its index says any number of probes.
@@ -49,6 +50,8 @@ def choose_probes(
         return _index(manifest, probes, {})
     count = min(MOST, max(FEWEST, MOST_SCORES // manifest.items))
     ranker = serve(manifest)
+    if ranker.engine.lifts:
+        return replace(manifest.index, probes=1, figures={"share": 1.0, "is_used": False})
     ids, names = ranker.vocabulary.ids, np.array([None, *ranker.kinds])
     asked: dict[str, Any] = {"histories": list(map(ids, histories[:count]))}
     asked |= {"k": TOP, "exclude_seen": True}

@@ -33,15 +33,17 @@ class Bias(NamedTuple):
     items: int  # of the bundle that may be ranked
     others: int  # added items that may be ranked
     has_boosts: bool  # whether there are other values than 0 and NEVER
-    # Whether a request gave points above 0, which could lift an item of any cluster of an index.
-    # The bias of the bundle's own is in the recall that its export measured.
-    lifts: bool = False
+    lifts: bool = False  # whether items of any cluster of an index may be the best by their points
 
     @classmethod
-    def of(cls, table: Floats, added: Floats, *, lifts: bool = False) -> "Bias":
-        """Count the items of these arrays."""
+    def of(cls, table: Floats, added: Floats, *, is_of_request: bool = False) -> "Bias":
+        """Count the items of these arrays.
+
+        Points above 0 lift an item. A request may also lower most items, which lifts the others.
+        """
         opened = [part[part > NEVER / 2] for part in (table, added)]
         has_boosts = any(bool(part.any()) for part in opened)
+        lifts = has_boosts if is_of_request else bool((opened[0] > 0).any())
         return cls(table, added, len(opened[0]), len(opened[1]), has_boosts, lifts)
 
 
@@ -200,9 +202,10 @@ class Catalogue:
             return self.own
         if isinstance(where, Eligible) and boost is None:
             self._check_owner(where)
-            if where._compiled is None or where._compiled[0] is not self:
-                where._compiled = self, self._compile(self.mask(where), None)
-            return where._compiled[1]
+            compiled = where._compiled  # another thread may replace it
+            if compiled is None or compiled[0] is not self:
+                where._compiled = compiled = self, self._compile(self.mask(where), None)
+            return compiled[1]
         is_array = hasattr(boost, "__array__")
         key = None if is_array else (_frozen(where), _frozen(boost))
         bias = None if key is None else self._kept.get(key)
@@ -292,7 +295,7 @@ class Catalogue:
         if mask is not None:
             table[0, : last + 1][~mask[: last + 1]] = NEVER
             added[~mask[last + 1 :]] = NEVER
-        return Bias.of(table, added, lifts=points is not None and bool((points > 0).any()))
+        return Bias.of(table, added, is_of_request=points is not None)
 
     def neutral(self) -> "Catalogue":
         """Return the catalogue without points of its own, for scores of other units."""

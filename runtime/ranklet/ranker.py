@@ -339,7 +339,7 @@ class Ranker:
             explain: Whether ``Ranking.explanation`` says which events of the history led to each
                 item. It examines the 5 events with most attention, or as many as this says.
             exact: Scan all items, also if the bundle has an index, which reads the nearest clusters
-                of them alone and finds nearly all of the best. A ``boost`` above 0 scans, too.
+                of them alone and finds nearly all of the best. A ``boost`` scans, too.
             unknown: ``"skip"`` or ``"error"`` for ids of ``history`` and ``candidates`` that the
                 catalogue lacks.
 

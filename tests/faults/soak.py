@@ -15,7 +15,7 @@ ROUND = 5_000  # requests between two looks at the memory
 MANY = 500_000
 MOST_GROWN = 8.0  # MiB from a tenth of the requests to their end, by a fitted line
 
-# A fresh process; it prints the resident memory after each round.
+# A fresh process; it prints the memory in use after each round.
 SOAK = """
 import ctypes, gc, json, sys
 from pathlib import Path
@@ -32,7 +32,7 @@ rows = ranker.item_vectors(ids[:2])
 
 def memory():
     gc.collect()
-    # Else malloc keeps up to 20 MiB of what is free, more and less at random.
+    # Else malloc keeps up to 60 MiB of what is free, more and less at random.
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / (1 << 20)
 

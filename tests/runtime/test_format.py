@@ -1,4 +1,4 @@
-"""The names and numbers of bundle format 6, spelled out: other languages read them, too."""
+"""Bundle format 6: its names, numbers and contracts spelled out, and what it says to people."""
 
 import re
 import struct
@@ -131,7 +131,7 @@ def others(program: str, tensor: m.Tensor) -> Iterator[m.Tensor]:
             yield replace(tensor, shape=[*tensor.shape[:axis], other, *tensor.shape[axis + 1 :]])
 
 
-def test_every_name_type_and_axis_of_a_graph_is_fixed(any_model: Any) -> None:
+def test_all_of_a_graph_is_fixed_but_the_names_of_dynamic_axes(any_model: Any) -> None:
     manifest = any_model.ranker.manifest
     passed = []
     for name, program in manifest.programs.items():
@@ -146,6 +146,13 @@ def test_every_name_type_and_axis_of_a_graph_is_fixed(any_model: Any) -> None:
                     with suppress(ValueError):
                         wrong._check_contracts()
                         passed.append((name, other))
+            for fewer in (tensors[1:], [*tensors, tensors[0]], tensors[::-1]):
+                if fewer != tensors:
+                    changed = replace(program, **{side: fewer})
+                    with suppress(ValueError):
+                        wrong = replace(manifest, programs={**manifest.programs, name: changed})
+                        wrong._check_contracts()
+                        passed.append((name, fewer))
             renamed = [
                 replace(x, shape=[f"{a}x" if isinstance(a, str) else a for a in x.shape])
                 for x in tensors
@@ -251,13 +258,13 @@ WHY_SEEN = (
         ),
     ],
 )
-def test_seen_items(
+def test_the_default_for_seen_items_is_said_with_its_reason(
     manifest: m.Manifest, excludes: bool, seen: dict[str, Any] | None, text: str
 ) -> None:
     assert replace(manifest, exclude_seen=excludes, data={"seen": seen}).seen_text == text
 
 
-def test_the_price_of_a_precision(manifest: m.Manifest) -> None:
+def test_the_price_of_a_precision_is_said(manifest: m.Manifest) -> None:
     gate = {"questions": 2000, "overlap": 0.991, "proven": 0.75}
     drawn = "int8 on 2,000 drawn histories: 99.10% of the best 10 of fp32, 75.00% of answers proven"
     assert replace(manifest, gate=gate).gate_text == drawn
@@ -267,14 +274,19 @@ def test_the_price_of_a_precision(manifest: m.Manifest) -> None:
     assert replace(manifest, gate={}).gate_text == ""
 
 
-def test_an_index(manifest: m.Manifest) -> None:
+def test_an_index_says_what_it_reads_and_finds(manifest: m.Manifest) -> None:
     text = "the index reads 20 of 1,000 clusters, 2.5% of the items"
-    figures: dict[str, Any] = {"share": 0.025}
+    figures: dict[str, Any] = {"share": 1.0, "is_used": False}
 
     def says() -> str:
         return replace(manifest, index=m.Index(1000, 16, 20, figures)).index_text
 
     assert replace(manifest, index=None).index_text == ""
+    assert (
+        says()
+        == "the index is not used: points of the bundle lift items (bias.f32), so all are read"
+    )
+    figures = {"share": 0.025}
     assert says() == f"{text}, which nobody measured: the weights are random"
     figures |= {"questions": 1500, "recall@10": 0.955}
     text += ", and finds 95.50% of the best 10 of a scan on 1,500"
@@ -284,7 +296,7 @@ def test_an_index(manifest: m.Manifest) -> None:
     assert says() == f"{text}, with 99.90% of its NDCG@10 and 100.10% of its HR@10"
 
 
-def test_new_items(manifest: m.Manifest) -> None:
+def test_new_items_are_said_to_be_ranked_as_was_measured(manifest: m.Manifest) -> None:
     figures = {
         "questions": 3000,
         "cold_questions": 250,
@@ -312,7 +324,7 @@ def test_new_items(manifest: m.Manifest) -> None:
     assert replace(manifest, new_items=None).new_items_text == ""
 
 
-def test_units_of_time(manifest: m.Manifest) -> None:
+def test_units_of_time_are_those_of_the_reading(manifest: m.Manifest) -> None:
     told = replace(manifest, data={"reading": {"time_unit": "ms", "checked_unit": "us"}})
     assert (told.time_unit, told.checked_unit) == ("ms", "us")
     untold = replace(manifest, data={})

@@ -187,24 +187,39 @@ def test_points_below_0_keep_the_index(ranker: Ranker) -> None:
     assert SCORE not in ranker.engine.programs._sessions
 
 
-def test_points_of_the_bundle_itself_keep_the_index_whose_recall_was_measured_with_them(
+def test_points_below_0_for_most_items_lift_the_others(ranker: Ranker, scanning: Ranker) -> None:
+    some = [f"i{item:05}" for item in range(0, ITEMS, 20)]
+    for each in (ranker, scanning):
+        each.define("some", some)
+    falling = -np.log1p(np.arange(ITEMS, dtype=np.float32))
+    for boost in ({"!some": -1000.0}, falling):
+        for history in HISTORIES[:5]:
+            found, best = (each.rank(history, boost=boost) for each in (ranker, scanning))
+            assert found.items == best.items
+
+
+def test_an_index_is_not_used_where_the_bundle_lifts_items_and_says_so(
     indexed_bundle: Path, ranker: Ranker, tmp_path: Path
 ) -> None:
-    row = ranker.item_vectors(ranker.rank(HISTORIES[0]).items[:1])
-    changes = Changes(ids=["lifted"], rows=row, bias=np.array([2], dtype=np.float32))
-    manifest = save_catalogue(indexed_bundle, changes, tmp_path / "bundle")
-    assert manifest.index
-    assert manifest.index.figures["share"] < 0.5
-    assert manifest.index.figures["recall@10"] >= 0.95
-    saved = Ranker.load(tmp_path / "bundle", provider="cpu")
-    assert saved.rank(HISTORIES[0]).items[0] == "lifted"
-    assert SCORE not in saved.engine.programs._sessions
+    last = ranker.rank(HISTORIES[0], k=ITEMS, exact=True, exclude_seen=False).items[-1]
+    for bias, is_used in ((30, False), (-1, True)):
+        row, added = ranker.item_vectors([last]), np.array([bias], dtype=np.float32)
+        changes = Changes(ids=["new"], rows=row, bias=added)
+        target = tmp_path / str(bias)
+        manifest = save_catalogue(indexed_bundle, changes, target)
+        assert manifest.index
+        assert ("not used: points of the bundle" in manifest.index_text) == (not is_used)
+        assert ("recall@10" in manifest.index.figures) == is_used
+        saved = Ranker.load(target, provider="cpu")
+        found = saved.rank(HISTORIES[0]).items
+        assert (SCORE in saved.engine.programs._sessions) == (not is_used)
+        assert (found[0] == "new") == (not is_used)
 
 
 MEMBERS = [
     (lambda members: np.full_like(members, members[0, 0]), "answers an item twice"),
-    (lambda members: members + ITEMS, "Gather|out of bounds|none of its catalogue"),
-    (lambda members: -members, "Gather|out of bounds|none of its catalogue"),
+    (lambda members: members + ITEMS, "running GatherElements node"),
+    (lambda members: -members, r"answers item -\d+, which is none of its catalogue"),
 ]
 
 

@@ -401,6 +401,10 @@ class Manifest:
         if self.index is None:
             return ""
         index, figures = self.index, self.index.figures
+        if figures.get("is_used") is False:
+            return (
+                "the index is not used: points of the bundle lift items (bias.f32), so all are read"
+            )
         text = (
             f"the index reads {index.probes:,} of {index.clusters:,} clusters, "
             f"{figures['share']:.1%} of the items"

@@ -106,6 +106,7 @@ class Engine:
                 self.bias[0, 1 : manifest.items + 1] = of_items
         self.has_own_bias = of_items is not None
         self._has_boosts = self.has_own_bias and bool(self.bias[self.bias > NEVER / 2].any())
+        self.lifts = self.has_own_bias and bool(self.bias.max() > 0)  # then an index is not used
         # A run that excludes items holds a bias of its own, which is large in a large catalogue.
         self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None
@@ -295,7 +296,8 @@ class Engine:
             excluded: Items of each user that may not be ranked; empty: no items of any.
             demoted: Items of each user that lose ``penalty``; empty: no items of any.
             penalty: Points.
-            probes: Clusters of the index to read, more until the pool is full; 0: scan all items.
+            probes: Clusters of the index to read, more until the pool is full; 0: scan all items,
+                as is needed where points may make an item of any cluster the best.
                 Items that were not read may have any score: ``pool_scores`` are then infinite.
         """
         base = self.bias if bias is None else bias
