@@ -33,6 +33,7 @@ def test_the_files_of_a_bundle_have_these_names() -> None:
     } == m.FILE_NAMES
     assert m.MANIFEST == "manifest.json"
     assert m.WEIGHTS == "weights.bin"
+    assert m.SIGNATURE == "model.sig"
     assert m.ID_FILES == {"int64": ("items.i64",), "string": ("items.utf8", "items.ends.i64")}
     assert m.TITLE_FILES == ("titles.utf8", "titles.ends.i64")
 
@@ -190,6 +191,33 @@ def test_the_search_takes_one_user_and_the_number_of_clusters(manifest: m.Manife
     )
 
 
+def test_an_index_is_of_codes_of_8_bits_and_has_a_place_for_every_item(
+    manifest: m.Manifest,
+) -> None:
+    programs = {**manifest.programs, "search": manifest.programs["score"]}
+
+    def check(clusters: int, size: int, probes: int, precision: m.Precision = "int8") -> None:
+        index = m.Index(clusters, size, probes, {})
+        replace(manifest, programs=programs, precision=precision, index=index)._check_index()
+
+    check(6, 10, 1)  # 60 items
+    check(60, 1, 60)
+    wrong: list[tuple[int, int, int]] = [(6, 9, 1), (61, 1, 1), (6, 10, 7), (6, 10, 0), (0, 10, 0)]
+    for numbers in wrong:
+        with pytest.raises(ValueError, match=r"index Index.* of 60 items in int8"):
+            check(*numbers)
+    with pytest.raises(ValueError, match="of 60 items in int4"):
+        check(6, 10, 1, "int4")
+
+
+def test_the_table_has_16_bits_in_fp16_alone(manifest: m.Manifest) -> None:
+    half = replace(manifest, precision="fp16", table=replace(manifest.table, type="<f2"))
+    half._check_table()
+    for precision in ("int8", "fp32"):
+        with pytest.raises(ValueError, match=f"the item table holds '<f2' for {precision}"):
+            replace(half, precision=precision)._check_table()
+
+
 # Numbers of a request
 
 
@@ -217,6 +245,7 @@ def test_the_objective_is_the_target_or_any_event(manifest: m.Manifest) -> None:
     for target, weights in {"cart": [0, 0, 1], "": [1, 0, 0], "gone": [1, 0, 0]}.items():
         found = replace(manifest, kinds=["buy", "cart"], target=target)
         assert found.objective.tolist() == weights
+        assert found.objective.dtype == np.float32
 
 
 def test_the_error_bound_of_codes_is_that_of_cauchy_and_schwarz() -> None:

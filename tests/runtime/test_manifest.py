@@ -301,6 +301,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("items", True, "Manifest.items is True"),
     ("items", 0, "items is 0"),
     ("items", 59, "the item table has 61 rows for 59 items"),
+    ("items", 1, "the item table has 61 rows for 1 items"),
     ("items", 2**62, "the item table has 61 rows"),
     ("items", 2**62 + 1, "items is 4611686018427387905"),
     ("max_length", 2**24, "max_length is 16777216"),
@@ -331,6 +332,16 @@ WRONG: list[tuple[str, Any, str]] = [
     ("rounding.row_error", -1.0, r"rounding Rounding\(row_error=-1.0"),
     ("new_items.bias", 2000.0, "new items have a bias of 2000.0"),
     ("attributes.0.arrays.codes.type", "<f4", "'codes' of 'maker' holds <f4"),
+    ("attributes.0.arrays.codes.offset", -4, "'codes' of 'maker' lies outside attributes.bin"),
+    ("attributes.0.arrays.codes.offset", 2**40, "'codes' of 'maker' lies outside attributes.bin"),
+    ("attributes.0.arrays.codes.count", 2**40, "'codes' of 'maker' lies outside attributes.bin"),
+    ("attributes.0.arrays.codes", GONE, r"attribute 'maker' without \['codes'\]"),
+    ("new_items", None, "new items None, programs"),
+    (
+        "index",
+        {"clusters": 6, "size": 10, "probes": 1, "figures": {"share": 0.5}},
+        r"index Index\(clusters=6, .* programs",
+    ),
     ("data.reading", [], "'list' object has no attribute"),
     ("data.reading", {"time_unit": "weeks"}, r"times in \['weeks'\]"),
     ("data.seen", {"answers": 1}, "no 'repeats'|no 'exclude_seen'"),
@@ -400,6 +411,16 @@ def test_a_table_may_end_with_its_file_and_not_later(bundle: Path) -> None:
     assert Manifest.read(bundle, check_digests=False).table.offset == last
     edit(bundle, "table.offset", last + 1)
     with pytest.raises(BundleError, match="the item table lies outside its file"):
+        Manifest.read(bundle, check_digests=False)
+
+
+def test_an_array_may_end_with_its_file_and_not_later(bundle: Path) -> None:
+    array = Manifest.read(bundle).attributes[0].arrays["codes"]
+    last = (bundle / "attributes.bin").stat().st_size - array.bytes
+    edit(bundle, "attributes.0.arrays.codes.offset", last)
+    assert Manifest.read(bundle, check_digests=False).attributes[0].arrays["codes"].offset == last
+    edit(bundle, "attributes.0.arrays.codes.offset", last + 1)
+    with pytest.raises(BundleError, match=r"'codes' of 'maker' lies outside attributes.bin"):
         Manifest.read(bundle, check_digests=False)
 
 
