@@ -351,3 +351,31 @@ def test_a_graph_has_as_many_nodes_as_this(nodes: int) -> None:
         graph.initializer.append(tensor)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
     assert list(stored_tensors(model.SerializeToString(), 0)) == []
+
+
+BOUNDS = {
+    **dict.fromkeys(("axis", "start", "end", "perm"), (-1, 3)),
+    **dict.fromkeys(("allowzero", "batch_dims", "exclusive", "is_causal", "keepdims"), (0, 1)),
+    **dict.fromkeys(("largest", "noop_with_empty_axes", "reverse", "select_last_index"), (0, 1)),
+    **dict.fromkeys(("sorted", "stash_type", "transB"), (0, 1)),
+    **dict.fromkeys(("kv_num_heads", "num_heads", "q_num_heads"), (1, 1024)),
+    **{"num_outputs": (2, 2), "to": (1, 10), "accuracy_level": (4, 4), "bits": (4, 8)},
+    **{"K": (1, 16_384), "block_size": (16, 16_384), "N": (64, 2**40)},
+}
+
+
+def test_integer_attributes_have_these_bounds() -> None:
+    assert BOUNDS == INTEGERS
+
+
+def transpose(*axes: int) -> bytes:
+    graph = helper.make_graph([helper.make_node("Transpose", ["x"], ["y"], perm=axes)], "g", [], [])
+    opsets = [helper.make_opsetid("", 23)]
+    return bytes(helper.make_model(graph, opset_imports=opsets).SerializeToString())
+
+
+@pytest.mark.parametrize("axes", [(0, 4), (-2, 1), (1, 2**62)])
+def test_each_number_of_a_list_has_its_bounds(axes: tuple[int, int]) -> None:
+    assert list(stored_tensors(transpose(-1, 3), 0)) == []
+    with pytest.raises(ValueError, match="attribute 'perm' of Transpose is"):
+        list(stored_tensors(transpose(*axes), 0))
