@@ -32,7 +32,7 @@ def choose_probes(
     """Return the index of a bundle with the fewest probes that pass, without seen items.
 
     Random weights have nothing to find: their index reads ``UNMEASURED`` of the clusters. Where the
-    bundle lifts items by points of its own, requests scan, and so is said.
+    bundle lifts items by points of its own, its requests scan: 0 probes.
 
     Args:
         manifest: Of the bundle; its index says any number of probes.
@@ -45,13 +45,13 @@ def choose_probes(
         PrecisionError: No number of probes passes that takes less time than a scan.
     """
     assert manifest.index
+    ranker = serve(manifest)
+    if ranker.engine.bias.max() > 0:
+        return replace(manifest.index, probes=0, figures={"share": 1.0})
     if not manifest.data["events"]:
         probes = max(1, round(UNMEASURED * manifest.index.clusters))
         return _index(manifest, probes, {})
     count = min(MOST, max(FEWEST, MOST_SCORES // manifest.items))
-    ranker = serve(manifest)
-    if ranker.engine.lifts:
-        return replace(manifest.index, probes=1, figures={"share": 1.0, "is_used": False})
     ids, names = ranker.vocabulary.ids, np.array([None, *ranker.kinds])
     asked: dict[str, Any] = {"histories": list(map(ids, histories[:count]))}
     asked |= {"k": TOP, "exclude_seen": True}

@@ -33,17 +33,13 @@ class Bias(NamedTuple):
     items: int  # of the bundle that may be ranked
     others: int  # added items that may be ranked
     has_boosts: bool  # whether there are other values than 0 and NEVER
-    lifts: bool = False  # whether items of any cluster of an index may be the best by their points
+    lifts: bool = False  # whether points of a request may make an item of any cluster the best
 
     @classmethod
-    def of(cls, table: Floats, added: Floats, *, is_of_request: bool = False) -> "Bias":
-        """Count the items of these arrays.
-
-        Points above 0 lift an item. A request may also lower most items, which lifts the others.
-        """
+    def of(cls, table: Floats, added: Floats, *, lifts: bool = False) -> "Bias":
+        """Count the items of these arrays."""
         opened = [part[part > NEVER / 2] for part in (table, added)]
         has_boosts = any(bool(part.any()) for part in opened)
-        lifts = has_boosts if is_of_request else bool((opened[0] > 0).any())
         return cls(table, added, len(opened[0]), len(opened[1]), has_boosts, lifts)
 
 
@@ -295,7 +291,8 @@ class Catalogue:
         if mask is not None:
             table[0, : last + 1][~mask[: last + 1]] = NEVER
             added[~mask[last + 1 :]] = NEVER
-        return Bias.of(table, added, is_of_request=points is not None)
+        # Points below 0 lift all other items.
+        return Bias.of(table, added, lifts=points is not None)
 
     def neutral(self) -> "Catalogue":
         """Return the catalogue without points of its own, for scores of other units."""

@@ -147,13 +147,13 @@ def test_all_of_a_graph_is_fixed_but_the_names_of_dynamic_axes(any_model: Any) -
                     with suppress(ValueError):
                         wrong._check_contracts()
                         passed.append((name, other))
-            for fewer in (tensors[1:], [*tensors, tensors[0]], tensors[::-1]):
-                if fewer != tensors:
-                    changed = replace(program, **{side: fewer})
+            for swapped in (tensors[1:], [*tensors, tensors[0]], tensors[::-1]):
+                if swapped != tensors:
+                    changed = replace(program, **{side: swapped})
                     with suppress(ValueError):
                         wrong = replace(manifest, programs={**manifest.programs, name: changed})
                         wrong._check_contracts()
-                        passed.append((name, fewer))
+                        passed.append((name, swapped))
             renamed = [
                 replace(x, shape=[f"{a}x" if isinstance(a, str) else a for a in x.shape])
                 for x in tensors
@@ -202,7 +202,8 @@ def test_an_index_is_of_codes_of_8_bits_and_has_a_place_for_every_item(
 
     check(6, 10, 1)  # 60 items
     check(60, 1, 60)
-    wrong: list[tuple[int, int, int]] = [(6, 9, 1), (61, 1, 1), (6, 10, 7), (6, 10, 0), (0, 10, 0)]
+    check(6, 10, 0)
+    wrong: list[tuple[int, int, int]] = [(6, 9, 1), (61, 1, 1), (6, 10, 7), (6, 10, -1), (0, 10, 0)]
     for numbers in wrong:
         with pytest.raises(ValueError, match=r"index Index.* of 60 items in int8"):
             check(*numbers)
@@ -239,6 +240,7 @@ def test_probes_grow_with_the_items_that_may_not_be_ranked_until_a_scan_is_bette
     assert probes(10, [599]) == [0]  # more than a sixteenth of the clusters
     assert probes(200, [3000, 2999, 1500, 1499, 1]) == [200, 201, 400, 0, 0]
     assert probes(800, [2999]) == [800]
+    assert probes(0, [3000, 1]) == [0, 0]
 
 
 def test_the_objective_is_the_target_or_any_event(manifest: m.Manifest) -> None:
@@ -305,14 +307,14 @@ def test_the_price_of_a_precision_is_said(manifest: m.Manifest) -> None:
 
 def test_an_index_says_what_it_reads_and_finds(manifest: m.Manifest) -> None:
     text = "the index reads 20 of 1,000 clusters, 2.5% of the items"
-    figures: dict[str, Any] = {"share": 1.0, "is_used": False}
+    figures: dict[str, Any] = {"share": 1.0}
 
-    def says() -> str:
-        return replace(manifest, index=m.Index(1000, 16, 20, figures)).index_text
+    def says(probes: int = 20) -> str:
+        return replace(manifest, index=m.Index(1000, 16, probes, figures)).index_text
 
     assert replace(manifest, index=None).index_text == ""
     assert (
-        says()
+        says(probes=0)
         == "the index is not used: points of the bundle lift items (bias.f32), so all are read"
     )
     figures = {"share": 0.025}

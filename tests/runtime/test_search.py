@@ -179,7 +179,7 @@ def test_points_lift_items_of_far_clusters(ranker: Ranker, scanning: Ranker) -> 
     assert found.items == best.items
 
 
-def test_points_below_0_keep_the_index(ranker: Ranker) -> None:
+def test_a_penalty_keeps_the_index(ranker: Ranker) -> None:
     first = ranker.rank(HISTORIES[0])
     lower = ranker.rank(HISTORIES[0], seen_recently=first.items[:1], penalty=100.0)
     assert first.items[0] not in lower.items
@@ -208,6 +208,7 @@ def test_an_index_is_not_used_where_the_bundle_lifts_items_and_says_so(
         target = tmp_path / str(bias)
         manifest = save_catalogue(indexed_bundle, changes, target)
         assert manifest.index
+        assert (manifest.index.probes > 0) == is_used
         assert ("not used: points of the bundle" in manifest.index_text) == (not is_used)
         assert ("recall@10" in manifest.index.figures) == is_used
         saved = Ranker.load(target, provider="cpu")
@@ -278,7 +279,7 @@ def test_only_a_flag_says_whether_all_items_are_scanned(ranker: Ranker) -> None:
 
 
 BROKEN = [
-    ({"probes": 0}, "probes=0"),
+    ({"probes": -1}, "probes=-1"),
     ({"probes": 10**6}, "probes=1000000"),
     ({"clusters": 1}, "clusters=1"),
     ({"size": 0}, "size=0"),

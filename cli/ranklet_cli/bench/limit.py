@@ -27,7 +27,7 @@ def least_bytes(manifest: Manifest) -> int:
     """
     encode, score, items = manifest.programs[ENCODE], manifest.programs[SCORE], manifest.items + 1
     scored = score.scanned_bytes
-    if index := manifest.index:
+    if (index := manifest.index) and index.probes:
         items = index.probes * index.size
         scored = manifest.programs[SEARCH].scanned_bytes + items * (manifest.width + 8)
     return encode.scanned_bytes + scored + 4 * items

@@ -46,7 +46,7 @@ def bare_call(ranker: Ranker, histories: list[Ids], k: int) -> Call:
     rows = [History(ranker.vocabulary.index(history)) for history in histories]
     parts = [[rows[row] for row in part] for part in by_length([len(h) for h in histories])]
     begins, most = range(0, len(rows), engine.most_users), engine.most_users
-    probes = _probes(ranker)
+    probes = ranker.manifest.probes(len(ranker))
 
     def call() -> list[Best]:
         users = np.concatenate([engine.encode(part) for part in parts])
@@ -57,16 +57,11 @@ def bare_call(ranker: Ranker, histories: list[Ids], k: int) -> Call:
     return call
 
 
-def _probes(ranker: Ranker) -> int:
-    """Return the clusters that a request for all items reads, 0 if it scans."""
-    return 0 if ranker.engine.lifts else ranker.manifest.probes(len(ranker))
-
-
 def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
     """Return the stages of a request for one history as calls."""
     engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
     events = [History(ranker.vocabulary.index(history))]
-    users, probes = engine.encode(events), _probes(ranker)
+    users, probes = engine.encode(events), ranker.manifest.probes(len(ranker))
     items = engine.score(users, min(k, pool), pool).items[0]
     return {
         "lookup": partial(ranker.vocabulary.index, history),

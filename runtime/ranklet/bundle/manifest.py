@@ -180,7 +180,7 @@ class Index:
 
     clusters: int
     size: int  # places of a cluster
-    probes: int  # clusters that are read where every item may be ranked
+    probes: int  # clusters that are read where every item may be ranked; 0: requests scan
     figures: dict[str, Any]  # of the answers beside those of a scan
 
 
@@ -401,7 +401,7 @@ class Manifest:
         if self.index is None:
             return ""
         index, figures = self.index, self.index.figures
-        if figures.get("is_used") is False:
+        if not index.probes:
             return (
                 "the index is not used: points of the bundle lift items (bias.f32), so all are read"
             )
@@ -636,7 +636,7 @@ class Manifest:
             raise ValueError(f"index {show(index)}, programs {sorted(self.programs)}")
         if index and (
             self.precision != "int8"
-            or not 1 <= index.probes <= index.clusters <= self.items
+            or not 0 <= index.probes <= index.clusters <= self.items
             or not self.items <= index.clusters * index.size <= MOST_PLACES
         ):
             raise ValueError(f"index {show(index)} of {self.items} items in {self.precision}")

@@ -106,7 +106,6 @@ class Engine:
                 self.bias[0, 1 : manifest.items + 1] = of_items
         self.has_own_bias = of_items is not None
         self._has_boosts = self.has_own_bias and bool(self.bias[self.bias > NEVER / 2].any())
-        self.lifts = self.has_own_bias and bool(self.bias.max() > 0)  # then an index is not used
         # A run that excludes items holds a bias of its own, which is large in a large catalogue.
         self._runs = Runs(MOST_KEPT + 2 * self.bias.nbytes)
         self.has_codes = manifest.rounding is not None
