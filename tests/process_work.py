@@ -3,12 +3,16 @@
 import json
 import os
 import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
+import torch.distributed as dist
 from torch.nn import functional
 
 from ranklet.errors import RunError
@@ -32,13 +36,28 @@ def launch(count: int, name: str, *arguments: object) -> int:
     return launching.launch(count, command)
 
 
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes; after it, no thread may be left of the group, as it may abort the end.
+
+    A thread of gloo that frees a tensor while Python ends is ended within a destructor
+    (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    group = None
+    with processes.join():
+        if dist.is_initialized():
+            group = weakref.ref(dist.group.WORLD)
+        yield
+    assert group is None or group() is None
+
+
 def train_runs(runs: dict[str, dict[str, Any]], *, stop: bool = False) -> None:
     """Start or resume runs of some settings; ``stop`` fails in the first process after an epoch."""
 
     def fail(line: object) -> None:
         raise RunError("stopped")
 
-    with processes.join():
+    with joined():
         world = simulate(users=150, items=60, clusters=4, mean_length=15, seed=3)
         is_bought = pl.col("timestamp") % 3 == 0
         kind = pl.when(is_bought).then(pl.lit("buy")).otherwise(pl.lit("view"))
@@ -55,7 +74,7 @@ def train_runs(runs: dict[str, dict[str, Any]], *, stop: bool = False) -> None:
 
 def look_up() -> None:
     """Compare lookups in a table of shards with an embedding of the whole table."""
-    with processes.join():
+    with joined():
         rank, count = processes.rank(), processes.count()
         for rows_of_table, is_sparse in ((7, False), (8, True), (2, False)):
             generator = torch.Generator().manual_seed(0)

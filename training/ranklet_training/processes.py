@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # keeps the group that there is when it is imported, for ever
 from numpy.typing import NDArray
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
@@ -164,4 +165,5 @@ def _is_first_failure(store: Store, number: int) -> bool:
 
 
 def _silence() -> None:
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    sys.stdout = sys.stderr = open(nothing, "w", closefd=False)  # noqa: SIM115 (to the end)
