@@ -5,11 +5,12 @@ import os
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ranklet import Ranker
+from ranklet import BundleError, Ranker
 from ranklet.engine import memory, programs
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -153,6 +154,23 @@ def test_a_table_treated_as_huge_gives_the_same_rankings(
     assert ranker.rank(ids[:3], candidates=ids[9:]).items == (
         tiny_ranker.rank(ids[:3], candidates=ids[9:]).items
     )
+
+
+@on_linux
+def test_what_a_refused_graph_had_mapped_is_not_advised_later(
+    huge_tables: None, tiny_bundle: Path, ids: list[str]
+) -> None:
+    ranker = Ranker.load(tiny_bundle, provider="cpu")
+    every = ranker.manifest.programs
+    every["append"] = replace(every["append"], file=every["score"].file)  # as a graph that lies
+    user = ranker.user(ids[:1])
+    user.rank()
+    mapped = [*ranker.engine.programs.mapped]
+    user.append(ids[0])
+    with pytest.raises(BundleError, match="another contract"):
+        user.rank()
+    assert mapped
+    assert ranker.engine.programs.mapped == mapped
 
 
 @on_linux

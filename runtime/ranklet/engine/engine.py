@@ -83,7 +83,7 @@ class Engine:
     def __init__(
         self, opened: Opened, manifest: Manifest, provider: Provider, threads: int
     ) -> None:
-        """Load the programs that every request needs, see ``Ranker.load``."""
+        """Load the encoder; the other programs load when they are needed, see ``Ranker.load``."""
         self.programs = Programs(opened, manifest, provider, threads)
         self.manifest, self.provider, self.threads = manifest, self.programs.provider, threads
         self.table = self.programs.table

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranklet.bundle.folder import Opened, map_table
-from ranklet.bundle.manifest import ENCODE, WEIGHTS, Manifest, Tensor
+from ranklet.bundle.manifest import ENCODE, WEIGHTS, Manifest, Program, Tensor
 from ranklet.engine import memory
 from ranklet.engine.runs import Device
 from ranklet.engine.sessions import Provider, create_session
@@ -98,9 +98,14 @@ class Programs:
             kept_out,
         ):
             session, device = create_session(folder / program.file, provider, self._threads)
+            self._check_contract(session, program)  # mappings of a refused one end with it
         if self._size >= LARGE_WEIGHTS and device == "cpu":
             memory.use_huge_pages(before)
         memory.forget_pages(self.mapped)
+        return session, device
+
+    def _check_contract(self, session: "InferenceSession", program: Program) -> None:
+        """Raise BundleError if a graph has other inputs or outputs than the manifest says."""
         for tensors, expected in (
             (session.get_inputs(), program.inputs),
             (session.get_outputs(), program.outputs),
@@ -111,7 +116,6 @@ class Programs:
                     f"{self._opened.folder / program.file} has another contract than the manifest "
                     "says: export the run again"
                 )
-        return session, device
 
     @contextmanager
     def _mapping(self) -> Iterator[None]:
