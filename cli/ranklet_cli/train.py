@@ -1,6 +1,5 @@
 """``ranklet data`` and ``ranklet train``: fetch a data set, train a model."""
 
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -139,6 +138,7 @@ def train(
       ranklet train events.parquet --out final --final run
       torchrun --nproc-per-node 2 -m ranklet_cli train events.parquet --out run
     """
+    from ranklet_training.data.large_logs import remove_sorted
     from ranklet_training.processes import after_first, is_first
     from ranklet_training.runs.checkpoint import EVENTS, locked, read_run
     from ranklet_training.runs.presets import configure
@@ -178,7 +178,7 @@ def train(
         writer = _tensorboard_writer(out) if tensorboard and is_first() else None
         result = train_run(run, split, log=writer)
         if is_first():
-            shutil.rmtree(out / EVENTS, ignore_errors=True)
+            remove_sorted(out / EVENTS)
     metrics = {name: round(value, 5) for name, value in result.validation.items()}
     if as_json:
         return print_json(

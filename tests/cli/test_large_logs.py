@@ -41,9 +41,20 @@ def test_a_log_sorted_in_files_trains_to_the_same_bits(
 ) -> None:
     items = log.with_name("items.parquet")
     result = run("train", log, "--items", items, "--out", tmp_path / "run", *SETTINGS)
-    assert f"{log} is sorted in files of {tmp_path / 'run' / 'events'}, since" in result.stderr
+    files = tmp_path / "run" / "sorted_events"
+    assert f"{log} is sorted in files of {files}, since" in result.stderr
     assert outcome(tmp_path / "run") == outcome(small)
-    assert not (tmp_path / "run" / "events").exists()
+    assert not files.exists()
+
+
+@pytest.mark.parametrize("name", ["events", "sorted_events"])
+def test_a_log_inside_the_run_folder_stays(log: Path, tmp_path: Path, name: str) -> None:
+    part = tmp_path / name / "part.parquet"
+    part.parent.mkdir()
+    part.write_bytes(log.read_bytes())
+    done = call("train", tmp_path / name, "--out", tmp_path, *SETTINGS)
+    assert done.exit_code == (6 if name == "events" else 0)
+    assert part.read_bytes() == log.read_bytes()
 
 
 @pytest.mark.usefixtures("_large")
@@ -54,12 +65,12 @@ def test_a_stopped_training_resumes_on_the_sorted_files(
     with monkeypatch.context() as patch:
         patch.setattr(training, "_validate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call("train", log, "--items", items, "--out", path, *SETTINGS).exit_code == 130
-    assert (path / "events" / "log").is_dir()
+    assert (path / "sorted_events" / "log").is_dir()
     with monkeypatch.context() as patch:
         patch.setattr(large_logs, "_sort_log", lambda *_: pytest.fail("sorted again"))
         run("train", log, "--out", path, "--resume")
     assert outcome(path) == outcome(small)
-    assert not (path / "events").exists()
+    assert not (path / "sorted_events").exists()
 
 
 @pytest.mark.usefixtures("_large")

@@ -242,6 +242,49 @@ def test_files_of_a_log_are_used_again_while_the_log_is_the_same(
     assert len(sorted_logs) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("000001.arrow", None),
+        ("000001.arrow", b"short"),
+        ("item_ids.parquet", None),
+        ("events.json", b"{"),
+        ("events.json", None),
+    ],
+)
+def test_files_that_are_damaged_are_made_again(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    log, cache = write_parts(log_of(), tmp_path / "log"), tmp_path / "cache"
+    read_large_events(log, cache=cache)
+    path = cache / "log" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    again, expected = read_large_events(log, cache=cache), read_events(log)
+    assert again.digest == expected.digest
+    assert pl.concat(again.pieces).equals(expected.frame)
+
+
+def test_a_failure_leaves_alone_what_else_is_in_the_folder(tmp_path: Path) -> None:
+    log, other = write_parts(log_of(), tmp_path / "log"), tmp_path / "cache" / "thesis.txt"
+    other.parent.mkdir()
+    other.write_text("a thesis")
+    with pytest.raises(DataError, match="nobody"):
+        read_large_events(log, Columns(user="nobody"), cache=other.parent)
+    assert [path.name for path in other.parent.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("read", [read_events, read_large_events])
+def test_a_folder_with_the_name_of_a_column_gives_no_values(
+    tmp_path: Path, read: Callable[[Path], Events]
+) -> None:
+    log = write_parts(
+        log_of().with_columns(pl.col("user_id").cast(pl.String)), tmp_path / "user_id"
+    )
+    assert read(log).reading["user_id_type"] == "string"
+
+
 def killed(log: Path, cache: Path, pieces: int) -> None:
     """Read a log, and be killed after some pieces."""
     large_logs.PART_ROWS = 75

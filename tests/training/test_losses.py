@@ -68,6 +68,20 @@ def test_bfloat16_is_close_to_float32() -> None:
         assert float((found - exact).abs().max() / exact.abs().max()) < BFLOAT16
 
 
+def test_bfloat16_scales_the_right_and_the_wrong_items_alike() -> None:
+    """The largest score, which is subtracted from both, is rounded once for both."""
+    random = torch.Generator().manual_seed(0)
+    users, table = (torch.randn(n, 64, generator=random) for n in (4096, 2001))
+    targets = torch.randint(1, 2001, (4096,), generator=random)
+    table = functional.normalize(table)
+    users = functional.normalize(table[targets] + users / 16).mul_(14.0).requires_grad_()
+    exact, found = (
+        torch.autograd.grad(softmax_loss(users, table, targets, dtype), users)[0]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert float((found - exact).norm() / exact.norm()) < 0.005
+
+
 def test_large_scores_do_not_overflow() -> None:
     users, table = torch.tensor([[1000.0]]), torch.tensor([[0.0], [1.0], [-1.0]])
     # softmax of (1000, -1000): certain of item 1, and 2000 nats off for item 2.

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from process_work import launch, train_runs
+from ranklet_training import launch as launching
 from ranklet_training import processes
 from ranklet_training.data.simulator import Simulation
 from ranklet_training.model.model import Dropout, reset_dropout
@@ -184,6 +185,11 @@ def test_a_failure_of_one_process_ends_all_with_its_error(log: Path, tmp_path: P
     assert done.stderr.splitlines()[-1] == "Error: no third step"
     assert done.stderr.count("Error") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("status", [3, 200, 255])
+def test_a_status_that_is_no_signal_is_that_of_the_launcher(status: int) -> None:
+    assert launching.launch(1, [sys.executable, "-c", f"raise SystemExit({status})"]) == status
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Start the processes of a training on this machine, and end all when one fails.
 
-``torchrun`` does so too, on several machines, but answers a failure with a page of its own.
+``torchrun`` does so too, on several machines, but prints a page of its own at every failure.
 """
 
 import os
@@ -46,15 +46,17 @@ def launch(processes: int, command: Sequence[str]) -> int:
     finally:
         for worker in workers:
             worker.terminate()
+        deadline = time.monotonic() + GRACE
         for worker in workers:
             with suppress(subprocess.TimeoutExpired):
-                worker.wait(GRACE)
+                worker.wait(max(0, deadline - time.monotonic()))
             worker.kill()
             worker.wait()
     status = next((end for end in ends if end), 0)
-    if 0 <= status < 128:
+    ended_by = -status if status < 0 else status - 128
+    if ended_by not in {*signal.Signals}:
         return status
-    name = signal.Signals(-status if status < 0 else status - 128).name
+    name = signal.Signals(ended_by).name
     raise RunError(
         f"process {ends.index(status) + 1} of {processes} of this training was ended by {name}: "
         "resume (--resume), with more memory or fewer processes if the system ended it"

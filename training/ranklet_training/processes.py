@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # keeps the group that there is when it is imported, for ever
+import torch.distributed.nn  # before there is a group: it keeps that of its import for ever
 from numpy.typing import NDArray
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
@@ -77,7 +77,7 @@ def share(rows: int) -> slice:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """Return the sum of the tensors of all processes, which may overwrite the own one."""
+    """Return the sum of a tensor over all processes; the tensor itself may be overwritten."""
     if count() > 1:
         dist.all_reduce(tensor)
     return tensor

@@ -53,8 +53,8 @@ T = TypeVar("T")
 LARGE_BYTES = 1 << 29  # of parquet; a larger log is sorted in files
 PART_ROWS = 1 << 21
 _SAMPLED = 1 << 12  # user ids of a part, by which the ranges are chosen
-_FORMAT = 1
-_LIKE = ("time_unit", "user_id_type", "item_id_type")  # what a log is read like
+_FORMAT = 2
+_LIKE = ("time_unit", "user_id_type", "item_id_type")  # keys of ``like`` that change what is read
 
 
 def is_large(source: str | Path) -> bool:
@@ -111,11 +111,20 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not (folder / "log").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_sorted(folder)
             with suppress(OSError):
                 for parent in made:
                     parent.rmdir()
         raise
+
+
+def remove_sorted(folder: Path) -> None:
+    """Remove a sorted log, and its folder unless something else is in it."""
+    for path in (folder / "log", *folder.glob(".log.*.tmp")):
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        (folder / "lock").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _identity(source: str | Path, options: Options) -> dict[str, Any]:
@@ -146,15 +155,25 @@ def _holds(log: Path, identity: dict[str, Any], like: Mapping[str, str]) -> bool
     Reading it like itself, as a resumed training does, changes nothing.
     """
     known = _read_document(log)
-    return known.get("identity") == identity and all(
-        like.get(name) in (known["like"].get(name), known["reading"][name]) for name in _LIKE
+    return (
+        known.get("identity") == identity
+        and known["sizes"] == _sizes(log)
+        and all(
+            like.get(name) in (known["like"].get(name), known["reading"][name]) for name in _LIKE
+        )
     )
+
+
+def _sizes(log: Path) -> dict[str, int]:
+    """Return the sizes of the pieces and of the item ids in bytes, by name."""
+    files = sorted([*log.glob("*.arrow"), *log.glob("item_ids.parquet")])
+    return {file.name: file.stat().st_size for file in files}
 
 
 def _read_document(log: Path) -> dict[str, Any]:
     try:
         return json.loads((log / "events.json").read_bytes())  # type: ignore[no-any-return]
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # absent, or damaged
         return {}
 
 
@@ -193,14 +212,15 @@ def _sort_log(source: str | Path, folder: Path, options: Options, identity: dict
         check_complete(facts, table.name)
         complete = [part for part in parts if part.facts.complete]
         pieces = _merge(complete, facts, table.name)
-        for number, piece in enumerate(_bar(pieces, "merge", len(parts))):
+        for number, piece in enumerate(_bar(pieces, "merge", -(-facts.complete // PART_ROWS))):
             store_frame(folder / f"{number:06}.arrow", order_rows(piece, options.duplicates))
     events = describe(StoredFrames(folder), facts, table, options)
     events.item_ids.to_frame().write_parquet(folder / "item_ids.parquet")
     of_files = {"pieces", "item_ids"}
     known = {name: value for name, value in vars(events).items() if name not in of_files}
     document = {"identity": identity, "like": dict(options.like), "reading": events.reading}
-    (folder / "events.json").write_text(json.dumps({**document, "events": known}))
+    document |= {"sizes": _sizes(folder), "events": known}
+    (folder / "events.json").write_text(json.dumps(document))
 
 
 def _bar(steps: Iterable[T], name: str, total: int) -> Iterable[T]:
@@ -288,7 +308,7 @@ def _merge(parts: Sequence[_Part], facts: Facts, name: str) -> Iterator[pl.DataF
     ranges = -(-facts.complete // PART_ROWS)
     places = np.linspace(0, len(users), ranges, endpoint=False).astype(np.int64)[1:]
     bounds = users.gather(places).unique().sort()
-    cuts = [part.column("user_id").search_sorted(bounds).to_list() for part in parts]
+    cuts = [part.column("user_id").search_sorted(bounds, "left").to_list() for part in parts]
     ends = [[0, *cut, part.facts.complete] for cut, part in zip(cuts, parts, strict=True)]
     for begin_end in zip(*map(pairwise, ends), strict=True):
         rows = pl.concat(

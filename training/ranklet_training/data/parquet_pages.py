@@ -30,6 +30,8 @@ def check_pages(path: Path) -> None:
 
     Other damage is left to polars, which names it.
     """
+    if not path.stat().st_size:  # mmap refuses an empty file
+        return
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         if len(data) < len(MAGIC) + _TAIL or data[-4:] != MAGIC:
             return

@@ -8,6 +8,7 @@ import polars as pl
 
 from ranklet_training.data.tables import (
     Table,
+    columns_of_folders,
     lazy_table,
     named,
     parts_of,
@@ -40,8 +41,7 @@ def split_parquet(
                 name = f"{part} from row {begin + 1:,}" if begin else part
                 parts.append(lazy_table(name, scan.slice(begin, rows)))
     names = list(dict.fromkeys(name for part in parts for name in part.names))
-    folders = {piece.partition("=")[0] for part in parts for piece in Path(part.name).parts}
-    of_folders = folders & as_text if Path(source).is_dir() else set()
+    of_folders = columns_of_folders(parts, as_text) if Path(source).is_dir() else set()
     read = [partial(read_parts, part.name, [part], of_folders) for part in parts]
     pieces = [Table(part.name, names, each) for part, each in zip(parts, read, strict=True)]
     return Table(str(source), names, partial(read_parts, str(source), parts, set())), pieces

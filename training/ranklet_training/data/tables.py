@@ -6,7 +6,7 @@ lines.
 
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -124,8 +124,7 @@ def open_table(
         _open_file(part, ids, lists, texts, infer_types, is_part=True) for part in parts_of(path)
     ]
     names = list(dict.fromkeys(name for part in parts for name in part.names))
-    folders = {name.partition("=")[0] for part in parts for name in Path(part.name).parts}
-    of_folders = folders & {column for group in ids for column in group}
+    of_folders = columns_of_folders(parts, {column for group in ids for column in group})
     read = partial(read_parts, str(path), parts, of_folders)
     breaks = sum(part.quoted_breaks for part in parts)
     return Table(str(path), names, read, is_text=parts[0].is_text, quoted_breaks=breaks)
@@ -250,6 +249,12 @@ def read_parts(
     return table.with_columns(
         _shortest_integers(table[column]) for column in columns if column in of_folders
     )
+
+
+def columns_of_folders(parts: Sequence[Table], columns: Set[str]) -> set[str]:
+    """Return those of some columns that folder names of parts give, such as ``user_id=7``."""
+    pieces = {piece for part in parts for piece in Path(part.name).parts if "=" in piece}
+    return {piece.partition("=")[0] for piece in pieces} & columns
 
 
 def _shortest_integers(values: pl.Series) -> pl.Series:

@@ -44,6 +44,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # The shift changes two columns instead of the matrix.
             right_logit = right_logits[rows] - shift
             top = torch.maximum(logits.amax(dim=1, keepdim=True).to(users.dtype), right_logit)
+            top = top.to(dtype).to(users.dtype)  # one number for all columns, in either type
             weights = logits.sub_(top.to(dtype)).exp_()
             right_weight = (right_logit - top).exp()
             total = weights.sum(dim=1, keepdim=True, dtype=users.dtype) + right_weight

@@ -24,13 +24,10 @@ WITHOUT_KINDS, WITHOUT_TARGET = 0.1, 0.5
 
 
 def batch_loss(run: Run, model: Model, batch: Batch, step: int) -> tuple[Tensor, int]:
-    """Return the share of this process in the mean loss of a batch, and the number of targets.
-
-    What is drawn is of the whole batch, so that it is the same with any number of processes.
-    """
+    """Return the share of this process in the mean loss of a batch, and the number of targets."""
     mine = processes.share(len(batch.history))
     targets, own = _count(batch.targets), _count(batch.targets[mine])
-    rows = slice(mine.start, max(mine.stop, mine.start + 1))  # a process without rows exchanges too
+    rows = slice(mine.start, max(mine.stop, mine.start + 1))  # one without rows exchanges too
     return _mean_loss(run, model, batch, rows, step) * (own / targets), targets
 
 

@@ -48,7 +48,7 @@ from ranklet_training.runs.facts import check_facts
 from ranklet_training.runs.presets import RunConfig
 
 RUN_FORMAT = 3
-EVENTS = "events"  # folder of a log larger than memory
+EVENTS = "sorted_events"  # folder of a log larger than memory
 MALFORMED: tuple[type[BaseException], ...] = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
     *(OSError, PolarsError, PanicException, safetensors.SafetensorError),
