@@ -1,6 +1,6 @@
 """Mutation testing: small faults put into a module, one at a time, and whether a test notices.
 
-    python benchmarks/mutation.py [--every 4] [runtime/ranklet/request.py ...]
+    python benchmarks/mutation.py [--every 4] [request.py bundle/graph.py ...]
 
 * The operators are mutmut's, a negated condition, a loop that is not entered, and a call or a raise
   left out. mutmut itself expects one folder ``src`` and leaves out decorated functions.
@@ -191,13 +191,15 @@ class Campaign:
 def main() -> None:
     """Try the mutants of each file in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("files", nargs="*", default=list(TESTS), help="below runtime/ranklet/")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="below runtime/ranklet/; all")
     parser.add_argument("--every", type=int, default=1, help="try every n-th mutant only")
     arguments = parser.parse_args()
+    if unknown := {*arguments.files} - {*TESTS}:
+        parser.error(f"{min(unknown)} is none of {', '.join(TESTS)}")
     (BUILT / "tests").mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
     os.environ["PYTEST_XDIST_WORKER"] = "gw0"  # bundles are shared beside the folder of a run
-    for file in arguments.files:
+    for file in arguments.files or TESTS:
         child = os.fork()
         if child == 0:
             options = ["-q", "-s", "-p", "no:cacheprovider", "-m", "not slow"]

@@ -51,12 +51,16 @@ def measure(events: Path, settings: tuple[str, ...], steps: int, out: Path) -> N
             targets=config.train.targets_per_step,
             seed=0,
             epoch=0,
+            with_gaps=config.model.time_gaps,
+            with_kinds=bool(model.kinds),
         )
         targets, begin = 0, (0.0, 0.0)
         for step, batch in enumerate(islice(batches, WARM_UP + steps)):
             if step == WARM_UP:
                 targets, begin = 0, (time.perf_counter(), time.process_time())
             targets += train._step(run, model.train(), optimizer, batch, 1e-4, step)[1]
+        if not targets or not any(begin):
+            raise click.ClickException(f"the log has no step after the first {WARM_UP}")
         threads = int(os.environ["OMP_NUM_THREADS"])
         spent = time.perf_counter() - begin[0], (time.process_time() - begin[1]) / threads
         figures = [targets / spent[0], targets / spent[1]]

@@ -62,7 +62,8 @@ for name, exact in (("by its index", False), ("by a scan", True)):
         one = what == "rank one user"
         facts[f"{what}, {name}"] = ("ms", 1e3 * median) if one else ("h", median / 32 * 1e6 / 3600)
     pages = Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]
-    facts[f"memory after ranking {name}"] = "GB", int(pages) / 1e6
+    after = name if not exact else "by its index and by a scan"
+    facts[f"memory after ranking {after}"] = "GB", int(pages) / 1e6
 print(json.dumps(facts))
 """
 BEGIN, YEAR = 1_700_000_000, 365 * 24 * 60 * 60

@@ -11,7 +11,7 @@
 * Large catalogues take two levels: the maximum of every chunk of 64 items, then the items of the
   best chunks. The k best items lie in the k chunks with the best maxima, so nothing is lost. Chunks
   keep the order of the items, so that ties go to the lower index.
-* ``bias`` is added to every score before the pick, one row for all users or one each: 0, or
+* ``bias`` is added to every score before the pick, one row for all users or one each: 0, points, or
   ``NEVER`` for padding and for items that must not be ranked.
 """
 
