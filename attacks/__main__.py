@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from attacks import contents, files, graphs, manifests  # noqa: F401 (they register attacks)
+from attacks import contents, files, graphs, indexes, manifests  # noqa: F401 (they register)
 from attacks.bundle import ATTACKS, SHIPPED, Bundle, Make
 from attacks.odd import odd_bundle
 from attacks.opening import answers, open_bundle

@@ -31,10 +31,15 @@ class Bundle:
     def __init__(self, folder: Path) -> None:
         """Copy the shipped bundle and write secrets into a fresh folder."""
         self.folder, self.outside = folder / "bundle", folder / "outside"
-        shutil.copytree(SHIPPED, self.folder)
+        self.become(SHIPPED)
         self.outside.mkdir()
         for name in ("weights.bin", "encode.onnx", "secret.txt"):
             (self.outside / name).write_bytes(SECRET * 100_000)
+
+    def become(self, folder: Path) -> None:
+        """Copy a bundle in the place of the one before."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(folder, self.folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_bytes())
         del self.manifest["digest"]
 
@@ -70,8 +75,15 @@ class Bundle:
         (self.folder / "manifest.json").write_text(json.dumps(document))
 
     def watch(self) -> None:
-        """Mark the secrets as read long ago: the next read of any process shows."""
+        """Mark the secrets as read long ago: the next read of any process shows.
+
+        OSError: This file system does not note when a file is read.
+        """
         for path in self.outside.iterdir():
+            os.utime(path, (1, time.time()))
+            path.read_bytes()
+            if path.stat().st_atime == 1:
+                raise OSError(f"{path} does not note reads (noatime): choose another --folder")
             os.utime(path, (1, time.time()))
 
     def touched(self) -> list[str]:

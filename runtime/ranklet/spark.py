@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.types import ArrayType, FloatType, LongType, StringType, StructField, StructType
 
 from ranklet.arrow import add_rankings
-from ranklet.frames import ADDED, RowRanker
+from ranklet.frames import ADDED, BATCH, RowRanker
 from ranklet.ranker import Ranker
 
 
@@ -49,6 +49,7 @@ def rank(
 
     def ranked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for users in batches:
-            yield add_rankings(users, rows)
+            for begin in range(0, users.num_rows, BATCH):
+                yield add_rankings(users.slice(begin, BATCH), rows)
 
     return frame.mapInArrow(ranked, StructType([*frame.schema, *lists]))

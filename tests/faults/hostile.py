@@ -100,8 +100,8 @@ CAMPAIGNS = [
         "the right answer",
         attacks,
         short=20,
-        middle=103,
-        long=103,
+        middle=110,
+        long=110,
     ),
     Campaign(
         "odd manifest, graph or file, digests right",

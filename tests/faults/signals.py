@@ -13,6 +13,7 @@ from faults.world import COMMAND, SHIPPED, TINY, write_log
 
 STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 AT_ONCE = 2  # processes
+STARTED = 0.5  # seconds after which Python has started, also on a busy machine
 # The first ones need no torch, and are fast.
 COMMANDS = [
     ("rank", SHIPPED, "--history", "50,181"),
@@ -60,7 +61,7 @@ def stop(number: int, after: float, arguments: tuple[object, ...], folder: Path)
         return "", what
     if status == 128 + number and "Traceback" not in errors and "Error" not in errors:
         return f"status {status}, nothing left ({name})", ""
-    if status in (-number, 1) and "ranklet" not in errors:
+    if status in (-number, 1) and "ranklet" not in errors and after < STARTED:
         return "stopped while Python itself started", ""
     return "", what
 

@@ -149,8 +149,9 @@ def prepare(name: str, folder: Path) -> dict[str, bytes]:
 def wrong(name: str, folder: Path, old: dict[str, bytes], result: Result, reason: str) -> str:
     """Return what is not as promised after a fault, "" if all is."""
     message = (result.stderr.strip().splitlines() or [""])[-1]
-    if not result.exit_code and name == "train":
-        return ""  # a folder was to be made that was there
+    if not result.exit_code and name == "train":  # a folder was to be made that was there
+        lost = {*finished(name)[0]} - {*contents(folder)}
+        return f"it ended well without {lost}" if lost else ""
     if not isinstance(result.exception, SystemExit) or result.exit_code != 1:
         return f"it ended with {result.exception!r}: {message}"
     if str(folder) not in message or reason not in message or LEFT.search(message):
