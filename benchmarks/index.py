@@ -104,7 +104,7 @@ def of_bundle(folder: Path, way: str) -> dict[str, float]:
     for probes in LISTS if index and way == "clusters" else (0,):
 
         def find(question: Floats, probes: int = probes) -> NDArray[Any]:
-            return engine.score(question, K, pool, probes=probes).items[0] - 1
+            return engine.score(question, K, pool, probes=[probes]).items[0] - 1
 
         figures = measure(find, folder)
         if figures["recall"] >= RECALL:

@@ -257,7 +257,6 @@ class Answers:
             excluded = [self._in_bundle(request.excluded) for request in requests]
         if len(requests[0].demoted):
             demoted = [self._in_bundle(request.demoted) for request in requests]
-        seen = max(map(len, excluded), default=0)
         return self.engine.score(
             users,
             min(depth, left),
@@ -267,8 +266,15 @@ class Answers:
             excluded,
             demoted,
             question.penalty,
-            0 if question.exact or bias.lifts else self._manifest.probes(bias.items - seen),
+            [self._probes(request, question, depth) for request in requests],
         )
+
+    def _probes(self, request: Request, question: Question, depth: int) -> int:
+        """Return the clusters to read for a request, 0 for a scan."""
+        bias = question.bias or self.catalogue.own
+        if question.exact or bias.lifts:
+            return 0
+        return self._manifest.probes(bias.items - len(request.excluded), depth + request.removed)
 
     def _top(
         self,

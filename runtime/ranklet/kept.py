@@ -194,17 +194,17 @@ class KeptHistory:
         counts, reader = self.counts, self.serving.reader
         excluded = NONE
         if exclude_seen:
-            seen = counts.log.items[: counts.events]
+            events = counts.log.items[: counts.events]
             if counts.aside > counts.unknown:
-                seen = [*seen, *(e.known for e in counts.log.aside[: counts.aside] if e.known)]
-            excluded = np.array(seen, dtype=np.int64)
-        chosen = None
+                events = [*events, *(e.known for e in counts.log.aside[: counts.aside] if e.known)]
+            excluded = np.array(events, dtype=np.int64)
+        seen, chosen = len(excluded), None
         if exclude is not None or candidates is not None:
             excluded, chosen = reader.filters(excluded, candidates, exclude)
         until = UNKNOWN if now is None else self._until(now)
         history = History(NONE, NONE, until, NONE, objective) if counts.events else None
         fewer = NONE if demoted is None else reader.demoted(demoted)
-        return Request(history, counts.unknown, excluded, chosen, fewer)
+        return Request(history, counts.unknown, excluded, chosen, fewer, seen)
 
     def _until(self, now: int) -> int:
         """Return the bucket of the gap from the last event to now."""

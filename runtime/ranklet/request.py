@@ -27,6 +27,12 @@ class Request(NamedTuple):
     excluded: Indices  # items that may not be ranked, with repeats
     candidates: Indices | None  # unique, none of them excluded
     demoted: Indices = NONE  # items that lose points, with repeats
+    seen: int = 0  # of the excluded, those of the history
+
+    @property
+    def removed(self) -> int:
+        """Return how many items were named that may stand before the best of the answer."""
+        return len(self.excluded) - self.seen + len(self.demoted)
 
 
 class Reader:
@@ -76,7 +82,7 @@ class Reader:
             given = self.kinds.indices(kinds, len(indices), beside(name, "kinds"))
             of_events = given[self._is_event(indices)][-self.max_length :]
         excluded = known if exclude_seen else NONE
-        chosen = None
+        seen, chosen = len(excluded), None
         if exclude is not None or candidates is not None:
             excluded, chosen = self.filters(excluded, candidates, exclude, unknown, name)
         events = None
@@ -86,7 +92,7 @@ class Reader:
             if self._is_grown:
                 events = self.with_rows(events)
         fewer = NONE if demoted is None else self.demoted(demoted, name)
-        return Request(events, len(indices) - len(known), excluded, chosen, fewer)
+        return Request(events, len(indices) - len(known), excluded, chosen, fewer, seen)
 
     def with_rows(self, history: History) -> History:
         """Return a history with the rows of its items if any of them was added."""

@@ -243,6 +243,14 @@ def test_probes_grow_with_the_items_that_may_not_be_ranked_until_a_scan_is_bette
     assert probes(0, [3000, 1]) == [0, 0]
 
 
+def test_probes_grow_with_the_items_before_the_last_of_an_answer(manifest: m.Manifest) -> None:
+    index = m.Index(clusters=1600, size=16, probes=10, figures={})
+    probes = replace(manifest, items=3000, index=index).probes
+    assert [probes(3000, depth) for depth in (1, 10, 11, 60, 100)] == [10, 10, 11, 60, 100]
+    assert probes(1500, 40) == 80
+    assert probes(3000, 101) == 0  # more than a sixteenth of the clusters
+
+
 def test_the_objective_is_the_target_or_any_event(manifest: m.Manifest) -> None:
     for target, weights in {"cart": [0, 0, 1], "": [1, 0, 0], "gone": [1, 0, 0]}.items():
         found = replace(manifest, kinds=["buy", "cart"], target=target)

@@ -67,7 +67,7 @@ def users_of(ranker: Ranker) -> NDArray[np.float32]:
 
 
 def search(ranker: Ranker, user: NDArray[np.float32], probes: int, **options: Any) -> Best:
-    return ranker.engine.score(user[None], K, POOL, probes=probes, **options)
+    return ranker.engine.score(user[None], K, POOL, probes=[probes], **options)
 
 
 @pytest.mark.parametrize("probes", [5, 12, 30])
@@ -302,3 +302,24 @@ def test_an_index_that_can_not_be_is_refused(
     (tmp_path / MANIFEST).write_text(json.dumps(document))
     with pytest.raises(BundleError, match=message):
         Manifest.read(tmp_path, check_digests=False)
+
+
+@pytest.mark.parametrize("how", ["exclude", "seen_recently", "skip"])
+def test_what_stands_behind_many_of_the_best_is_found(ranker: Ranker, how: str) -> None:
+    shares = []
+    for history in HISTORIES:
+        best = ranker.rank(history, k=60, exact=True).items
+        named: Any = {"skip": 50} if how == "skip" else {how: best[:50]}
+        if how == "seen_recently":
+            named["penalty"] = 100.0
+        found = ranker.rank(history, k=K, **named).items
+        shares.append(len({*found} & {*best[50:]}) / K)
+    assert np.mean(shares) > 0.95
+
+
+def test_an_answer_does_not_depend_on_the_other_users_of_a_batch(ranker: Ranker) -> None:
+    alone = [ranker.rank(history).items for history in HISTORIES]
+    many = [str(item) for item in ranker.ids[:1000]]
+    excluded = [[] for _ in HISTORIES] + [many]
+    batch = ranker.rank_batch([*HISTORIES, HISTORIES[0]], exclude=excluded)
+    assert [ranking.items for ranking in batch[:-1]] == alone

@@ -46,12 +46,13 @@ def bare_call(ranker: Ranker, histories: list[Ids], k: int) -> Call:
     rows = [History(ranker.vocabulary.index(history)) for history in histories]
     parts = [[rows[row] for row in part] for part in by_length([len(h) for h in histories])]
     begins, most = range(0, len(rows), engine.most_users), engine.most_users
-    probes = ranker.manifest.probes(len(ranker))
+    probes = [ranker.manifest.probes(len(ranker), k)] * len(rows)
 
     def call() -> list[Best]:
         users = np.concatenate([engine.encode(part) for part in parts])
         return [
-            engine.score(users[b : b + most], min(k, pool), pool, probes=probes) for b in begins
+            engine.score(users[b : b + most], min(k, pool), pool, probes=probes[b : b + most])
+            for b in begins
         ]
 
     return call
@@ -61,7 +62,7 @@ def stage_calls(ranker: Ranker, history: Ids, k: int) -> dict[str, Call]:
     """Return the stages of a request for one history as calls."""
     engine, pool = ranker.engine, min(ranker.manifest.pool.size(k), len(ranker))
     events = [History(ranker.vocabulary.index(history))]
-    users, probes = engine.encode(events), ranker.manifest.probes(len(ranker))
+    users, probes = engine.encode(events), [ranker.manifest.probes(len(ranker), k)]
     items = engine.score(users, min(k, pool), pool).items[0]
     return {
         "lookup": partial(ranker.vocabulary.index, history),

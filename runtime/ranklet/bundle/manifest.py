@@ -61,6 +61,7 @@ CHUNK = 64  # items; the scored rows are a multiple
 # A search takes seven times as long for an item as a scan. One that ends as a scan after all takes
 # twice as long as the scan.
 MOST_PROBED = 1 / 16  # of the clusters; where an index needs nearly as many, twice its probes
+MEASURED_DEPTH = 10  # the export measures a search for so many of the best items
 NEVER = -3e38  # below every score, and still a finite number
 BEHIND = -1000.0  # the bias that ranks new items behind all others
 # Files above this many bytes are hashed by ``ranklet verify`` only: to read a table of gigabytes
@@ -271,11 +272,18 @@ class Manifest:
         """Return whether the model was trained with the times of events."""
         return self.programs[ENCODE].input("since") is not None
 
-    def probes(self, left: int) -> int:
-        """Return the clusters to read where so many items may be ranked, 0 for a scan of all."""
+    def probes(self, left: int, depth: int = 1) -> int:
+        """Return the clusters to read, 0 for a scan of all items.
+
+        Args:
+            left: The number of items that may be ranked.
+            depth: The number of the best items, with those that are excluded or demoted by name.
+                Each further ``MEASURED_DEPTH`` of them take as many clusters again.
+        """
         if (index := self.index) is None:
             return 0
-        probes = -(-index.probes * self.items // max(1, left))
+        wanted = index.probes * self.items * max(MEASURED_DEPTH, depth)
+        probes = -(-wanted // (MEASURED_DEPTH * max(1, left)))
         is_few = probes <= max(2 * index.probes, MOST_PROBED * index.clusters)
         return min(probes, index.clusters) if is_few else 0
 

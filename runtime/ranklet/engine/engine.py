@@ -282,7 +282,7 @@ class Engine:
         excluded: Sequence[Indices] = (),
         demoted: Sequence[Indices] = (),
         penalty: float = 0.0,
-        probes: int = 0,
+        probes: Sequence[int] = (),
     ) -> Best:
         """Return the best items of users.
 
@@ -295,20 +295,21 @@ class Engine:
             excluded: Items of each user that may not be ranked; empty: no items of any.
             demoted: Items of each user that lose ``penalty``; empty: no items of any.
             penalty: Points.
-            probes: Clusters of the index to read, more until the pool is full; 0: scan all items,
-                as is needed where points may make an item of any cluster the best.
+            probes: Clusters of the index to read for each user, more until the pool is full; 0 or
+                none: scan all items, as is needed where points may make an item of any cluster the
+                best.
                 Items that were not read may have any score: ``pool_scores`` are then infinite.
         """
         base = self.bias if bias is None else bias
         has_boosts |= base is self.bias and self._has_boosts
         asked = k, pool, base, has_boosts, penalty
-        if not self._index or not probes:
+        if not self._index or not any(probes):
             return self._scan(users, *asked, excluded, demoted)
         bests = []
-        for row in range(len(users)):
+        for row, count in enumerate(probes):
             one = slice(row, row + 1)
             scan = partial(self._scan, users[one], *asked, excluded[one], demoted[one])
-            bests.append(_search(self._index, probes, pool, scan) or scan())
+            bests.append(_search(self._index, count, pool, scan) or scan())
         return Best(*map(np.concatenate, zip(*bests, strict=True)))
 
     def _scan(
@@ -431,10 +432,10 @@ class Engine:
 def _search(index: Index, probes: int, pool: int, scan: Callable[..., Best]) -> Best | None:
     """Return the best items of the clusters that are nearest to a user.
 
-    None: too few of their items may be ranked to fill the pool.
+    None: no clusters are to be read, or too few of their items may be ranked to fill the pool.
     """
     most = max(probes, MOST_PROBED * index.clusters)
-    while probes <= most:
+    while 0 < probes <= most:
         if probes * index.size >= pool:
             best = scan(probes=probes)
             assert best.pool_scores is not None
