@@ -115,7 +115,7 @@ def main(bundle: Path, folder: Path, users: int) -> None:
     deadly = deadly_option(folder / "ray died")
     with measured("Ray", users, CORES):
         dataset = ray.data.read_parquet(str(source))
-        ranked = ranklet.ray.rank(dataset, ranker, at_most=deadly)
+        ranked = ranklet.ray.rank(dataset, ranker, concurrency=CORES, at_most=deadly)
         ranked.write_parquet(str(folder / "ray"))
     ray.shutdown()
     assert (folder / "ray died").exists()

@@ -72,10 +72,11 @@ def check_signature(bundle: Path, key: Path) -> None:
 
 
 def _all_others() -> Any:
-    """Return what is signed: all files but the signature, those of git too."""
+    """Return what is signed: all files but the signature, those of git too, and links as files."""
     from model_signing import hashing
 
-    return hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+    config = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+    return config.set_allow_symlinks(True)
 
 
 @contextmanager

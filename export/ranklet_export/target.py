@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ranklet.bundle.manifest import FILE_NAMES, MANIFEST
+from ranklet.bundle.manifest import FILE_NAMES, MANIFEST, SIGNATURE
 from ranklet.errors import BundleError
 from ranklet.files.atomic import atomic_folder
 from ranklet.values import reason, show
@@ -49,7 +49,9 @@ def check_target(bundle: Path, *, replace: bool) -> None:
             raise ValueError
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
-        parts = FILE_NAMES | {MANIFEST} | set(manifest["files"])  # of an older format, too
+        parts = (
+            FILE_NAMES | {MANIFEST, SIGNATURE} | set(manifest["files"])
+        )  # of an older format, too
         strange = sorted({path.name for path in bundle.iterdir()} - parts)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         is_bundle = False

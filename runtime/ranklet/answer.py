@@ -17,15 +17,7 @@ from ranklet.bundle.damage import check_items, finite, not_finite
 from ranklet.bundle.folder import Opened, read_popularity, read_trending
 from ranklet.bundle.manifest import NEVER, POPULARITY, TRENDING, Manifest
 from ranklet.catalogue import Catalogue
-from ranklet.engine.engine import (
-    MOST_EVENTS,
-    MOST_USERS,
-    NONE,
-    Best,
-    Engine,
-    History,
-    Indices,
-)
+from ranklet.engine.engine import MOST_EVENTS, MOST_USERS, NONE, Best, Engine, History, Indices
 from ranklet.errors import InputError
 from ranklet.explanation import Explanation, explain
 from ranklet.forks import cached_property
@@ -257,6 +249,11 @@ class Answers:
             excluded = [self._in_bundle(request.excluded) for request in requests]
         if len(requests[0].demoted):
             demoted = [self._in_bundle(request.demoted) for request in requests]
+        is_searched = self._manifest.index and not (question.exact or bias.lifts)
+        probes = [
+            self._manifest.probes(bias.items - len(request.excluded), depth + request.removed)
+            for request in (requests if is_searched else ())
+        ]
         return self.engine.score(
             users,
             min(depth, left),
@@ -266,15 +263,8 @@ class Answers:
             excluded,
             demoted,
             question.penalty,
-            [self._probes(request, question, depth) for request in requests],
+            probes,
         )
-
-    def _probes(self, request: Request, question: Question, depth: int) -> int:
-        """Return the clusters to read for a request, 0 for a scan."""
-        bias = question.bias or self.catalogue.own
-        if question.exact or bias.lifts:
-            return 0
-        return self._manifest.probes(bias.items - len(request.excluded), depth + request.removed)
 
     def _top(
         self,

@@ -40,8 +40,11 @@ class RowRanker:
     def check(self, columns: Collection[str]) -> None:
         """Raise InputError if a frame lacks a column, or has one that would be added."""
         for name, column in {"history": self._history, **self._columns}.items():
-            if column not in columns:
-                raise InputError(f"{name} is {show(column)}, and the frame has no such column")
+            if not isinstance(column, str) or column not in columns:
+                raise InputError(
+                    f"{name} is {show(column)}, and the frame has no such column: pass the name of "
+                    "one that has a value for each user"
+                )
         if taken := set(ADDED) & set(columns):
             raise InputError(f"the frame has a column {sorted(taken)[0]} already: rename it")
 

@@ -52,6 +52,25 @@ def test_a_signed_bundle_is_verified_ranks_and_may_be_moved(
     run("verify", moved)
 
 
+def test_a_signed_bundle_of_links_is_verified(
+    signed: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A cache of a hub has links to its files, a deployment one to the folder."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in signed.iterdir():
+        (links / file.name).symlink_to(file)
+    (tmp_path / "current").symlink_to(links)
+    run("verify", links, "--key", keys[1])
+    run("verify", tmp_path / "current", "--key", keys[1])
+
+
+def test_a_signed_bundle_may_be_replaced(signed: Path) -> None:
+    item = Ranker.load(signed, provider="cpu").ids[0]
+    run("catalogue", "remove", signed, item, "--replace")
+    assert not (signed / "model.sig").exists()
+
+
 def test_signing_again_replaces_the_signature(
     signed: Path, keys: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -55,6 +55,8 @@ def test_a_column_that_is_missing_or_taken_is_refused(tiny_ranker: Ranker) -> No
     frame = pl.DataFrame({"history": [["1"]], "scores": [1]})
     with pytest.raises(InputError, match="history is 'gone', and the frame has no such column"):
         ranklet.polars.rank(frame, tiny_ranker, "gone")
+    with pytest.raises(InputError, match=r"exclude is \['1'\], and the frame has no such column"):
+        ranklet.polars.rank(frame, tiny_ranker, exclude=["1"])
     with pytest.raises(InputError, match="exclude is 'gone'"):
         ranklet.polars.rank(frame, tiny_ranker, exclude="gone")
     with pytest.raises(InputError, match="a column scores already"):

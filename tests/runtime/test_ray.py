@@ -68,13 +68,19 @@ def test_another_bundle_in_an_actor_is_refused(users: pa.Table, bundle: Path, si
 
 
 def test_what_cannot_be_used_is_refused_before_an_actor_starts(
-    users: pa.Table, ranker: Ranker, ids: list[str]
+    users: pa.Table, ranker: Ranker, tiny_bundle: Path, ids: list[str]
 ) -> None:
     dataset = ray.data.from_arrow(users)
     with pytest.raises(InputError, match="history is 'gone', and the frame has no such column"):
         of_ray.rank(dataset, ranker, "gone")
     with pytest.raises(InputError, match="k must be at least 1, got 0"):
         of_ray.rank(dataset, ranker, k=0)
+    with pytest.raises(InputError, match="concurrency must be a whole number from 1 on, got 0"):
+        of_ray.rank(dataset, ranker, concurrency=0)
+    with pytest.raises(
+        InputError, match="Ray has 2 CPUs and 0 GPUs, and an actor takes 2 CPUs and one"
+    ):
+        of_ray.rank(dataset, Ranker.load(tiny_bundle, provider="cpu", threads=2))
     with pytest.raises(InputError, match="a column scores already"):
         of_ray.rank(ray.data.from_arrow(users.append_column("scores", users["user"])), ranker)
     ranker.remove_items(ids[:1])

@@ -147,7 +147,13 @@ def test_ratings_make_kinds_and_a_column_of_other_values_is_left_out(tmp_path: P
 def test_the_files_of_an_address_are_read_in_order(tmp_path: Path) -> None:
     log = write_parts(log_of(), tmp_path / "log")
     (log / "part-5.parquet").rename(log / "part-10.parquet")  # after part-4, by its number
+    for name in ("_tmp.parquet", ".part.parquet", "_delta_log/0.parquet"):
+        (log / name).parent.mkdir(exist_ok=True)
+        log_of(1).write_parquet(log / name)
+    (log / "_metadata").touch()
     assert read_large_events(f"file://{log}/").digest == read_events(log).digest
+    with pytest.raises(DataError, match=r"nowhere/ can't be read: .*; check the address"):
+        read_large_events(f"file://{tmp_path}/nowhere/")
     (tmp_path / "empty").mkdir()
     log_of()[:0].write_parquet(tmp_path / "empty" / "part.parquet")
     with pytest.raises(DataError, match="empty/ holds no rows"):

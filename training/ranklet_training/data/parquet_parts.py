@@ -6,9 +6,12 @@ from pathlib import Path
 
 import polars as pl
 
+from ranklet.errors import DataError
+from ranklet.values import reason
 from ranklet_training.data.tables import (
     Table,
     columns_of_folders,
+    is_hidden,
     lazy_table,
     named,
     parts_of,
@@ -66,9 +69,17 @@ def is_address(source: object) -> bool:
 def files_in_store(address: str) -> dict[str, int]:
     """Return the parquet files of an address that polars can open, in order, with their rows.
 
-    A folder ends with /. Keys and endpoints are those of the environment, such as AWS_REGION.
+    A folder ends with /; its parts are those of ``parts_of``, but polars leaves out empty objects.
+    Keys and endpoints are those of the environment, such as AWS_REGION.
     """
-    with named(address):
-        scan = pl.scan_parquet(address, include_file_paths="file")
+    pattern = f"{address}**/*.parquet" if address.endswith("/") else address
+    try:
+        scan = pl.scan_parquet(pattern, include_file_paths="file")
         rows = dict(scan.group_by("file").len().collect().iter_rows())
-    return {file: rows[file] for file in sorted(rows, key=with_numbers)}
+    except Exception as error:  # also of the packages that find keys
+        raise DataError(
+            f"{address} can't be read: {reason(error)[:300]}; check the address, and the keys and "
+            "the region in the environment"
+        ) from error
+    parts = [file for file in rows if not is_hidden(file.removeprefix(address).split("/"))]
+    return {file: rows[file] for file in sorted(parts, key=with_numbers)}

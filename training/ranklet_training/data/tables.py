@@ -207,7 +207,7 @@ def parts_of(folder: Path) -> list[Path]:
         part
         for part in folder.rglob("*")
         if part.is_file()
-        and not any(name.startswith((".", "_")) for name in part.relative_to(folder).parts)
+        and not is_hidden(part.relative_to(folder).parts)
         and (part.stat().st_size or _kind(part) == ".parquet")
     ]
     if not parts:
@@ -220,6 +220,11 @@ def parts_of(folder: Path) -> list[Path]:
                 f"table are files of one type: {', '.join(SUFFIXES)}"
             )
     return parts
+
+
+def is_hidden(names: Iterable[str]) -> bool:
+    """Return whether a part of a path below a folder is one of Spark, Dask or Hive."""
+    return any(name.startswith((".", "_")) for name in names)
 
 
 def with_numbers(name: str) -> list[int | str]:
