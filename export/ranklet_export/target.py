@@ -49,9 +49,8 @@ def check_target(bundle: Path, *, replace: bool) -> None:
             raise ValueError
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
-        parts = (
-            FILE_NAMES | {MANIFEST, SIGNATURE} | set(manifest["files"])
-        )  # of an older format, too
+        of_older_format = set(manifest["files"])
+        parts = FILE_NAMES | {MANIFEST, SIGNATURE} | of_older_format
         strange = sorted({path.name for path in bundle.iterdir()} - parts)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         is_bundle = False

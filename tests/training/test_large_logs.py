@@ -152,6 +152,8 @@ def test_the_files_of_an_address_are_read_in_order(tmp_path: Path) -> None:
         log_of(1).write_parquet(log / name)
     (log / "_metadata").touch()
     assert read_large_events(f"file://{log}/").digest == read_events(log).digest
+    chosen = read_large_events(f"file://{log}/_t*.parquet")
+    assert chosen.digest == read_events(log_of(1)).digest
     with pytest.raises(DataError, match=r"nowhere/ can't be read: .*; check the address"):
         read_large_events(f"file://{tmp_path}/nowhere/")
     (tmp_path / "empty").mkdir()

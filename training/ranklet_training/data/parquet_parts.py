@@ -72,7 +72,8 @@ def files_in_store(address: str) -> dict[str, int]:
     A folder ends with /; its parts are those of ``parts_of``, but polars leaves out empty objects.
     Keys and endpoints are those of the environment, such as AWS_REGION.
     """
-    pattern = f"{address}**/*.parquet" if address.endswith("/") else address
+    is_folder = address.endswith("/")
+    pattern = f"{address}**/*.parquet" if is_folder else address
     try:
         scan = pl.scan_parquet(pattern, include_file_paths="file")
         rows = dict(scan.group_by("file").len().collect().iter_rows())
@@ -81,5 +82,6 @@ def files_in_store(address: str) -> dict[str, int]:
             f"{address} can't be read: {reason(error)[:300]}; check the address, and the keys and "
             "the region in the environment"
         ) from error
-    parts = [file for file in rows if not is_hidden(file.removeprefix(address).split("/"))]
+    below = {file: file.removeprefix(address).split("/") for file in rows}
+    parts = [file for file in rows if not (is_folder and is_hidden(below[file]))]
     return {file: rows[file] for file in sorted(parts, key=with_numbers)}
