@@ -24,9 +24,14 @@ def _exported() -> "TemporaryDirectory[str]":
     return folder
 
 
+def _take_index(bundle: Bundle) -> None:
+    """Put a bundle with an index in the place of the shipped one."""
+    bundle.become(Path(_exported().name) / "bundle")
+
+
 def _stored(bundle: Bundle, name: str, dtype: str) -> NDArray[Any]:
     """Take a bundle with an index; return a tensor of search.onnx, to be changed in place."""
-    bundle.become(Path(_exported().name) / "bundle")
+    _take_index(bundle)
     model = onnx.load(bundle.folder / "search.onnx", load_external_data=False)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     place = {entry.key: entry.value for entry in tensor.external_data}
@@ -73,7 +78,7 @@ def centroids_that_are_no_numbers(bundle: Bundle) -> None:
 @attack
 def more_probes_than_clusters(bundle: Bundle) -> None:
     """A TopK of more clusters than there are."""
-    _stored(bundle, "members", "<i4")
+    _take_index(bundle)
     bundle.manifest["index"]["probes"] = 1 << 40
     bundle.sign()
 
@@ -81,6 +86,6 @@ def more_probes_than_clusters(bundle: Bundle) -> None:
 @attack
 def clusters_of_another_size(bundle: Bundle) -> None:
     """The manifest counts other places than the graph has."""
-    _stored(bundle, "members", "<i4")
+    _take_index(bundle)
     bundle.manifest["index"]["size"] += 1
     bundle.sign()

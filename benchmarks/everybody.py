@@ -32,6 +32,7 @@ from ranklet.machine import describe_machine
 CORES = os.cpu_count() or 1
 FILE = 50_000  # users
 MEAN_LENGTH = 20  # events of a history
+MOST_DIFFERENT = 1e-5  # share of items; at each place the scores are equal up to the tolerance
 
 
 def write_users(folder: Path, ranker: Ranker, users: int) -> None:
@@ -79,9 +80,6 @@ def measured(name: str, users: int, cores: int) -> Iterator[None]:
     seconds, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
     rate, each = users / seconds / cores, cpu / users * 1e6
     click.echo(f"{name:12} {seconds:6.1f} s {rate:7,.0f} users/s a core {each:5.0f} us CPU a user")
-
-
-MOST_DIFFERENT = 1e-5  # share of items, whose scores are equal up to the tolerance
 
 
 def compare(ranked: Path, expected: Path) -> None:

@@ -49,8 +49,8 @@ def check_target(bundle: Path, *, replace: bool) -> None:
             raise ValueError
         manifest = json.loads((bundle / MANIFEST).read_bytes())
         is_bundle = {"format", "files", "items"} <= set(manifest)
-        of_older_format = set(manifest["files"])
-        parts = FILE_NAMES | {MANIFEST, SIGNATURE} | of_older_format
+        named = set(manifest["files"])  # also by an older format
+        parts = FILE_NAMES | {MANIFEST, SIGNATURE} | named
         strange = sorted({path.name for path in bundle.iterdir()} - parts)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         is_bundle = False

@@ -230,11 +230,12 @@ def manifest(tiny_bundle: Path) -> m.Manifest:
 def test_probes_grow_with_the_items_that_may_not_be_ranked_until_a_scan_is_better(
     manifest: m.Manifest,
 ) -> None:
-    assert replace(manifest, index=None).probes(60) == 0
+    assert replace(manifest, index=None).probes(60, 10) == 0
 
     def probes(of_all: int, items: list[int]) -> list[int]:
         index = m.Index(clusters=800, size=16, probes=of_all, figures={})
-        return list(map(replace(manifest, items=3000, index=index).probes, items))
+        indexed = replace(manifest, items=3000, index=index)
+        return [indexed.probes(left, 10) for left in items]
 
     assert probes(10, [3000, 2999, 1500, 600, 1, 0]) == [10, 11, 20, 50, 0, 0]
     assert probes(10, [599]) == [0]  # more than a sixteenth of the clusters

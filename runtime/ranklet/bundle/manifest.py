@@ -272,7 +272,7 @@ class Manifest:
         """Return whether the model was trained with the times of events."""
         return self.programs[ENCODE].input("since") is not None
 
-    def probes(self, left: int, depth: int = 1) -> int:
+    def probes(self, left: int, depth: int) -> int:
         """Return the clusters to read, 0 for a scan of all items.
 
         Args:

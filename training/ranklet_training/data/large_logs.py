@@ -120,7 +120,8 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
 
 def remove_sorted(folder: Path) -> None:
     """Remove a sorted log, and its folder unless something else is in it."""
-    for path in (folder / "log", *folder.glob(".log.*.tmp")):
+    logs = [document.parent for document in folder.glob("log/events.json")]
+    for path in (*logs, *folder.glob(".log.*.tmp")):
         shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         (folder / "lock").unlink(missing_ok=True)
